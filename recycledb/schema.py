@@ -266,7 +266,7 @@ class Variant(SQLModel, table=True):
     sample_id: str = Field(foreign_key="sample.sample_id", index=True)
     kind: str
     parent_id: str | None = Field(foreign_key="variant.variant_id", index=True)
-    text_id: str | None = Field(foreign_key="reply.text_id")
+    text_id: str | None = Field(description="the reply; no foreign key, since replies point at variants")
     teacher_id: str | None = Field(foreign_key="teacher.teacher_id")
     prompt_id: str | None = Field(foreign_key="prompt.prompt_id")
     instruction: str
