@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from sqlalchemy import Index
+from sqlalchemy import Double, Index
 from sqlmodel import Field, SQLModel
 
 CONTENT_ID_LENGTH = 32  # 128 bits: samples, variants, replies
@@ -253,7 +253,7 @@ class Reply(SQLModel, table=True):
     request_id: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
-    cost_usd: float | None
+    cost_usd: float | None = Field(sa_type=Double)  # plain Float is 32 bits in DuckDB
     error: str | None
     duration_ms: int | None
     created_at: str
@@ -296,7 +296,7 @@ class Loss(SQLModel, table=True):
     student_id: str = Field(primary_key=True, foreign_key="student.student_id")
     variant_id: str = Field(primary_key=True, foreign_key="variant.variant_id")
     stat: str = Field(primary_key=True)
-    loss_sum: float | None
+    loss_sum: float | None = Field(sa_type=Double)
     n_tokens: int
     truncated: bool
     merged: bool = Field(description="a token of the joined text straddles the boundary between context and target")
@@ -328,7 +328,7 @@ class SelectionItem(SQLModel, table=True):
     selection_id: str = Field(primary_key=True, foreign_key="selection.selection_id")
     position: int = Field(primary_key=True)
     variant_id: str = Field(foreign_key="variant.variant_id", index=True)
-    rank: float | None
+    rank: float | None = Field(sa_type=Double)
     reason: str | None
 
 

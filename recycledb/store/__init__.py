@@ -1,0 +1,369 @@
+"""The store: the only owner of engines, transactions and SQL writes.
+
+Invariant: rows are added, never changed or removed (`worker` heartbeats apart); every write is one short transaction that
+holds the process's write lock; what `write()` has returned from is on the disk.
+This package refuses to know what a teacher says or how a loss is computed: it stores, finds and counts.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, text
+from sqlalchemy import Row as SQLRow
+from sqlalchemy.exc import DBAPIError
+
+from recycledb.errors import StoreError
+from recycledb.schema import (
+    Kind,
+    Texts,
+    metadata,
+    random_id,
+    sample_id,
+    utc_now,
+    variant_id,
+)
+from recycledb.store import migrate, pending
+from recycledb.store.backend import Backend, Row, Sandbox
+from recycledb.store.processes import is_alive, process_started
+
+__all__ = ["HEARTBEAT_TIMEOUT_S", "Place", "Row", "Sandbox", "Store", "parse_url", "pending"]
+
+HEARTBEAT_TIMEOUT_S = 120
+BATCH_ROWS = 5_000
+
+Place = tuple[int, Texts, str]  # position, texts, extra as JSON
+
+
+def parse_url(url: str) -> tuple[str, Path]:
+    """Return the backend's name and the path of a store's URL, or raise StoreError."""
+    scheme, separator, rest = url.partition(":///")
+    if scheme == "postgresql+psycopg" or url.startswith("postgresql"):
+        raise StoreError(f"{url}: PostgreSQL is not supported yet; use sqlite:///PATH or duckdb:///PATH")
+    if not separator or scheme not in ("sqlite", "duckdb"):
+        raise StoreError(f"{url!r} is not a store's URL; use sqlite:///PATH or duckdb:///PATH")
+    if not rest or rest == ":memory:":
+        raise StoreError(f"{url!r} names no file; a store lives in one, for example {scheme}:///recycle.db")
+    return scheme, Path(rest).expanduser()
+
+
+def open_backend(url: str) -> Backend:
+    """Return the backend of a URL, without opening its file."""
+    scheme, path = parse_url(url)
+    if scheme == "duckdb":
+        from recycledb.store.duckdb import DuckDB
+
+        return DuckDB(path)
+    from recycledb.store.sqlite import SQLite
+
+    return SQLite(path)
+
+
+class Store:
+    """An open store at the newest schema."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False) -> "Store":
+        """Open the store at `url`; with `create`, make it when there is none. SchemaError unless it is at the newest schema."""
+        store = cls(open_backend(url))
+        path = store.backend.path
+        with store._explained():
+            if not path.exists():
+                if not create:
+                    raise StoreError(f"there is no store at {path}; `recycledb init` or `recycledb add FILE` makes one")
+                if not path.parent.is_dir():
+                    raise StoreError(f"there is no folder {path.parent} for the store {path.name}; make it first")
+                migrate.upgrade(store.backend)
+            with store.backend.reader.connect() as conn:
+                if create and migrate.current(conn) is None and not migrate.has_table(conn, "sample"):
+                    conn.close()
+                    migrate.upgrade(store.backend)
+                else:
+                    migrate.require_newest(conn, path)
+        return store
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.backend.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- transactions
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise StoreError(self.backend.explain(error.orig if isinstance(error.orig, Exception) else error)) from error
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open a write transaction: it has the write lock from the start, and is durable once this returns."""
+        with self._lock, self._explained(), self.backend.writer.begin() as conn:
+            yield conn
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a connection that sees committed rows; it never holds up a writer."""
+        with self._explained(), self.backend.reader.connect() as conn:
+            yield conn
+
+    def rows(self, sql: str, **parameters: Any) -> Sequence[SQLRow[Any]]:
+        """Return every row of a reading statement with named parameters."""
+        with self.read() as conn:
+            return conn.execute(text(sql), parameters).fetchall()
+
+    def insert(self, conn: Connection, table: str, rows: Iterable[Row]) -> int:
+        """Insert full-width rows, in the order of the table's columns, unless they are there; return how many were new."""
+        columns = [column.name for column in metadata.tables[table].columns]
+        rows = iter(rows)
+        new = 0
+        while chunk := list(islice(rows, BATCH_ROWS)):
+            new += self.backend.insert(conn, table, columns, chunk)
+        return new
+
+    # -- names
+
+    def find_name(self, kind: str, name: str) -> str | None:
+        """Return the id that `name` means now."""
+        found = self.rows("SELECT id FROM current_names WHERE kind = :kind AND name = :name", kind=kind, name=name)
+        return str(found[0][0]) if found else None
+
+    def ensure_name(self, conn: Connection, kind: str, name: str, identity: str) -> None:
+        """Let `name` mean `identity` from now on."""
+        found = conn.execute(
+            text("SELECT id FROM current_names WHERE kind = :kind AND name = :name"), {"kind": kind, "name": name}
+        ).scalar()
+        if found != identity:
+            self.insert(conn, "name", [(kind, name, utc_now(), identity)])
+
+    # -- samples
+
+    def replace_places(self, conn: Connection, dataset: str, places: Iterable[Place]) -> dict[str, int]:
+        """Make a dataset's open places exactly these; return how many samples and places were new, kept and closed."""
+        now = utc_now()
+        self.insert(conn, "dataset", [(dataset, now)])
+        conn.execute(text("CREATE TEMPORARY TABLE IF NOT EXISTS kept_place (position INTEGER PRIMARY KEY, turn INTEGER)"))
+        conn.execute(text("DELETE FROM kept_place"))
+        counts = {"added": 0, "present": 0, "places_new": 0, "places_closed": 0}
+        places = iter(places)
+        while chunk := list(islice(places, BATCH_ROWS)):
+            self._add_places(conn, dataset, chunk, now, counts)
+        counts["places_closed"] = self._close_others(conn, dataset, now)
+        return counts
+
+    def _add_places(self, conn: Connection, dataset: str, chunk: list[Place], now: str, counts: dict[str, int]) -> None:
+        ids = [sample_id(texts) for _, texts, _ in chunk]
+        samples = {key: (key, *texts, now) for key, (_, texts, _) in zip(ids, chunk, strict=True)}
+        new = self.insert(conn, "sample", samples.values())
+        self.insert(
+            conn,
+            "variant",
+            [
+                (variant_id(key, Kind.ORIGIN, Texts(*row[1:4])), key, Kind.ORIGIN.value, *[None] * 4, *row[1:4], now)
+                for key, row in samples.items()
+            ],
+        )
+        there = self._turns(conn, dataset, chunk[0][0], chunk[-1][0])
+        kept, opened = [], []
+        for key, (position, _, extra) in zip(ids, chunk, strict=True):
+            turn, sample, is_open = there.get(position, (0, None, False))
+            if is_open and sample == key:
+                kept.append((position, turn))
+            else:
+                opened.append((dataset, position, turn + 1, key, extra))
+                kept.append((position, turn + 1))
+        self.insert(conn, "place", opened)
+        self.backend.insert(conn, "kept_place", ["position", "turn"], kept)
+        counts["added"] += new
+        counts["present"] += len(chunk) - new
+        counts["places_new"] += len(opened)
+
+    @staticmethod
+    def _turns(conn: Connection, dataset: str, first: int, last: int) -> dict[int, tuple[int, str, bool]]:
+        found = conn.execute(
+            text("""
+                SELECT p.position, p.turn, p.sample_id, c.turn IS NULL
+                FROM place p LEFT JOIN closing c
+                ON c.dataset = p.dataset AND c.position = p.position AND c.turn = p.turn
+                WHERE p.dataset = :dataset AND p.position BETWEEN :first AND :last
+                ORDER BY p.position, p.turn
+            """),
+            {"dataset": dataset, "first": first, "last": last},
+        )
+        return {position: (turn, sample, bool(is_open)) for position, turn, sample, is_open in found}
+
+    @staticmethod
+    def _close_others(conn: Connection, dataset: str, now: str) -> int:
+        gone = """
+            FROM place p
+            WHERE p.dataset = :dataset
+            AND NOT EXISTS (SELECT 1 FROM kept_place k WHERE k.position = p.position AND k.turn = p.turn)
+            AND NOT EXISTS (
+                SELECT 1 FROM closing c WHERE c.dataset = p.dataset AND c.position = p.position AND c.turn = p.turn
+            )
+        """
+        count = conn.execute(text(f"SELECT count(*) {gone}"), {"dataset": dataset}).scalar_one()
+        conn.execute(
+            text(f"INSERT INTO closing SELECT p.dataset, p.position, p.turn, :now {gone}"), {"dataset": dataset, "now": now}
+        )
+        return int(count)
+
+    # -- pending work
+
+    def iter_places(self, page: int = 500) -> Iterator[list[str]]:
+        """Yield the sample ids of open places, page by page in dataset order, each read afresh."""
+        after: tuple[str, int] = ("", -1)
+        while found := self.rows(
+            pending.PLACES_AFTER, after_dataset=after[0], after_position=after[1], page=page
+        ):
+            after = (found[-1][0], found[-1][1])
+            yield list(dict.fromkeys(row[2] for row in found))
+
+    def pending_questions(self, wanted: pending.Wanted, samples: Sequence[str]) -> Sequence[SQLRow[Any]]:
+        """Return the questions that can be asked now about these samples, in their order."""
+        if not samples:
+            return []
+        sql = pending.questions(wanted, pending.listed(len(samples)))
+        order = {sample: i for i, sample in enumerate(samples)}
+        found = self.rows(sql, **wanted.parameters, **_sample_parameters(samples))
+        return sorted(found, key=lambda row: order[row.sample_id])
+
+    def count_questions(self, wanted: pending.Wanted) -> dict[str, tuple[int, int]]:
+        """Return, by step, how many questions can be asked now and how many characters they read."""
+        sql = f"""
+            SELECT q.step, count(*), sum(length(q.instruction) + length(q.input) + length(q.output))
+            FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q GROUP BY q.step
+        """
+        return {row[0]: (int(row[1]), int(row[2])) for row in self.rows(sql, **wanted.parameters)}
+
+    def claim(self, wanted: pending.Wanted, worker: str, asked: Sequence[SQLRow[Any]]) -> list[tuple[str, int, SQLRow[Any]]]:
+        """Claim questions by writing their attempts; return (attempt_id, number, question) for those still open.
+
+        The check and the claim are one write transaction, so no two processes ask the same question.
+        """
+        if not asked:
+            return []
+        samples = list(dict.fromkeys(row.sample_id for row in asked))
+        sql = pending.questions(wanted, pending.listed(len(samples)))
+        with self.write() as conn:
+            still = conn.execute(text(sql), {**wanted.parameters, **_sample_parameters(samples)})
+            attempts = {(row.variant_id, row.step): row.attempts for row in still}
+            claimed = [
+                (random_id(), attempts[row.variant_id, row.step] + 1, row)
+                for row in asked
+                if (row.variant_id, row.step) in attempts
+            ]
+            now = utc_now()
+            self.insert(
+                conn,
+                "attempt",
+                [
+                    (key, row.variant_id, row.step, wanted.teacher_id, row.prompt_id, number, worker, now)
+                    for key, number, row in claimed
+                ],
+            )
+        return claimed
+
+    def pending_scores(
+        self, wanted: pending.Wanted | None, student: str, stats: Sequence[str], samples: Sequence[str]
+    ) -> Sequence[SQLRow[Any]]:
+        """Return the variants of these samples that lack statistics under a student, with how many are present."""
+        if not samples:
+            return []
+        sql = f"""
+            SELECT * FROM ({pending.unscored(wanted, pending.listed(len(samples)), len(stats))}) u
+            WHERE u.present < {len(stats)}
+        """
+        parameters = _score_parameters(wanted, student, stats)
+        return self.rows(sql, **parameters, **_sample_parameters(samples))
+
+    def count_scores(self, wanted: pending.Wanted | None, student: str, stats: Sequence[str]) -> tuple[int, int, int]:
+        """Return how many variants lack statistics under a student, how many statistics, and the variants' characters."""
+        sql = f"""
+            SELECT count(*), sum({len(stats)} - u.present), sum(length(u.instruction) + length(u.input) + length(u.output))
+            FROM ({pending.unscored(wanted, pending.ALL_SAMPLES, len(stats))}) u WHERE u.present < {len(stats)}
+        """
+        row = self.rows(sql, **_score_parameters(wanted, student, stats))[0]
+        return int(row[0]), int(row[1] or 0), int(row[2] or 0)
+
+    def present_stats(self, student: str, variants: Sequence[str]) -> set[tuple[str, str]]:
+        """Return the (variant, stat) that a student has among these variants."""
+        names = ", ".join(f":v{i}" for i in range(len(variants)))
+        sql = f"SELECT variant_id, stat FROM loss WHERE student_id = :student AND variant_id IN ({names})"
+        return {(row[0], row[1]) for row in self.rows(sql, student=student, **{f"v{i}": v for i, v in enumerate(variants)})}
+
+    def known_pairs(self, student: str, pairs: Sequence[str]) -> dict[str, tuple[float, int]]:
+        """Return loss_sum and n_tokens of token sequences that a student has met before."""
+        found: dict[str, tuple[float, int]] = {}
+        for start in range(0, len(pairs), 500):
+            part = pairs[start : start + 500]
+            names = ", ".join(f":p{i}" for i in range(len(part)))
+            sql = f"""
+                SELECT DISTINCT pair_id, loss_sum, n_tokens FROM loss
+                WHERE student_id = :student AND pair_id IN ({names}) AND loss_sum IS NOT NULL
+            """
+            rows = self.rows(sql, student=student, **{f"p{i}": pair for i, pair in enumerate(part)})
+            found.update({row[0]: (float(row[1]), int(row[2])) for row in rows})
+        return found
+
+    # -- workers
+
+    def start_worker(self) -> str:
+        """Record this process as one that asks; end those that died before."""
+        worker = random_id()
+        now = utc_now()
+        with self.write() as conn:
+            self._end_dead_workers(conn, now)
+            row = (worker, socket.gethostname(), os.getpid(), process_started(os.getpid()), now, now, None)
+            self.insert(conn, "worker", [row])
+        return worker
+
+    def beat(self, worker: str) -> None:
+        """Say that a worker lives; end those that do not."""
+        now = utc_now()
+        with self.write() as conn:
+            conn.execute(text("UPDATE worker SET heartbeat_at = :now WHERE worker_id = :w"), {"now": now, "w": worker})
+            self._end_dead_workers(conn, now)
+
+    def end_worker(self, worker: str) -> None:
+        """Say that a worker is done: what it asked and did not hear of is lost."""
+        with self.write() as conn:
+            conn.execute(text("UPDATE worker SET ended_at = :now WHERE worker_id = :w"), {"now": utc_now(), "w": worker})
+
+    @staticmethod
+    def _end_dead_workers(conn: Connection, now: str) -> None:
+        running = conn.execute(
+            text("SELECT worker_id, host, pid, process_started, heartbeat_at FROM worker WHERE ended_at IS NULL")
+        ).fetchall()
+        for row in running:
+            if not is_alive(row.host, row.pid, row.process_started, row.heartbeat_at, HEARTBEAT_TIMEOUT_S):
+                conn.execute(
+                    text("UPDATE worker SET ended_at = :now WHERE worker_id = :w"), {"now": now, "w": row.worker_id}
+                )
+
+
+def _sample_parameters(samples: Sequence[str]) -> dict[str, str]:
+    return {f"sample_{i}": sample for i, sample in enumerate(samples)}
+
+
+def _score_parameters(wanted: pending.Wanted | None, student: str, stats: Sequence[str]) -> Mapping[str, Any]:
+    return {
+        **(wanted.parameters if wanted else {}),
+        "student": student,
+        **{f"stat_{i}": stat for i, stat in enumerate(stats)},
+    }

@@ -1,0 +1,180 @@
+"""DuckDB: the analytical backend.
+
+Invariant: one process at a time. DuckDB locks its file for a whole process, even against readers; that is its nature, and the
+error says so. Rows travel in bulk through Arrow, since its row-wise inserts are a hundred times slower.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from alembic.ddl.impl import DefaultImpl
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.pool import NullPool, StaticPool
+
+from recycledb.errors import QueryError, StoreError
+from recycledb.store.backend import Row
+
+
+class DuckDBImpl(DefaultImpl):
+    """Tells Alembic that a `duckdb` dialect exists; additive DDL needs nothing special."""
+
+    __dialect__ = "duckdb"
+    transactional_ddl = True
+
+
+class DuckDB:
+    """A store in one DuckDB file."""
+
+    name = "duckdb"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.writer = self._engine(StaticPool)
+        self.reader = self._engine(NullPool)
+
+    def _engine(self, pool: Any) -> Engine:
+        return create_engine(f"duckdb:///{self.path}", poolclass=pool)
+
+    def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
+        """Insert from an Arrow table, typed by the target's columns."""
+        import duckdb
+        import pyarrow as pa
+
+        raw: Any = conn.connection.driver_connection
+        types = {name: _arrow_type(kind, pa) for name, kind in self._types(raw, table)}
+        schema = pa.schema([(column, types[column]) for column in columns])
+        batch = pa.Table.from_arrays(
+            [pa.array(values, type=field.type) for values, field in zip(zip(*rows, strict=True), schema, strict=True)],
+            schema=schema,
+        )
+        raw.register("incoming_rows", batch)
+        try:
+            names = ", ".join(columns)
+            result = raw.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming_rows ON CONFLICT DO NOTHING")
+            return int(result.fetchone()[0])
+        finally:
+            with suppress(duckdb.TransactionException):  # a failed insert has aborted the transaction; its error matters
+                raw.unregister("incoming_rows")
+
+    @staticmethod
+    def _types(raw: Any, table: str) -> list[tuple[str, str]]:
+        sql = "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ?"
+        return list(raw.execute(sql, [table]).fetchall())
+
+    def backup(self, target: Path) -> None:
+        """Flush the log into the file, let go of it, copy it: an open DuckDB file must not be touched from beside."""
+        with self.writer.connect() as conn:
+            conn.exec_driver_sql("CHECKPOINT")
+        self.close()
+        shutil.copy2(self.path, target)
+
+    def damage(self) -> list[str]:
+        """Read every table from end to end: DuckDB verifies its blocks' checksums when it reads them."""
+        with self.reader.connect() as conn:
+            tables = [row[0] for row in conn.exec_driver_sql("SELECT table_name FROM duckdb_tables()")]
+            found = []
+            for table in tables:
+                try:
+                    conn.exec_driver_sql(f'SELECT count(*), max(hash("{table}")) FROM "{table}"').fetchall()
+                except Exception as error:  # whatever the driver raises is the finding
+                    found.append(f"{table}: {error}")
+        return found
+
+    def explain(self, error: Exception) -> str:
+        """Translate DuckDB's messages."""
+        text = str(error).splitlines()[0]
+        if "Could not set lock" in text:
+            return (
+                f"another process has {self.path} open, and DuckDB lets in one at a time; "
+                "wait for it, or keep a store that is read while it is written in SQLite"
+            )
+        if "No space left" in text:
+            return f"no space is left for {self.path}; free some and run the same command again: nothing committed is lost"
+        if "not a valid DuckDB database" in text or "Corrupt" in text or "corrupt" in text:
+            return f"{self.path} is not a sound DuckDB file; restore a copy (db upgrade leaves them beside it)"
+        return f"{self.path}: {text}"
+
+    @contextmanager
+    def sandbox(self, *, allow_external: bool) -> Iterator["DuckDBSandbox"]:
+        """Open the file read-only; lock its configuration, so that no statement can lift the limits."""
+        import duckdb
+
+        self.close()  # one process may hold a file open either for writing or for reading
+        try:
+            connection = duckdb.connect(str(self.path), read_only=True)
+        except duckdb.Error as error:
+            raise StoreError(self.explain(error)) from error
+        try:
+            connection.execute("SET autoinstall_known_extensions = false")
+            connection.execute("SET autoload_known_extensions = false")
+            if not allow_external:
+                connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+            yield DuckDBSandbox(connection)
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+class DuckDBSandbox:
+    """A connection that can read the store and nothing else."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
+        """Run one statement; return column names and a lazy iterator of rows."""
+        import duckdb
+
+        try:
+            statements = self._connection.extract_statements(sql)
+            if len(statements) != 1:
+                raise QueryError(f"one statement at a time, not {len(statements)}")
+            if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+                raise QueryError("refused: a query may only read the store; use SELECT (or WITH … SELECT, EXPLAIN)")
+            named = {key: value for key, value in (parameters or {}).items() if key in statements[0].named_parameters}
+            result = self._connection.execute(statements[0], named or None)
+        except duckdb.Error as error:
+            raise QueryError(_refusal(str(error))) from error
+        return [column[0] for column in result.description], _rows(result)
+
+    def interrupt(self) -> None:
+        """Stop the statement under way."""
+        self._connection.interrupt()
+
+
+def _rows(result: Any) -> Iterator[Row]:
+    import duckdb
+
+    try:
+        while rows := result.fetchmany(1024):
+            yield from rows
+    except duckdb.Error as error:
+        raise QueryError(_refusal(str(error))) from error
+
+
+def _refusal(text: str) -> str:
+    first = text.splitlines()[0]
+    if "disabled by configuration" in first or "configuration has been locked" in first or "read-only" in first:
+        return f"refused: a query may only read the store ({first}); --allow-external lifts this for other files"
+    return text
+
+
+def _arrow_type(kind: str, pa: Any) -> Any:
+    match kind:
+        case "VARCHAR":
+            return pa.string()
+        case "INTEGER" | "BIGINT":
+            return pa.int64()
+        case "BOOLEAN":
+            return pa.bool_()
+        case "FLOAT" | "DOUBLE":
+            return pa.float64()
+    raise StoreError(f"a column of type {kind} cannot be filled from Arrow")

@@ -1,0 +1,192 @@
+"""What is missing, in SQL: the questions not yet answered and the statistics not yet computed.
+
+Invariant: each statement is asked of the facts alone (no flags, no cursors kept between runs), so a row that is removed by hand is missing again, and
+nothing that is there is ever asked for twice. The statements are portable across SQLite, DuckDB and PostgreSQL.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from recycledb.schema import SCORED_KINDS, Kind, Step
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The reflections that a configuration asks for: whose, by which prompts, in which steps, read by which extractor."""
+
+    teacher_id: str
+    prompts: Mapping[Step, str]  # step: prompt_id; also says which steps are wanted
+    extractor: int
+    retry_before: str = ""  # failed replies older than this moment are asked again
+    run_started: str = ""  # errors since this moment count against max_attempts
+    max_attempts: int = 5
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The values that the statements below bind."""
+        return {
+            "teacher": self.teacher_id,
+            "extractor": self.extractor,
+            "retry_before": self.retry_before,
+            "run_started": self.run_started,
+            "max_attempts": self.max_attempts,
+            **{f"prompt_{step}": prompt for step, prompt in self.prompts.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Page:
+    """A stretch of open places, in order, so that a plan of millions is walked in constant memory."""
+
+    after: tuple[str, int] = field(default=("", -1))
+    limit: int = 500
+
+
+OPEN_PLACES = """
+    SELECT p.dataset, p.position, p.sample_id FROM place p
+    WHERE NOT EXISTS (
+        SELECT 1 FROM closing c WHERE c.dataset = p.dataset AND c.position = p.position AND c.turn = p.turn
+    )
+"""
+
+PLACES_AFTER = f"""
+    SELECT dataset, position, sample_id FROM ({OPEN_PLACES}) o
+    WHERE o.dataset > :after_dataset OR (o.dataset = :after_dataset AND o.position > :after_position)
+    ORDER BY dataset, position LIMIT :page
+"""
+
+# One column, sample_id: the samples in sight. ALL for counting, by list for a page or for new variants.
+ALL_SAMPLES = f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o"
+
+
+def listed(samples: int) -> str:
+    """Return SQL for a list of that many sample ids, bound as sample_0, sample_1, …"""
+    return " UNION ALL ".join(f"SELECT CAST(:sample_{i} AS VARCHAR) AS sample_id" for i in range(samples))
+
+
+def chain(wanted: Wanted, samples: str) -> str:
+    """Return the CTEs `seen` (samples) and `usable` (their variants under the wanted teacher, prompts and extractor).
+
+    A variant is usable when what it was made from is the origin or usable too: compressed, then reflect_instruction, then reflect_both.
+    """
+    made = " UNION ALL ".join(
+        part for step, part in _MADE.items() if step in wanted.prompts
+    ) or "SELECT v.* FROM variant v WHERE 1 = 0"
+    return f"WITH seen AS ({samples}), made AS ({made}), usable AS ({_USABLE})"
+
+
+def _made(step: Step) -> str:
+    kinds = {
+        Step.COMPRESS: (Kind.COMPRESSED,),
+        Step.REFLECT_INSTRUCTION: (Kind.REFLECT_INSTRUCTION,),
+        Step.REFLECT_RESPONSE: (Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH),
+    }[step]
+    return f"""
+        SELECT v.* FROM seen
+        JOIN variant v ON v.sample_id = seen.sample_id
+        JOIN extraction e ON e.text_id = v.text_id AND e.extractor = :extractor AND e.variant_id = v.variant_id
+        WHERE v.kind IN ({", ".join(f"'{kind}'" for kind in kinds)})
+        AND v.teacher_id = :teacher AND v.prompt_id = :prompt_{step}
+    """
+
+
+_MADE = {step: _made(step) for step in Step}
+
+_USABLE = """
+    SELECT m.* FROM made m
+    LEFT JOIN variant p ON p.variant_id = m.parent_id
+    WHERE p.kind = 'origin'
+    OR (EXISTS (SELECT 1 FROM made q WHERE q.variant_id = p.variant_id)
+        AND (p.kind <> 'reflect_instruction' OR EXISTS (
+            SELECT 1 FROM variant g WHERE g.variant_id = p.parent_id
+            AND (g.kind = 'origin' OR EXISTS (SELECT 1 FROM made r WHERE r.variant_id = g.variant_id))
+        )))
+"""
+
+
+def questions(wanted: Wanted, samples: str) -> str:
+    """Return SQL for the questions that a teacher can be asked now: variant, sample, step, prompt, the texts it reads.
+
+    Without the compress step a sample's input is shown to the teacher along with its instruction.
+    """
+    asks = []
+    origin = "SELECT v.* FROM seen JOIN variant v ON v.sample_id = seen.sample_id WHERE v.kind = 'origin'"
+    if Step.COMPRESS in wanted.prompts:
+        asks.append(_ask(Step.COMPRESS, f"{origin} AND v.input <> ''"))
+    if Step.REFLECT_INSTRUCTION in wanted.prompts:
+        only = " AND v.input = ''" if Step.COMPRESS in wanted.prompts else ""
+        asks.append(_ask(Step.REFLECT_INSTRUCTION, origin + only))
+        asks.append(_ask(Step.REFLECT_INSTRUCTION, "SELECT * FROM usable WHERE kind = 'compressed'"))
+    if Step.REFLECT_RESPONSE in wanted.prompts:
+        asks.append(_ask(Step.REFLECT_RESPONSE, origin))
+        asks.append(_ask(Step.REFLECT_RESPONSE, "SELECT * FROM usable WHERE kind = 'reflect_instruction'"))
+    if not asks:
+        asks.append(_ask(Step.COMPRESS, f"{origin} AND 1 = 0"))
+    return f"""
+        {chain(wanted, samples)}, ask AS ({" UNION ALL ".join(asks)})
+        SELECT a.variant_id, a.sample_id, a.step, a.prompt_id, a.instruction, a.input, a.output,
+            (SELECT count(*) FROM attempt t WHERE t.variant_id = a.variant_id AND t.step = a.step
+             AND t.teacher_id = :teacher AND t.prompt_id = a.prompt_id) AS attempts
+        FROM ask a
+        WHERE {_UNANSWERED}
+    """
+
+
+def _ask(step: Step, variants: str) -> str:
+    prompt = f":prompt_{step}" if step else "NULL"
+    return f"""
+        SELECT v.variant_id, v.sample_id, '{step}' AS step, CAST({prompt} AS VARCHAR) AS prompt_id,
+            v.instruction, v.input, v.output
+        FROM ({variants}) v
+    """
+
+
+_SAME_QUESTION = "variant_id = a.variant_id AND {t}.step = a.step AND {t}.teacher_id = :teacher AND {t}.prompt_id = a.prompt_id"
+
+# Answered, or failed for good, or failed too often in this run, or under way in a process that lives.
+_UNANSWERED = f"""
+    NOT EXISTS (
+        SELECT 1 FROM reply r WHERE r.{_SAME_QUESTION.format(t="r")}
+        AND (r.status = 'ok' OR (r.status = 'failed' AND r.created_at >= :retry_before))
+    )
+    AND (
+        SELECT count(*) FROM reply r WHERE r.{_SAME_QUESTION.format(t="r")}
+        AND r.status = 'error' AND r.created_at >= :run_started
+    ) < :max_attempts
+    AND NOT EXISTS (
+        SELECT 1 FROM attempt t JOIN worker w ON w.worker_id = t.worker_id
+        WHERE t.{_SAME_QUESTION.format(t="t")} AND w.ended_at IS NULL
+        AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = t.attempt_id)
+    )
+"""
+
+
+def unread(samples: str | None = None) -> str:
+    """Return SQL for complete replies that the present extractor has not read: reply and the texts that it was about."""
+    return """
+        SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id, v.variant_id, v.sample_id, v.instruction, v.input, v.output
+        FROM reply r JOIN variant v ON v.variant_id = r.variant_id
+        WHERE r.status = 'ok'
+        AND NOT EXISTS (SELECT 1 FROM extraction e WHERE e.text_id = r.text_id AND e.extractor = :extractor)
+        ORDER BY r.text_id LIMIT :page
+    """
+
+
+def unscored(wanted: Wanted | None, samples: str, stats: int) -> str:
+    """Return SQL for the variants that lack one of `stats` statistics under :student: origins, and what the teacher made."""
+    scored = ", ".join(f"'{kind}'" for kind in SCORED_KINDS)
+    origin = "SELECT v.* FROM seen JOIN variant v ON v.sample_id = seen.sample_id WHERE v.kind = 'origin'"
+    if wanted is None:
+        head, variants = f"WITH seen AS ({samples})", origin
+    else:
+        head = chain(wanted, samples)
+        variants = f"{origin} UNION ALL SELECT * FROM usable WHERE kind IN ({scored})"
+    names = ", ".join(f":stat_{i}" for i in range(stats))
+    return f"""
+        {head}, candidate AS ({variants})
+        SELECT c.variant_id, c.sample_id, c.kind, c.instruction, c.input, c.output, (
+            SELECT count(*) FROM loss l
+            WHERE l.student_id = :student AND l.variant_id = c.variant_id AND l.stat IN ({names})
+        ) AS present
+        FROM candidate c
+    """

@@ -1,0 +1,260 @@
+"""SQLite: the default backend.
+
+Invariant: no acknowledged row is lost, neither to SIGKILL nor to power loss, nor to SQLite's own WAL-reset bug
+(https://www.sqlite.org/wal.html, "the WAL-reset bug": versions 3.7.0 to 3.51.2 except 3.44.6 and 3.50.7). A library with the bug is used
+with a rollback journal instead of WAL, which is slower and lets readers and the writer wait for each other.
+This module never opens the file by a second SQLite library in the same process: POSIX locks are per process, and the
+other library's close would drop ours.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.pool import NullPool, StaticPool
+
+from recycledb.errors import QueryError
+from recycledb.store.backend import Row
+
+try:
+    import pysqlite3.dbapi2 as driver
+except ImportError:  # no wheel for this platform: the interpreter's own library
+    import sqlite3 as driver  # type: ignore[no-redef]
+
+BUSY_TIMEOUT_S = 60.0
+
+
+def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
+    """Say whether this SQLite version can lose committed data when a write meets a checkpoint in WAL mode."""
+    fixed = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    return not fixed
+
+
+class SQLite:
+    """A store in one SQLite file."""
+
+    name = "sqlite"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = "delete" if has_wal_reset_bug(driver.sqlite_version_info) else "wal"
+        self.writer = self._engine(StaticPool, "BEGIN IMMEDIATE", query_only=False)
+        self.reader = self._engine(NullPool, "BEGIN", query_only=True)
+
+    def _engine(self, pool: Any, begin: str, *, query_only: bool) -> Engine:
+        engine = create_engine(
+            f"sqlite:///{self.path}",
+            module=driver,
+            poolclass=pool,
+            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
+        )
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, record: object) -> None:
+            connection.isolation_level = None  # we say BEGIN ourselves: the driver's implicit one is deferred
+            connection.execute("PRAGMA foreign_keys = ON")
+            if query_only:
+                connection.execute("PRAGMA query_only = ON")
+            else:
+                connection.execute(f"PRAGMA journal_mode = {self.journal}")
+                # FULL survives power loss in WAL mode; a rollback journal also needs its directory synced.
+                connection.execute(f"PRAGMA synchronous = {'FULL' if self.journal == 'wal' else 'EXTRA'}")
+            register_functions(connection)
+
+        @event.listens_for(engine, "begin")
+        def start(connection: Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+        return engine
+
+    def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
+        """Insert by the driver's executemany, the fastest way there is into SQLite."""
+        marks = ", ".join("?" * len(columns))
+        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+        return max(0, conn.exec_driver_sql(sql, list(rows)).rowcount)
+
+    def backup(self, target: Path) -> None:
+        """Copy by SQLite's backup, which sees a consistent state whoever is writing."""
+        with self.reader.connect() as conn:
+            copy = driver.connect(str(target))
+            try:
+                conn.connection.driver_connection.backup(copy)  # type: ignore[union-attr]
+            finally:
+                copy.close()
+
+    def damage(self) -> list[str]:
+        """Run SQLite's integrity and foreign key checks."""
+        with self.reader.connect() as conn:
+            found = [str(row[0]) for row in conn.exec_driver_sql("PRAGMA integrity_check") if row[0] != "ok"]
+            broken = conn.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+        return found + [f"a row of {row[0]} points at a row of {row[2]} that is not there" for row in broken]
+
+    def explain(self, error: Exception) -> str:
+        """Translate SQLite's messages."""
+        text = str(error)
+        if "locked" in text:
+            return f"another process has been writing {self.path} for over {BUSY_TIMEOUT_S:.0f} s; try again when it is done"
+        if "full" in text:
+            return f"no space is left for {self.path}; free some and run the same command again: nothing committed is lost"
+        if "disk I/O error" in text:
+            return f"the disk refused to write {self.path}; nothing committed is lost; check the disk, then run the same command again"
+        if "not a database" in text or "malformed" in text:
+            return f"{self.path} is not a sound SQLite file; restore a copy (db upgrade leaves them beside it)"
+        if "unable to open" in text:
+            return f"cannot open {self.path}: check that its folder exists and may be written"
+        if "readonly" in text:
+            return f"{self.path} may not be written by this user"
+        return f"{self.path}: {text}"
+
+    @contextmanager
+    def sandbox(self, *, allow_external: bool) -> Iterator["SQLiteSandbox"]:
+        """Open a connection with an authorizer that lets nothing through but reading."""
+        connection = driver.connect(f"file:{self.path}?mode=ro", uri=True, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
+        try:
+            register_functions(connection)
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+            if not allow_external:
+                connection.set_authorizer(_authorize)
+            yield SQLiteSandbox(connection)
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+# Actions that only read: SQLITE_READ, SQLITE_SELECT, SQLITE_FUNCTION, SQLITE_RECURSIVE, and PRAGMAs that tell.
+_READING = {driver.SQLITE_READ, driver.SQLITE_SELECT, driver.SQLITE_FUNCTION, driver.SQLITE_RECURSIVE}
+_TELLING_PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "function_list"}
+
+
+def _authorize(action: int, first: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
+    if action == driver.SQLITE_FUNCTION and second in ("load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"):
+        return int(driver.SQLITE_DENY)
+    if action in _READING or (action == driver.SQLITE_PRAGMA and first in _TELLING_PRAGMAS):
+        return int(driver.SQLITE_OK)
+    return int(driver.SQLITE_DENY)
+
+
+class SQLiteSandbox:
+    """A connection that can read the store and nothing else."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
+        """Run one statement; return column names and a lazy iterator of rows."""
+        try:
+            cursor = self._connection.execute(sql, parameters or {})
+        except driver.DatabaseError as error:
+            raise QueryError(_refusal(str(error))) from error
+        if cursor.description is None:
+            raise QueryError("the query returns no rows; only SELECT (or WITH … SELECT, VALUES, EXPLAIN) can be run here")
+        return [column[0] for column in cursor.description], _rows(cursor)
+
+    def interrupt(self) -> None:
+        """Stop the statement under way."""
+        self._connection.interrupt()
+
+
+def _rows(cursor: Any) -> Iterator[Row]:
+    try:
+        yield from cursor
+    except driver.DatabaseError as error:
+        raise QueryError(_refusal(str(error))) from error
+
+
+def _refusal(text: str) -> str:
+    if "not authorized" in text or "prohibited" in text or "readonly" in text or "query_only" in text:
+        return f"refused: a query may only read the store ({text}); --allow-external lifts this for other files"
+    return text
+
+
+def register_functions(connection: Any) -> None:
+    """Give a connection the mathematical functions that the SQL surface promises, whatever SQLite was built with."""
+    for name, function in (("exp", _exp), ("ln", _ln), ("sqrt", _sqrt)):
+        connection.create_function(name, 1, function, deterministic=True)
+    connection.create_aggregate("median", 1, _Median)
+    connection.create_aggregate("quantile", 2, _Quantile)
+    connection.create_aggregate("corr", 2, _Correlation)
+    connection.create_aggregate("stddev", 1, _Stddev)
+
+
+def _exp(x: float | None) -> float | None:
+    if x is None:
+        return None
+    return math.exp(x) if x < 709.0 else math.inf
+
+
+def _ln(x: float | None) -> float | None:
+    return math.log(x) if x is not None and x > 0 else None
+
+
+def _sqrt(x: float | None) -> float | None:
+    return math.sqrt(x) if x is not None and x >= 0 else None
+
+
+class _Values:
+    """The values of one group, NULLs left out."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def step(self, value: float | None) -> None:
+        if value is not None:
+            self.values.append(value)
+
+
+class _Median(_Values):
+    def finalize(self) -> float | None:
+        return float(statistics.median(self.values)) if self.values else None
+
+
+class _Stddev(_Values):
+    """Sample standard deviation, as DuckDB and PostgreSQL define `stddev`."""
+
+    def finalize(self) -> float | None:
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+class _Quantile:
+    """The value below which a share of the group lies: DuckDB's `quantile`, which picks a value and never interpolates."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.share = 0.5
+
+    def step(self, value: float | None, share: float) -> None:
+        self.share = share
+        if value is not None:
+            self.values.append(value)
+
+    def finalize(self) -> float | None:
+        if not self.values:
+            return None
+        ordered = sorted(self.values)
+        return ordered[max(0, math.ceil(self.share * len(ordered)) - 1)]
+
+
+class _Correlation:
+    """Pearson's correlation of the pairs without NULLs."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[float, float]] = []
+
+    def step(self, y: float | None, x: float | None) -> None:
+        if x is not None and y is not None:
+            self.pairs.append((x, y))
+
+    def finalize(self) -> float | None:
+        xs, ys = [x for x, _ in self.pairs], [y for _, y in self.pairs]
+        if len(set(xs)) < 2 or len(set(ys)) < 2:
+            return None
+        return statistics.correlation(xs, ys)
