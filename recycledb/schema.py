@@ -160,7 +160,9 @@ class Place(SQLModel, table=True):
     position: int = Field(primary_key=True)
     turn: int = Field(primary_key=True)
     sample_id: str = Field(foreign_key="sample.sample_id", index=True)
-    extra: str = Field(description="JSON object: the source row's other fields; original_input where a placeholder stood")
+    extra: str = Field(
+        description="JSON object: the source row's other fields; original_input where a placeholder stood"
+    )
 
 
 class Closing(SQLModel, table=True):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, text
-from sqlalchemy import Row as SQLRow
+from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
 from recycledb.errors import StoreError
@@ -37,6 +37,7 @@ __all__ = ["HEARTBEAT_TIMEOUT_S", "Place", "Row", "Sandbox", "Store", "parse_url
 HEARTBEAT_TIMEOUT_S = 120
 BATCH_ROWS = 5_000
 
+SQLRow = _SQLRow[*tuple[Any, ...]]
 Place = tuple[int, Texts, str]  # position, texts, extra as JSON
 
 
@@ -108,7 +109,9 @@ class Store:
         try:
             yield
         except DBAPIError as error:
-            raise StoreError(self.backend.explain(error.orig if isinstance(error.orig, Exception) else error)) from error
+            raise StoreError(
+                self.backend.explain(error.orig if isinstance(error.orig, Exception) else error)
+            ) from error
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -122,7 +125,7 @@ class Store:
         with self._explained(), self.backend.reader.connect() as conn:
             yield conn
 
-    def rows(self, sql: str, **parameters: Any) -> Sequence[SQLRow[Any]]:
+    def rows(self, sql: str, **parameters: Any) -> Sequence[SQLRow]:
         """Return every row of a reading statement with named parameters."""
         with self.read() as conn:
             return conn.execute(text(sql), parameters).fetchall()
@@ -157,7 +160,9 @@ class Store:
         """Make a dataset's open places exactly these; return how many samples and places were new, kept and closed."""
         now = utc_now()
         self.insert(conn, "dataset", [(dataset, now)])
-        conn.execute(text("CREATE TEMPORARY TABLE IF NOT EXISTS kept_place (position INTEGER PRIMARY KEY, turn INTEGER)"))
+        conn.execute(
+            text("CREATE TEMPORARY TABLE IF NOT EXISTS kept_place (position INTEGER PRIMARY KEY, turn INTEGER)")
+        )
         conn.execute(text("DELETE FROM kept_place"))
         counts = {"added": 0, "present": 0, "places_new": 0, "places_closed": 0}
         places = iter(places)
@@ -219,7 +224,8 @@ class Store:
         """
         count = conn.execute(text(f"SELECT count(*) {gone}"), {"dataset": dataset}).scalar_one()
         conn.execute(
-            text(f"INSERT INTO closing SELECT p.dataset, p.position, p.turn, :now {gone}"), {"dataset": dataset, "now": now}
+            text(f"INSERT INTO closing SELECT p.dataset, p.position, p.turn, :now {gone}"),
+            {"dataset": dataset, "now": now},
         )
         return int(count)
 
@@ -228,13 +234,11 @@ class Store:
     def iter_places(self, page: int = 500) -> Iterator[list[str]]:
         """Yield the sample ids of open places, page by page in dataset order, each read afresh."""
         after: tuple[str, int] = ("", -1)
-        while found := self.rows(
-            pending.PLACES_AFTER, after_dataset=after[0], after_position=after[1], page=page
-        ):
+        while found := self.rows(pending.PLACES_AFTER, after_dataset=after[0], after_position=after[1], page=page):
             after = (found[-1][0], found[-1][1])
             yield list(dict.fromkeys(row[2] for row in found))
 
-    def pending_questions(self, wanted: pending.Wanted, samples: Sequence[str]) -> Sequence[SQLRow[Any]]:
+    def pending_questions(self, wanted: pending.Wanted, samples: Sequence[str]) -> Sequence[SQLRow]:
         """Return the questions that can be asked now about these samples, in their order."""
         if not samples:
             return []
@@ -251,7 +255,7 @@ class Store:
         """
         return {row[0]: (int(row[1]), int(row[2])) for row in self.rows(sql, **wanted.parameters)}
 
-    def claim(self, wanted: pending.Wanted, worker: str, asked: Sequence[SQLRow[Any]]) -> list[tuple[str, int, SQLRow[Any]]]:
+    def claim(self, wanted: pending.Wanted, worker: str, asked: Sequence[SQLRow]) -> list[tuple[str, int, SQLRow]]:
         """Claim questions by writing their attempts; return (attempt_id, number, question) for those still open.
 
         The check and the claim are one write transaction, so no two processes ask the same question.
@@ -281,7 +285,7 @@ class Store:
 
     def pending_scores(
         self, wanted: pending.Wanted | None, student: str, stats: Sequence[str], samples: Sequence[str]
-    ) -> Sequence[SQLRow[Any]]:
+    ) -> Sequence[SQLRow]:
         """Return the variants of these samples that lack statistics under a student, with how many are present."""
         if not samples:
             return []
@@ -305,7 +309,9 @@ class Store:
         """Return the (variant, stat) that a student has among these variants."""
         names = ", ".join(f":v{i}" for i in range(len(variants)))
         sql = f"SELECT variant_id, stat FROM loss WHERE student_id = :student AND variant_id IN ({names})"
-        return {(row[0], row[1]) for row in self.rows(sql, student=student, **{f"v{i}": v for i, v in enumerate(variants)})}
+        return {
+            (row[0], row[1]) for row in self.rows(sql, student=student, **{f"v{i}": v for i, v in enumerate(variants)})
+        }
 
     def known_pairs(self, student: str, pairs: Sequence[str]) -> dict[str, tuple[float, int]]:
         """Return loss_sum and n_tokens of token sequences that a student has met before."""
@@ -343,7 +349,9 @@ class Store:
     def end_worker(self, worker: str) -> None:
         """Say that a worker is done: what it asked and did not hear of is lost."""
         with self.write() as conn:
-            conn.execute(text("UPDATE worker SET ended_at = :now WHERE worker_id = :w"), {"now": utc_now(), "w": worker})
+            conn.execute(
+                text("UPDATE worker SET ended_at = :now WHERE worker_id = :w"), {"now": utc_now(), "w": worker}
+            )
 
     @staticmethod
     def _end_dead_workers(conn: Connection, now: str) -> None:

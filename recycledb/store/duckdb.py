@@ -53,10 +53,14 @@ class DuckDB:
         raw.register("incoming_rows", batch)
         try:
             names = ", ".join(columns)
-            result = raw.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming_rows ON CONFLICT DO NOTHING")
+            result = raw.execute(
+                f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming_rows ON CONFLICT DO NOTHING"
+            )
             return int(result.fetchone()[0])
         finally:
-            with suppress(duckdb.TransactionException):  # a failed insert has aborted the transaction; its error matters
+            with suppress(
+                duckdb.TransactionException
+            ):  # a failed insert has aborted the transaction; its error matters
                 raw.unregister("incoming_rows")
 
     @staticmethod
@@ -92,7 +96,9 @@ class DuckDB:
                 "wait for it, or keep a store that is read while it is written in SQLite"
             )
         if "No space left" in text:
-            return f"no space is left for {self.path}; free some and run the same command again: nothing committed is lost"
+            return (
+                f"no space is left for {self.path}; free some and run the same command again: nothing committed is lost"
+            )
         if "not a valid DuckDB database" in text or "Corrupt" in text or "corrupt" in text:
             return f"{self.path} is not a sound DuckDB file; restore a copy (db upgrade leaves them beside it)"
         return f"{self.path}: {text}"

@@ -69,9 +69,10 @@ def chain(wanted: Wanted, samples: str) -> str:
 
     A variant is usable when what it was made from is the origin or usable too: compressed, then reflect_instruction, then reflect_both.
     """
-    made = " UNION ALL ".join(
-        part for step, part in _MADE.items() if step in wanted.prompts
-    ) or "SELECT v.* FROM variant v WHERE 1 = 0"
+    made = (
+        " UNION ALL ".join(part for step, part in _MADE.items() if step in wanted.prompts)
+        or "SELECT v.* FROM variant v WHERE 1 = 0"
+    )
     return f"WITH seen AS ({samples}), made AS ({made}), usable AS ({_USABLE})"
 
 
@@ -141,7 +142,9 @@ def _ask(step: Step, variants: str) -> str:
     """
 
 
-_SAME_QUESTION = "variant_id = a.variant_id AND {t}.step = a.step AND {t}.teacher_id = :teacher AND {t}.prompt_id = a.prompt_id"
+_SAME_QUESTION = (
+    "variant_id = a.variant_id AND {t}.step = a.step AND {t}.teacher_id = :teacher AND {t}.prompt_id = a.prompt_id"
+)
 
 # Answered, or failed for good, or failed too often in this run, or under way in a process that lives.
 _UNANSWERED = f"""

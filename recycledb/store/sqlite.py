@@ -23,7 +23,7 @@ from recycledb.store.backend import Row
 try:
     import pysqlite3.dbapi2 as driver
 except ImportError:  # no wheel for this platform: the interpreter's own library
-    import sqlite3 as driver  # type: ignore[no-redef]
+    import sqlite3 as driver
 
 BUSY_TIMEOUT_S = 60.0
 
@@ -99,7 +99,9 @@ class SQLite:
         if "locked" in text:
             return f"another process has been writing {self.path} for over {BUSY_TIMEOUT_S:.0f} s; try again when it is done"
         if "full" in text:
-            return f"no space is left for {self.path}; free some and run the same command again: nothing committed is lost"
+            return (
+                f"no space is left for {self.path}; free some and run the same command again: nothing committed is lost"
+            )
         if "disk I/O error" in text:
             return f"the disk refused to write {self.path}; nothing committed is lost; check the disk, then run the same command again"
         if "not a database" in text or "malformed" in text:
@@ -113,7 +115,9 @@ class SQLite:
     @contextmanager
     def sandbox(self, *, allow_external: bool) -> Iterator["SQLiteSandbox"]:
         """Open a connection with an authorizer that lets nothing through but reading."""
-        connection = driver.connect(f"file:{self.path}?mode=ro", uri=True, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
+        connection = driver.connect(
+            f"file:{self.path}?mode=ro", uri=True, check_same_thread=False, timeout=BUSY_TIMEOUT_S
+        )
         try:
             register_functions(connection)
             connection.execute("PRAGMA query_only = ON")
@@ -136,7 +140,13 @@ _TELLING_PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "in
 
 
 def _authorize(action: int, first: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
-    if action == driver.SQLITE_FUNCTION and second in ("load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"):
+    if action == driver.SQLITE_FUNCTION and second in (
+        "load_extension",
+        "readfile",
+        "writefile",
+        "edit",
+        "fts3_tokenizer",
+    ):
         return int(driver.SQLITE_DENY)
     if action in _READING or (action == driver.SQLITE_PRAGMA and first in _TELLING_PRAGMAS):
         return int(driver.SQLITE_OK)
@@ -156,7 +166,9 @@ class SQLiteSandbox:
         except driver.DatabaseError as error:
             raise QueryError(_refusal(str(error))) from error
         if cursor.description is None:
-            raise QueryError("the query returns no rows; only SELECT (or WITH … SELECT, VALUES, EXPLAIN) can be run here")
+            raise QueryError(
+                "the query returns no rows; only SELECT (or WITH … SELECT, VALUES, EXPLAIN) can be run here"
+            )
         return [column[0] for column in cursor.description], _rows(cursor)
 
     def interrupt(self) -> None:

@@ -1,0 +1,257 @@
+"""recycledb.toml: the state that sync brings about, and the identities of teachers and students.
+
+Invariant: an identity holds everything that changes an answer or a number, and nothing else: moving a server, a price
+or a folder must not make anyone pay or compute twice.
+Secrets are never read from the file.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from recycledb.errors import ConfigError
+from recycledb.schema import IDENTITY_LENGTH, Stat, Step, canonical_json, content_id
+
+FILE_NAME = "recycledb.toml"
+DEFAULT_URL = "sqlite:///recycle.db"
+StepName = Literal["compress", "reflect_instruction", "reflect_response", "score"]
+STEPS: tuple[StepName, ...] = ("compress", "reflect_instruction", "reflect_response", "score")
+DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens": 2048}
+
+
+LocalPath = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
+T = TypeVar("T", bound="Settings")
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """A table of the file: unknown keys and wrong types are errors, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TeacherConfig(Settings):
+    """A chat model that rewrites samples, and how fast and at what price it may be asked."""
+
+    name: str
+    provider: Literal["openai", "transformers", "recorded"] = "openai"
+    model: str = ""
+    params: dict[str, Any] = {}  # laid over DEFAULT_PARAMS; the value "unset" takes one away
+    base_url: str | None = None  # else $OPENAI_BASE_URL
+    api_key_env: str = "OPENAI_API_KEY"
+    mode: Literal["online", "batch"] = "online"
+    concurrency: PositiveInt = 32
+    rpm: PositiveInt | None = None  # requests a minute
+    tpm: PositiveInt | None = None  # tokens a minute
+    timeout_s: NonNegative = 600.0
+    max_attempts: PositiveInt = 5  # requests for one question in one run
+    wait_s: NonNegative = 300.0  # how long a server may be down before the run stops
+    price_in: NonNegative | None = None  # USD per million tokens
+    price_out: NonNegative | None = None
+    file: LocalPath | None = None  # recorded: the JSONL of replies
+    device: str | None = None  # transformers
+    dtype: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TeacherConfig":
+        if self.provider == "recorded" and self.file is None:
+            raise ValueError("a recorded teacher needs `file`, the JSONL of its replies")
+        if self.provider != "recorded" and not self.model:
+            raise ValueError("`model` is missing")
+        return self
+
+    @property
+    def request_params(self) -> dict[str, Any]:
+        """The parameters sent with each request; one set to "unset" is not sent at all."""
+        merged = {**DEFAULT_PARAMS, **self.params}
+        if "max_completion_tokens" in self.params:
+            merged.pop("max_tokens", None)
+        return {key: value for key, value in merged.items() if value != "unset"}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What changes this teacher's answers: not where it is served, at which pace or price."""
+        model = self.model or self.name
+        if self.provider == "recorded":
+            return {"provider": self.provider, "model": model}
+        return {"provider": self.provider, "model": model, "params": self.request_params}
+
+    @property
+    def teacher_id(self) -> str:
+        """The content address of the identity."""
+        return content_id("teacher", self.identity, length=IDENTITY_LENGTH)
+
+
+class StudentConfig(Settings):
+    """A causal LM under which variants are scored."""
+
+    name: str
+    model: str
+    revision: str | None = None
+    prompt: Literal["vicuna", "alpaca", "wizardlm", "none"] = "vicuna"
+    max_length: PositiveInt = 2048
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
+    stats: Annotated[
+        tuple[Annotated[Stat, Field(strict=False)], ...], Field(strict=False)
+    ] = ()  # empty: see `statistics`
+
+    @property
+    def statistics(self) -> tuple[Stat, ...]:
+        """The statistics to compute: Superfiltering's template goes with those of the answer alone."""
+        if self.stats:
+            return self.stats
+        return (Stat.A_DIRECT, Stat.A_CONDITION) if self.prompt == "none" else tuple(Stat)
+
+    def student_id(self, revision: str) -> str:
+        """Return the content address of the student, given the resolved revision (a commit, or a folder's content)."""
+        model = "" if revision.startswith("sha256:") else self.model
+        identity = [model, revision, self.prompt, self.max_length, self.dtype]
+        return content_id("student", *identity, length=IDENTITY_LENGTH)
+
+
+class StoreSettings(Settings):
+    """Where the store is."""
+
+    url: str = DEFAULT_URL
+
+
+class SyncSettings(Settings):
+    """What a sync brings about."""
+
+    steps: Annotated[
+        tuple[Literal["compress", "reflect_instruction", "reflect_response", "score"], ...], Field(strict=False)
+    ] = STEPS
+    teacher: str | None = None
+    students: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    lazy: bool = False
+
+
+class Config(Settings):
+    """A configuration as read, with paths resolved against the file's folder."""
+
+    path: Path | None = None
+    store: StoreSettings = StoreSettings()
+    teachers: dict[str, TeacherConfig] = {}
+    students: dict[str, StudentConfig] = {}
+    prompts: dict[Annotated[Step, Field(strict=False)], LocalPath] = {}
+    sync: SyncSettings = SyncSettings()
+
+    @model_validator(mode="after")
+    def _references(self) -> "Config":
+        if self.sync.teacher and self.sync.teacher not in self.teachers:
+            raise ValueError(f"sync.teacher is {self.sync.teacher!r}, but there is no [teachers.{self.sync.teacher}]")
+        for name in self.sync.students:
+            if name not in self.students:
+                raise ValueError(f"sync.students has {name!r}, but there is no [students.{name}]")
+        return self
+
+    def get_teacher(self, name: str | None = None) -> TeacherConfig:
+        """Return a teacher by its name in the file, or a chat model by that name at $OPENAI_BASE_URL."""
+        only = next(iter(self.teachers)) if len(self.teachers) == 1 else None
+        name = name or self.sync.teacher or only
+        where = self.path or FILE_NAME
+        if not name:
+            raise ConfigError(f"no teacher: set `teacher` under [sync] in {where}, or give --teacher")
+        if name in self.teachers:
+            return self.teachers[name]
+        if not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
+            known = ", ".join(self.teachers) or "none"
+            raise ConfigError(
+                f"no teacher {name!r} in {where} (there: {known}); "
+                "to use a model of that name at a server, set OPENAI_BASE_URL and OPENAI_API_KEY"
+            )
+        return TeacherConfig(name=name, model=name)
+
+    def get_students(self, names: tuple[str, ...] = (), **overrides: Any) -> list[StudentConfig]:
+        """Return students by name, or from NAME=MODEL; none given: those under [sync], else all in the file."""
+        given = {key: value for key, value in overrides.items() if value is not None}
+        chosen = names or self.sync.students or tuple(self.students)
+        return [self._student(name, given) for name in chosen]
+
+    def _student(self, name: str, given: Mapping[str, Any]) -> StudentConfig:
+        name, separator, model = name.partition("=")
+        if separator and not (name and model):
+            raise ConfigError(f"--student {name}={model}: give NAME=HF_ID_OR_PATH")
+        if not separator and name not in self.students:
+            known = ", ".join(self.students) or "none"
+            where = self.path or FILE_NAME
+            raise ConfigError(f"no student {name!r} in {where} (there: {known}); or give --student {name}=MODEL")
+        base = self.students[name].model_dump() if name in self.students else {"name": name}
+        values = {**base, **given, **({"model": model} if separator else {})}
+        return _checked(StudentConfig, values, f"--student {name}")
+
+
+def find_file(start: Path | None = None) -> Path | None:
+    """Return the nearest recycledb.toml, in this folder or a parent."""
+    folder = (start or Path.cwd()).resolve()
+    for candidate in (folder, *folder.parents):
+        if (candidate / FILE_NAME).is_file():
+            return candidate / FILE_NAME
+    return None
+
+
+def load(path: Path | None = None) -> Config:
+    """Read a configuration file, or the nearest, or none: then everything has its default."""
+    path = path or find_file()
+    if path is None:
+        return Config()
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return parse(data, path)
+
+
+def parse(data: Mapping[str, Any], path: Path) -> Config:
+    """Check a configuration's tables and return it; ConfigError names the key that is wrong."""
+    values: dict[str, Any] = {**data, "path": path}
+    for table in ("teachers", "students"):
+        rows = values.get(table, {})
+        if isinstance(rows, dict):
+            values[table] = {name: _named(name, row, path.parent) for name, row in rows.items()}
+    config = _checked(Config, values, str(path))
+    prompts = {step: path.parent / file for step, file in config.prompts.items()}
+    store = StoreSettings(url=_resolve_url(config.store.url, path.parent))
+    return config.model_copy(update={"prompts": prompts, "store": store})
+
+
+def _named(name: str, row: Any, folder: Path) -> Any:
+    """Give a table its own name, and its local files and folders their full paths."""
+    if not isinstance(row, dict):
+        return row
+    values = {**row, "name": name}
+    if isinstance(row.get("file"), str):
+        values["file"] = folder / Path(row["file"]).expanduser()
+    if isinstance(row.get("model"), str):
+        model = folder / Path(row["model"]).expanduser()
+        values["model"] = str(model.resolve()) if model.is_dir() else row["model"]
+    return values
+
+
+def _checked(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "there is no such setting"
+        raise ConfigError(f"{where}: {place}: {message}" if place else f"{where}: {message}") from error
+
+
+def _resolve_url(url: str, folder: Path) -> str:
+    scheme, separator, file = url.partition(":///")
+    if not separator or scheme not in ("sqlite", "duckdb") or file.startswith(("/", "~", ":")):
+        return url
+    return f"{scheme}:///{folder / file}"
+
+
+def identity_json(identity: Mapping[str, Any]) -> str:
+    """Return an identity as it is stored."""
+    return canonical_json(identity)
