@@ -1,0 +1,22 @@
+"""Files to samples, rows to files, and the published statistics: the only place that knows what files look like.
+
+Invariant: nothing here opens a store; `read` yields rows and `write` takes them, one at a time. See `containers` for
+what counts as a bad row and what as a bad file, and `reading` for the formats.
+"""
+
+from recycledb.formats.reading import FORMATS, Reading, Row, is_placeholder, read
+from recycledb.formats.scores import PublishedScores, read_scores
+from recycledb.formats.writing import OUT_FORMATS, dumps_alpaca, write
+
+__all__ = [
+    "FORMATS",
+    "OUT_FORMATS",
+    "PublishedScores",
+    "Reading",
+    "Row",
+    "dumps_alpaca",
+    "is_placeholder",
+    "read",
+    "read_scores",
+    "write",
+]

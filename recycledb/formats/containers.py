@@ -1,0 +1,418 @@
+"""Files as sequences of JSON values: JSON lists, JSON lines and Parquet, each plain, gzipped or in zstd.
+
+Invariant: memory is bounded by the longest row, not by the file; and a file that was cut short anywhere but between
+two JSON lines is an error, never a shorter sequence. What a file is follows from its bytes, not from its name.
+This module refuses to know what the values mean; that is `reading` for samples and `scores` for statistics.
+
+JSON lists are cut into elements here and parsed one by one, since a parser of the whole refuses all of it for one lone
+surrogate (DuckDB, orjson) or silently replaces it by a question mark (yajl, hence ijson).
+
+Syntax errors: a list with one is an error, since it is no JSON and where its elements end is a guess. In JSON lines
+each line stands for itself, so a line that is no JSON is a `Bad` value and the rest is read; but when the last line
+is no JSON *and* lacks its newline, the file was cut while being written or copied, and that is an error. Blank lines
+are no rows.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+import zstandard
+
+from recycledb.errors import FormatError
+
+BLOCK = 1 << 20
+HEAD = 1 << 12
+ZSTD_BLOCK = 1 << 16  # of compressed bytes, so that what they unfold to stays in proportion
+PARQUET_ROWS = 256
+MAX_ROW = 1 << 28  # 256 MiB: beyond this a quote or bracket was left open, and the rest of the file would be one row
+
+_SPACE = b" \t\r\n"
+_STRUCTURE = re.compile(rb'["{}\[\]]')
+_SCALAR_END = re.compile(rb"[\s,\]]")
+_NOT_SPACE = re.compile(rb"[^ \t\r\n]")
+_QUOTE, _BACKSLASH, _LIST_END, _COMMA = b'"\\],'
+
+_GZIP, _ZSTD, _PARQUET, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xef\xbb\xbf"
+_FOREIGN = {  # how files begin that people take for data, and what to say of them
+    b"PK\x03\x04": "is a ZIP archive: unpack it first",
+    b"BZh": "is compressed by bzip2: unpack it, or use gzip or zstd",
+    b"\xfd7zXZ\x00": "is compressed by xz: unpack it, or use gzip or zstd",
+    b"ARROW1": "is an Arrow file: save it as Parquet",
+    b"SQLite format 3\x00": "is a SQLite database",
+    b"version https://git-lfs": "is a Git LFS pointer, not the data: run `git lfs pull`",
+    b"<": "is HTML or XML, perhaps the web page about the file instead of the file",
+}
+_WIDE = (b"\xff\xfe", b"\xfe\xff", b"[\x00", b"{\x00", b"\x00[", b"\x00{", b"\x00\x00")
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Stands where a row should be that is no JSON value; `reason` is one clause."""
+
+    reason: str
+
+
+class Source:
+    """A file as a sequence of JSON values (or `Bad`); each iteration reads it anew.
+
+    `container` is json, jsonl or parquet, `compression` is none, gzip or zstd. `sha256` is the hash of the file's
+    bytes as they lie on disk, known once an iteration has come to its end.
+    Raises FormatError at once for what is visible in the first bytes, and while iterating for the rest.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sha256 = ""
+        _require_file(path)
+        with _as_format_errors(path):
+            self.compression = _compression_of(_head_of(path))
+            with path.open("rb") as file:
+                head = _decompressed(io.BufferedReader(_HashingFile(file)), self.compression).read(HEAD)
+        self.container = _container_of(path, head)
+
+    def __iter__(self) -> Iterator[Any]:
+        with _as_format_errors(self.path), self.path.open("rb") as file:
+            hashing = _HashingFile(file)
+            stream = _decompressed(io.BufferedReader(hashing, BLOCK), self.compression)
+            if self.container == "parquet":
+                yield from self._parquet_rows(stream)
+            elif self.container == "json":
+                yield from _list_values(self.path, _Window(stream))
+            else:
+                yield from _line_values(self.path, _Window(stream))
+            while hashing.read(BLOCK):
+                pass
+            self.sha256 = hashing.hash.hexdigest()
+
+    def _parquet_rows(self, stream: BinaryIO) -> Iterator[Any]:
+        if self.compression == "none":
+            yield from _parquet_values(self.path, self.path)
+            return
+        with (
+            tempfile.TemporaryFile() as unpacked
+        ):  # Parquet begins at its end, and a compressed file cannot be sought in
+            shutil.copyfileobj(stream, unpacked, BLOCK)
+            yield from _parquet_values(self.path, unpacked)
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+
+class _HashingFile(io.RawIOBase):
+    """A file read from front to back, which hashes what it hands out."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._file.read(len(buffer))
+        buffer[: len(block)] = block
+        self.hash.update(block)
+        return len(block)
+
+
+class _ZstdFile(io.RawIOBase):
+    """A zstd file, frame by frame; unlike zstandard's own reader, it raises EOFError where the last frame is cut."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._frame: Any = None
+        self._packed = b""
+        self._unpacked = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._unpacked:
+            self._unpacked = memoryview(self._unpack())
+        part = self._unpacked[: len(buffer)]
+        buffer[: len(part)] = part
+        self._unpacked = self._unpacked[len(part) :]
+        return len(part)
+
+    def _unpack(self) -> bytes:
+        while block := self._packed or self._file.read(ZSTD_BLOCK):
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            unpacked: bytes = self._frame.decompress(block)
+            self._packed = b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+            if unpacked:
+                return unpacked
+        if self._frame is not None:
+            raise EOFError("the last zstd frame is cut short")
+        return b""
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise FormatError(f"{path} is a directory: name the files in it, e.g. {path}/*.json")
+    if not path.exists():
+        raise FormatError(f"{path} does not exist")
+    if not path.is_file():
+        raise FormatError(f"{path} is not a regular file: write what it gives to a file first, since it is read twice")
+
+
+@contextmanager
+def _as_format_errors(path: Path) -> Iterator[None]:
+    """Turn what decompressors and the system raise into FormatError."""
+    try:
+        yield
+    except EOFError as error:
+        raise FormatError(
+            f"{path} is cut short: its compressed data end too early; copy or download it again"
+        ) from error
+    except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise FormatError(f"{path} is damaged ({error}): copy or download it again") from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _head_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD)
+
+
+def _compression_of(head: bytes) -> str:
+    if head.startswith(_GZIP):
+        return "gzip"
+    skippable = head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+    return "zstd" if head.startswith(_ZSTD) or skippable else "none"
+
+
+def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
+    if compression == "gzip":
+        return io.BufferedReader(gzip.GzipFile(fileobj=file), BLOCK)
+    return io.BufferedReader(_ZstdFile(file), BLOCK) if compression == "zstd" else file
+
+
+def _container_of(path: Path, head: bytes) -> str:
+    """Return json, jsonl or parquet, or raise FormatError that says what the file is instead."""
+    if head.startswith(_PARQUET):
+        return "parquet"
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise FormatError(f"{path} {what}")
+    text = head.removeprefix(_BOM).lstrip(_SPACE)
+    if text.startswith(_WIDE) and b"\x00" in head:
+        raise FormatError(f"{path} is not UTF-8 but UTF-16 or UTF-32: convert it, e.g. with `iconv -f UTF-16 -t UTF-8`")
+    if not text and len(head) < HEAD:
+        raise FormatError(f"{path} is empty")
+    if not text.startswith((b"[", b"{")) and _is_binary(head):
+        raise FormatError(f"{path} is binary: JSON, JSON lines or Parquet (plain, gzip or zstd) can be added")
+    return "json" if text.startswith(b"[") else "jsonl"
+
+
+def _is_binary(head: bytes) -> bool:
+    return any(byte < 0x20 and byte not in b"\t\n\v\f\r\x1b" for byte in head)
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+class _Window:
+    """The part of a byte stream that is being looked at: `data` from `at` on is not yet used."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.data = stream.read(BLOCK).removeprefix(_BOM)
+        self.at = 0
+
+    def grow(self) -> bool:
+        """Drop what was used and read on; False at the end.
+
+        The unused part at least doubles, so that looking for an end from its start again costs linear time in all.
+        """
+        rest = self.data[self.at :]
+        block = self._stream.read(max(BLOCK, len(rest)))
+        self.data, self.at = rest + block, 0
+        return bool(block)
+
+    def skip_space(self) -> int:
+        """Go to the next byte that is no white space and return it, or -1 at the end."""
+        while (found := _NOT_SPACE.search(self.data, self.at)) is None:
+            self.at = len(self.data)
+            if not self.grow():
+                return -1
+        self.at = found.start()
+        return self.data[self.at]
+
+    def take(self, path: Path, find_end: Any) -> bytes | None:
+        """Return the bytes up to `find_end(data, at)` and go on behind them; None where the stream ends before."""
+        while (end := find_end(self.data, self.at)) < 0:
+            if len(self.data) - self.at > MAX_ROW:
+                raise FormatError(f"{path} has a row of over {MAX_ROW >> 20} MiB: a quote or bracket is left open")
+            if not self.grow():
+                return None
+        taken = self.data[self.at : end]
+        self.at = end
+        return taken
+
+
+def _string_end(data: bytes, at: int) -> int:
+    """Return where the string whose inside begins at `at` ends, behind its quote, or -1."""
+    while (quote := data.find(b'"', at)) >= 0:
+        at = quote + 1
+        before = quote - 1
+        while data[before] == _BACKSLASH:
+            before -= 1
+        if (quote - before) % 2:  # an even number of backslashes escape each other, and not the quote
+            return at
+    return -1
+
+
+def _nested_end(data: bytes, at: int) -> int:
+    """Return where the object or list that begins at `at` ends, or -1."""
+    depth = 0
+    while found := _STRUCTURE.search(data, at):
+        at, mark = found.end(), found[0]
+        if mark == b'"':
+            at = _string_end(data, at)
+            if at < 0:
+                return -1
+        elif mark in b"{[":
+            depth += 1
+        else:
+            depth -= 1
+            if depth == 0:
+                return at
+    return -1
+
+
+def _scalar_end(data: bytes, at: int) -> int:
+    found = _SCALAR_END.search(data, at)
+    return found.start() if found else -1
+
+
+def _value_end(data: bytes, at: int) -> int:
+    """Return where the JSON value that begins at `at` ends, or -1 where `data` ends before that is certain."""
+    if data[at] in b"{[":
+        return _nested_end(data, at)
+    return _string_end(data, at + 1) if data[at] == _QUOTE else _scalar_end(data, at)
+
+
+def _line_end(data: bytes, at: int) -> int:
+    return data.find(b"\n", at) + 1 or -1
+
+
+def _list_values(path: Path, window: _Window) -> Iterator[Any]:
+    window.skip_space()
+    window.at += 1  # the opening bracket, by which the container was known
+    position = 0
+    mark = window.skip_space()
+    while mark != _LIST_END or position:  # a bracket after a comma is no value, and is refused as such
+        text = None if mark < 0 else window.take(path, _value_end)
+        if text is None:
+            raise FormatError(f"{path} is cut short: its JSON list ends within or after element {position}")
+        try:
+            yield parse(text)
+        except ValueError as error:
+            raise FormatError(f"{path} is not valid JSON: element {position} (counted from 0): {error}") from error
+        position += 1
+        mark = window.skip_space()
+        if mark == _LIST_END:
+            break
+        if mark != _COMMA:
+            raise _not_separated(path, position, mark)
+        window.at += 1
+        mark = window.skip_space()
+    window.at += 1
+    if window.skip_space() >= 0:
+        raise FormatError(f"{path} goes on after the end of its JSON list ({position} elements): it is no valid JSON")
+
+
+def _not_separated(path: Path, position: int, mark: int) -> FormatError:
+    if mark < 0:
+        return FormatError(f"{path} is cut short: its JSON list has no end after {position} elements")
+    return FormatError(f"{path} is not valid JSON: no comma between elements {position - 1} and {position} (from 0)")
+
+
+def _line_values(path: Path, window: _Window) -> Iterator[Any]:
+    number, good = 0, False
+    while (line := window.take(path, _line_end)) is not None:
+        number += 1
+        if not line.isspace():
+            value = _parse_line(line, number)
+            good = good or not isinstance(value, Bad)
+            yield value
+    last = window.data[window.at :]
+    if not last or last.isspace():
+        return
+    value = _parse_line(last, number + 1)
+    if isinstance(value, Bad) and good:
+        raise FormatError(f"{path} is cut short: its last line ({number + 1}) is not complete and has no newline")
+    yield value
+
+
+def _parse_line(line: bytes, number: int) -> Any:
+    try:
+        return parse(line)
+    except ValueError:
+        return Bad(f"line {number} is not JSON")
+
+
+def parse(text: bytes) -> Any:
+    """Return the JSON value in `text`, or `Bad` where it is no UTF-8 or nested too deeply.
+
+    Raises ValueError where it is no JSON. What orjson refuses the standard library tries: lone surrogates (for the
+    reader to name), NaN, control characters.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(text.decode(), strict=False)
+    except UnicodeDecodeError as error:
+        return Bad(f"not UTF-8 ({error.reason} at its byte {error.start})")
+    except RecursionError:
+        return Bad("nested too deeply")
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+
+def _parquet_values(path: Path, file: Path | BinaryIO) -> Iterator[Any]:
+    import pyarrow as pa  # late, since reading JSON needs none of it
+    import pyarrow.parquet as pq
+
+    try:
+        # Buffered and not read ahead: else a whole row group, often the whole file, is held.
+        with pq.ParquetFile(file, buffer_size=BLOCK, pre_buffer=False, page_checksum_verification=True) as table:
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS, use_threads=False):
+                yield from _batch_values(batch)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FormatError(f"{path} is a cut or damaged Parquet file ({reason}): copy or download it again") from error
+
+
+def _batch_values(batch: Any) -> list[Any]:
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        return [_row_value(batch.slice(index, 1)) for index in range(batch.num_rows)]
+
+
+def _row_value(row: Any) -> Any:
+    try:
+        return row.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return Bad(f"not UTF-8 ({error.reason})")

@@ -1,0 +1,245 @@
+"""Rows to files: Alpaca JSON, ShareGPT, JSON lines and Parquet.
+
+Invariant: the same rows give the same bytes, and a file is there whole or not at all: it is written beside its place,
+synced, and moved there. Rows are streamed. A name that ends in .gz or .zst is compressed (the hash is then of the
+compressed bytes).
+This module refuses to choose or to order rows.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import zstandard
+
+from recycledb.errors import FormatError
+
+OUT_FORMATS = ("alpaca", "sharegpt", "jsonl", "parquet")
+PARQUET_ROWS = 1024
+PARQUET_BYTES = 1 << 26
+SPOOL_BYTES = 1 << 24
+INT64 = range(-(1 << 63), 1 << 63)
+TEXT_FIELDS = ("instruction", "input", "output")
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def write(path: Path, rows: Rows, format: str) -> str:
+    """Write `rows` to `path` in `format` (see OUT_FORMATS) and return the SHA-256 of the bytes.
+
+    A row has instruction, input and output. Its other columns go into jsonl and parquet and are left out by alpaca and
+    sharegpt, where the human's turn is the instruction and, on the lines after it, the input.
+    Raises FormatError where the file cannot be written or a row lacks a text; what stood at `path` is then still there.
+    """
+    if format not in OUT_FORMATS:
+        raise FormatError(f"unknown format {format!r}: one of {', '.join(OUT_FORMATS)}")
+    try:
+        with _replacing(path) as (file, digest), _compressing(file, path) as stream:
+            _WRITERS[format](stream, rows)
+        return digest()
+    except OSError as error:
+        raise FormatError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def dumps_alpaca(rows: Rows) -> bytes:
+    """Return the bytes that `write` puts into an Alpaca file."""
+    return b"".join(_json_list(map(_alpaca_row, _whole(rows))))
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+
+def _write_alpaca(stream: IO[bytes], rows: Rows) -> None:
+    for part in _json_list(map(_alpaca_row, _whole(rows))):
+        stream.write(part)
+
+
+def _write_sharegpt(stream: IO[bytes], rows: Rows) -> None:
+    for part in _json_list(map(_sharegpt_row, _whole(rows))):
+        stream.write(part)
+
+
+def _write_jsonl(stream: IO[bytes], rows: Rows) -> None:
+    for number, row in enumerate(_whole(rows)):
+        stream.write(_dumped(number, _full_row(row)) + b"\n")
+
+
+def _write_parquet(stream: IO[bytes], rows: Rows) -> None:
+    """Write Parquet in two passes, the first into a spool, since a column's type is known when its last row is."""
+    import pyarrow as pa  # late, since the other formats need none of it
+    import pyarrow.parquet as pq
+
+    arrow = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+    types: dict[str, str] = dict.fromkeys(TEXT_FIELDS, "text")
+    with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
+        for number, row in enumerate(map(_full_row, _whole(rows))):
+            for name, value in row.items():
+                types[name] = _joint_type(types.get(name, "null"), value)
+            spool.write(_dumped(number, row) + b"\n")
+        spool.seek(0)
+        schema = pa.schema([(name, arrow.get(kind, pa.string())) for name, kind in types.items()])
+        with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+            for lines in _batches(spool):
+                found = [json.loads(line) for line in lines]
+                columns = [[_as_type(row.get(name), kind) for row in found] for name, kind in types.items()]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if len(batch) == PARQUET_ROWS or size > PARQUET_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _joint_type(known: str, value: Any) -> str:
+    """Return the Parquet type of a column that was `known` and now holds `value`; json is text that holds any JSON."""
+    if value is None:
+        return known
+    new = {bool: "bool", int: "int", float: "float", str: "text"}.get(type(value), "json")
+    if new == "int" and value not in INT64:
+        new = "json"
+    if known in ("null", new):
+        return new
+    return "float" if {known, new} == {"int", "float"} else "json"
+
+
+def _as_type(value: Any, kind: str) -> Any:
+    return json.dumps(value, ensure_ascii=False) if kind == "json" and value is not None else value
+
+
+_WRITERS: dict[str, Callable[[IO[bytes], Rows], None]] = {
+    "alpaca": _write_alpaca,
+    "sharegpt": _write_sharegpt,
+    "jsonl": _write_jsonl,
+    "parquet": _write_parquet,
+}
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _whole(rows: Rows) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows, having made sure that each has its three texts."""
+    for number, row in enumerate(rows):
+        for name in TEXT_FIELDS:
+            if not isinstance(row.get(name), str):
+                raise FormatError(f"row {number} has no text in '{name}' and cannot be written")
+        yield row
+
+
+def _alpaca_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in TEXT_FIELDS}
+
+
+def _sharegpt_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    asked = "\n".join(text for text in (row["instruction"], row["input"]) if text)
+    return {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": row["output"]}]}
+
+
+def _full_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return _alpaca_row(row) | {name: _plain(value) for name, value in row.items() if name not in TEXT_FIELDS}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it came from a query as plain JSON; NaN and infinities, which JSON lacks, become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _json_list(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """Yield the parts of a JSON list indented by four, as `json.dump(indent=4)` has it and the published files are."""
+    before = b"[\n    "
+    for number, row in enumerate(rows):
+        yield before + _dumped(number, row, indent=4).replace(b"\n", b"\n    ")  # raw newlines are layout, never text
+        before = b",\n    "
+    yield b"\n]\n" if before.startswith(b",") else b"[]\n"
+
+
+def _dumped(number: int, row: Mapping[str, Any], indent: int | None = None) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, indent=indent).encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"row {number} has a lone surrogate and cannot be written") from error
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+class _HashingFile(io.RawIOBase):
+    """A file written from front to back, which hashes what it takes in."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self.hash.update(data)
+        return len(data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], str]]]:
+    """Open a file that takes the place of `path` when the block ends well; write to devices and pipes directly."""
+    target = path.resolve()  # through links, so that the link stays one
+    if target.is_dir():
+        raise FormatError(f"{path} is a directory: name a file in it")
+    direct = target.exists() and not target.is_file()
+    written = target if direct else target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+    with ExitStack() as undo:
+        file = undo.enter_context(written.open("wb" if direct else "xb"))
+        if not direct:
+            undo.callback(written.unlink, missing_ok=True)
+        hashing = _HashingFile(file)
+        yield cast(IO[bytes], hashing), hashing.hash.hexdigest
+        file.flush()
+        if not direct:
+            os.fsync(file.fileno())
+            written.replace(target)
+            _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _compressing(file: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
+    if path.suffix.lower() == ".gz":
+        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:  # no name, no time: equal bytes
+            yield cast(IO[bytes], packed)
+    elif path.suffix.lower() == ".zst":
+        with zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False) as packed:
+            yield packed
+    else:
+        yield file
