@@ -1,0 +1,199 @@
+"""A causal language model taken apart: a body that turns tokens into hidden states, a head that turns them into losses.
+
+Invariant: the head is the model's own forward with its body bypassed, so that soft-capping, scaling and biases of any
+architecture stay in; `split` proves on the model at hand that body and head together give the model's own logits.
+Only rows that predict a target token reach the head, in chunks, so that the logits of a whole text over a large
+vocabulary are never held. No KV cache is ever made: with one, packed positions leak across segments in silence.
+"""
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hugging_face
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from recycledb.errors import StudentError
+
+transformers: Any = hugging_face  # only partly typed
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# One chunk of logits holds at most this many numbers (128 MiB in float32) and at most this many rows, which was the
+# fastest of 64 to 1,024 on CPU.
+_CHUNK_LOGITS = 1 << 25
+_CHUNK_ROWS = 256
+
+
+class _Bypass(nn.Module):
+    """Stands where the body stood, and returns the hidden states that it is given as embeddings."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A loaded model on one device (or sharded over several), ready to be scored with.
+
+    `head` is None where the model does not come apart; then only its own forward can be used.
+    """
+
+    model: Any
+    body: Any
+    head: Any
+    device: torch.device
+    dtype: torch.dtype
+    vocabulary: int
+
+    def hidden(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the last hidden states: (B, T) token ids to (B, T, H)."""
+        output = self.body(input_ids=ids, position_ids=positions, use_cache=False)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def losses(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the negative log-likelihood of each target: (N, H) hidden rows and (N,) ids to (N,) float32."""
+        step = chunk_rows(self.vocabulary)
+        parts = [
+            token_losses(
+                self.head(inputs_embeds=rows[None, i : i + step], use_cache=False).logits[0], targets[i : i + step]
+            )
+            for i in range(0, len(rows), step)
+        ]
+        return torch.cat(parts) if parts else rows.new_empty(0, dtype=torch.float32)
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Return how many rows go through the head at once."""
+    return max(1, min(_CHUNK_ROWS, _CHUNK_LOGITS // vocabulary))
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the negative log-likelihoods in float32: (N, V) logits and (N,) ids to (N,)."""
+    logits = logits.float()
+    targets = targets.to(logits.device)
+    return torch.logsumexp(logits, dim=-1) - logits.gather(1, targets[:, None]).squeeze(1)
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """Return torch's dtype of that name; raise StudentError for one that cannot be scored in."""
+    if name not in DTYPES:
+        raise StudentError(f"unknown dtype {name!r}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """Return the device of that name, or the best one here; raise StudentError where it is not there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise StudentError(f"unknown device {name!r}: use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise StudentError(f"device {name!r} was asked for, but this torch ({torch.__version__}) sees no CUDA device")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise StudentError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+@contextlib.contextmanager
+def vendor_errors(model: str) -> Iterator[None]:
+    """Turn what transformers raises about `model` into a StudentError of one line, and keep its progress bars quiet."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise StudentError(
+                f"model {model!r} does not fit into memory: try dtype bfloat16 or more devices"
+            ) from error
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = "" if Path(model).exists() else " (it is no folder here, so it was looked for on the Hugging Face Hub)"
+        raise StudentError(f"cannot load model {model!r}{where}: {first_line}") from error
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
+    """Return the model's tokenizer; the model itself is not loaded."""
+    with vendor_errors(model):
+        return transformers.AutoTokenizer.from_pretrained(model, revision=revision)
+
+
+def load_network(
+    model: str, revision: str | None, dtype: torch.dtype, device: torch.device, *, sharded: bool = False
+) -> Network:
+    """Load a causal language model onto `device`, or spread over all visible GPUs where `sharded`."""
+    placement: dict[str, Any] = {"device_map": "auto"} if sharded else {}
+    with vendor_errors(model):
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            model, revision=revision, dtype=dtype, **placement
+        )
+        if not sharded:
+            loaded = loaded.to(device)
+    return split(loaded)
+
+
+def split(model: Any) -> Network:
+    """Take a causal language model apart into body and head, and prove that the parts make the whole."""
+    model.eval()
+    model.requires_grad_(False)
+    model.config.pad_token_id = None  # else padding on the right, which no token ever sees, is warned of
+    embeddings = model.get_input_embeddings()
+    network = Network(
+        model=model,
+        body=model.base_model,
+        head=_head(model),
+        device=embeddings.weight.device,
+        dtype=embeddings.weight.dtype,
+        vocabulary=embeddings.weight.shape[0],
+    )
+    if network.head is not None and not _makes_the_whole(network):
+        log.warning("%s does not come apart into body and head; texts are scored one by one", type(model).__name__)
+        return Network(model, None, None, network.device, network.dtype, network.vocabulary)
+    return network
+
+
+def _head(model: Any) -> Any:
+    """Return a view of the model, on the same weights, whose body is bypassed; None where there is no body."""
+    prefix = model.base_model_prefix
+    if model.base_model is model or prefix not in model._modules:
+        return None
+    head = copy.copy(model)
+    head._modules = {**model._modules, prefix: _Bypass()}
+    return head
+
+
+@torch.inference_mode()
+def _makes_the_whole(network: Network) -> bool:
+    ids = torch.arange(7, device=network.device)[None] % network.vocabulary
+    try:
+        whole = network.model(input_ids=ids, use_cache=False).logits
+        parts = network.head(inputs_embeds=network.hidden(ids), use_cache=False).logits
+    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+        log.debug("the head of %s cannot be called alone: %s", type(network.model).__name__, error)
+        return False
+    return whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-3)
+
+
+def positions(model: Any) -> int | None:
+    """Return how many positions the model has learned embeddings for; None where positions are computed."""
+    embeddings = model.get_input_embeddings()
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not embeddings]
+    # OPT and its kin keep two rows more than they have positions.
+    learned = any(table.num_embeddings in (limit, limit + 2) for table in tables)
+    return int(limit) if learned else None

@@ -1,0 +1,63 @@
+"""What is asked of the engine and what it gives back; light, so that callers need not import torch to name them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from recycledb.schema import LossStatus, Stat, Texts
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Ask for `stats` of one variant's texts; `key` comes back with each result."""
+
+    key: Any
+    texts: Texts
+    stats: tuple[Stat, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One statistic: the sum and number of the target tokens' negative log-likelihoods, or why there is none.
+
+    `loss_sum` is the float64 sum of float32 terms in nats, None unless `status` is OK. `kernel` says how it was computed
+    (`known` where the sum was found instead), so that a doubted number can be traced.
+    """
+
+    key: Any
+    stat: Stat
+    loss_sum: float | None
+    n_tokens: int
+    truncated: bool
+    merged: bool
+    status: LossStatus
+    pair_id: str | None
+    kernel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come: results given back, tokens computed (padding not counted), and how fast.
+
+    `utilisation` is the share of the measured matrix multiplication peak that went into useful work.
+    """
+
+    results: int
+    tokens: int
+    seconds: float
+    utilisation: float | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Return tokens computed a second since the run began."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """What requests come to before any model is loaded: equal work counted once."""
+
+    requests: int
+    statistics: int
+    works: int
+    tokens: int
+    targets: int
