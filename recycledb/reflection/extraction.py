@@ -1,0 +1,363 @@
+"""Extraction: read a teacher's reply and say which texts it holds, or why none.
+
+Invariant: `extract` is a pure function of its arguments and takes time linear in the reply's length. What it returns
+for a given reply changes only together with `EXTRACTOR`, whose number is stored with every verdict; so a better
+extractor re-reads stored replies and asks the teacher nothing.
+It refuses to guess: without a marker there is no text, and the text that was read is never passed off as the teacher's.
+
+How a reply is read:
+
+1. A reasoning preamble (`<think> … </think>`) is cut off; markers inside it do not count.
+2. Openers are looked for, in order of trust: a bracketed marker that begins its line (after list numbers, bold type,
+   headings or a label), a label without brackets that begins its line (`**New Answer:**`), a bracketed marker within a
+   line. Only the most trusted form that occurs is used for a section.
+3. A section ends at its `[End]`, else at the next section, else with the reply. `[End]` is the bracketed word, never
+   the letters "End" of another word; one that ends its line is believed before one in the midst of a sentence.
+4. Of several sections of a name, the last complete one is meant. A new instruction and its answer are taken as a pair.
+5. The text is freed of its wrapping: list indentation, unbalanced bold type, a fence round the whole.
+
+Reasons are a slug and a detail, `slug: detail`: `no_marker`, `empty`, `placeholder`, `unchanged`, `thinking`.
+"""
+
+import re
+import textwrap
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import NamedTuple
+
+from recycledb.schema import Step, Texts
+
+EXTRACTOR = 1
+
+# The sections that a step's reply is made of, in order, with the marker as a user knows it.
+_SECTIONS: dict[Step, tuple[tuple[str, str], ...]] = {
+    Step.COMPRESS: (("instruction", "[Instruction]"),),
+    Step.REFLECT_INSTRUCTION: (("new instruction", "[New Instruction]"), ("new answer", "[New Answer]")),
+    Step.REFLECT_RESPONSE: (("better answer", "[Better Answer]"),),
+}
+# Teachers that have seen the other steps' markers call the compressed instruction new.
+_ALIASES: dict[Step, dict[str, str]] = {Step.COMPRESS: {"new instruction": "instruction"}}
+
+_THINKING = re.compile(r"\s{0,64}<(think|thinking|thought|reasoning)>", re.IGNORECASE)
+_THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+
+# Every pattern below is bounded in each repetition, so no reply can make it backtrack far.
+_BRACKETED = re.compile(r"\\?[\[【]([^\[\]【】\n]{1,48})[\]】]")
+_END_WORDS = re.compile(
+    r"(?:end|/)(?: of)?(?: the)?(?: (?:new|better|compressed))?(?: (?:instruction|answer|response))?"
+)
+# Possessive throughout: a line of ten thousand spaces is looked at once.
+_LEAD = r"[ \t>#*_+•-]{0,24}+(?:(?:part|step|section)[ \t]{1,2}+)?+(?:\(?\d{1,2}+[.):])?+[ \t#*_]{0,16}+"
+_LABEL = r"(?:(?:new|better)[ \t_-]{1,3})?(?:instruction|answer)"
+_LABELLED = re.compile(
+    rf"^(?P<lead>{_LEAD})(?P<name>{_LABEL})"
+    r"(?P<close>[*_]{0,3}[ \t]{0,2}(?P<colon>:?)[*_]{0,3})(?P<blank>(?=[ \t]{0,16}$))?",
+    re.IGNORECASE | re.MULTILINE,
+)
+# What may stand between the beginning of a line and a bracketed marker that begins it.
+_BEFORE = re.compile(
+    rf"{_LEAD}(?:(?:the[ \t])?{_LABEL}[*_]{{0,3}}[ \t]{{0,2}}[:–-]?[*_]{{0,3}}[ \t]{{0,4}})?[*_]{{0,3}}", re.IGNORECASE
+)
+_LOOK_BACK = 160
+_NUMBERED = re.compile(r"[ \t>]{0,16}[*_]{0,3}(?:[-+*•]|\(?\d{1,2}[.):])[ \t]")
+# A line that only announces the next section: a number, a rule, or a heading that speaks of the answer.
+_STRAY_LINE = re.compile(r"(?:[#*_ \t]{0,8}\(?\d{1,2}[.):]?[*_]{0,3}|-{3,16}|\*{3,16}|#{1,6})")
+_STRAY_HEADING = re.compile(r"[#*_ \t]{0,8}(?:\d{1,2}[.):])?[^\n]{0,60}\banswer\b[^\n]{0,40}:[*_]{0,3}", re.IGNORECASE)
+_FENCE = re.compile(r"^[ ]{0,3}(`{3,16}|~{3,16})([^`\n]{0,40})$", re.MULTILINE)
+_PLAIN_FENCES = {"", "text", "txt", "plain", "plaintext", "markdown", "md"}
+_OPENS_A_BLOCK = (":", "{", "(", "[", ",", "\\")
+
+_PLACEHOLDER = re.compile(
+    r"(?:n/?a|not applicable|tbd|todo|\.{2,}|…|"
+    r"(?:(?:write|insert|put|add|place|give|provide) )?(?:(?:your|the|a|an|my|one) )?"
+    r"(?:(?:new|better|improved|complete|detailed|self-contained|compressed|old|original) ){0,2}"
+    r"(?:instruction|answer|response)(?: to the new instruction)?(?: goes)?(?: here)?)"
+)
+_PLACEHOLDER_LENGTH = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """The texts that a reply holds, or else the reason why it holds none."""
+
+    texts: Texts | None
+    reason: str | None = None
+
+
+class _Opener(NamedTuple):
+    name: str
+    start: int  # where the marker begins, with whatever announces it on its line
+    body: int  # where its text begins
+    trust: int  # 0 bracketed at a line's beginning, 1 label, 2 bracketed within a line
+    column: int  # width of what stands before the marker, where that is a list number or an indent; else 0
+    bold: bool  # bold type was opened before the marker and not closed after it
+
+
+class _End(NamedTuple):
+    start: int
+    end: int
+    trust: int  # 0 stands free and ends its line, 1 is glued to a word but ends its line, 2 in the midst of a line
+
+
+class _Block(NamedTuple):
+    opener: _Opener
+    end: int
+    complete: bool  # closed by an [End]
+
+
+class _UnusableError(Exception):
+    """Carries the reason why a block's text cannot be used."""
+
+
+def extract(step: Step, text: str, read: Texts) -> Extracted:
+    """Return the texts of the variant that `text`, the reply to `step` about `read`, holds, or the reason why none.
+
+    compress gives (new instruction, no input, the answer read), reflect_instruction (new instruction, no input, new
+    answer), reflect_response (instruction and input read, better answer).
+    """
+    text = text.replace("\r\n", "\n")
+    start = _skip_thinking(step, text)
+    if start is None:
+        return Extracted(None, "thinking: the reply ends within its reasoning")
+    reply = _Reply(step, text, start)
+    reason = reply.missing()
+    for blocks in reply.candidates():
+        try:
+            return Extracted(_variant(step, [reply.body(block, read) for block in blocks], read))
+        except _UnusableError as unusable:
+            reason = reason or str(unusable)
+    return Extracted(None, reason or f"no_marker: no {_SECTIONS[step][-1][1]} after {_SECTIONS[step][0][1]}")
+
+
+def _variant(step: Step, bodies: list[str], read: Texts) -> Texts:
+    for (name, marker), body in zip(_SECTIONS[step], bodies, strict=True):
+        if not body:
+            raise _UnusableError(f"empty: nothing follows {marker}")
+        if _is_placeholder(body):
+            raise _UnusableError(f"placeholder: the {name} is {body!r}")
+    before = read.output if step is Step.REFLECT_RESPONSE else read.instruction
+    if bodies[0].split() == before.split():
+        raise _UnusableError(f"unchanged: the {_SECTIONS[step][0][0]} is the text that was read")
+    if step is Step.REFLECT_RESPONSE:
+        return Texts(read.instruction, read.input, bodies[0])
+    return Texts(bodies[0], "", read.output if step is Step.COMPRESS else bodies[1])
+
+
+def _is_placeholder(body: str) -> bool:
+    if len(body) > _PLACEHOLDER_LENGTH:
+        return False
+    bare = " ".join(body.casefold().strip(" \t\n[]()<>{}*_`\"'“”").split())
+    bare = bare if set(bare) == {"."} else bare.rstrip(".:!")
+    return not bare or _PLACEHOLDER.fullmatch(bare) is not None
+
+
+def _skip_thinking(step: Step, text: str) -> int | None:
+    """Return where the reply proper begins; None where it never does."""
+    closing = _THOUGHT_ENDS.search(text)
+    if _THINKING.match(text):
+        return closing.end() if closing else None
+    # Some chat templates put the opening tag into the prompt. A closing tag that stands alone ends the reasoning only
+    # if a marker follows; else it is part of an answer that speaks of such tags.
+    if closing and any(_openers(step, text, closing.end())):
+        return closing.end()
+    return 0
+
+
+def _openers(step: Step, text: str, start: int) -> Iterator[_Opener]:
+    names = {name: name for name, _ in _SECTIONS[step]} | _ALIASES.get(step, {})
+    for match in _BRACKETED.finditer(text, start):
+        if (name := names.get(_words(match[1]))) is not None:
+            yield _bracketed_opener(name, text, match.start(), match.end())
+    for match in _LABELLED.finditer(text, start):
+        name = names.get(_words(match["name"]))
+        if name is not None and (match["colon"] or match["blank"] is not None):
+            column = _list_column(match["lead"])
+            yield _Opener(name, match.start(), match.end(), 1, column, _bold(match["lead"], match["close"]))
+
+
+def _bracketed_opener(name: str, text: str, start: int, end: int) -> _Opener:
+    line = text.rfind("\n", max(0, start - _LOOK_BACK), start) + 1
+    known = line > 0 or start <= _LOOK_BACK
+    before = text[line:start] if known else text[start - _LOOK_BACK : start]
+    begins = known and _BEFORE.fullmatch(before) is not None
+    close = re.compile(r"[*_]{0,3}:?[*_]{0,3}").match(text, end)
+    marks = close[0] if close else ""
+    if "*" in marks and "**" not in before:  # bold type that begins the text, not bold type that ends the marker
+        marks = ""
+    if begins:
+        return _Opener(name, line, end + len(marks), 0, _list_column(before), _bold(before, marks))
+    trust = 0 if re.search(r"[:\]】][*_ \t]{0,6}$", before) else 2
+    return _Opener(name, start, end + len(marks), trust, 0, _bold(before[-3:], marks))
+
+
+def _words(inner: str) -> str:
+    return " ".join(re.sub(r"[*_\\:.-]", " ", inner).lower().split())
+
+
+def _list_column(before: str) -> int:
+    return len(before) if _NUMBERED.match(before) or before[:1] in (" ", "\t") else 0
+
+
+def _bold(before: str, after: str) -> bool:
+    return (before.count("**") + after.count("**")) % 2 == 1
+
+
+class _Reply:
+    """The sections of one reply, found once."""
+
+    def __init__(self, step: Step, text: str, start: int) -> None:
+        self._step, self._text, self._start = step, text, start
+        found = sorted(_openers(step, text, start), key=lambda opener: opener.start)
+        trust = {name: min((o.trust for o in found if o.name == name), default=0) for name, _ in _SECTIONS[step]}
+        self._all = found
+        self._bodies: dict[_Block, str] = {}
+        self._blocks = self._find_blocks([opener for opener in found if opener.trust == trust[opener.name]])
+
+    def missing(self) -> str | None:
+        """Return the reason where a section is not there at all."""
+        present = {block.opener.name for block in self._blocks}
+        for name, marker in _SECTIONS[self._step]:
+            if name not in present:
+                return f"no_marker: no {marker} in the reply"
+        return None
+
+    def candidates(self) -> Iterator[Sequence[_Block]]:
+        """Yield what may be meant, likeliest first: complete ones from the last on, then the others."""
+        groups = list(self._groups())
+        for complete in (True, False):
+            yield from (group for group in reversed(groups) if group[-1].complete is complete)
+
+    def _groups(self) -> Iterator[Sequence[_Block]]:
+        names = [name for name, _ in _SECTIONS[self._step]]
+        if len(names) == 1:
+            yield from ([block] for block in self._blocks)
+            return
+        first: _Block | None = None
+        for block in self._blocks:
+            if block.opener.name == names[0]:
+                first = block
+            elif first is not None:
+                yield (first, block)
+
+    def _find_blocks(self, openers: list[_Opener]) -> list[_Block]:
+        ends = list(_find_ends(self._text, self._start))
+        starts = [end.start for end in ends]
+        blocks = []
+        for opener, follower in zip_longest(openers, openers[1:]):
+            limit = follower.start if follower else len(self._text)
+            within = ends[bisect_left(starts, opener.body) : bisect_left(starts, limit)]
+            if within:
+                blocks.append(_Block(opener, min(within, key=lambda end: (end.trust, end.start)).start, True))
+            else:
+                blocks.append(_Block(opener, self._open_end(opener, limit), False))
+        return blocks
+
+    def _open_end(self, opener: _Opener, limit: int) -> int:
+        """Return where a section without an [End] ends: where anything announces another section."""
+        index = bisect_left(self._all, opener.body, key=lambda other: other.start)
+        for other in self._all[index:]:
+            if other.start >= limit:
+                break
+            if other.name != opener.name and other.trust < 2:
+                return other.start
+        return limit
+
+    def body(self, block: _Block, read: Texts) -> str:
+        """Return the text of a section without its wrapping."""
+        # A reply may repeat answers to one instruction many times over: unwrap each section once.
+        if block not in self._bodies:
+            self._bodies[block] = self._unwrap(block, read)
+        return self._bodies[block]
+
+    def _unwrap(self, block: _Block, read: Texts) -> str:
+        opener = block.opener
+        raw = self._text[opener.body : block.end]
+        raw = _drop_repeated_label(raw, opener.name)
+        if not block.complete and block.end < len(self._text):
+            raw = _drop_stray_lines(raw)
+        raw = _drop_loose_fence(raw, block.complete)
+        raw = _dedent(raw, opener.column)
+        if opener.bold or _closes_bold(raw):
+            raw = raw.rstrip().removesuffix("**")
+        original = read.instruction if opener.name.endswith("instruction") else read.output
+        return _unfence(raw.strip(), original)
+
+
+def _find_ends(text: str, start: int) -> Iterator[_End]:
+    for match in _BRACKETED.finditer(text, start):
+        if _END_WORDS.fullmatch(_end_words(match[1])) is None:
+            continue
+        after = text[match.end() : match.end() + 24]
+        rest = re.match(r"[*_`.]{0,3}[ \t]{0,16}(?=\n|$|[\[【]|\*\*[\[【]|\d{1,2}[.)][ \t]{0,3}[\[【*])", after)
+        before = text[match.start() - 1 : match.start()]
+        glued = before.isalnum()
+        yield _End(match.start(), match.end(), (1 if glued else 0) if rest else 2)
+
+
+def _end_words(inner: str) -> str:
+    words = _words(inner)
+    # "[/New Answer]" and "[End]", but not "[/]"
+    return "/ " + words[1:].strip() if words.startswith("/") and len(words) > 1 else words
+
+
+def _drop_repeated_label(raw: str, name: str) -> str:
+    match = _LABELLED.match(raw.lstrip("\n"))
+    if match and match["colon"] and _words(match["name"]) == name and raw[:1] == "\n":
+        return raw.lstrip("\n")[match.end() :]
+    return raw
+
+
+def _drop_stray_lines(raw: str) -> str:
+    """Drop lines at the end that announce the next section, from a section that was not closed."""
+    lines = raw.rstrip().split("\n")
+    while len(lines) > 1:
+        last = lines[-1].strip()
+        if last and not _STRAY_LINE.fullmatch(last) and not _STRAY_HEADING.fullmatch(last):
+            break
+        lines.pop()
+    return "\n".join(lines)
+
+
+def _drop_loose_fence(raw: str, complete: bool) -> str:
+    """Drop the one half of a fence that was opened before the section, or closed after it."""
+    fences = list(_FENCE.finditer(raw))
+    if len(fences) % 2 == 0:
+        return raw
+    first, last = fences[0], fences[-1]
+    if not complete and not raw[last.end() :].strip() and not last[2].strip():
+        return raw[: last.start()]
+    if complete and not raw[: first.start()].strip() and first[2].strip().lower() in _PLAIN_FENCES:
+        return raw[first.end() :]
+    return raw
+
+
+def _dedent(raw: str, column: int) -> str:
+    """Undo the indentation of a list item: of all lines, or of those that follow a first one beside the marker."""
+    first, newline, rest = raw.partition("\n")
+    if not first.strip():
+        return textwrap.dedent(rest)
+    if not newline or not column or first.rstrip().endswith(_OPENS_A_BLOCK):
+        return raw
+    return f"{first}\n{textwrap.dedent(rest)}"
+
+
+def _closes_bold(raw: str) -> bool:
+    """Tell whether the text ends with bold type that belongs to the `[End]` after it: `… **[End]**`."""
+    last = raw.rpartition("\n")[2]
+    return last.strip() == "**" or (last.endswith((" **", "\t**")) and last.count("**") % 2 == 1)
+
+
+def _unfence(body: str, original: str) -> str:
+    """Take off a fence that wraps the whole text, unless it names a language or the original text has fences too."""
+    lines = body.split("\n")
+    if len(lines) < 3 or _FENCE.search(original):
+        return body
+    opening, closing = _FENCE.fullmatch(lines[0]), _FENCE.fullmatch(lines[-1])
+    if not opening or not closing or opening[2].strip().lower() not in _PLAIN_FENCES or closing[2].strip():
+        return body
+    inner = "\n".join(lines[1:-1])
+    if closing[1] != opening[1] or _FENCE.search(inner):
+        return body
+    return inner.strip()

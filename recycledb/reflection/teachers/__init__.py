@@ -1,0 +1,145 @@
+"""Teachers: who is asked, what is asked, and what comes back, whoever answers.
+
+Invariant: one `ask` is one request and gives one `Reply`, whatever the network or the server does; nothing here asks twice
+by itself. Trying again is the caller's decision, since every try is an attempt row of its own:
+
+    with await teacher.admit(teacher.estimate(messages)) as ticket:   # waits for rate limits, a free place, a server
+        ...                                                           # record the attempt, now that it will be sent
+        reply = await teacher.ask(question, ticket)
+        ...                                                           # commit the reply
+    # if reply.retriable and there are attempts left: sleep pace.retry_delay(number, reply), then from the top
+
+What must stop the whole run (no key, unknown model, no quota, server gone) raises TeacherError: `admit` before anything
+is sent, `ask` with the Reply that says so, as TeacherStop, so that the attempt's row can be closed too.
+This module imports no vendor library; `open_teacher` loads the one that is needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from recycledb.config import TeacherConfig
+from recycledb.errors import TeacherError
+from recycledb.reflection.teachers.pace import Ticket
+from recycledb.schema import ReplyStatus, Step, Texts
+
+# Errors that may be gone at the next try: the network's or the server's fault, not the question's.
+RETRIABLE = frozenset({"rate_limited", "server_error", "connection", "timeout", "bad_body", "conflict", "stopped"})
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One attempt at asking `messages`, the prompt of `step` about the texts in `read`; attempts count from 1."""
+
+    attempt_id: str
+    step: Step
+    messages: Sequence[Message]
+    read: Texts
+    number: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back for one request.
+
+    `error` is "kind: detail", with a kind of a fixed vocabulary: those in RETRIABLE, and of the question itself
+    bad_request, too_long, content_filter, refusal, cut_off, empty, no_recorded_reply, out_of_memory. A failed reply may
+    have a text all the same (cut_off, content_filter): it was paid for, so it is kept.
+    """
+
+    status: ReplyStatus
+    text: str | None = None
+    finish_reason: str | None = None
+    served_model: str | None = None
+    request_id: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    error: str | None = None
+    duration_ms: int | None = None
+    retry_after_s: float | None = None
+
+    @property
+    def kind(self) -> str | None:
+        """The error's kind, None where there is no error."""
+        return self.error.partition(":")[0] if self.error else None
+
+    @property
+    def retriable(self) -> bool:
+        """Whether another try may go better."""
+        return self.status is ReplyStatus.ERROR
+
+
+class TeacherStop(TeacherError):  # noqa: N818 - named for what it does
+    """Raised by `ask` when the run cannot go on; `reply` is what came back for the request that showed it."""
+
+    def __init__(self, message: str, reply: Reply) -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+class Teacher(Protocol):
+    """A chat model that answers questions, one request each."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many questions may be under way now; it falls and rises with what the server bears."""
+
+    def estimate(self, messages: Sequence[Message]) -> int:
+        """Return about how many tokens asking `messages` will cost, prompt and answer together."""
+
+    async def admit(self, tokens: int = 0) -> Ticket:
+        """Wait until one more question of about `tokens` may be sent; TeacherError when there is no use in waiting."""
+
+    async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
+        """Send one request and return what came of it; TeacherStop when the whole run must stop."""
+
+    async def close(self) -> None:
+        """Give back connections and threads."""
+
+
+def failed(kind: str, detail: str, **fields: Any) -> Reply:
+    """Return the Reply of an error: `error` where another try may go better, `failed` where the question is at fault."""
+    status = ReplyStatus.ERROR if kind in RETRIABLE else ReplyStatus.FAILED
+    return Reply(status=status, error=f"{kind}: {' '.join(detail.split())}"[:500], **fields)
+
+
+def judged(text: str | None, finish_reason: str | None, refusal: str | None = None, **fields: Any) -> Reply:
+    """Return the Reply of a text that arrived: ok if it is a complete answer, else failed with the reason."""
+    fields = {**fields, "text": storable(text) if text is not None else None, "finish_reason": finish_reason}
+    if finish_reason == "length":
+        return failed(
+            "cut_off", "the answer reached the token limit; raise max_tokens in the teacher's params", **fields
+        )
+    if finish_reason == "content_filter":
+        return failed("content_filter", "the server's filter stopped the answer", **fields)
+    if refusal:
+        return failed("refusal", storable(refusal), **fields)
+    if not text or not text.strip():
+        return failed("empty", "the answer has no text", **fields)
+    return Reply(status=ReplyStatus.OK, **fields)
+
+
+def storable(text: str) -> str:
+    """Return `text` with what no database can hold (lone surrogates, NUL) as U+FFFD, so that the rest is not lost."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+
+
+def open_teacher(config: TeacherConfig) -> Teacher:
+    """Return the teacher that `config` describes, loading its provider's library only now.
+
+    Raises TeacherError where it cannot be had: no key, no such model, a bad recording.
+    """
+    if config.provider == "recorded":
+        from recycledb.reflection.teachers.recorded import RecordedTeacher
+
+        return RecordedTeacher(config)
+    if config.provider == "transformers":
+        from recycledb.reflection.teachers.local import LocalTeacher
+
+        return LocalTeacher(config)
+    from recycledb.reflection.teachers.chat import ChatTeacher
+
+    return ChatTeacher(config)

@@ -1,0 +1,245 @@
+"""Pace: when the next question may be sent.
+
+Invariant: whatever `admit` lets through may be sent at once, so an attempt that is recorded after it is an attempt that
+goes out. Five things hold a question back:
+
+- places: at most `concurrency` under way. A 429 halves the places (once for all that were under way), each answer wins
+  back a part of one (additive increase, multiplicative decrease).
+- requests and tokens a minute, as token buckets. Tokens are debited by estimate and corrected by the real count.
+- a pause that the server asked for: Retry-After, or an x-ratelimit budget that is used up until its reset.
+- a back-off where it answered 429 without a time.
+- the breaker: after `BREAKER` failures of the server in a row, one probe at a time, further and further apart.
+
+When nothing but failures has come back for `wait_s`, or the server asks for a longer pause than that, `admit` raises
+TeacherError: there is an end to waiting. It never raises while answers arrive, however slowly.
+This module refuses to know HTTP: it is told what happened. One event loop only.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+from recycledb.errors import TeacherError
+
+BREAKER = 10  # failures in a row that mean "down"
+LONGEST_PROBE_S = 30.0
+LONGEST_BACKOFF_S = 60.0
+# Rounds of answers in which the places climb from none back to all: fast enough for short outages, slow enough not to
+# run into the same limit at once.
+CLIMB_ROUNDS = 32
+BURST_S = 0.1  # a bucket saves up no more than this, so a minute never holds noticeably more than its limit
+
+
+class Attempted(Protocol):
+    """What `retry_delay` reads of a reply."""
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """How long the server asked to wait."""
+
+
+def retry_delay(number: int, reply: Attempted, longest_s: float = LONGEST_BACKOFF_S) -> float:
+    """Return how many seconds to wait after attempt `number` (from 1) failed: what the server asked, else doubling.
+
+    The waits are spread at random, so that questions that failed together do not return together.
+    """
+    if reply.retry_after_s is not None:
+        return reply.retry_after_s
+    return min(longest_s, 0.5 * 2.0 ** min(number - 1, 16)) * random.uniform(0.5, 1.0)
+
+
+class Ticket:
+    """One place among the questions under way; leaving the `with` block gives it back."""
+
+    __slots__ = ("_pace", "closed", "sent_at", "tokens")
+
+    def __init__(self, pace: "Pace", tokens: int, sent_at: float) -> None:
+        self._pace = pace
+        self.tokens = tokens
+        self.sent_at = sent_at
+        self.closed = False
+
+    def spent(self, tokens: int) -> None:
+        """Correct the estimate by the tokens that the question really took."""
+        self._pace.correct(tokens - self.tokens)
+        self.tokens = tokens
+
+    def close(self) -> None:
+        """Give the place back; a second time does nothing."""
+        if not self.closed:
+            self.closed = True
+            self._pace.leave()
+
+    def __enter__(self) -> "Ticket":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Bucket:
+    """So many units a minute, spent in advance if need be: a debt is waited for by the next."""
+
+    def __init__(self, per_minute: float, now: float) -> None:
+        self.per_s = per_minute / 60
+        self.most = max(1.0, self.per_s * BURST_S)
+        self.level, self.at = self.most, now
+
+    def _fill(self, now: float) -> None:
+        self.level = min(self.most, self.level + (now - self.at) * self.per_s)
+        self.at = now
+
+    def delay(self, amount: float, now: float) -> float:
+        self._fill(now)
+        return max(0.0, (min(amount, self.most) - self.level) / self.per_s)
+
+    def take(self, amount: float, now: float) -> None:
+        self._fill(now)
+        self.level -= amount
+
+
+class Pace:
+    """The limits of one teacher, and what has come back from it lately."""
+
+    def __init__(
+        self,
+        name: str,
+        concurrency: int,
+        *,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        wait_s: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name, self._most, self._wait_s, self._clock = name, concurrency, wait_s, clock
+        now = clock()
+        self._requests = _Bucket(rpm, now) if rpm else None
+        self._tokens = _Bucket(tpm, now) if tpm else None
+        self._places = float(concurrency)
+        self._under_way = 0
+        self._queue = asyncio.Lock()  # first come, first served
+        self._freed = asyncio.Event()
+        self._resume_at = now  # a pause lasts until then
+        self._cut_at = now  # when the places were last halved
+        self._limited = 0  # 429s in a row, counted once a round
+        self._failures = 0  # failures of the server in a row
+        self._probes = 0
+        self._silent_since: float | None = None  # the first failure since the last answer
+        self._last_error, self._last_error_at = "", now
+
+    @property
+    def concurrency(self) -> int:
+        """How many questions may be under way now."""
+        return 1 if self._failures >= BREAKER else max(1, int(self._places))
+
+    @property
+    def under_way(self) -> int:
+        """How many questions are under way."""
+        return self._under_way
+
+    async def admit(self, tokens: int = 0) -> Ticket:
+        """Wait until one more question of about `tokens` may be sent; TeacherError after `wait_s` of failures."""
+        async with self._queue:
+            while True:
+                if self._under_way >= self.concurrency:
+                    self._freed.clear()
+                    await self._freed.wait()
+                elif (delay := self._delay(tokens)) > 0:
+                    await asyncio.sleep(delay)
+                else:
+                    break
+            now = self._clock()
+            if self._requests:
+                self._requests.take(1, now)
+            if self._tokens:
+                self._tokens.take(tokens, now)
+            self._under_way += 1
+            return Ticket(self, tokens, now)
+
+    def now(self) -> float:
+        """Return the moment on this pace's clock, for `limited` and `failed`."""
+        return self._clock()
+
+    def _delay(self, tokens: int) -> float:
+        now = self._clock()
+        self._check_patience(now)
+        delay = self._resume_at - now
+        if self._requests:
+            delay = max(delay, self._requests.delay(1, now))
+        if self._tokens:
+            delay = max(delay, self._tokens.delay(tokens, now))
+        return delay
+
+    def _check_patience(self, now: float) -> None:
+        if self._resume_at - now > self._wait_s:
+            raise TeacherError(
+                f"{self._name} asks to wait {self._resume_at - now:.0f} s, longer than wait_s = {self._wait_s:g}"
+                f"{f' (last: {self._last_error})' if self._last_error else ''}; run sync again then"
+            )
+        since = self._silent_since
+        if since is not None and max(self._last_error_at, self._resume_at) - since > self._wait_s:
+            raise TeacherError(
+                f"{self._name} has given no answer for {now - since:.0f} s (last: {self._last_error}); "
+                "everything that arrived is stored; run sync again when it is back"
+            )
+
+    def leave(self) -> None:
+        """Note that a question is no longer under way."""
+        self._under_way -= 1
+        self._freed.set()
+
+    def correct(self, tokens: int) -> None:
+        """Debit `tokens` that a question took beyond its estimate; negative ones are given back."""
+        if self._tokens:
+            self._tokens.take(tokens, self._clock())
+
+    def answered(self) -> None:
+        """Note an answer, be it a refusal: the server is there and willing."""
+        if self._failures >= BREAKER:
+            self._resume_at = self._clock()
+            self._freed.set()
+        self._failures = self._probes = self._limited = 0
+        self._silent_since = None
+        if self._places < self._most:
+            self._places = min(self._most, self._places + max(1.0, self._most / CLIMB_ROUNDS) / self._places)
+            self._freed.set()
+
+    def limited(self, sent_at: float, retry_after_s: float | None, error: str) -> None:
+        """Note a 429 to a question sent at `sent_at`: halve the places, and wait as long as the server asks."""
+        now = self._note_error(sent_at, error)
+        first = sent_at >= self._cut_at
+        if first:  # the others of its round say nothing new
+            self._places = max(1.0, self._places / 2)
+            self._cut_at = now
+            self._limited += 1
+        if retry_after_s is not None:
+            self.pause(retry_after_s)
+        elif first:
+            self.pause(min(LONGEST_BACKOFF_S, 0.25 * 2.0 ** min(self._limited, 16)) * random.uniform(0.5, 1.0))
+
+    def failed(self, sent_at: float, error: str) -> None:
+        """Note a failure of the server or of the way to it; several in a row open the breaker."""
+        now = self._note_error(sent_at, error)
+        self._failures += 1
+        if self._failures == BREAKER:
+            self._probes, self._cut_at = 0, now
+        if self._failures >= BREAKER and (self._failures == BREAKER or sent_at >= self._cut_at):
+            self.pause(min(LONGEST_PROBE_S, 1.0 * 2.0 ** min(self._probes, 16)) * random.uniform(0.5, 1.0))
+            self._probes += 1
+
+    def pause(self, seconds: float) -> None:
+        """Send nothing for so long; a longer pause already under way stays."""
+        self._resume_at = max(self._resume_at, self._clock() + seconds)
+
+    def _note_error(self, sent_at: float, error: str) -> float:
+        now = self._clock()
+        asked_all_along = sent_at - max(self._last_error_at, self._resume_at) <= LONGEST_BACKOFF_S
+        if self._silent_since is None or not asked_all_along:  # time in which nobody asked is no silence
+            self._silent_since = now
+        self._last_error, self._last_error_at = error, now
+        return now

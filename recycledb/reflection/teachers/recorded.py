@@ -1,0 +1,146 @@
+"""A teacher that answers from a recording: for the demo, for tests, and to replay what was paid for once.
+
+A recording is JSON Lines. Each line is a reply to one question, known by what was asked about, not by the prompt's wording:
+
+    {"step": "reflect_response", "reads": {"instruction": "…", "input": "", "output": "…"}, "text": "…",
+     "finish_reason": "stop", "prompt_tokens": 210, "completion_tokens": 95}
+
+`finish_reason`, `prompt_tokens`, `completion_tokens`, `served_model` and `error` ("kind: detail") may be missing; so may
+`text` beside an error. Several lines for one question are the answers to its attempts, in order; the last one also
+answers those after it.
+
+Invariant: the same recording answers the same attempt alike, in every run. Only offsets are kept in memory, so a recording
+may be larger than it. This module refuses to invent: an unknown question fails as `no_recorded_reply`.
+"""
+
+import json
+import os
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recycledb.config import TeacherConfig
+from recycledb.errors import TeacherError
+from recycledb.reflection.teachers import Message, Question, Reply, failed, judged
+from recycledb.reflection.teachers.pace import Pace, Ticket
+from recycledb.schema import ReplyStatus, Step, Texts, content_id
+
+_TEXT_FIELDS = ("text", "finish_reason", "served_model", "error")
+_COUNT_FIELDS = ("prompt_tokens", "completion_tokens")
+
+
+def question_key(step: str, read: Texts) -> bytes:
+    """Return the content address of a question: its step and the texts it is about."""
+    return bytes.fromhex(content_id("question", step, *read))
+
+
+class RecordedTeacher:
+    """Answers from the file of `config`; TeacherError where it is missing or a line is wrong."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        if config.file is None:
+            raise TeacherError(f"teacher {config.name!r} is recorded but names no `file`")
+        self._path = config.file
+        self._served_model = config.model or None
+        self._pace = Pace(f"teacher {config.name!r}", config.concurrency)
+        try:
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+        except OSError as error:
+            raise TeacherError(f"recording {self._path} cannot be read: {error.strerror}") from error
+        try:
+            self._offsets = self._index()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    @property
+    def concurrency(self) -> int:
+        """How many questions may be under way now."""
+        return self._pace.concurrency
+
+    def estimate(self, messages: Sequence[Message]) -> int:
+        """Return 0: a recording costs nothing."""
+        return 0
+
+    async def admit(self, tokens: int = 0) -> Ticket:
+        """Wait for a free place."""
+        return await self._pace.admit(tokens)
+
+    async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
+        """Return the recorded reply to this attempt at the question."""
+        offsets = self._offsets.get(question_key(question.step, question.read))
+        if not offsets:
+            return failed("no_recorded_reply", f"{self._path.name} has none for {question.step} of these texts")
+        index = 2 * (min(question.number, len(offsets) // 2) - 1)
+        offset, length = offsets[index], offsets[index + 1]
+        row = json.loads(os.pread(self._descriptor, length, offset))
+        fields = {name: row.get(name) for name in _COUNT_FIELDS}
+        fields |= {"served_model": row.get("served_model") or self._served_model, "duration_ms": 0}
+        if row.get("error"):
+            kind, _, detail = row["error"].partition(":")
+            return failed(kind, detail, text=row.get("text"), finish_reason=row.get("finish_reason"), **fields)
+        return judged(row["text"], row.get("finish_reason"), **fields)
+
+    async def close(self) -> None:
+        """Close the recording."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _index(self) -> dict[bytes, "array[int]"]:
+        offsets: dict[bytes, array[int]] = {}
+        at = 0
+        with os.fdopen(os.dup(self._descriptor), "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    key = self._check(line, number)
+                    offsets.setdefault(key, array("q")).extend((at, len(line)))
+                at += len(line)
+        return offsets
+
+    def _check(self, line: bytes, number: int) -> bytes:
+        try:
+            row = json.loads(line)
+            reads = Texts(**row["reads"])
+            step = Step(row["step"])
+            _check_fields(row, reads)
+            return question_key(step, reads)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise TeacherError(f"recording {self._path}, line {number}: not a recorded reply: {detail}") from error
+
+
+def _check_fields(row: Mapping[str, Any], reads: Texts) -> None:
+    for name, value in reads._asdict().items():
+        if not isinstance(value, str):
+            raise TypeError(f"reads.{name} is not a text")
+    for name in _TEXT_FIELDS:
+        if not isinstance(row.get(name), str | None):
+            raise TypeError(f"{name} is not a text")
+    for name in _COUNT_FIELDS:
+        if not isinstance(row.get(name), int | None):
+            raise TypeError(f"{name} is not a whole number")
+    if row.get("text") is None and not row.get("error"):
+        raise KeyError("text")
+
+
+def recorded_line(step: str, read: Texts, reply: Reply) -> str:
+    """Return the line by which a recording answers a question about `read` with `reply`."""
+    row: dict[str, Any] = {"step": str(step), "reads": read._asdict(), "text": reply.text}
+    for name in ("finish_reason", *_COUNT_FIELDS, "served_model"):
+        if getattr(reply, name) is not None:
+            row[name] = getattr(reply, name)
+    if reply.status is not ReplyStatus.OK:
+        row["error"] = reply.error or "error: unknown"
+    return json.dumps(row, ensure_ascii=False)
+
+
+def write_recording(path: Path, replies: Iterable[tuple[str, Texts, Reply]]) -> int:
+    """Write (step, texts read, reply) rows as a recording and return how many; attempts at one question in their order."""
+    count = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for step, read, reply in replies:
+            file.write(recorded_line(step, read, reply) + "\n")
+            count += 1
+    return count
