@@ -91,7 +91,8 @@ class ChatTeacher:
             headers = error.response.headers
             reply, stop = self._refused(error)
         except openai.APIConnectionError as error:
-            reply = failed("connection", f"{type(error.__cause__).__name__}: {error.__cause__}")
+            cause = error.__cause__ or error
+            reply = failed("connection", str(cause) or f"it broke off ({type(cause).__name__})")
         reply = replace(
             reply, request_id=headers.get("x-request-id"), duration_ms=round(1000 * (time.monotonic() - started))
         )
@@ -190,10 +191,10 @@ def _api_key(config: TeacherConfig, where: str) -> str:
 
 
 def _error_kind(status: int, codes: set[str], message: str, stop: bool) -> str:
-    if status in _KINDS:
-        return _KINDS[status]
-    if status >= 500 or stop:
-        return "stopped" if stop else "server_error"
+    if stop:
+        return "stopped"
+    if status in _KINDS or status >= 500:
+        return _KINDS.get(status, "server_error")
     if "content_filter" in codes:
         return "content_filter"
     if status == 413 or codes & _TOO_LONG or _TOO_LONG_WORDS.search(message):

@@ -1,0 +1,402 @@
+"""An OpenAI-compatible chat server on loopback that fails as real ones do, by a seed, and keeps a log.
+
+Real HTTP over real sockets, in a thread (`with TeacherServer(...) as server`) or a process of its own
+(`python tests/teacher_server.py --delay 0.5 --fault server_error=0.1 --log log.jsonl`, which prints its base URL).
+
+Invariant: which fault a request meets depends on the seed, its question and how often that question was asked before, and
+on nothing else; so a run is reproducible whatever the order in which its requests arrive. Each request is in `log` from the
+moment it has arrived whole, and its exchange says what was sent and whether all of it was.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import random
+import re
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Fault(StrEnum):
+    """What a request may meet."""
+
+    NONE = "none"
+    SLOW = "slow"  # a good answer, late
+    RATE_LIMITED = "rate_limited"  # 429 without Retry-After
+    RATE_LIMITED_AFTER = "rate_limited_after"  # 429 with Retry-After
+    NO_QUOTA = "no_quota"  # 429 insufficient_quota
+    UNAUTHORIZED = "unauthorized"  # 401
+    FORBIDDEN = "forbidden"  # 403
+    UNKNOWN_MODEL = "unknown_model"  # 404
+    CONFLICT = "conflict"  # 409
+    REQUEST_TIMEOUT = "request_timeout"  # 408
+    SERVER_ERROR = "server_error"  # 500
+    BAD_GATEWAY = "bad_gateway"  # 502 in HTML
+    HANG = "hang"  # no answer until the client gives up
+    TRICKLE = "trickle"  # a body that never ends, a space at a time
+    RESET = "reset"  # the connection is reset before any answer
+    RESET_IN_BODY = "reset_in_body"  # the connection is reset in the middle of the body
+    INVALID_JSON = "invalid_json"  # 200, but no JSON
+    CUT_JSON = "cut_json"  # 200, JSON that stops halfway
+    HTML = "html"  # 200, a web page
+    NO_CHOICES = "no_choices"  # 200, empty choices
+    NULL_MESSAGE = "null_message"  # 200, a choice without message
+    EMPTY = "empty"  # an empty text
+    CUT_OFF = "cut_off"  # finish_reason length
+    REFUSAL = "refusal"
+    FILTERED = "filtered"  # finish_reason content_filter
+    FILTERED_PROMPT = "filtered_prompt"  # 400 content_filter
+    TOO_LONG = "too_long"  # 400 context_length_exceeded
+    BAD_REQUEST = "bad_request"  # 400 of another kind
+    UNSUPPORTED = "unsupported"  # 400: a reasoning model refuses max_tokens
+
+
+# The status and body of the faults that are no more than that; errors by OpenAI's published shape.
+_ERRORS: dict[Fault, tuple[int, str, str | None]] = {
+    Fault.RATE_LIMITED: (429, "rate_limit_exceeded", "Rate limit reached for requests"),
+    Fault.RATE_LIMITED_AFTER: (429, "rate_limit_exceeded", "Rate limit reached for tokens"),
+    Fault.NO_QUOTA: (429, "insufficient_quota", "You exceeded your current quota, please check your plan."),
+    Fault.UNAUTHORIZED: (401, "invalid_api_key", "Incorrect API key provided."),
+    Fault.FORBIDDEN: (403, "forbidden", "You are not allowed to sample from this model"),
+    Fault.UNKNOWN_MODEL: (404, "model_not_found", "The model does not exist or you do not have access to it."),
+    Fault.CONFLICT: (409, "conflict", "Another request is in progress"),
+    Fault.REQUEST_TIMEOUT: (408, "timeout", "Request timed out"),
+    Fault.SERVER_ERROR: (500, "server_error", "The server had an error while processing your request."),
+    Fault.FILTERED_PROMPT: (400, "content_filter", "The prompt was filtered"),
+    Fault.TOO_LONG: (400, "context_length_exceeded", "This model's maximum context length is 8192 tokens."),
+    Fault.BAD_REQUEST: (400, "invalid_request_error", "Invalid 'messages[0].content'"),
+    Fault.UNSUPPORTED: (400, "unsupported_parameter", "Use 'max_completion_tokens' instead of 'max_tokens'."),
+}
+_PAGE = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request that arrived, and what was sent back; `nth` counts the requests of one question from 1."""
+
+    number: int
+    question: str
+    nth: int
+    arrived_at: float
+    body: dict[str, Any]
+    headers: dict[str, str]
+    in_flight: int
+    fault: Fault = Fault.NONE
+    status: int | None = None
+    text: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    sent_at: float | None = None
+    complete: bool = False  # everything that was to be sent was handed to the connection
+
+    @property
+    def prompt(self) -> str:
+        """All messages' texts."""
+        return "\n".join(message["content"] for message in self.body["messages"])
+
+
+def marked_answer(exchange: Exchange) -> str:
+    """Return a good reply to the step whose markers the prompt asks for; the same for the same question."""
+    name = exchange.question[:8]
+    prompt = exchange.prompt
+    if "[New Instruction]" in prompt:
+        return (
+            f"1. The instruction {name} is too plain.\n\n[New Instruction]\nExplain {name} in three steps.\n[End]\n"
+            f"[New Answer]\nFirst {name}, then more, then the End of it.\n[End]"
+        )
+    if "[Better Answer]" in prompt:
+        return f"1. Too short.\n\n[Better Answer]\nA better answer, {name}, with every detail.\n[End]"
+    if "[Instruction]" in prompt:
+        return f"[Instruction]\nDo {name} with what is given here.\n[End]"
+    return f"An answer to {name}."
+
+
+@dataclass
+class TeacherServer:
+    """The server; its parameters say how it fails.
+
+    `faults` gives each fault's probability. `decide` may name a fault for an exchange and goes before them; None leaves it
+    to chance. `capacity`: more requests than this in flight are answered 429. `hang_s` bounds a hang, so that a test ends.
+    """
+
+    seed: int = 0
+    faults: Mapping[Fault, float] = field(default_factory=dict)
+    decide: Callable[[Exchange], Fault | None] | None = None
+    answer: Callable[[Exchange], str] = marked_answer
+    delay_s: float = 0.0
+    slow_s: float = 0.3
+    hang_s: float = 30.0
+    retry_after: str = "1"
+    capacity: int | None = None
+    reply_headers: Callable[[Exchange], Mapping[str, str]] | None = None
+    port: int = 0
+    log_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.log: list[Exchange] = []
+        self.questions: Counter[str] = Counter()
+        self.in_flight = 0
+        self.connections = 0
+        self._ready = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # ------------------------------------------------------------------ running
+
+    def start(self) -> "TeacherServer":
+        """Listen; on the same port as before, if it was stopped."""
+        self._ready.clear()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread.start()
+        self._ready.wait(10)
+        return self
+
+    def stop(self) -> None:
+        """Drop every connection and listen no longer."""
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join(10)
+            self._thread = None
+
+    def __enter__(self) -> "TeacherServer":
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def base_url(self) -> str:
+        """What a client takes as its base URL."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def _serve(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._open: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, backlog=1024)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stopping.wait()
+        server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        self.connections += 1
+        try:
+            while await self._exchange(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client went away, or the server is stopping
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    # ------------------------------------------------------------------ one request
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; False where the connection is at its end."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if not head[0].startswith("POST /v1/chat/completions "):
+            await self._send(writer, 404, b'{"error": {"message": "no such address"}}')
+            return True
+        exchange = self._arrived(json.loads(body), headers)
+        try:
+            return await self._reply(exchange, reader, writer)
+        finally:
+            self.in_flight -= 1
+            self._write_log(exchange)
+
+    def _arrived(self, body: dict[str, Any], headers: dict[str, str]) -> Exchange:
+        question = hashlib.sha256(json.dumps(body["messages"], sort_keys=True).encode()).hexdigest()
+        self.questions[question] += 1
+        self.in_flight += 1
+        exchange = Exchange(
+            number=len(self.log),
+            question=question,
+            nth=self.questions[question],
+            arrived_at=time.monotonic(),
+            body=body,
+            headers=headers,
+            in_flight=self.in_flight,
+        )
+        exchange.prompt_tokens = len(exchange.prompt) // 4
+        self.log.append(exchange)
+        exchange.fault = self._fault(exchange)
+        return exchange
+
+    def _fault(self, exchange: Exchange) -> Fault:
+        decided = self.decide(exchange) if self.decide else None
+        if decided is not None:
+            return decided
+        if self.capacity is not None and exchange.in_flight > self.capacity:
+            return Fault.RATE_LIMITED
+        chance = random.Random(f"{self.seed} {exchange.question} {exchange.nth}").random()
+        for fault, share in self.faults.items():
+            chance -= share
+            if chance < 0:
+                return fault
+        return Fault.NONE
+
+    async def _reply(self, exchange: Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        fault = exchange.fault
+        if self.delay_s and fault in (Fault.NONE, Fault.CUT_OFF, Fault.EMPTY, Fault.REFUSAL):
+            await asyncio.sleep(self.delay_s)
+        if fault is Fault.SLOW:
+            await asyncio.sleep(self.slow_s)
+        if fault is Fault.HANG:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(1), self.hang_s)  # ends when the client hangs up
+            return False
+        if fault is Fault.RESET:
+            _reset(writer)
+            return False
+        status, body, kind = self._compose(exchange)
+        exchange.status = status
+        headers = dict(self.reply_headers(exchange)) if self.reply_headers else {}
+        if fault is Fault.RATE_LIMITED_AFTER:
+            headers["retry-after"] = self.retry_after
+        if fault in (Fault.RESET_IN_BODY, Fault.TRICKLE):
+            return await self._send_partly(exchange, writer, body)
+        await self._send(writer, status, body, kind, {"x-request-id": f"req-{exchange.number}", **headers})
+        exchange.sent_at, exchange.complete = time.monotonic(), True
+        return True
+
+    async def _send_partly(self, exchange: Exchange, writer: asyncio.StreamWriter, body: bytes) -> bool:
+        writer.write(_head(200, len(body) + 1_000_000, "application/json", {}) + body[: len(body) // 2])
+        await writer.drain()
+        if exchange.fault is Fault.RESET_IN_BODY:
+            await asyncio.sleep(0.01)  # so that the half really leaves before the reset overtakes it
+            _reset(writer)
+            return False
+        deadline = time.monotonic() + self.hang_s
+        while time.monotonic() < deadline:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        return False
+
+    async def _send(
+        self,
+        writer: asyncio.StreamWriter,
+        status: int,
+        body: bytes,
+        kind: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        writer.write(_head(status, len(body), kind, headers or {}) + body)
+        await writer.drain()
+
+    def _compose(self, exchange: Exchange) -> tuple[int, bytes, str]:
+        fault = exchange.fault
+        if fault in _ERRORS:
+            status, code, message = _ERRORS[fault]
+            param = "max_tokens" if fault is Fault.UNSUPPORTED else None
+            error = {"message": message, "type": code, "code": code, "param": param}
+            return status, json.dumps({"error": error}).encode(), "application/json"
+        if fault is Fault.BAD_GATEWAY:
+            return 502, _PAGE, "text/html"
+        if fault is Fault.HTML:
+            return 200, _PAGE, "text/html"
+        if fault is Fault.INVALID_JSON:
+            return 200, b"upstream said: no", "application/json"
+        body = json.dumps(self._completion(exchange)).encode()
+        return 200, body[: len(body) // 2] if fault is Fault.CUT_JSON else body, "application/json"
+
+    def _completion(self, exchange: Exchange) -> dict[str, Any]:
+        fault = exchange.fault
+        text: str | None = self.answer(exchange)
+        assert text is not None
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        finish_reason = "stop"
+        if fault is Fault.CUT_OFF:
+            finish_reason, text = "length", text[: len(text) // 2]
+        elif fault is Fault.FILTERED:
+            finish_reason, text = "content_filter", None
+        elif fault is Fault.EMPTY:
+            text = ""
+        elif fault is Fault.REFUSAL:
+            message["refusal"], text = "I cannot help with that.", None
+        message["content"] = text
+        exchange.text = text
+        exchange.completion_tokens = max(1, len(text or "") // 4)
+        choice = {
+            "index": 0,
+            "message": None if fault is Fault.NULL_MESSAGE else message,
+            "finish_reason": finish_reason,
+        }
+        return {
+            "id": f"chatcmpl-{exchange.number}",
+            "object": "chat.completion",
+            "created": 1_700_000_000,
+            "model": f"{exchange.body['model']}-2026-01-01",
+            "choices": [] if fault is Fault.NO_CHOICES else [choice],
+            "usage": {
+                "prompt_tokens": exchange.prompt_tokens,
+                "completion_tokens": exchange.completion_tokens,
+                "total_tokens": exchange.prompt_tokens + exchange.completion_tokens,
+            },
+        }
+
+    def _write_log(self, exchange: Exchange) -> None:
+        if self.log_path is not None:
+            with self.log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(exchange)) + "\n")
+
+
+def _head(status: int, length: int, kind: str, headers: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status} X", f"content-type: {kind}", f"content-length: {length}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close with a reset rather than an orderly end."""
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before a good answer")
+    parser.add_argument("--capacity", type=int)
+    parser.add_argument("--fault", action="append", default=[], metavar="NAME=SHARE")
+    parser.add_argument("--log", type=Path)
+    options = parser.parse_args()
+    pairs = [re.fullmatch(r"(\w+)=([\d.]+)", fault) for fault in options.fault]
+    faults = {Fault(pair[1]): float(pair[2]) for pair in pairs if pair}
+    server = TeacherServer(
+        seed=options.seed,
+        faults=faults,
+        delay_s=options.delay,
+        capacity=options.capacity,
+        port=options.port,
+        log_path=options.log,
+    ).start()
+    print(server.base_url, flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
