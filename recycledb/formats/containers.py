@@ -36,13 +36,13 @@ BLOCK = 1 << 20
 HEAD = 1 << 12
 ZSTD_BLOCK = 1 << 16  # of compressed bytes, so that what they unfold to stays in proportion
 PARQUET_ROWS = 256
-MAX_ROW = 1 << 28  # 256 MiB: beyond this a quote or bracket was left open, and the rest of the file would be one row
+MAX_ROW = 1 << 26  # 64 MiB: beyond this a quote or bracket was left open, and the rest of the file would be one row
 
 _SPACE = b" \t\r\n"
 _STRUCTURE = re.compile(rb'["{}\[\]]')
 _SCALAR_END = re.compile(rb"[\s,\]]")
 _NOT_SPACE = re.compile(rb"[^ \t\r\n]")
-_QUOTE, _BACKSLASH, _LIST_END, _COMMA = b'"\\],'
+_QUOTE, _BACKSLASH, _BRACE, _LIST_END, _COMMA = b'"\\{],'
 
 _GZIP, _ZSTD, _PARQUET, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xef\xbb\xbf"
 _FOREIGN = {  # how files begin that people take for data, and what to say of them
@@ -319,13 +319,10 @@ def _list_values(path: Path, window: _Window) -> Iterator[Any]:
     position = 0
     mark = window.skip_space()
     while mark != _LIST_END or position:  # a bracket after a comma is no value, and is refused as such
-        text = None if mark < 0 else window.take(path, _value_end)
-        if text is None:
-            raise FormatError(f"{path} is cut short: its JSON list ends within or after element {position}")
-        try:
-            yield parse(text)
-        except ValueError as error:
-            raise FormatError(f"{path} is not valid JSON: element {position} (counted from 0): {error}") from error
+        if mark < 0:
+            raise FormatError(f"{path} is cut short: its JSON list has no end after {position} elements")
+        value = _simple_object(window)
+        yield _element(path, window, position) if value is None else value
         position += 1
         mark = window.skip_space()
         if mark == _LIST_END:
@@ -337,6 +334,33 @@ def _list_values(path: Path, window: _Window) -> Iterator[Any]:
     window.at += 1
     if window.skip_space() >= 0:
         raise FormatError(f"{path} goes on after the end of its JSON list ({position} elements): it is no valid JSON")
+
+
+def _simple_object(window: _Window) -> Any:
+    """Return the object that ends at the next closing brace, or None.
+
+    That brace is a guess, but what parses up to it begins with an opening brace, so it is the object and nothing else.
+    Most rows are like that, and this spares them the search for their end, three times as long as parsing.
+    """
+    end = window.data.find(b"}", window.at) + 1
+    if not end or window.data[window.at] != _BRACE:
+        return None
+    try:
+        value = orjson.loads(window.data[window.at : end])
+    except orjson.JSONDecodeError:
+        return None
+    window.at = end
+    return value
+
+
+def _element(path: Path, window: _Window, position: int) -> Any:
+    text = window.take(path, _value_end)
+    if text is None:
+        raise FormatError(f"{path} is cut short: its JSON list ends within element {position} (counted from 0)")
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise FormatError(f"{path} is not valid JSON: element {position} (counted from 0): {error}") from error
 
 
 def _not_separated(path: Path, position: int, mark: int) -> FormatError:
@@ -399,7 +423,7 @@ def _parquet_values(path: Path, file: Path | BinaryIO) -> Iterator[Any]:
         with pq.ParquetFile(file, buffer_size=BLOCK, pre_buffer=False, page_checksum_verification=True) as table:
             for batch in table.iter_batches(batch_size=PARQUET_ROWS, use_threads=False):
                 yield from _batch_values(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a damaged name of a column
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FormatError(f"{path} is a cut or damaged Parquet file ({reason}): copy or download it again") from error
 

@@ -178,7 +178,7 @@ def _row(position: int, value: Any, format: str) -> tuple[Row, bool]:
 def _alpaca(row: dict[str, Any]) -> tuple[Texts, dict[str, Any], bool]:
     extra = {name: value for name, value in row.items() if name not in Texts._fields}
     given = "" if row.get("input") is None else _sound(row["input"], "'input'")
-    if is_placeholder(given):
+    if given and is_placeholder(given):
         extra["original_input"], given = given, ""
     instruction, output = (_sound(row.get(name), f"'{name}'") for name in ("instruction", "output"))
     return Texts(instruction, given, output), extra, False
@@ -249,7 +249,7 @@ def _sound(value: Any, where: str) -> str:
 
 def _require_no_surrogate(text: str, where: str) -> None:
     try:
-        text.encode()
+        _ = text.isascii() or text.encode()
     except UnicodeEncodeError:
         raise _Unusable(f"lone surrogate in {where}") from None
 

@@ -87,7 +87,7 @@ def _write_parquet(stream: IO[bytes], rows: Rows) -> None:
             spool.write(_dumped(number, row) + b"\n")
         spool.seek(0)
         schema = pa.schema([(name, arrow.get(kind, pa.string())) for name, kind in types.items()])
-        with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer:
             for lines in _batches(spool):
                 found = [json.loads(line) for line in lines]
                 columns = [[_as_type(row.get(name), kind) for row in found] for name, kind in types.items()]
