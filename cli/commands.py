@@ -1,5 +1,8 @@
 """Every command, gathered on one app in the order in which `--help` lists them."""
 
+from recycledb.cli import storing, syncing
 from recycledb.cli.app import app, session
 
-__all__ = ["app", "session"]
+COMMANDS = (storing, syncing)  # importing a module puts its commands on the app
+
+__all__ = ["COMMANDS", "app", "session"]

@@ -28,11 +28,11 @@ from recycledb.schema import (
     utc_now,
     variant_id,
 )
-from recycledb.store import migrate, pending
+from recycledb.store import migrate, pending, verify
 from recycledb.store.backend import Backend, Row, Sandbox
 from recycledb.store.processes import is_alive, process_started
 
-__all__ = ["HEARTBEAT_TIMEOUT_S", "Place", "Row", "Sandbox", "Store", "parse_url", "pending"]
+__all__ = ["HEARTBEAT_TIMEOUT_S", "Place", "Row", "Sandbox", "Store", "parse_url", "pending", "revisions", "upgrade"]
 
 HEARTBEAT_TIMEOUT_S = 120
 BATCH_ROWS = 5_000
@@ -65,6 +65,38 @@ def open_backend(url: str) -> Backend:
     return SQLite(path)
 
 
+@contextmanager
+def _explained(backend: Backend) -> Iterator[None]:
+    """Turn a driver's error into one line for the user."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise StoreError(backend.explain(error.orig if isinstance(error.orig, Exception) else error)) from error
+
+
+def revisions(url: str) -> tuple[str | None, str]:
+    """Return the schema revision of the store at `url`, and the newest."""
+    backend = open_backend(url)
+    if not backend.path.exists():
+        raise StoreError(f"there is no store at {backend.path}; `recycledb init` or `recycledb add FILE` makes one")
+    try:
+        with _explained(backend), backend.reader.connect() as conn:
+            return migrate.current(conn), migrate.HEAD
+    finally:
+        backend.close()
+
+
+def upgrade(url: str) -> Path | None:
+    """Bring the store at `url` to the newest schema; return where its copy from before lies, if one was made."""
+    revisions(url)
+    backend = open_backend(url)
+    try:
+        with _explained(backend):
+            return migrate.upgrade(backend)
+    finally:
+        backend.close()
+
+
 class Store:
     """An open store at the newest schema."""
 
@@ -77,7 +109,7 @@ class Store:
         """Open the store at `url`; with `create`, make it when there is none. SchemaError unless it is at the newest schema."""
         store = cls(open_backend(url))
         path = store.backend.path
-        with store._explained():
+        with _explained(store.backend):
             if not path.exists():
                 if not create:
                     raise StoreError(f"there is no store at {path}; `recycledb init` or `recycledb add FILE` makes one")
@@ -105,24 +137,15 @@ class Store:
     # -- transactions
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except DBAPIError as error:
-            raise StoreError(
-                self.backend.explain(error.orig if isinstance(error.orig, Exception) else error)
-            ) from error
-
-    @contextmanager
     def write(self) -> Iterator[Connection]:
         """Open a write transaction: it has the write lock from the start, and is durable once this returns."""
-        with self._lock, self._explained(), self.backend.writer.begin() as conn:
+        with self._lock, _explained(self.backend), self.backend.writer.begin() as conn:
             yield conn
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a connection that sees committed rows; it never holds up a writer."""
-        with self._explained(), self.backend.reader.connect() as conn:
+        with _explained(self.backend), self.backend.reader.connect() as conn:
             yield conn
 
     def rows(self, sql: str, **parameters: Any) -> Sequence[SQLRow]:
@@ -229,6 +252,14 @@ class Store:
         )
         return int(count)
 
+    @staticmethod
+    def last_import(conn: Connection, dataset: str) -> str | None:
+        """Return the digest of the files that a dataset was last made from."""
+        found = conn.execute(
+            text("SELECT sha256 FROM datasets WHERE dataset = :dataset"), {"dataset": dataset}
+        ).scalar()
+        return None if found is None else str(found)
+
     # -- pending work
 
     def iter_places(self, page: int = 500) -> Iterator[list[str]]:
@@ -254,6 +285,43 @@ class Store:
             FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q GROUP BY q.step
         """
         return {row[0]: (int(row[1]), int(row[2])) for row in self.rows(sql, **wanted.parameters)}
+
+    def count_unread(self, extractor: int) -> int:
+        """Return how many complete replies this extractor has not read."""
+        return int(self.rows(f"SELECT count(*) {pending.UNREAD}", extractor=extractor)[0][0])
+
+    def count_failed(self, wanted: pending.Wanted) -> int:
+        """Return how many wanted questions failed for good."""
+        return int(self.rows(pending.FAILED, **wanted.parameters)[0][0])
+
+    def reply_history(self, teacher: str) -> dict[str, SQLRow]:
+        """Return, by step, the mean completion tokens and cost of a teacher's complete replies, where they are known."""
+        sql = """
+            SELECT step, avg(completion_tokens) AS completion_tokens, avg(cost_usd) AS cost_usd
+            FROM reply WHERE teacher_id = :teacher AND status = 'ok' AND completion_tokens IS NOT NULL GROUP BY step
+        """
+        return {row.step: row for row in self.rows(sql, teacher=teacher)}
+
+    def pending_readings(self, extractor: int, page: int = 500) -> Sequence[SQLRow]:
+        """Return some of the complete replies that this extractor has not read, with the texts that they are about."""
+        return self.rows(pending.UNREAD_PAGE, extractor=extractor, page=page)
+
+    def add_replies(self, replies: Sequence[Row]) -> None:
+        """Commit what came back from teachers: `reply` rows."""
+        with self.write() as conn:
+            self.insert(conn, "reply", replies)
+
+    def add_readings(self, extractions: Sequence[Row], variants: Sequence[Row]) -> None:
+        """Commit an extractor's verdicts, and the variants that it found."""
+        with self.write() as conn:
+            if variants:
+                self.insert(conn, "variant", variants)
+            self.insert(conn, "extraction", extractions)
+
+    def add_losses(self, losses: Sequence[Row]) -> None:
+        """Commit statistics: `loss` rows."""
+        with self.write() as conn:
+            self.insert(conn, "loss", losses)
 
     def claim(self, wanted: pending.Wanted, worker: str, asked: Sequence[SQLRow]) -> list[tuple[str, int, SQLRow]]:
         """Claim questions by writing their attempts; return (attempt_id, number, question) for those still open.
@@ -326,6 +394,12 @@ class Store:
             rows = self.rows(sql, student=student, **{f"p{i}": pair for i, pair in enumerate(part)})
             found.update({row[0]: (float(row[1]), int(row[2])) for row in rows})
         return found
+
+    # -- soundness
+
+    def verify(self) -> list[str]:
+        """Return what is wrong with the store: the file, references, ids that are not the address of their content."""
+        return [*self.backend.damage(), *verify.references(self.rows), *verify.addresses(self.read)]
 
     # -- workers
 

@@ -1,11 +1,11 @@
 """What is missing, in SQL: the questions not yet answered and the statistics not yet computed.
 
-Invariant: each statement is asked of the facts alone (no flags, no cursors kept between runs), so a row that is removed by hand is missing again, and
-nothing that is there is ever asked for twice. The statements are portable across SQLite, DuckDB and PostgreSQL.
+Invariant: each statement is asked of the facts alone (no flags, no cursors kept between runs), so a row that is removed
+by hand is missing again, and nothing that is there is ever asked for twice. The statements are portable across SQLite, DuckDB and PostgreSQL.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from recycledb.schema import SCORED_KINDS, Kind, Step
 
@@ -20,6 +20,15 @@ class Wanted:
     retry_before: str = ""  # failed replies older than this moment are asked again
     run_started: str = ""  # errors since this moment count against max_attempts
     max_attempts: int = 5
+    lazy_student: str | None = None  # reflect_response only on the winner of this student's IFD comparison
+
+    def retrying(self, before: str) -> "Wanted":
+        """Return the same, with replies that failed before that moment asked again."""
+        return replace(self, retry_before=before)
+
+    def started(self, now: str) -> "Wanted":
+        """Return the same, for a run that starts now."""
+        return replace(self, run_started=now)
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -30,7 +39,8 @@ class Wanted:
             "retry_before": self.retry_before,
             "run_started": self.run_started,
             "max_attempts": self.max_attempts,
-            **{f"prompt_{step}": prompt for step, prompt in self.prompts.items()},
+            **({"lazy_student": self.lazy_student} if self.lazy_student else {}),
+            **{f"prompt_{step}": self.prompts.get(step, "") for step in Step},
         }
 
 
@@ -119,12 +129,19 @@ def questions(wanted: Wanted, samples: str) -> str:
         asks.append(_ask(Step.REFLECT_INSTRUCTION, origin + only))
         asks.append(_ask(Step.REFLECT_INSTRUCTION, "SELECT * FROM usable WHERE kind = 'compressed'"))
     if Step.REFLECT_RESPONSE in wanted.prompts:
-        asks.append(_ask(Step.REFLECT_RESPONSE, origin))
-        asks.append(_ask(Step.REFLECT_RESPONSE, "SELECT * FROM usable WHERE kind = 'reflect_instruction'"))
+        harder = "SELECT * FROM usable WHERE kind = 'reflect_instruction'"
+        lazy = wanted.lazy_student and Step.REFLECT_INSTRUCTION in wanted.prompts
+        asks.append(_ask(Step.REFLECT_RESPONSE, origin + (_STAYED if lazy else "")))
+        asks.append(_ask(Step.REFLECT_RESPONSE, f"{harder} AND {_WON}" if lazy else harder))
     if not asks:
-        asks.append(_ask(Step.COMPRESS, f"{origin} AND 1 = 0"))
+        return f"""
+            WITH seen AS ({samples})
+            SELECT v.variant_id, v.sample_id, '' AS step, '' AS prompt_id, v.instruction, v.input, v.output, 0 AS attempts
+            FROM variant v WHERE 1 = 0
+        """
+    contest = f", ifd AS ({_IFD})" if wanted.lazy_student else ""
     return f"""
-        {chain(wanted, samples)}, ask AS ({" UNION ALL ".join(asks)})
+        {chain(wanted, samples)}{contest}, ask AS ({" UNION ALL ".join(asks)})
         SELECT a.variant_id, a.sample_id, a.step, a.prompt_id, a.instruction, a.input, a.output,
             (SELECT count(*) FROM attempt t WHERE t.variant_id = a.variant_id AND t.step = a.step
              AND t.teacher_id = :teacher AND t.prompt_id = a.prompt_id) AS attempts
@@ -133,10 +150,52 @@ def questions(wanted: Wanted, samples: str) -> str:
     """
 
 
+# The comparison of Selective Reflection-Tuning (arXiv:2402.10110): is the new instruction harder than the old one?
+# A comparison with a missing score is false, as in the `selective` recipe, so both take the same branch.
+_IFD = """
+    SELECT v.variant_id, v.sample_id, v.kind,
+        exp(c.loss_sum / c.n_tokens) / exp(d.loss_sum / d.n_tokens) AS ifd
+    FROM seen
+    JOIN variant v ON v.sample_id = seen.sample_id
+    JOIN loss c ON c.student_id = :lazy_student AND c.variant_id = v.variant_id AND c.stat = 'A_condition'
+    JOIN loss d ON d.student_id = :lazy_student AND d.variant_id = v.variant_id AND d.stat = 'A_direct'
+    WHERE v.kind = 'origin' OR v.variant_id IN (SELECT variant_id FROM usable WHERE kind = 'reflect_instruction')
+"""
+
+_WON = """variant_id IN (
+    SELECT q.variant_id FROM ifd q JOIN ifd o ON o.sample_id = q.sample_id AND o.kind = 'origin'
+    WHERE q.kind = 'reflect_instruction' AND q.ifd > o.ifd
+)"""
+
+# The origin stays when no new instruction won; that is known once each was scored, or when none can come any more.
+_STAYED = """
+    AND EXISTS (SELECT 1 FROM ifd o WHERE o.variant_id = v.variant_id)
+    AND NOT EXISTS (
+        SELECT 1 FROM usable u WHERE u.sample_id = v.sample_id AND u.kind = 'reflect_instruction'
+        AND NOT EXISTS (SELECT 1 FROM ifd q WHERE q.variant_id = u.variant_id)
+    )
+    AND NOT EXISTS (
+        SELECT 1 FROM ifd q JOIN ifd o ON o.variant_id = v.variant_id
+        WHERE q.sample_id = v.sample_id AND q.kind = 'reflect_instruction' AND q.ifd > o.ifd
+    )
+    AND EXISTS (
+        SELECT 1 FROM variant b
+        JOIN reply r ON r.variant_id = b.variant_id
+        LEFT JOIN extraction e ON e.text_id = r.text_id AND e.extractor = :extractor
+        WHERE b.sample_id = v.sample_id AND r.teacher_id = :teacher
+        AND (b.kind = 'origin' OR b.variant_id IN (SELECT variant_id FROM usable))
+        AND (
+            (r.step = 'reflect_instruction' AND r.prompt_id = :prompt_reflect_instruction)
+            OR (r.step = 'compress' AND r.prompt_id = :prompt_compress AND (r.status = 'failed' OR e.reason IS NOT NULL))
+        )
+        AND (r.status = 'failed' OR e.text_id IS NOT NULL)
+    )
+"""
+
+
 def _ask(step: Step, variants: str) -> str:
-    prompt = f":prompt_{step}" if step else "NULL"
     return f"""
-        SELECT v.variant_id, v.sample_id, '{step}' AS step, CAST({prompt} AS VARCHAR) AS prompt_id,
+        SELECT v.variant_id, v.sample_id, '{step}' AS step, CAST(:prompt_{step} AS VARCHAR) AS prompt_id,
             v.instruction, v.input, v.output
         FROM ({variants}) v
     """
@@ -164,15 +223,32 @@ _UNANSWERED = f"""
 """
 
 
-def unread(samples: str | None = None) -> str:
-    """Return SQL for complete replies that the present extractor has not read: reply and the texts that it was about."""
-    return """
-        SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id, v.variant_id, v.sample_id, v.instruction, v.input, v.output
+# Complete replies that the present extractor has not read.
+UNREAD = """
+    FROM reply r JOIN variant v ON v.variant_id = r.variant_id
+    WHERE r.status = 'ok'
+    AND NOT EXISTS (SELECT 1 FROM extraction e WHERE e.text_id = r.text_id AND e.extractor = :extractor)
+"""
+
+UNREAD_PAGE = f"""
+    SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id,
+        v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output
+    {UNREAD} ORDER BY r.text_id LIMIT :page
+"""
+
+# Questions about open samples whose last word is a reply that failed for good.
+FAILED = f"""
+    SELECT count(*) FROM (
+        SELECT DISTINCT r.variant_id, r.step, r.prompt_id
         FROM reply r JOIN variant v ON v.variant_id = r.variant_id
-        WHERE r.status = 'ok'
-        AND NOT EXISTS (SELECT 1 FROM extraction e WHERE e.text_id = r.text_id AND e.extractor = :extractor)
-        ORDER BY r.text_id LIMIT :page
-    """
+        WHERE r.status = 'failed' AND r.teacher_id = :teacher AND r.prompt_id IN ({", ".join(f":prompt_{step}" for step in Step)})
+        AND v.sample_id IN ({ALL_SAMPLES})
+        AND NOT EXISTS (
+            SELECT 1 FROM reply s WHERE s.variant_id = r.variant_id AND s.step = r.step
+            AND s.teacher_id = r.teacher_id AND s.prompt_id = r.prompt_id AND s.status = 'ok'
+        )
+    ) f
+"""
 
 
 def unscored(wanted: Wanted | None, samples: str, stats: int) -> str:

@@ -1,0 +1,155 @@
+"""Commands that make, fill and mend the store: init, add, db."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+from recycledb.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recycledb.adding import Added
+
+SHOWN_REJECTIONS = 10
+
+TEMPLATE = '''\
+# What `recycledb sync` brings about. It fills in what is missing and never asks or computes twice.
+# Secrets (OPENAI_API_KEY) come from the environment, never from here.
+
+[store]
+url = "{url}"                # or duckdb:///recycle.duckdb
+
+# --- Teachers rewrite samples. provider: openai (OpenAI, vLLM, SGLang, llama.cpp, Ollama …), transformers, recorded.
+[teachers.gpt]
+provider = "openai"
+model = "gpt-4o-mini"
+# base_url = "http://localhost:8000/v1"      # else $OPENAI_BASE_URL
+# concurrency = 32                           # questions under way at once
+# rpm = 500                                  # requests a minute
+# tpm = 200000                               # tokens a minute
+# price_in = 0.15                            # USD per million tokens; --max-cost needs both
+# price_out = 0.60
+# params = {{ temperature = 0, max_tokens = 2048 }}   # a value "unset" is not sent at all
+
+# --- Students score texts: the models that you will train, by Hugging Face id or folder.
+# [students.7b]
+# model = "meta-llama/Llama-2-7b-hf"
+# prompt = "vicuna"                          # vicuna | alpaca | wizardlm | none
+# max_length = 2048
+# dtype = "bfloat16"                         # float32 | bfloat16 | float16
+
+# --- Your own wording of a step, if you like (see `recycledb.reflection.prompts`); a changed file makes new rows.
+# [prompts]
+# reflect_response = "my_reflect_response.txt"
+
+[sync]
+steps = ["compress", "reflect_instruction", "reflect_response", "score"]
+teacher = "gpt"
+# students = ["7b"]                          # default: all of the above
+'''
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write recycledb.toml.")] = Path()) -> None:
+    """Write a commented recycledb.toml and create the store at the newest schema.
+
+    Example: [bold]recycledb init my-data[/bold]
+    """
+    from recycledb.config import DEFAULT_URL, FILE_NAME, load
+    from recycledb.store import Store
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE_NAME
+    if path.exists():
+        raise ConfigError(f"{path} is there already; edit it, or remove it first")
+    path.write_text(TEMPLATE.format(url=session.store_option or DEFAULT_URL), encoding="utf-8")
+    url = session.store_option or load(path).store.url
+    with Store.open(url, create=True) as store:
+        stdout().print(f"wrote {path}\nmade {store.backend.path}\nnext: recycledb add FILE, then recycledb sync --dry-run")
+
+
+@app.command()
+def add(
+    paths: Annotated[list[Path], typer.Argument(help="JSON, JSONL or Parquet; plain, gzip or zstd.")],
+    dataset: Annotated[str | None, typer.Option(help="The dataset's name. Default: each file's own.")] = None,
+    format: Annotated[str, typer.Option(help="auto, alpaca, sharegpt or messages.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Bring samples in; again brings in only what is new.
+
+    Examples: [bold]recycledb add data.json[/bold] · [bold]recycledb add part-*.jsonl.gz --dataset mine[/bold]
+    """
+    from recycledb.adding import add as add_files
+    from recycledb.formats import FORMATS
+
+    if format not in FORMATS:
+        raise typer.BadParameter(f"{format!r} is not one of {', '.join(FORMATS)}", param_hint="--format")
+    console = stderr()
+    with session.open(create=True) as store, console.status("reading …") as status:
+        reports = add_files(store, paths, dataset, format, lambda rows: status.update(f"{rows:,} rows read"))
+    for report in reports:
+        _tell_rejections(report)
+    result = {
+        "datasets": [report.as_dict() for report in reports],
+        **{key: sum(getattr(report, key) for report in reports) for key in ("added", "already_there", "rejected")},
+    }
+    emit(result, as_json=as_json, show=lambda: [_tell(report) for report in reports])
+
+
+def _tell_rejections(report: "Added") -> None:
+    console = stderr()
+    for rejection in report.rejections[:SHOWN_REJECTIONS]:
+        console.print(f"{rejection.source}: row {rejection.position}: {rejection.reason}", markup=False)
+    if report.rejected > SHOWN_REJECTIONS:
+        console.print(f"… and {report.rejected - SHOWN_REJECTIONS:,} more rejected rows (--json lists them)")
+
+
+def _tell(report: "Added") -> None:
+    parts = [f"{report.added:,} added", f"{report.already_there:,} already there", f"{report.rejected:,} rejected"]
+    if report.places_closed:
+        parts.append(f"{report.places_closed:,} places closed")
+    stdout().print(f"{report.dataset}: {', '.join(parts)}", markup=False)
+    if report.cut:
+        stdout().print(f"  {report.cut:,} conversations were longer than one turn pair; the first pair was taken")
+    if report.placeholders:
+        stdout().print(f"  {report.placeholders:,} input placeholders (such as “No input”) became an empty input")
+
+
+db = typer.Typer(help="The store's schema and soundness.", no_args_is_help=True)
+app.add_typer(db, name="db")
+
+
+@db.command()
+def upgrade() -> None:
+    """Bring the store to this version's schema; a copy of the file is made first."""
+    from recycledb.store import upgrade as upgrade_store
+
+    copy = upgrade_store(session.url)
+    current()
+    if copy is not None:
+        stdout().print(f"the store as it was: {copy}")
+
+
+@db.command()
+def current() -> None:
+    """Print the store's schema revision, and this version's."""
+    from recycledb.store import revisions
+
+    found, newest = revisions(session.url)
+    note = "" if found == newest else "; run recycledb db upgrade" if (found or "") < newest else "; upgrade recycledb"
+    stdout().print(f"{session.url}: schema {found or 'none'}, newest {newest}{note}")
+
+
+@db.command()
+def check() -> None:
+    """Verify the store: the file's own integrity, references, and that every id is the address of its content."""
+    with session.open() as store:
+        found = store.verify()
+    for line in found:
+        stdout().print(line, markup=False)
+    if found:
+        from recycledb.errors import StoreError
+
+        raise StoreError(f"{len(found)} problems found in {session.url}")
+    stdout().print("sound: integrity, references and content addresses hold")

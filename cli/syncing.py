@@ -1,0 +1,303 @@
+"""Commands that fill in what is missing, and say what is: sync, status."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+
+if TYPE_CHECKING:
+    from recycledb.sync import Listener, Outcome, Plan, Progress, Target
+
+EXIT_MISSING = 3
+
+
+@app.command()
+def sync(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and leave.")] = False,
+    only: Annotated[Literal["reflect", "score"] | None, typer.Option(help="Do one half of the work.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A teacher of recycledb.toml, or a model at $OPENAI_BASE_URL.")] = None,
+    student: Annotated[list[str] | None, typer.Option(help="A student of recycledb.toml, or NAME=HF_ID_OR_PATH.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most N teacher calls, and N variants a student.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Spend at most so many USD; never overshot.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed for good.")] = False,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Reflect on the response only of the instruction that won under the first student.")
+    ] = False,
+    prompt: Annotated[str | None, typer.Option(help="Students' template: vicuna, alpaca, wizardlm or none.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Students' tokens at most.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Students' precision: float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="Students' device: cpu, cuda, cuda:1 …")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fill in every row that the configuration asks for and the store lacks; nothing else.
+
+    Interrupt it whenever you like: the next run goes on from the last committed row.
+    Exit code 3 says that rows are still missing.
+
+    Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
+    [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
+    """
+    from recycledb.sync import Sync, resolve
+
+    overrides = {"prompt": prompt, "max_length": max_length, "dtype": dtype, "device": device}
+    students = session.config.get_students(tuple(student), **overrides) if student else None
+    if students is None and any(value is not None for value in overrides.values()):
+        students = session.config.get_students((), **overrides)
+    target = resolve(session.config, only=only, teacher=teacher, students=students, lazy=lazy)
+    with session.open() as store, _stoppable() as stop, _drawn(as_json) as listener:
+        run = Sync(
+            store, target, limit=limit, max_cost=max_cost, retry_failed=retry_failed, stop=stop, listener=listener
+        )
+        plan = run.plan()
+        if dry_run:
+            emit(plan.as_dict(), as_json=as_json, show=lambda: show_plan(plan, target))
+            return
+        if not as_json:
+            show_plan(plan, target)
+        outcome = run.run()
+    emit(outcome.as_dict(), as_json=as_json, show=lambda: _show_outcome(outcome))
+    if not outcome.complete:
+        raise typer.Exit(EXIT_MISSING)
+
+
+@contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """Let the first Ctrl-C or SIGTERM ask for a stop in order, and the second force one."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("recycledb: stopping: what is under way is still committed (again: at once)", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _drawn(as_json: bool) -> Iterator["Listener"]:
+    """Draw progress on a terminal; with --json print events as lines; otherwise say nothing."""
+    if as_json:
+        yield _events()
+        return
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda progress: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:>10}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    tasks: dict[tuple[str, str], Any] = {}
+    with Progress(*columns, console=console) as bars:
+
+        def draw(progress: "Progress_") -> None:
+            key = (progress.step, progress.who)
+            if key not in tasks:
+                tasks[key] = bars.add_task(f"{progress.step} · {progress.who}", rate="", note="")
+            bars.update(
+                tasks[key],
+                completed=progress.done + progress.failed,
+                total=max(progress.total, progress.done + progress.failed),
+                rate=f"{progress.rate:,.1f}/s",
+                note=_note(progress),
+            )
+
+        yield draw
+
+
+if TYPE_CHECKING:
+    Progress_ = Progress
+
+
+def _note(progress: "Progress_") -> str:
+    parts = []
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    if progress.in_flight:
+        parts.append(f"{progress.in_flight:,} under way")
+    if progress.tokens and progress.seconds:
+        per_minute = progress.step != "score"
+        rate = progress.tokens / progress.seconds * (60 if per_minute else 1)
+        parts.append(f"{rate:,.0f} tokens/{'min' if per_minute else 's'}")
+    if progress.utilisation is not None:
+        parts.append(f"{progress.utilisation:.0%} of peak")
+    if progress.cost_usd is not None:
+        parts.append(f"${progress.cost_usd:,.4f}")
+    return ", ".join(parts)
+
+
+def _events(every_s: float = 1.0) -> "Listener":
+    """Return a listener that prints an event a second a step on stderr."""
+    import time
+
+    last: dict[tuple[str, str], float] = {}
+
+    def listen(progress: "Progress_") -> None:
+        key, now = (progress.step, progress.who), time.monotonic()
+        if now - last.get(key, 0.0) >= every_s:
+            last[key] = now
+            print(json.dumps(progress.as_dict()), file=sys.stderr, flush=True)
+
+    return listen
+
+
+def show_plan(plan: "Plan", target: "Target") -> None:
+    """Print what a sync would do."""
+    from rich.table import Table
+
+    out = stdout()
+    if plan.ready == 0 and plan.calls == 0:
+        out.print("nothing is missing" if not plan.failed else "nothing to do")
+    if plan.unread:
+        out.print(f"{plan.unread:,} stored replies will be read again by the present extractor: no calls")
+    if any(ask.calls for ask in plan.asks):
+        table = Table("step", "teacher", *_right("calls now", "then at most", "tokens in", "tokens out", "USD"), box=None)
+        for ask in plan.asks:
+            tokens_out, cost = _about(ask.completion_tokens), _dollars(ask.cost_usd)
+            numbers = (f"{ask.ready:,}", f"{ask.follow:,}", _about(ask.prompt_tokens), tokens_out, cost)
+            table.add_row(ask.step, ask.teacher, *numbers)
+        out.print(table)
+    if any(score.statistics or score.follow for score in plan.scores):
+        table = Table("step", "student", *_right("variants", "statistics now", "then at most"), box=None)
+        for score in plan.scores:
+            table.add_row("score", score.student, f"{score.variants:,}", f"{score.statistics:,}", f"{score.follow:,}")
+        out.print(table)
+    if plan.failed:
+        out.print(f"{plan.failed:,} questions failed for good earlier; --retry-failed asks them again")
+
+
+def _right(*headers: str) -> list[Any]:
+    from rich.table import Column
+
+    return [Column(header, justify="right") for header in headers]
+
+
+def _about(tokens: int | None) -> str:
+    return "unknown" if tokens is None else f"≈ {tokens:,}" if tokens else "0"
+
+
+def _dollars(cost: float | None) -> str:
+    return "unknown" if cost is None else f"≈ {cost:,.4f}" if cost else "0"
+
+
+def _show_outcome(outcome: "Outcome") -> None:
+    out = stdout()
+    result = outcome.as_dict()
+    if outcome.idle and outcome.stopped is None:
+        if outcome.complete:
+            out.print("nothing to do: the store holds everything that the configuration asks for")
+            return
+        out.print("nothing was done")
+    if outcome.read:
+        out.print(f"read {outcome.read:,} stored replies again")
+    if result["calls"]:
+        cost = "" if result["cost_usd"] is None else f", ${result['cost_usd']:,.4f}"
+        out.print(
+            f"asked {result['calls']:,} questions: {result['answered']:,} answered ({result['variants']:,} new texts, "
+            f"{result['unusable']:,} unusable), {result['failed'] + result['errors']:,} failed{cost}"
+        )
+        for reason, count in sorted(result["reasons"].items()):
+            out.print(f"  {reason}: {count:,}")
+    for scored in outcome.scored:
+        rate = f", {scored.tokens / scored.seconds:,.0f} tokens/s" if scored.seconds and scored.tokens else ""
+        out.print(f"scored under {scored.student}: {scored.statistics:,} statistics{rate}", markup=False)
+        for status, count in sorted(scored.without_value.items()):
+            out.print(f"  {status}: {count:,} without a value")
+    if outcome.stopped:
+        out.print(outcome.stopped)
+    if not outcome.complete:
+        left = outcome.left
+        retry = f"; {left.failed:,} questions failed for good (--retry-failed)" if left.failed else ""
+        calls = sum(ask.ready for ask in left.asks)
+        out.print(f"still missing: {calls:,} calls, {sum(s.statistics for s in left.scores):,} statistics{retry}")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Say what there is and what is missing, per step, teacher and student."""
+    from recycledb.errors import RecycledbError
+    from recycledb.inspecting import status as look
+    from recycledb.sync.target import resolve
+
+    try:
+        target: Any = resolve(session.config)
+    except RecycledbError as error:
+        target = error
+    with session.open() as store:
+        found = look(store, target)
+        plan = None
+        if not isinstance(target, RecycledbError):
+            from recycledb.sync.plan import make
+
+            plan = make(store, target)
+    emit(found, as_json=as_json, show=lambda: _show_status(found, plan, target))
+
+
+def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> None:
+    from rich.table import Table
+
+    out = stdout()
+    out.print(f"{found['store']} ({found['backend']}, schema {found['schema']})", markup=False)
+    table = Table("dataset", *_right("places", "samples"), "format", "source", box=None)
+    for row in found["datasets"]:
+        table.add_row(row["dataset"], f"{row['places']:,}", f"{row['samples']:,}", row["format"], row["source"])
+    out.print(table)
+    if found["variants"]:
+        out.print("variants: " + ", ".join(f"{count:,} {kind}" for kind, count in found["variants"].items()))
+    if found["teachers"]:
+        out.print(_teacher_table(found["teachers"]))
+    if found["unusable"]:
+        reasons = [f"{row['texts']} {row['reason']} ({row['step']}, {row['teacher']})" for row in found["unusable"]]
+        out.print("unusable replies: " + "; ".join(reasons), markup=False)
+    if found["students"]:
+        out.print(_student_table(found["students"]))
+    if found["selections"]:
+        out.print(f"selections: {found['selections']:,}")
+    out.print("\n[bold]missing[/bold]")
+    if plan is None:
+        out.print(f"unknown: {found['missing_unknown']}", markup=False)
+    else:
+        show_plan(plan, target)
+
+
+def _teacher_table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    headers = ("asked", "ok", "unusable", "failed", "errors", "unanswered", "tokens in", "tokens out", "USD")
+    table = Table("step", "teacher", *_right(*headers), box=None)
+    for row in rows:
+        counts = [row[key] for key in ("attempts", "ok", "unusable", "failed", "errors", "unanswered")]
+        tokens = [row[key] for key in ("prompt_tokens", "completion_tokens")]
+        cost = "unknown" if row["cost_usd"] is None else f"{row['cost_usd']:,.4f}"
+        numbers = [f"{value:,}" if value is not None else "unknown" for value in (*counts, *tokens)]
+        table.add_row(row["step"], row["teacher"], *numbers, cost)
+    return table
+
+
+def _student_table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("student", *_right("statistics", "without value", "truncated", "merged"), "template", "dtype", "model", box=None)
+    for row in rows:
+        numbers = [f"{row[key] or 0:,}" for key in ("statistics", "without_value", "truncated", "merged")]
+        table.add_row(row["student"], *numbers, row["prompt"], row["dtype"], row["model"])
+    return table

@@ -1,0 +1,127 @@
+"""Bring samples in: files to datasets.
+
+Invariant: a dataset is added in one transaction. A bad row is reported and left out; a bad file leaves the store as it was.
+Nothing is ever deleted: where a changed file no longer has a sample, its place is closed, and whatever was paid for it stays.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recycledb import formats
+from recycledb.errors import FormatError
+from recycledb.schema import canonical_json, random_id, utc_now
+from recycledb.store import Place, Store
+
+REPORTED_REJECTIONS = 1_000  # kept in the report; all are counted
+SUFFIXES = {".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".gzip", ".zst", ".zstd", ".txt"}
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that was left out."""
+
+    source: str
+    position: int
+    reason: str
+
+
+@dataclass
+class Added:
+    """What adding a dataset did; counts of rows, but `added`, which counts distinct samples new to the store."""
+
+    dataset: str
+    sources: list[str]
+    format: str = ""
+    rows: int = 0
+    added: int = 0
+    already_there: int = 0
+    rejected: int = 0
+    cut: int = 0
+    placeholders: int = 0
+    places_new: int = 0
+    places_closed: int = 0
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON has it."""
+        return asdict(self)
+
+
+def dataset_name(path: Path) -> str:
+    """Return the name that a file's dataset gets by itself: the file's name without its endings."""
+    name = path.name
+    while Path(name).suffix.lower() in SUFFIXES:
+        name = Path(name).stem
+    return name
+
+
+def add(
+    store: Store,
+    paths: Sequence[Path],
+    dataset: str | None = None,
+    format: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> list[Added]:
+    """Add files, each as a dataset of its own name, or all in a row under one.
+
+    `progress` is told the rows read so far. Raises FormatError for a file that cannot be read: what was added under other
+    names before it stays.
+    """
+    if dataset is not None:
+        return [_Adding(store, dataset, list(paths), format, progress).run()]
+    names = [dataset_name(path) for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            same = ", ".join(str(path) for path in paths if dataset_name(path) == name)
+            raise FormatError(f"{same} would all be the dataset {name!r}; give --dataset NAME, or add them one by one")
+    return [_Adding(store, name, [path], format, progress).run() for name, path in zip(names, paths, strict=True)]
+
+
+class _Adding:
+    """One dataset on its way into the store."""
+
+    def __init__(
+        self, store: Store, dataset: str, paths: list[Path], format: str, progress: Callable[[int], None] | None
+    ) -> None:
+        self.store = store
+        self.readings = [formats.read(path, format) for path in paths]
+        self.report = Added(dataset, [str(path) for path in paths])
+        self.progress = progress
+
+    def run(self) -> Added:
+        report = self.report
+        with self.store.write() as conn:
+            counts = self.store.replace_places(conn, report.dataset, self._places())
+            report.added, report.already_there = counts["added"], counts["present"]
+            report.places_new, report.places_closed = counts["places_new"], counts["places_closed"]
+            report.cut = sum(reading.cut for reading in self.readings)
+            report.format = ", ".join(dict.fromkeys(reading.format for reading in self.readings))
+            digest = " ".join(reading.sha256 for reading in self.readings)
+            last = self.store.last_import(conn, report.dataset)
+            if report.places_new or report.places_closed or digest != last:
+                row = (report.dataset, ", ".join(report.sources), report.format, digest)
+                counted = (report.rows, report.rejected, report.cut, utc_now())
+                self.store.insert(conn, "dataset_import", [(random_id(), *row, *counted)])
+        return report
+
+    def _places(self) -> Iterator[Place]:
+        first = 0
+        for reading in self.readings:
+            for row in reading:
+                self._count(reading, row)
+                if row.texts is not None:
+                    yield first + row.position, row.texts, canonical_json(row.extra)
+            first += reading.rows
+
+    def _count(self, reading: formats.Reading, row: formats.Row) -> None:
+        report = self.report
+        report.rows += 1
+        if row.texts is None:
+            report.rejected += 1
+            if len(report.rejections) < REPORTED_REJECTIONS:
+                report.rejections.append(Rejection(str(reading.path), row.position, row.reason or ""))
+        report.placeholders += "original_input" in row.extra
+        if self.progress and report.rows % 1_000 == 0:
+            self.progress(report.rows)

@@ -1,0 +1,178 @@
+"""Sync: bring the store to the state that the configuration asks for, by filling in the rows that it lacks.
+
+Invariant: what to do is asked of the store each time, so an interrupted run is continued by the next one, from the last committed row,
+and a run with nothing missing does nothing.
+"""
+
+import asyncio
+import threading
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from recycledb.schema import utc_now
+from recycledb.store import Store
+from recycledb.sync.asking import Asked, Asking
+from recycledb.sync.plan import Plan, make
+from recycledb.sync.progress import Listener, Progress, silent
+from recycledb.sync.reading import read_all
+from recycledb.sync.scoring import Scored, Scoring
+from recycledb.sync.target import Student, Target, resolve
+
+__all__ = ["Listener", "Outcome", "Plan", "Progress", "Student", "Sync", "Target", "make", "resolve"]
+
+
+@dataclass
+class Outcome:
+    """What a sync did, and what is still missing afterwards."""
+
+    read: int = 0
+    asked: list[Asked] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
+    stopped: str | None = None
+    left: Plan = field(default_factory=Plan)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing: no row to fill in, and no question that failed for good."""
+        return self.left.ready == 0 and self.left.failed == 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there was nothing to do."""
+        return self.read == 0 and not any(a.asked for a in self.asked) and not any(s.statistics for s in self.scored)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON has it."""
+        asked = [asdict(a) for a in self.asked]
+        totals = {
+            key: sum(a[key] for a in asked) for key in ("asked", "answered", "failed", "errors", "variants", "unusable")
+        }
+        known = all(a.cost_known for a in self.asked)
+        return {
+            "read": self.read,
+            "calls": totals["asked"],
+            **{key: value for key, value in totals.items() if key != "asked"},
+            "prompt_tokens": sum(a.prompt_tokens for a in self.asked),
+            "completion_tokens": sum(a.completion_tokens for a in self.asked),
+            "cost_usd": sum(a.cost_usd for a in self.asked) if known else None,
+            "reasons": {key: sum(a.reasons.get(key, 0) for a in self.asked) for a in self.asked for key in a.reasons},
+            "statistics": sum(s.statistics for s in self.scored),
+            "students": [asdict(s) for s in self.scored],
+            "stopped": self.stopped,
+            "complete": self.complete,
+            "left": self.left.as_dict(),
+        }
+
+
+class Sync:
+    """One run towards a target."""
+
+    def __init__(
+        self,
+        store: Store,
+        target: Target,
+        *,
+        limit: int | None = None,
+        max_cost: float | None = None,
+        retry_failed: bool = False,
+        stop: threading.Event | None = None,
+        listener: Listener = silent,
+    ) -> None:
+        self.store, self.target = store, target
+        self.limit, self.max_cost = limit, max_cost
+        self.retry_before = utc_now() if retry_failed else ""
+        self.stop, self.listener = stop or threading.Event(), listener
+        self.outcome = Outcome()
+        self._started = utc_now()
+
+    def plan(self) -> Plan:
+        """Count what is missing."""
+        return make(self.store, self.target, self.retry_before)
+
+    def run(self) -> Outcome:
+        """Fill in what is missing until nothing more can be, or a stop, a limit or a budget; return what came of it."""
+        self.target.register(self.store)
+        if self.target.reflect:
+            self.outcome.read = read_all(self.store)
+        while not self.stop.is_set():
+            asked = self._reflect() if self.target.reflect else None
+            scored = self._score() if not self._ended else []
+            # Scores may decide what is asked next (lazy reflection), and answers are new texts to score.
+            if not (self.target.lazy and asked is not None and (asked.asked or any(s.statistics for s in scored))):
+                break
+            if self._ended:
+                break
+        if self.stop.is_set():
+            self.outcome.stopped = "stopped on request"
+        self.outcome.left = make(self.store, self.target)
+        return self.outcome
+
+    @property
+    def _ended(self) -> bool:
+        return self.stop.is_set()
+
+    def _reflect(self) -> Asked | None:
+        """Ask what can be asked now."""
+        wanted = self.target.wanted
+        assert wanted is not None and self.target.teacher is not None
+        wanted = wanted.retrying(self.retry_before).started(self._started)
+        counted = self.store.count_questions(wanted)
+        limit = None if self.limit is None else self.limit - sum(asked.asked for asked in self.outcome.asked)
+        spent = sum(asked.cost_usd for asked in self.outcome.asked)
+        if not counted or (limit is not None and limit <= 0):
+            return None
+        from recycledb.reflection.teachers import open_teacher
+
+        worker = self.store.start_worker()
+
+        async def work() -> Asked:
+            teacher = open_teacher(self.target.teacher)  # type: ignore[arg-type]
+            try:
+                asking = Asking(
+                    self.store,
+                    teacher,
+                    self.target,
+                    worker,
+                    wanted=wanted,
+                    limit=limit,
+                    max_cost=None if self.max_cost is None else self.max_cost - spent,
+                    stop=self.stop,
+                    listener=self.listener,
+                    totals=self._totals(),
+                )
+                self.outcome.asked.append(asking.result)
+                return await asking.run()
+            finally:
+                await teacher.close()
+
+        try:
+            asked = asyncio.run(work())
+        finally:
+            self.store.end_worker(worker)
+        self.outcome.stopped = asked.stopped or self.outcome.stopped
+        return asked
+
+    def _totals(self) -> dict[str, int]:
+        return {ask.step: ask.calls for ask in self.plan().asks}
+
+    def _score(self) -> list[Scored]:
+        """Compute the statistics that can be computed now."""
+        done = []
+        for student in self.target.students:
+            if self.stop.is_set() or not self.target.score:
+                break
+            _, total, _ = self.store.count_scores(self.target.wanted, student.student_id, student.stats)
+            if total:
+                scoring = Scoring(
+                    self.store,
+                    student,
+                    self.target.wanted,
+                    total=total,
+                    limit=self.limit,
+                    stop=self.stop,
+                    listener=self.listener,
+                )
+                self.outcome.scored.append(scoring.result)
+                done.append(scoring.run())
+                self.outcome.stopped = scoring.result.stopped or self.outcome.stopped
+        return done

@@ -1,0 +1,142 @@
+"""The plan: what is missing, counted by the statements that the work itself will run, and what it will cost.
+
+Invariant: planning writes nothing and asks nobody. What is counted as ready is exactly what would be done first; what
+follows from it can only be bounded, since a reply may hold no variant, and is said as "at most".
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from recycledb.schema import Step
+from recycledb.store import Store
+from recycledb.sync.target import Student, Target
+
+CHARACTERS_PER_TOKEN = 4  # of English text; used until the store holds replies to measure by
+
+
+@dataclass(frozen=True)
+class AskPlan:
+    """One teacher step: questions ready, questions that may follow from earlier steps, tokens and dollars of all."""
+
+    step: str
+    teacher: str
+    ready: int
+    follow: int
+    prompt_tokens: int
+    completion_tokens: int | None  # None: unknown, since the store holds no reply of this step yet
+    cost_usd: float | None  # None: unknown, for lack of prices or of replies
+
+    @property
+    def calls(self) -> int:
+        """Questions at most."""
+        return self.ready + self.follow
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """One student: variants and statistics missing now, and those that may follow from the teacher's answers."""
+
+    student: str
+    variants: int
+    statistics: int
+    follow: int  # statistics
+    characters: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sync would do."""
+
+    asks: list[AskPlan] = field(default_factory=list)
+    scores: list[ScorePlan] = field(default_factory=list)
+    unread: int = 0  # stored replies that the present extractor has not read: no calls
+    failed: int = 0  # questions that failed for good; asked again with --retry-failed
+
+    @property
+    def ready(self) -> int:
+        """Rows that can be filled in at once."""
+        return self.unread + sum(ask.ready for ask in self.asks) + sum(score.statistics for score in self.scores)
+
+    @property
+    def calls(self) -> int:
+        """Teacher calls at most, retries apart."""
+        return sum(ask.calls for ask in self.asks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON has it."""
+        steps = [{**asdict(ask), "calls": ask.calls} for ask in self.asks]
+        costs = [ask.cost_usd for ask in self.asks]
+        return {
+            "ready": self.ready,
+            "calls": self.calls,
+            "prompt_tokens": sum(ask.prompt_tokens for ask in self.asks),
+            "completion_tokens": _total([ask.completion_tokens for ask in self.asks]),
+            "cost_usd": _total(costs),
+            "statistics": sum(score.statistics for score in self.scores),
+            "statistics_to_follow": sum(score.follow for score in self.scores),
+            "unread": self.unread,
+            "failed": self.failed,
+            "steps": steps,
+            "students": [asdict(score) for score in self.scores],
+        }
+
+
+def _total(values: list[Any]) -> Any:
+    """Return the sum, or None where a part of it is unknown."""
+    return None if any(value is None for value in values) else sum(values)
+
+
+def make(store: Store, target: Target, retry_before: str = "") -> Plan:
+    """Count what is missing for `target`."""
+    asks = _asks(store, target, retry_before) if target.reflect else []
+    # A compressed text is not scored, so only the other steps' answers bring statistics.
+    coming = sum(ask.calls for ask in asks if ask.step != Step.COMPRESS)
+    scores = [_score(store, target, student, coming) for student in target.students] if target.score else []
+    wanted = target.wanted
+    return Plan(
+        asks=asks,
+        scores=scores,
+        unread=store.count_unread(wanted.extractor) if wanted and target.reflect else 0,
+        failed=store.count_failed(wanted) if wanted and target.reflect else 0,
+    )
+
+
+def _asks(store: Store, target: Target, retry_before: str) -> list[AskPlan]:
+    wanted = target.wanted
+    assert wanted is not None and target.teacher is not None
+    counted = store.count_questions(wanted.retrying(retry_before))
+    ready = {step: counted.get(step, (0, 0)) for step in target.prompts}
+    compress, instruction = ready.get(Step.COMPRESS, (0, 0)), ready.get(Step.REFLECT_INSTRUCTION, (0, 0))
+    before: Mapping[Step, tuple[int, int]] = {
+        Step.COMPRESS: (0, 0),
+        Step.REFLECT_INSTRUCTION: compress,
+        Step.REFLECT_RESPONSE: (compress[0] + instruction[0], compress[1] + instruction[1])
+        if Step.REFLECT_INSTRUCTION in target.prompts
+        else (0, 0),
+    }
+    history = store.reply_history(wanted.teacher_id)
+    return [_ask(target, step, ready[step], before[step], history.get(step)) for step in target.prompts]
+
+
+def _ask(target: Target, step: Step, ready: tuple[int, int], before: tuple[int, int], history: Any | None) -> AskPlan:
+    teacher = target.teacher
+    assert teacher is not None
+    calls = ready[0] + before[0]
+    prompt = sum(len(text) for _, text in target.prompts[step].messages)
+    characters = ready[1] + before[1] + calls * prompt
+    prompt_tokens = round(characters / CHARACTERS_PER_TOKEN)
+    completion = round(calls * history.completion_tokens) if history else (0 if calls == 0 else None)
+    cost: float | None = None
+    if calls == 0:
+        cost = 0.0
+    elif history and history.cost_usd is not None:
+        cost = calls * history.cost_usd
+    elif completion is not None and teacher.price_in is not None and teacher.price_out is not None:
+        cost = (prompt_tokens * teacher.price_in + completion * teacher.price_out) / 1e6
+    return AskPlan(step.value, teacher.name, ready[0], before[0], prompt_tokens, completion, cost)
+
+
+def _score(store: Store, target: Target, student: Student, coming: int) -> ScorePlan:
+    variants, statistics, characters = store.count_scores(target.wanted, student.student_id, student.stats)
+    return ScorePlan(student.config.name, variants, statistics, coming * len(student.stats), characters)

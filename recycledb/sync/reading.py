@@ -1,0 +1,52 @@
+"""Read stored replies: each gets one verdict of the present extractor, and with it a variant or a reason for none.
+
+Invariant: only committed replies are read, and a verdict depends on nothing but the reply and the texts that it is about, so a better
+extractor re-reads everything without asking anyone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from recycledb.reflection.extraction import EXTRACTOR, extract
+from recycledb.schema import Kind, Step, Texts, utc_now, variant_id
+from recycledb.store import Row, SQLRow, Store
+
+
+def kind_of(step: Step, read: Kind) -> Kind:
+    """Return the kind of variant that a step makes of one of kind `read`."""
+    if step is Step.COMPRESS:
+        return Kind.COMPRESSED
+    if step is Step.REFLECT_INSTRUCTION:
+        return Kind.REFLECT_INSTRUCTION
+    return Kind.REFLECT_RESPONSE if read is Kind.ORIGIN else Kind.REFLECT_BOTH
+
+
+def verdict(reply: SQLRow, now: str) -> tuple[Row, Row | None]:
+    """Return the `extraction` row of a reply, and the `variant` row where there is one."""
+    step, read = Step(reply.step), Texts(reply.instruction, reply.input, reply.output)
+    found = extract(step, reply.text, read)
+    if found.texts is None:
+        return (reply.text_id, EXTRACTOR, None, found.reason, now), None
+    kind = kind_of(step, Kind(reply.kind))
+    key = variant_id(reply.sample_id, kind, found.texts, reply.variant_id, reply.text_id)
+    made_by = (reply.text_id, reply.teacher_id, reply.prompt_id)
+    variant = (key, reply.sample_id, kind.value, reply.variant_id, *made_by, *found.texts, now)
+    return (reply.text_id, EXTRACTOR, key, None, now), variant
+
+
+def read_all(store: Store) -> int:
+    """Read every reply that the present extractor has not read; return how many there were."""
+    count = 0
+    while replies := store.pending_readings(EXTRACTOR):
+        read_some(store, replies)
+        count += len(replies)
+    return count
+
+
+def read_some(store: Store, replies: Sequence[Any]) -> list[Row | None]:
+    """Read these replies and commit the verdicts; return the variants found, None for each that held none."""
+    now = utc_now()
+    verdicts = [verdict(reply, now) for reply in replies]
+    variants = [variant for _, variant in verdicts]
+    store.add_readings([row for row, _ in verdicts], [variant for variant in variants if variant is not None])
+    return variants

@@ -1,0 +1,118 @@
+"""Score: load a student once, stream the variants that lack statistics through it, commit batch by batch.
+
+Invariant: a statistic is committed as its batch finishes, so a kill costs the batches in flight and nothing else.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from recycledb.schema import Stat, Texts
+from recycledb.scoring.requests import Request, Result
+from recycledb.store import Row, Store
+from recycledb.store.pending import Wanted
+from recycledb.sync.progress import Listener, Progress
+from recycledb.sync.target import Student
+
+if TYPE_CHECKING:
+    from recycledb.scoring.engine import Engine
+    from recycledb.scoring.requests import Progress as EngineProgress
+
+
+@dataclass
+class Scored:
+    """What came of scoring under one student."""
+
+    student: str
+    statistics: int = 0
+    without_value: dict[str, int] = field(default_factory=dict)  # by status
+    tokens: int = 0
+    seconds: float = 0.0
+    stopped: str | None = None
+
+
+def load_engine(student: Student) -> "Engine":
+    """Load a student's model; StudentError when it cannot be."""
+    from recycledb.scoring.engine import Engine
+
+    config = student.config
+    return Engine.load(
+        config.model,
+        revision=None if student.identity.local else student.identity.revision,
+        prompt=config.prompt,
+        max_length=config.max_length,
+        dtype=config.dtype,
+        device=config.device,
+    )
+
+
+class Scoring:
+    """One run of statistics under one student."""
+
+    def __init__(
+        self,
+        store: Store,
+        student: Student,
+        wanted: Wanted | None,
+        *,
+        total: int,
+        limit: int | None,
+        stop: threading.Event,
+        listener: Listener,
+    ) -> None:
+        self.store, self.student, self.wanted = store, student, wanted
+        self.limit, self.stop, self.listener = limit, stop, listener
+        self.result = Scored(student.config.name)
+        self.progress = Progress("score", student.config.name, total)
+
+    def run(self) -> Scored:
+        """Compute and commit what is missing; return what came of it."""
+        known = lambda pairs: self.store.known_pairs(self.student.student_id, pairs)  # noqa: E731
+        with load_engine(self.student) as engine:
+            for results in engine.score(self._requests(), known=known, progress=self._note):
+                self.store.add_losses([self._row(result) for result in results])
+                self._count(results)
+                if self.stop.is_set():
+                    self.result.stopped = "stopped on request"
+                    break
+        self.result.seconds = self.progress.seconds
+        self.listener(self.progress)
+        return self.result
+
+    def _requests(self) -> Iterator[Request]:
+        """Yield the variants that lack statistics, in dataset order, drawn page by page."""
+        left = self.limit
+        for samples in self.store.iter_places(page=2_000):
+            rows = self.store.pending_scores(self.wanted, self.student.student_id, self.student.stats, samples)
+            present = self.store.present_stats(self.student.student_id, [row.variant_id for row in rows])
+            for row in rows:
+                if self.stop.is_set():
+                    return
+                if left is not None:
+                    if left <= 0:
+                        self.result.stopped = f"the limit of {self.limit} variants is reached"
+                        return
+                    left -= 1
+                missing = tuple(Stat(stat) for stat in self.student.stats if (row.variant_id, stat) not in present)
+                yield Request(row.variant_id, Texts(row.instruction, row.input, row.output), missing)
+
+    def _row(self, result: Result) -> Row:
+        flags = (result.truncated, result.merged, result.status.value, result.pair_id, result.kernel)
+        return (
+            self.student.student_id, result.key, result.stat.value, result.loss_sum, result.n_tokens, *flags
+        )  # fmt: skip
+
+    def _count(self, results: Sequence[Result]) -> None:
+        self.result.statistics += len(results)
+        self.progress.done += len(results)
+        for result in results:
+            if result.loss_sum is None:
+                status = result.status.value
+                self.result.without_value[status] = self.result.without_value.get(status, 0) + 1
+        self.listener(self.progress)
+
+    def _note(self, engine: "EngineProgress") -> None:
+        self.result.tokens = self.progress.tokens = engine.tokens
+        self.progress.utilisation = engine.utilisation
+        self.listener(self.progress)

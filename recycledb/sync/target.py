@@ -1,0 +1,115 @@
+"""What a configuration asks the store to hold: whose reflections by which prompts, and whose scores.
+
+Invariant: making a target reads only; `register` writes the identities and names, once, before any work under them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection
+
+from recycledb.config import Config, StudentConfig, TeacherConfig
+from recycledb.reflection import prompts
+from recycledb.reflection.extraction import EXTRACTOR
+from recycledb.schema import Step, canonical_json, utc_now
+from recycledb.scoring.identity import Identity, identify
+from recycledb.store import Store
+from recycledb.store.pending import Wanted
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student whose revision is known, and with it its id."""
+
+    config: StudentConfig
+    identity: Identity
+
+    @property
+    def student_id(self) -> str:
+        """The content address of everything that changes its numbers."""
+        return self.config.student_id(self.identity.revision)
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """The statistics that are wanted."""
+        return tuple(stat.value for stat in self.config.statistics)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The state that a sync brings about."""
+
+    teacher: TeacherConfig | None
+    prompts: Mapping[Step, prompts.PromptText]
+    students: Sequence[Student]
+    reflect: bool
+    score: bool
+    lazy: bool = False
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """The reflections, as the store's statements name them; None where no teacher is asked for."""
+        if self.teacher is None:
+            return None
+        return Wanted(
+            teacher_id=self.teacher.teacher_id,
+            prompts={step: prompt.prompt_id for step, prompt in self.prompts.items()},
+            extractor=EXTRACTOR,
+            max_attempts=self.teacher.max_attempts,
+            lazy_student=self.students[0].student_id if self.lazy else None,
+        )
+
+    def register(self, store: Store) -> None:
+        """Write the identities of this target, and let the names mean them from now on."""
+        with store.write() as conn:
+            store.ensure_name(conn, "extractor", "extractor", str(EXTRACTOR))
+            if self.teacher is not None:
+                self._register_teacher(store, conn, self.teacher)
+            for student in self.students:
+                self._register_student(store, conn, student)
+
+    def _register_teacher(self, store: Store, conn: Connection, teacher: TeacherConfig) -> None:
+        now = utc_now()
+        identity = canonical_json(teacher.identity)
+        model = teacher.identity["model"]
+        store.insert(conn, "teacher", [(teacher.teacher_id, teacher.name, teacher.provider, model, identity, now)])
+        store.ensure_name(conn, "teacher", teacher.name, teacher.teacher_id)
+        for step, prompt in self.prompts.items():
+            store.insert(conn, "prompt", [(prompt.prompt_id, step.value, prompt.text, prompt.source, now)])
+            store.ensure_name(conn, "prompt", step.value, prompt.prompt_id)
+
+    @staticmethod
+    def _register_student(store: Store, conn: Connection, student: Student) -> None:
+        config, identity = student.config, student.identity
+        described = (config.model, identity.revision, config.prompt, config.max_length, config.dtype)
+        store.insert(conn, "student", [(student.student_id, config.name, *described, identity.parameters, utc_now())])
+        store.ensure_name(conn, "student", config.name, student.student_id)
+
+
+def resolve(
+    config: Config,
+    *,
+    only: str | None = None,
+    teacher: str | None = None,
+    students: Sequence[StudentConfig] | None = None,
+    lazy: bool = False,
+) -> Target:
+    """Return the target of a configuration; `only` ("reflect" or "score") leaves out the other half.
+
+    Raises ConfigError, StudentError. Where the file has no teacher and none is named, nothing is reflected; likewise
+    without students nothing is scored.
+    """
+    steps = [Step(step) for step in config.sync.steps if step != "score"]
+    has_teacher = bool(teacher or config.teachers) and bool(steps)
+    found = config.get_teacher(teacher) if has_teacher else None
+    chosen = config.get_students() if students is None else students
+    scored = "score" in config.sync.steps or students is not None
+    target = Target(
+        teacher=found,
+        prompts={step: prompts.load(step, config.prompts.get(step)) for step in steps} if found else {},
+        students=[Student(student, identify(student.model, student.revision)) for student in chosen],
+        reflect=found is not None and only != "score",
+        score=scored and only != "reflect",
+        lazy=(lazy or config.sync.lazy) and bool(chosen) and found is not None,
+    )
+    return target if target.score or target.lazy else replace(target, students=[])
