@@ -34,6 +34,8 @@ app = typer.Typer(
     [bold]recycledb init && recycledb add data.json && recycledb sync --dry-run[/bold]""",
 )
 
+PIPED_WIDTH = 200  # where there is no terminal whose width would count
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 
 
@@ -99,14 +101,14 @@ def stderr() -> "Console":
     """Return the console that people read; plain text when stderr is no terminal."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPED_WIDTH)
 
 
 def stdout() -> "Console":
     """Return the console for results that people read."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def emit(result: Any, *, as_json: bool, show: Callable[[], None]) -> None:

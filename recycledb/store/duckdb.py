@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, StoreError
 from recycledb.store.backend import Row
+from recycledb.store.statement import with_dollars
 
 
 class DuckDBImpl(DefaultImpl):
@@ -116,10 +117,11 @@ class DuckDB:
         try:
             connection.execute("SET autoinstall_known_extensions = false")
             connection.execute("SET autoload_known_extensions = false")
+            connection.execute("SET python_enable_replacements = false")  # our variables are no tables
             if not allow_external:
                 connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
-            yield DuckDBSandbox(connection)
+            yield DuckDBSandbox(connection, allow_external)
         finally:
             connection.close()
 
@@ -132,18 +134,19 @@ class DuckDB:
 class DuckDBSandbox:
     """A connection that can read the store and nothing else."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, allow_external: bool) -> None:
         self._connection = connection
+        self._allowed = ["SELECT", "EXPLAIN", *(("ATTACH", "DETACH") if allow_external else ())]
 
     def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
         """Run one statement; return column names and a lazy iterator of rows."""
         import duckdb
 
         try:
-            statements = self._connection.extract_statements(sql)
+            statements = self._connection.extract_statements(with_dollars(sql, parameters or {}))
             if len(statements) != 1:
                 raise QueryError(f"one statement at a time, not {len(statements)}")
-            if statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+            if statements[0].type.name not in self._allowed:
                 raise QueryError("refused: a query may only read the store; use SELECT (or WITH … SELECT, EXPLAIN)")
             named = {key: value for key, value in (parameters or {}).items() if key in statements[0].named_parameters}
             result = self._connection.execute(statements[0], named or None)
@@ -169,7 +172,7 @@ def _rows(result: Any) -> Iterator[Row]:
 def _refusal(text: str) -> str:
     first = text.splitlines()[0]
     if "disabled by configuration" in first or "configuration has been locked" in first or "read-only" in first:
-        return f"refused: a query may only read the store ({first}); --allow-external lifts this for other files"
+        return f"refused: a query may only read the store ({first}); --allow-external lets it read other files"
     return text
 
 

@@ -136,13 +136,13 @@ def questions(wanted: Wanted, samples: str) -> str:
     if not asks:
         return f"""
             WITH seen AS ({samples})
-            SELECT v.variant_id, v.sample_id, '' AS step, '' AS prompt_id, v.instruction, v.input, v.output, 0 AS attempts
+            SELECT v.variant_id, v.sample_id, v.kind, '' AS step, '' AS prompt_id, v.instruction, v.input, v.output, 0 AS attempts
             FROM variant v WHERE 1 = 0
         """
     contest = f", ifd AS ({_IFD})" if wanted.lazy_student else ""
     return f"""
         {chain(wanted, samples)}{contest}, ask AS ({" UNION ALL ".join(asks)})
-        SELECT a.variant_id, a.sample_id, a.step, a.prompt_id, a.instruction, a.input, a.output,
+        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.instruction, a.input, a.output,
             (SELECT count(*) FROM attempt t WHERE t.variant_id = a.variant_id AND t.step = a.step
              AND t.teacher_id = :teacher AND t.prompt_id = a.prompt_id) AS attempts
         FROM ask a
@@ -195,7 +195,7 @@ _STAYED = """
 
 def _ask(step: Step, variants: str) -> str:
     return f"""
-        SELECT v.variant_id, v.sample_id, '{step}' AS step, CAST(:prompt_{step} AS VARCHAR) AS prompt_id,
+        SELECT v.variant_id, v.sample_id, v.kind, '{step}' AS step, CAST(:prompt_{step} AS VARCHAR) AS prompt_id,
             v.instruction, v.input, v.output
         FROM ({variants}) v
     """

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
-from recycledb.errors import QueryError
+from recycledb.errors import QueryError, StoreError
 from recycledb.store.backend import Row
 
 try:
@@ -114,17 +115,27 @@ class SQLite:
 
     @contextmanager
     def sandbox(self, *, allow_external: bool) -> Iterator["SQLiteSandbox"]:
-        """Open a connection with an authorizer that lets nothing through but reading."""
+        """Open a connection with an authorizer that lets nothing through but reading; it sees one state throughout.
+
+        With `allow_external` it may ATTACH other databases, and read them too.
+        """
         connection = driver.connect(
-            f"file:{self.path}?mode=ro", uri=True, check_same_thread=False, timeout=BUSY_TIMEOUT_S
+            f"file:{quote(str(self.path))}?mode=ro",
+            uri=True,
+            check_same_thread=False,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
         )
         try:
             register_functions(connection)
             connection.execute("PRAGMA query_only = ON")
+            if not allow_external:  # ATTACH needs to stand outside a transaction
+                connection.execute("BEGIN")
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-            if not allow_external:
-                connection.set_authorizer(_authorize)
+            connection.set_authorizer(_authorize_external if allow_external else _authorize)
             yield SQLiteSandbox(connection)
+        except driver.DatabaseError as error:
+            raise StoreError(self.explain(error)) from error
         finally:
             connection.close()
 
@@ -153,6 +164,12 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
     return int(driver.SQLITE_DENY)
 
 
+def _authorize_external(action: int, *rest: str | None) -> int:
+    if action in (driver.SQLITE_ATTACH, driver.SQLITE_DETACH):
+        return int(driver.SQLITE_OK)
+    return _authorize(action, *(rest + (None,) * 4)[:4])
+
+
 class SQLiteSandbox:
     """A connection that can read the store and nothing else."""
 
@@ -163,13 +180,13 @@ class SQLiteSandbox:
         """Run one statement; return column names and a lazy iterator of rows."""
         try:
             cursor = self._connection.execute(sql, parameters or {})
-        except driver.DatabaseError as error:
+        except (driver.Error, driver.Warning) as error:  # a second statement is a Warning before Python 3.12
             raise QueryError(_refusal(str(error))) from error
-        if cursor.description is None:
+        if cursor.description is None and not sql.lstrip()[:6].lower() in ("attach", "detach"):
             raise QueryError(
                 "the query returns no rows; only SELECT (or WITH … SELECT, VALUES, EXPLAIN) can be run here"
             )
-        return [column[0] for column in cursor.description], _rows(cursor)
+        return [column[0] for column in cursor.description or ()], _rows(cursor)
 
     def interrupt(self) -> None:
         """Stop the statement under way."""
@@ -179,13 +196,13 @@ class SQLiteSandbox:
 def _rows(cursor: Any) -> Iterator[Row]:
     try:
         yield from cursor
-    except driver.DatabaseError as error:
+    except driver.Error as error:
         raise QueryError(_refusal(str(error))) from error
 
 
 def _refusal(text: str) -> str:
-    if "not authorized" in text or "prohibited" in text or "readonly" in text or "query_only" in text:
-        return f"refused: a query may only read the store ({text}); --allow-external lifts this for other files"
+    if "not authorized" in text or "prohibited" in text or "readonly" in text or "VACUUM" in text:
+        return f"refused: a query may only read the store ({text}); --allow-external lets it ATTACH and read others"
     return text
 
 

@@ -129,7 +129,9 @@ class Asking:
         self._inbox: asyncio.Queue[tuple[Claimed, Reply]] = asyncio.Queue()
         self._writing = ThreadPoolExecutor(1, "store-writer")
         self._loop = asyncio.get_running_loop()
-        helpers = [asyncio.create_task(task) for task in (self._claim(), self._commit(), self._beat(), self._report())]
+        self._committing = asyncio.create_task(self._commit())
+        helpers = [self._committing]
+        helpers += [asyncio.create_task(task) for task in (self._claim(), self._beat(), self._report())]
         guards = [asyncio.create_task(self._watch(task)) for task in helpers]
         try:
             await self._draw()
@@ -396,7 +398,7 @@ class Asking:
     async def _drain(self) -> None:
         """Wait for what is under way, within bounds, and for its commit."""
         deadline = self._loop.time() + DRAIN_S
-        while self._under_way > 0 and self._loop.time() < deadline:
+        while self._under_way > 0 and self._loop.time() < deadline and not self._committing.done():
             await self._pause(0.1)
         for task in list(self._asks):
             task.cancel()
