@@ -182,7 +182,7 @@ class SQLiteSandbox:
             cursor = self._connection.execute(sql, parameters or {})
         except (driver.Error, driver.Warning) as error:  # a second statement is a Warning before Python 3.12
             raise QueryError(_refusal(str(error))) from error
-        if cursor.description is None and not sql.lstrip()[:6].lower() in ("attach", "detach"):
+        if cursor.description is None and sql.lstrip()[:6].lower() not in ("attach", "detach"):
             raise QueryError(
                 "the query returns no rows; only SELECT (or WITH … SELECT, VALUES, EXPLAIN) can be run here"
             )

@@ -1,0 +1,101 @@
+"""Which student, teacher, dataset or selection a name means.
+
+Invariant: a name is resolved as the views show it: an identity that lost its name is `name@1a2b3c4d`. Where none is given and
+the store has one, that one is meant; where it has several, the error lists them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recycledb.errors import SelectionError
+from recycledb.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A student, teacher or selection: the name that the views show, and its id."""
+
+    name: str
+    identity: str
+
+
+def students(store: Store, template: str | None = None) -> list[Identity]:
+    """Return the students, by name; with `template`, those of that prompt template."""
+    found = store.rows("SELECT student, student_id, prompt FROM students ORDER BY student, student_id")
+    return [Identity(row[0], row[1]) for row in found if template is None or row[2] == template]
+
+
+def teachers(store: Store) -> list[Identity]:
+    """Return the teachers who made variants and still carry their name, by name: only theirs can be current."""
+    found = store.rows("""
+        SELECT t.teacher, t.teacher_id FROM teachers t
+        WHERE t.teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher')
+        AND EXISTS (SELECT 1 FROM variant v WHERE v.teacher_id = t.teacher_id)
+        ORDER BY t.teacher, t.teacher_id
+    """)
+    return [Identity(*row) for row in found]
+
+
+def find_student(store: Store, name: str | None, *, template: str | None = None) -> Identity:
+    """Return the student of that name, or the only one (by `template`, the only one of that prompt template)."""
+    if name is not None:
+        return _named(store, "student", name, students(store), "`recycledb sync` scores under those of recycledb.toml")
+    there = students(store, template)
+    named = [student for student in there if "@" not in student.name] or there
+    if len(named) == 1:
+        return named[0]
+    if not there and template is not None and students(store):
+        raise SelectionError(
+            f'no student with prompt = "{template}" has scores; give --student: ' + _list(students(store))
+        )
+    if not there:
+        raise SelectionError(
+            "no student has scores yet: set [students.NAME] in recycledb.toml, then run `recycledb sync`"
+        )
+    raise SelectionError(f"several students have scores; give --student: {_list(there)}")
+
+
+def find_teacher(store: Store, name: str | None, *, offer_best: bool = False) -> Identity | None:
+    """Return the teacher of that name, or the only one, or None where no teacher has made anything."""
+    there = teachers(store)
+    if name is not None:
+        return _named(store, "teacher", name, there, "its prompts or its parameters may have changed since")
+    if len(there) > 1:
+        best = ", or best for the best per sample" if offer_best else ""
+        raise SelectionError(f"several teachers have variants; give --teacher: {_list(there)}{best}")
+    return there[0] if there else None
+
+
+def find_dataset(store: Store, name: str) -> str:
+    """Return the dataset's name, if it is there."""
+    there = [row[0] for row in store.rows("SELECT dataset FROM dataset ORDER BY dataset")]
+    if name not in there:
+        raise SelectionError(f"no dataset {name!r}; there are: {', '.join(there) or 'none'}")
+    return name
+
+
+def selections(store: Store) -> list[Identity]:
+    """Return the recorded selections, oldest first."""
+    found = store.rows("SELECT selection, selection_id FROM selections ORDER BY created_at, selection_id")
+    return [Identity(*row) for row in found]
+
+
+def find_selection(store: Store, name: str) -> Identity:
+    """Return the selection of that name, or whose id begins so."""
+    there = selections(store)
+    prefixed = [one for one in there if len(name) >= 4 and one.identity.startswith(name)]
+    if len(prefixed) == 1 and name not in {one.name for one in there}:
+        return prefixed[0]
+    return _named(store, "selection", name, there, "`recycledb select` records one")
+
+
+def _named(store: Store, kind: str, name: str, there: Sequence[Identity], hint: str) -> Identity:
+    meant = store.find_name(kind, name)
+    for one in there:
+        if name in (one.name, one.identity) or one.identity == meant:
+            return one
+    raise SelectionError(f"no {kind} {name!r} in the store; there are: {_list(there)} ({hint})")
+
+
+def _list(there: Sequence[Identity]) -> str:
+    return ", ".join(one.name for one in there) or "none"

@@ -1,0 +1,261 @@
+"""Recipes: `.sql` files that return `variant_id`, with declared and checked parameters.
+
+A recipe's comments declare it:
+
+    -- @description One line.
+    -- @param NAME TYPE = DEFAULT: help
+
+The SQL uses a parameter as `:NAME`; a value is bound, never pasted. TYPE is one of
+
+    text, number        what they say
+    choice(a, b, …)     one of these words
+    student             a student of the store; without a default, the only one there is
+    small-student       likewise, but of those with the template `none`
+    teacher             a teacher of the store; without a default, the only one there is
+    teacher-or-best     likewise, or the word `best`
+    dataset             a dataset of the store
+    top                 a number (500) or a share (5%); the SQL sees :NAME_count and :NAME_percent, of which one is NULL
+
+and the default `none` is NULL. A file of one's own need not declare anything: `:student`, `:teacher`, `:dataset` and
+`:top_count` or `:top_percent` have those types, any other parameter is a number where it looks like one, else text.
+
+Columns: `variant_id`; `rank`, by which rows are written in ascending order (else they are in dataset order); `reason`, why
+it was taken; any other number is averaged for the summary.
+
+Invariant: the text that runs is the text that `recipes show` prints and that a selection records.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from recycledb.errors import SelectionError
+from recycledb.selection import identities
+from recycledb.store import Store
+from recycledb.store.statement import parameters_in
+
+Given = Mapping[str, str | int | float | None]
+TYPES = ("text", "number", "student", "small-student", "teacher", "teacher-or-best", "dataset", "top")
+BEST = "best"
+
+_DESCRIPTION = re.compile(r"^--\s*@description\s+(.+?)\s*$", re.MULTILINE)
+_PARAMETER = re.compile(
+    r"^--\s*@param\s+(?P<name>\w+)\s+(?P<type>[\w-]+)(?:\((?P<choices>[^)]*)\))?\s*(?:=\s*(?P<default>[^:]+?))?\s*:\s*(?P<help>.*?)\s*$",
+    re.MULTILINE,
+)
+_SHARE = re.compile(r"(?P<percent>\d+(?:\.\d*)?|\.\d+)\s*%")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A declared parameter of a recipe."""
+
+    name: str
+    type: str
+    choices: tuple[str, ...] = ()
+    default: str | None = None  # "none" is NULL; None is no default
+    help: str = ""
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it can be left out: it has a default, or the store may offer just one."""
+        return self.default is not None or self.type in ("student", "small-student", "teacher", "teacher-or-best")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as read: `sql` is the whole text, comments included."""
+
+    name: str
+    description: str
+    sql: str
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def declares(self) -> frozenset[str]:
+        """The names of the parameters."""
+        return frozenset(parameter.name for parameter in self.parameters)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A recipe's parameters with their values: as a person says them, and as the SQL sees them."""
+
+    said: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    student_id: str | None = None
+    teacher_id: str | None = None
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes."""
+    folder = files("recycledb.selection") / "recipes"
+    return sorted(entry.name.removesuffix(".sql") for entry in folder.iterdir() if entry.name.endswith(".sql"))
+
+
+def iter_recipes() -> list[Recipe]:
+    """Return the shipped recipes, by name."""
+    return [get_recipe(name) for name in recipe_names()]
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return a shipped recipe; SelectionError names those that there are."""
+    if name not in recipe_names():
+        hint = f"; for a file give --sql {name}" if name.endswith(".sql") else ""
+        raise SelectionError(f"no recipe {name!r}; there are {', '.join(recipe_names())}{hint}")
+    return parse(name, (files("recycledb.selection") / "recipes" / f"{name}.sql").read_text(encoding="utf-8"))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe in a file, named for it."""
+    try:
+        return parse(path.stem, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SelectionError(f"{path} cannot be read as a recipe: {error}") from error
+
+
+def parse(name: str, sql: str) -> Recipe:
+    """Return the recipe with this text; a parameter that it uses without declaring gets the type that its name suggests."""
+    found = _DESCRIPTION.search(sql)
+    declared = [_declared(name, match) for match in _PARAMETER.finditer(sql)]
+    lines = sum(1 for line in sql.splitlines() if re.match(r"--\s*@param\b", line))
+    if lines != len(declared):
+        raise SelectionError(f"recipe {name}: a parameter is declared as `-- @param NAME TYPE = DEFAULT: help`")
+    known = {parameter.name for parameter in declared} | {
+        f"{parameter.name}_{part}" for parameter in declared if parameter.type == "top" for part in ("count", "percent")
+    }
+    suggested = dict.fromkeys(_suggested(used) for used in parameters_in(sql) if used not in known)
+    return Recipe(name, found[1] if found else "", sql, (*declared, *suggested))
+
+
+def _declared(recipe: str, match: re.Match[str]) -> Parameter:
+    choices = tuple(word.strip() for word in (match["choices"] or "").split(",") if word.strip())
+    if match["type"] not in TYPES and not (match["type"] == "choice" and choices):
+        raise SelectionError(
+            f"recipe {recipe}: parameter {match['name']} has the type {match['type']!r}; "
+            f"there are {', '.join(TYPES)} and choice(a, b)"
+        )
+    return Parameter(match["name"], match["type"], choices, match["default"], match["help"])
+
+
+def _suggested(name: str) -> Parameter:
+    if name in ("top_count", "top_percent"):
+        return Parameter("top", "top", default="none")
+    if name == "dataset":
+        return Parameter(name, name, default="none")
+    return Parameter(name, name if name in ("student", "teacher") else "any")
+
+
+# -- values
+
+
+def bind(store: Store, recipe: Recipe, given: Given) -> Bound:
+    """Return the values of a recipe's parameters, checked against their types and the store.
+
+    SelectionError names a parameter that the recipe lacks, a value of the wrong type, and, where the store has several
+    students or teachers and none is given, those that there are.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in recipe.declares:
+            has = ", ".join(sorted(recipe.declares)) or "none"
+            raise SelectionError(f"recipe {recipe.name} has no parameter {name!r} (it has: {has})")
+    bound = Bound()
+    ids: dict[str, str | None] = {}
+    for parameter in sorted(recipe.parameters, key=lambda parameter: parameter.type.startswith("teacher")):
+        text = given.get(parameter.name, parameter.default)
+        value: Any = None
+        if text == "none" and parameter.default == "none":
+            pass
+        elif parameter.type in ("student", "small-student"):
+            value, ids["student"] = _student(store, parameter, text)
+        elif parameter.type.startswith("teacher"):
+            value, ids["teacher"] = _teacher(store, parameter, text, bound.said)
+        elif parameter.type == "dataset":
+            value = identities.find_dataset(store, str(text))
+        else:
+            value = _plain(recipe, parameter, text)
+        _add(bound, parameter, value)
+    return Bound(bound.said, bound.values, ids.get("student"), ids.get("teacher"))
+
+
+def _add(bound: Bound, parameter: Parameter, value: Any) -> None:
+    if parameter.type == "top":
+        count, percent = value or (None, None)
+        bound.values[f"{parameter.name}_count"] = count
+        bound.values[f"{parameter.name}_percent"] = percent
+        value = None if value is None else count if percent is None else f"{percent:g}%"
+    else:
+        bound.values[parameter.name] = value
+    bound.said[parameter.name] = value
+
+
+def _student(store: Store, parameter: Parameter, text: Any) -> tuple[str, str]:
+    template = "none" if parameter.type == "small-student" else None
+    found = identities.find_student(store, None if text is None else str(text), template=template)
+    return found.name, found.identity
+
+
+def _teacher(store: Store, parameter: Parameter, text: Any, said: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    if text is None and said.get("kind") == "origin":  # nobody's reflections are asked for
+        return None, None
+    if text == BEST and parameter.type == "teacher-or-best":
+        return BEST, None
+    found = identities.find_teacher(
+        store, None if text is None else str(text), offer_best=parameter.type == "teacher-or-best"
+    )
+    return (found.name, found.identity) if found else (None, None)
+
+
+def _plain(recipe: Recipe, parameter: Parameter, text: Any) -> Any:
+    if text is None:
+        raise SelectionError(
+            f"recipe {recipe.name} needs {parameter.name}: give --param {parameter.name}=…"
+            + (f" ({parameter.help})" if parameter.help else "")
+        )
+    match parameter.type:
+        case "number":
+            return _number(parameter.name, text)
+        case "top":
+            return parse_top(text)
+        case "choice":
+            if text not in parameter.choices:
+                raise SelectionError(f"{parameter.name} is {text!r}; it is one of {', '.join(parameter.choices)}")
+            return text
+        case "any":
+            return guess(text)
+    return str(text)
+
+
+def _number(name: str, text: Any) -> int | float:
+    value = guess(text)
+    if isinstance(value, str):
+        raise SelectionError(f"{name} is {text!r}, which is no number")
+    return value
+
+
+def guess(text: Any) -> Any:
+    """Return a number where the text is one, else the text."""
+    if not isinstance(text, str):
+        return text
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return value if math.isfinite(value) else text
+    return text
+
+
+def parse_top(text: Any) -> tuple[int | None, float | None]:
+    """Return how many, as (count, None) or (None, percent); SelectionError unless it is a number above 0 or a share to 100%."""
+    share = _SHARE.fullmatch(str(text).strip())
+    if share and 0 < float(share["percent"]) <= 100:
+        return None, float(share["percent"])
+    if str(text).strip().isdecimal() and int(text) > 0:
+        return int(text), None
+    raise SelectionError(f"top is {text!r}; give a number like 500 or a share like 5%")

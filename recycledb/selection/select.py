@@ -1,0 +1,298 @@
+"""Run a recipe, write what it picks, and record the selection.
+
+Invariant: one statement, run read-only on one state of the store, gives the picks, their order and their texts, so the file and
+the record agree, and the same selection on the same rows is the same bytes and the same row, on any backend.
+This module refuses to rank or to decide: the recipe does.
+"""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recycledb.errors import QueryError, SelectionError
+from recycledb.formats import write
+from recycledb.schema import SCORED_KINDS, canonical_json, content_id, utc_now
+from recycledb.selection.recipes import Bound, Given, Recipe, bind, parse_top
+from recycledb.store import Sandbox, Store
+from recycledb.store.statement import without_comments
+
+TEXTS = ("instruction", "input", "output")
+LINEAGE = ("sample_id", "variant_id", "kind", "teacher")  # what a row is written with besides, by jsonl and parquet
+
+# What `store_revision` counts: the append-only tables that decide what a recipe can see.
+REVISION_TABLES = {
+    **{table: table for table in ("sample", "place", "closing", "variant", "extraction", "loss")},
+    "name": "name WHERE kind <> 'selection'",
+}
+
+# A sample stands where its first open place is, datasets by name.
+_PLACES = """
+    SELECT sample_id, min(place) AS place
+    FROM (
+        SELECT sample_id, row_number() OVER (ORDER BY dataset, position) AS place
+        FROM dataset_samples WHERE CAST(:sight AS VARCHAR) IS NULL OR dataset = :sight
+    ) AS ordered
+    GROUP BY sample_id
+"""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a selection gave: the record's fields, and what is worth saying of them."""
+
+    selection: str
+    selection_id: str
+    recipe: str
+    parameters: dict[str, Any]
+    rows: int
+    samples: int  # in sight: with an open place in the dataset
+    share: float | None  # rows / samples
+    counts: dict[str, int]  # by kind
+    means: dict[str, float]  # of the recipe's other numbers: ifd, rifd
+    store_revision: str
+    output_sha256: str  # of the rows in their format, uncompressed
+    format: str
+    file: str | None
+    file_sha256: str | None  # of the file as it lies there: differs from the above where it is compressed
+    note: str | None  # why nothing was picked
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class _Picks:
+    """What went by while the rows were written."""
+
+    columns: list[str]
+    cut: int | None
+    items: list[tuple[str, float | None, str | None]] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+    numbers: dict[str, list[float]] = field(default_factory=dict)
+
+
+def select(
+    store: Store,
+    recipe: Recipe,
+    given: Given | None = None,
+    *,
+    name: str | None = None,
+    output: Path | None = None,
+    format: str = "alpaca",
+) -> Selected:
+    """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
+
+    Without a name it is called recipe-student, with the teacher behind where one was given. A `top` that the recipe does
+    not declare cuts its ranking. SelectionError says what is wrong with the recipe or its parameters, or that there
+    are no scores to run it on; picking nothing of what there is gives a `note`.
+    """
+    given = dict(given or {})
+    cut = given.pop("top", None) if "top" not in recipe.declares else None
+    bound = bind(store, recipe, given)
+    if cut is not None:
+        bound.said["top"] = str(cut)
+    if format != "alpaca":
+        bound.said["format"] = format
+    samples = count_samples(store, bound.said.get("dataset"))
+    _require_scores(store, bound, samples)
+    with store.backend.sandbox(allow_external=False) as sandbox:
+        revision = store_revision(sandbox)
+        columns = _columns(sandbox, recipe, bound)
+        picks = _Picks(columns, _places_in_cut(recipe, columns, cut, samples))
+        sha256, file_sha256 = _written(partial(_rows, sandbox, recipe, bound), picks, output, format)
+    note = None if picks.items else _why_nothing(recipe, bound, samples)
+    parameters = _parameters(bound)
+    called = name or "-".join(
+        str(part) for part in (recipe.name, bound.said.get("student"), given.get("teacher")) if part
+    )
+    selected = Selected(
+        selection=called,
+        selection_id=content_id("selection", recipe.sql, parameters, picks.items),
+        recipe=recipe.name,
+        parameters=parameters,
+        rows=len(picks.items),
+        samples=samples,
+        share=len(picks.items) / samples if samples else None,
+        counts={kind: picks.kinds[kind] for kind in _ordered(picks.kinds)},
+        means={column: math.fsum(found) / len(found) for column, found in picks.numbers.items() if found},
+        store_revision=revision,
+        output_sha256=sha256,
+        format=format,
+        file=str(output) if output else None,
+        file_sha256=file_sha256,
+        note=note,
+    )
+    _record(store, recipe, selected, picks)
+    return selected
+
+
+def _parameters(bound: Bound) -> dict[str, Any]:
+    """Return the parameters as they are recorded: names as people say them, and the ids that they stood for."""
+    ids = {"student_id": bound.student_id, "teacher_id": bound.teacher_id}
+    return {**bound.said, **{name: identity for name, identity in ids.items() if identity}}
+
+
+def _ordered(kinds: Counter[str]) -> list[str]:
+    order = [kind.value for kind in SCORED_KINDS]
+    return sorted(kinds, key=lambda kind: (order.index(kind) if kind in order else len(order), kind))
+
+
+def store_revision(sandbox: Sandbox) -> str:
+    """Return how many rows each append-only table has: rows are never changed, so equal counts in a store mean equal facts."""
+    sql = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {rows}" for table, rows in REVISION_TABLES.items())
+    counts = dict(sandbox.execute(sql)[1])
+    return " ".join(f"{table}:{counts[table]}" for table in REVISION_TABLES)
+
+
+def count_samples(store: Store, dataset: str | None) -> int:
+    """Return how many samples have an open place (in `dataset`)."""
+    sql = """
+        SELECT count(DISTINCT sample_id) FROM dataset_samples
+        WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
+    """
+    return int(store.rows(sql, dataset=dataset)[0][0])
+
+
+# -- running
+
+
+def _written(
+    rows: Callable[[_Picks], Iterator[dict[str, Any]]], picks: _Picks, output: Path | None, format: str
+) -> tuple[str, str | None]:
+    """Write the rows; return the hash of their bytes, and of the file's, which differ where the file is compressed."""
+    if output is None:
+        return write(Path(os.devnull), rows(picks), format), None
+    sha256 = write(output, rows(picks), format)
+    if output.suffix.lower() not in (".gz", ".zst"):
+        return sha256, sha256
+    return write(Path(os.devnull), rows(_Picks(picks.columns, picks.cut)), format), sha256
+
+
+def _columns(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
+    """Return the recipe's columns, having made sure that it is one SELECT and returns variant_id."""
+    body = without_comments(recipe.sql).strip().rstrip(";")
+    if not re.match(r"(?i)[\s(]*(with|select|values|from|table)\b", body):
+        raise SelectionError(f"recipe {recipe.name} is not one SELECT (or WITH … SELECT) statement")
+    try:
+        columns, rows = sandbox.execute(f"SELECT * FROM (\n{_body(recipe)}\n) AS picked LIMIT 0", bound.values)
+        list(rows)
+    except QueryError as error:
+        raise QueryError(f"recipe {recipe.name}: {error}") from error
+    if "variant_id" not in columns:
+        raise SelectionError(f"recipe {recipe.name} returns {', '.join(columns)}; it must return variant_id")
+    return columns
+
+
+def _body(recipe: Recipe) -> str:
+    """Return the statement so that it can stand in parentheses: what follows its last semicolon is comments."""
+    text = recipe.sql.rstrip()
+    while text.endswith(";"):
+        text = text[:-1].rstrip()
+    return text
+
+
+def _places_in_cut(recipe: Recipe, columns: list[str], cut: Any, samples: int) -> int | None:
+    if cut is None:
+        return None
+    if "rank" not in columns:
+        raise SelectionError(f"recipe {recipe.name} takes no top: it declares none and does not rank")
+    count, percent = parse_top(cut)
+    return count if percent is None else int(percent * samples / 100)
+
+
+def _rows(sandbox: Sandbox, recipe: Recipe, bound: Bound, picks: _Picks) -> Iterator[dict[str, Any]]:
+    """Yield the picks as rows to write, best rank first, else in dataset order; note them in `picks`."""
+    teachers = dict(sandbox.execute("SELECT teacher_id, teacher FROM teachers")[1])
+    rank = "picked.rank NULLS LAST, " if "rank" in picks.columns else ""
+    other = [column for column in picks.columns if column not in (*LINEAGE, "rank", "reason", *TEXTS)]
+    taken = ["variant_id", *(column for column in picks.columns if column in ("rank", "reason")), *other]
+    sql = f"""
+        SELECT {", ".join(f'picked."{column}"' for column in taken)},
+            v.sample_id, v.kind, v.teacher_id, v.instruction, v.input, v.output
+        FROM (\n{_body(recipe)}\n) AS picked
+        LEFT JOIN variant v ON v.variant_id = picked.variant_id
+        LEFT JOIN ({_PLACES}) AS p ON p.sample_id = v.sample_id
+        ORDER BY {rank}p.place NULLS LAST, v.variant_id
+    """
+    values = {**bound.values, "sight": bound.said.get("dataset")}
+    _, rows = sandbox.execute(sql, values)
+    seen: set[str] = set()
+    for row in rows:
+        pick = dict(zip(taken, row, strict=False))
+        sample, kind, teacher, *texts = row[len(taken) :]
+        if sample is None:
+            raise SelectionError(
+                f"recipe {recipe.name} picked {pick['variant_id']!r}, which is no variant of this store"
+            )
+        if pick["variant_id"] in seen:  # for example by way of two places of one sample: it is still one pick
+            continue
+        if picks.cut is not None and len(seen) >= picks.cut:
+            return
+        seen.add(pick["variant_id"])
+        _note(picks, recipe, pick, kind, other)
+        lineage = dict(zip(LINEAGE, (sample, pick["variant_id"], kind, teachers.get(teacher)), strict=True))
+        yield dict(zip(TEXTS, texts, strict=True)) | lineage | {key: pick[key] for key in taken[1:]}
+
+
+def _note(picks: _Picks, recipe: Recipe, pick: dict[str, Any], kind: str, other: list[str]) -> None:
+    rank, reason = pick.get("rank"), pick.get("reason")
+    try:
+        ranked = None if rank is None else float(rank)
+    except (TypeError, ValueError) as error:
+        raise SelectionError(f"recipe {recipe.name} ranks by {rank!r}, which is no number") from error
+    picks.items.append((pick["variant_id"], ranked, None if reason is None else str(reason)))
+    picks.kinds[kind] += 1
+    for column in other:
+        value = pick[column]
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            picks.numbers.setdefault(column, []).append(float(value))
+
+
+# -- recording
+
+
+def _record(store: Store, recipe: Recipe, selected: Selected, picks: _Picks) -> None:
+    row = (
+        selected.selection_id,
+        selected.selection,
+        recipe.name,
+        recipe.sql,
+        canonical_json(selected.parameters),
+        selected.store_revision,
+        selected.rows,
+        json.dumps(selected.counts),
+        selected.output_sha256,
+        utc_now(),
+    )
+    items = ((selected.selection_id, position, *item) for position, item in enumerate(picks.items))
+    with store.write() as conn:
+        if store.insert(conn, "selection", [row]):
+            store.insert(conn, "selection_item", items)
+        store.ensure_name(conn, "selection", selected.selection, selected.selection_id)
+
+
+def _require_scores(store: Store, bound: Bound, samples: int) -> None:
+    """Raise SelectionError where there is nothing to select from, before anything is written."""
+    said = bound.said
+    if not samples:
+        where = f"dataset {said['dataset']}" if said.get("dataset") else "the store"
+        raise SelectionError(f"{where} has no samples; `recycledb add FILE` brings some in")
+    sql = "SELECT 1 FROM loss WHERE student_id = :student LIMIT 1"
+    if bound.student_id and not store.rows(sql, student=bound.student_id):
+        raise SelectionError(f"no scores under {said['student']}; run `recycledb sync --student {said['student']}`")
+
+
+def _why_nothing(recipe: Recipe, bound: Bound, samples: int) -> str:
+    said = bound.said
+    if "teacher" in recipe.declares and not said.get("teacher") and said.get("kind") != "origin":
+        return "nothing was picked: no teacher has made a variant yet (run `recycledb sync`)"
+    top = f" (top {said['top']} of {samples} samples)" if said.get("top") else ""
+    return f"nothing was picked: no variant meets the conditions of {recipe.name}{top}"
