@@ -1,0 +1,107 @@
+"""The command that shows one sample's whole history: show."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from recycledb.cli.app import Json, app, emit, session, stdout
+
+SCORES = ("ifd_ppl", "rifd_ppl", "ppl_A_condition", "ppl_A_direct", "ppl_Q_condition", "ppl_Q_direct")
+
+
+@app.command()
+def show(
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="Any unique prefix of the id of a sample, variant or text.")],
+    as_json: Json = False,
+) -> None:
+    """Show one sample: its variants, the teacher's raw texts, scores, costs, and which selections took it and why.
+
+    Example: [bold]recycledb show 3dd72b[/bold]
+    """
+    from recycledb.inspecting import show as look
+    from recycledb.selection.explain import explain
+
+    with session.open() as store:
+        found = look(store, identifier)
+        found["explanations"] = explain(store, found["sample_id"])
+    emit(found, as_json=as_json, show=lambda: _show(found))
+
+
+def _show(found: dict[str, Any]) -> None:
+    out = stdout()
+    out.print(f"[bold]sample {found['sample_id']}[/bold]")
+    for place in found["places"]:
+        extra = json.loads(place["extra"])
+        note = f"  {json.dumps(extra, ensure_ascii=False)}" if extra else ""
+        out.print(f"  {place['dataset']} at {place['position']}{note}", markup=False)
+    for variant in found["variants"]:
+        _show_variant(variant, found["scores"])
+    for text in found["teacher_texts"]:
+        _show_text(text)
+    out.print(_costs(found["teacher_texts"]), markup=False)
+    _show_selections(found)
+
+
+def _show_variant(variant: dict[str, Any], scores: list[dict[str, Any]]) -> None:
+    out = stdout()
+    by = f" · {variant['teacher']}" if variant["teacher"] else ""
+    old = "" if variant["is_current"] else " · superseded"
+    out.rule(f"[bold]{variant['kind']}[/bold]{by}{old} · {variant['variant_id'][:12]}", align="left", characters="─")
+    for label in ("instruction", "input", "output"):
+        if variant[label]:
+            out.print(f"[dim]{label}[/dim]")
+            out.print(variant[label], markup=False, soft_wrap=True)
+    rows = [row for row in scores if row["variant_id"] == variant["variant_id"]]
+    if rows:
+        out.print(_score_table(rows))
+
+
+def _score_table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Column, Table
+
+    headers = [Column(name.replace("_ppl", "").upper() if "ifd" in name else name, justify="right") for name in SCORES]
+    table = Table("student", *headers, box=None, header_style="dim")
+    for row in rows:
+        table.add_row(row["student"], *(_number(row[name]) for name in SCORES))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _show_text(text: dict[str, Any]) -> None:
+    out = stdout()
+    verdict = text["extraction"] or ""
+    if text["reason"]:
+        verdict = f"{verdict}: {text['reason']}"
+    title = f"{text['step']} · {text['teacher']} · attempt {text['attempt']} · {text['status']}"
+    out.rule(f"[bold]{title}[/bold] · {text['text_id'][:12]}", align="left", characters="┄")
+    paid = [f"{text[key]:,} tokens {way}" for key, way in (("prompt_tokens", "in"), ("completion_tokens", "out")) if text[key]]
+    if text["cost_usd"] is not None:
+        paid.append(f"${text['cost_usd']:.6f}")
+    facts = [f"about {text['variant_id'][:12]}", text["created_at"], *paid, f"read as {verdict}" if verdict else ""]
+    out.print(" · ".join(fact for fact in facts if fact), style="dim", markup=False)
+    if text["error"]:
+        out.print(text["error"], style="red", markup=False)
+    if text["text"]:
+        out.print(text["text"], markup=False, soft_wrap=True)
+
+
+def _costs(texts: list[dict[str, Any]]) -> str:
+    tokens = sum((text["prompt_tokens"] or 0) + (text["completion_tokens"] or 0) for text in texts)
+    known = [text["cost_usd"] for text in texts if text["cost_usd"] is not None]
+    dollars = f"${sum(known):.6f}" if known else "price unknown"
+    return f"\npaid for this sample: {len(texts)} questions, {tokens:,} tokens, {dollars}"
+
+
+def _show_selections(found: dict[str, Any]) -> None:
+    out = stdout()
+    kinds = {variant["variant_id"]: variant["kind"] for variant in found["variants"]}
+    for item in found["selections"]:
+        reason = f": {item['reason']}" if item["reason"] else ""
+        kind = kinds[item["variant_id"]]
+        out.print(f"taken by {item['selection']} ({item['recipe']}) at {item['position']} as {kind}{reason}", markup=False)
+    for explanation in found["explanations"]:
+        out.print(explanation if isinstance(explanation, str) else explanation["text"], markup=False)
