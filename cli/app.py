@@ -51,6 +51,10 @@ class Session:
         """The nearest recycledb.toml, or defaults."""
         return load()
 
+    def forget(self) -> None:
+        """Read the configuration anew: the folder has changed."""
+        self.__dict__.pop("config", None)
+
     @property
     def url(self) -> str:
         """The store: --store or $RECYCLEDB_STORE, else the configuration's."""

@@ -1,0 +1,78 @@
+"""The command that shows the whole job on shipped data: demo."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recycledb.cli.app import app, session, stderr, stdout
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to work.")] = Path("recycledb-demo")) -> None:
+    """Do the whole job on shipped data: no key, no GPU, no network.
+
+    It leaves recycledb.toml and the store in DIR, so that every other command goes on from there.
+
+    Example: [bold]recycledb demo && cd recycledb-demo && recycledb status[/bold]
+    """
+    from recycledb.demo import lay_out, worth_showing
+
+    written = lay_out(folder)
+    os.environ.pop("RECYCLEDB_STORE", None)  # the user's own store: the demo works on the one in its folder
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        _tour(worth_showing)
+    finally:
+        os.chdir(before)
+    _close(folder, written)
+
+
+def _tour(worth_showing: Any) -> None:
+    _say("Forty samples and one repeated; a recorded teacher; two tiny students, small and large.")
+    _run("add", "samples.json")
+    _say("What would it take to recycle them?")
+    _run("sync", "--dry-run")
+    _say("Ask, extract, score. Every reply and every loss is a row, committed as it comes.")
+    _run("sync")
+    _say("Again: nothing is missing, so nothing is asked or computed.")
+    _run("sync")
+    _run("status")
+    _say("Selective Reflection-Tuning: each student decides which version of a sample is worth keeping.")
+    _run("select", "selective", "--student", "small", "-o", "selective-small.json")
+    _run("select", "selective", "--student", "large", "-o", "selective-large.json")
+    _run("compare", "small", "large")
+    with session.open() as store:
+        sample = worth_showing(store)
+    _say("One sample's history: what the teacher said, what the students made of it, who took it and why.")
+    _run("show", sample[:12])
+    _say("Everything is SQL.")
+    _run("query", "SELECT kind, student, count(*) AS n, round(avg(ifd_ppl), 3) AS mean_ifd FROM scores GROUP BY kind, student")
+
+
+def _say(text: str) -> None:
+    stdout().print(f"\n[dim]# {text}[/dim]")
+
+
+def _run(*arguments: str) -> None:
+    """Print a command as a user would type it, and run it."""
+    import shlex
+
+    stdout().print(f"[bold green]$[/bold green] [bold]recycledb {shlex.join(arguments)}[/bold]")
+    session.forget()
+    code = app(list(arguments), standalone_mode=False)
+    if code:
+        raise typer.Exit(code)
+
+
+def _close(folder: Path, written: list[str]) -> None:
+    out = stdout()
+    made = ["recycle.db", "selective-small.json", "selective-large.json"]
+    out.print(f"\n[bold]left in {folder}/[/bold]")
+    for name in (*written, *made):
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        out.print(f"  {name:<24} {size / 1e6:8.2f} MB")
+    stderr().print(f"\nnext: cd {folder} && recycledb status, or your own data: recycledb init in another folder")
