@@ -18,7 +18,7 @@ class Wanted:
     prompts: Mapping[Step, str]  # step: prompt_id; also says which steps are wanted
     extractor: int
     retry_before: str = ""  # failed replies older than this moment are asked again
-    run_started: str = ""  # errors since this moment count against max_attempts
+    run_started: str = "9"  # errors since this moment count against max_attempts; sorts after every moment: none do
     max_attempts: int = 5
     lazy_student: str | None = None  # reflect_response only on the winner of this student's IFD comparison
 
