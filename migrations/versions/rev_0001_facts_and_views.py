@@ -97,7 +97,7 @@ def create_tables() -> None:
         sa.Column("prompt", sa.String(), nullable=False),
         sa.Column("max_length", sa.Integer(), nullable=False),
         sa.Column("dtype", sa.String(), nullable=False),
-        sa.Column("parameters", sa.Integer(), nullable=True),
+        sa.Column("parameters", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("student_id", name="pk_student"),
     )
@@ -351,7 +351,7 @@ JOIN teachers t ON t.teacher_id = r.teacher_id
 UNION ALL
 SELECT
     a.attempt_id, a.variant_id, a.step, t.teacher, a.prompt_id, a.number,
-    CASE WHEN w.ended_at IS NULL THEN 'sent' ELSE 'lost' END,
+    CASE WHEN w.worker_id IS NOT NULL AND w.ended_at IS NULL THEN 'sent' ELSE 'lost' END,
     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, a.sent_at,
     a.teacher_id, a.attempt_id
 FROM attempt a

@@ -18,6 +18,7 @@ class Backend(Protocol):
 
     name: str
     path: Path
+    errors: tuple[type[Exception], ...]  # the driver's own, where they are not wrapped by SQLAlchemy
     writer: Engine  # at most one connection, whose transactions take the write lock when they begin
     reader: Engine  # sees committed rows only and never holds up the writer
 

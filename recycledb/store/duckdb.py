@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import duckdb
 from alembic.ddl.impl import DefaultImpl
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool, StaticPool
@@ -30,6 +31,7 @@ class DuckDB:
     """A store in one DuckDB file."""
 
     name = "duckdb"
+    errors = (duckdb.Error,)  # bulk inserts go past SQLAlchemy, which would wrap them
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +43,6 @@ class DuckDB:
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
         """Insert from an Arrow table, typed by the target's columns."""
-        import duckdb
         import pyarrow as pa
 
         raw: Any = conn.connection.driver_connection
@@ -59,9 +60,8 @@ class DuckDB:
             )
             return int(result.fetchone()[0])
         finally:
-            with suppress(
-                duckdb.TransactionException
-            ):  # a failed insert has aborted the transaction; its error matters
+            # A failed insert has aborted the transaction; its own error is the one that matters.
+            with suppress(duckdb.TransactionException):
                 raw.unregister("incoming_rows")
 
     @staticmethod
@@ -107,8 +107,6 @@ class DuckDB:
     @contextmanager
     def sandbox(self, *, allow_external: bool) -> Iterator["DuckDBSandbox"]:
         """Open the file read-only; lock its configuration, so that no statement can lift the limits."""
-        import duckdb
-
         self.close()  # one process may hold a file open either for writing or for reading
         try:
             connection = duckdb.connect(str(self.path), read_only=True)
@@ -140,8 +138,6 @@ class DuckDBSandbox:
 
     def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
         """Run one statement; return column names and a lazy iterator of rows."""
-        import duckdb
-
         try:
             statements = self._connection.extract_statements(with_dollars(sql, parameters or {}))
             if len(statements) != 1:
@@ -160,8 +156,6 @@ class DuckDBSandbox:
 
 
 def _rows(result: Any) -> Iterator[Row]:
-    import duckdb
-
     try:
         while rows := result.fetchmany(1024):
             yield from rows
