@@ -3,16 +3,19 @@
 Invariant: whatever `admit` lets through may be sent at once, so an attempt that is recorded after it is an attempt that
 goes out. Five things hold a question back:
 
-- places: at most `concurrency` under way. A 429 halves the places (once for all that were under way), each answer wins
-  back a part of one (additive increase, multiplicative decrease).
+- places: at most `concurrency` under way. A 429 halves the places, once for all that were under way, and takes away
+  each place that was refused; each answer wins back a part of one (additive increase, multiplicative decrease).
 - requests and tokens a minute, as token buckets. Tokens are debited by estimate and corrected by the real count.
 - a pause that the server asked for: Retry-After, or an x-ratelimit budget that is used up until its reset.
-- a back-off where it answered 429 without a time.
+- a back-off where it answered 429 without naming a time.
 - the breaker: after `BREAKER` failures of the server in a row, one probe at a time, further and further apart.
 
 When nothing but failures has come back for `wait_s`, or the server asks for a longer pause than that, `admit` raises
 TeacherError: there is an end to waiting. It never raises while answers arrive, however slowly.
-This module refuses to know HTTP: it is told what happened. One event loop only.
+This module refuses to know HTTP: it is told what happened. It belongs to one event loop.
+
+aiolimiter's bucket cannot be corrected after the fact, and stamina and tenacity retry one call without knowing of the
+others; hence the few lines of our own.
 """
 
 import asyncio
@@ -27,10 +30,12 @@ from recycledb.errors import TeacherError
 BREAKER = 10  # failures in a row that mean "down"
 LONGEST_PROBE_S = 30.0
 LONGEST_BACKOFF_S = 60.0
-# Rounds of answers in which the places climb from none back to all: fast enough for short outages, slow enough not to
-# run into the same limit at once.
-CLIMB_ROUNDS = 32
 BURST_S = 0.1  # a bucket saves up no more than this, so a minute never holds noticeably more than its limit
+# Rounds of answers in which the places climb from none back to all, but for the stretch round the height of the last
+# 429, where they climb by one a round.
+CLIMB_ROUNDS = 32
+NEAR = 0.25
+LOOK_AGAIN_S = 0.5  # a pause may end early, when an answer arrives after all
 
 
 class Attempted(Protocol):
@@ -48,7 +53,11 @@ def retry_delay(number: int, reply: Attempted, longest_s: float = LONGEST_BACKOF
     """
     if reply.retry_after_s is not None:
         return reply.retry_after_s
-    return min(longest_s, 0.5 * 2.0 ** min(number - 1, 16)) * random.uniform(0.5, 1.0)
+    return _backoff(0.5, number - 1, longest_s)
+
+
+def _backoff(first_s: float, times: int, longest_s: float) -> float:
+    return float(min(longest_s, first_s * 2.0 ** min(times, 16)) * random.uniform(0.5, 1.0))
 
 
 class Ticket:
@@ -95,12 +104,15 @@ class _Bucket:
         self.at = now
 
     def delay(self, amount: float, now: float) -> float:
+        """Return the seconds until `amount`, or as much as the bucket holds at most, is there."""
         self._fill(now)
-        return max(0.0, (min(amount, self.most) - self.level) / self.per_s)
+        # A billionth short is there: else rounding would ask for waits of no length.
+        return max(0.0, (min(amount, self.most) - self.level - 1e-9) / self.per_s)
 
     def take(self, amount: float, now: float) -> None:
+        """Debit `amount`, into debt if need be; a negative one is given back."""
         self._fill(now)
-        self.level -= amount
+        self.level = min(self.most, self.level - amount)
 
 
 class Pace:
@@ -120,14 +132,16 @@ class Pace:
         now = clock()
         self._requests = _Bucket(rpm, now) if rpm else None
         self._tokens = _Bucket(tpm, now) if tpm else None
-        self._places = float(concurrency)
         self._under_way = 0
         self._queue = asyncio.Lock()  # first come, first served
         self._freed = asyncio.Event()
         self._resume_at = now  # a pause lasts until then
+        self._places = self._ceiling = float(concurrency)
         self._cut_at = now  # when the places were last halved
-        self._limited = 0  # 429s in a row, counted once a round
+        self._at_cut = concurrency  # how many were under way then, less those that were refused since
+        self._limited = 0  # rounds with a 429 in a row
         self._failures = 0  # failures of the server in a row
+        self._down_at = now  # when the breaker opened
         self._probes = 0
         self._silent_since: float | None = None  # the first failure since the last answer
         self._last_error, self._last_error_at = "", now
@@ -142,6 +156,10 @@ class Pace:
         """How many questions are under way."""
         return self._under_way
 
+    def now(self) -> float:
+        """Return the moment on this pace's clock, for `limited` and `failed`."""
+        return self._clock()
+
     async def admit(self, tokens: int = 0) -> Ticket:
         """Wait until one more question of about `tokens` may be sent; TeacherError after `wait_s` of failures."""
         async with self._queue:
@@ -150,7 +168,7 @@ class Pace:
                     self._freed.clear()
                     await self._freed.wait()
                 elif (delay := self._delay(tokens)) > 0:
-                    await asyncio.sleep(delay)
+                    await asyncio.sleep(min(delay, LOOK_AGAIN_S))
                 else:
                     break
             now = self._clock()
@@ -160,10 +178,6 @@ class Pace:
                 self._tokens.take(tokens, now)
             self._under_way += 1
             return Ticket(self, tokens, now)
-
-    def now(self) -> float:
-        """Return the moment on this pace's clock, for `limited` and `failed`."""
-        return self._clock()
 
     def _delay(self, tokens: int) -> float:
         now = self._clock()
@@ -176,15 +190,16 @@ class Pace:
         return delay
 
     def _check_patience(self, now: float) -> None:
+        last = f" (last: {self._last_error})" if self._last_error else ""
         if self._resume_at - now > self._wait_s:
             raise TeacherError(
-                f"{self._name} asks to wait {self._resume_at - now:.0f} s, longer than wait_s = {self._wait_s:g}"
-                f"{f' (last: {self._last_error})' if self._last_error else ''}; run sync again then"
+                f"{self._name} asks to wait {self._resume_at - now:.0f} s, more than its wait_s of "
+                f"{self._wait_s:g}{last}; run sync again then"
             )
         since = self._silent_since
         if since is not None and max(self._last_error_at, self._resume_at) - since > self._wait_s:
             raise TeacherError(
-                f"{self._name} has given no answer for {now - since:.0f} s (last: {self._last_error}); "
+                f"{self._name} has given no answer for {now - since:.0f} s{last}; "
                 "everything that arrived is stored; run sync again when it is back"
             )
 
@@ -202,35 +217,43 @@ class Pace:
         """Note an answer, be it a refusal: the server is there and willing."""
         if self._failures >= BREAKER:
             self._resume_at = self._clock()
-            self._freed.set()
         self._failures = self._probes = self._limited = 0
         self._silent_since = None
         if self._places < self._most:
-            self._places = min(self._most, self._places + max(1.0, self._most / CLIMB_ROUNDS) / self._places)
-            self._freed.set()
+            self._climb()
+        self._freed.set()
+
+    def _climb(self) -> None:
+        near = abs(self._places - self._ceiling) < NEAR * self._ceiling
+        step = 1.0 if near else max(1.0, self._most / CLIMB_ROUNDS)
+        self._places = min(self._most, self._places + step / self._places)
 
     def limited(self, sent_at: float, retry_after_s: float | None, error: str) -> None:
-        """Note a 429 to a question sent at `sent_at`: halve the places, and wait as long as the server asks."""
+        """Note a 429 to a question sent at `sent_at`: fewer places, and a wait as long as the server asks."""
         now = self._note_error(sent_at, error)
-        first = sent_at >= self._cut_at
-        if first:  # the others of its round say nothing new
-            self._places = max(1.0, self._places / 2)
-            self._cut_at = now
+        new_round = sent_at >= self._cut_at
+        if new_round:
+            self._cut_at, self._at_cut = now, max(self._under_way, 1)
+            self._places /= 2
             self._limited += 1
+        self._at_cut -= 1
+        self._places = max(1.0, min(self._places, self._at_cut))
+        self._ceiling = max(1.0, float(self._at_cut))
         if retry_after_s is not None:
             self.pause(retry_after_s)
-        elif first:
-            self.pause(min(LONGEST_BACKOFF_S, 0.25 * 2.0 ** min(self._limited, 16)) * random.uniform(0.5, 1.0))
+        elif new_round:
+            self.pause(_backoff(0.25, self._limited, LONGEST_BACKOFF_S))
 
     def failed(self, sent_at: float, error: str) -> None:
         """Note a failure of the server or of the way to it; several in a row open the breaker."""
         now = self._note_error(sent_at, error)
         self._failures += 1
         if self._failures == BREAKER:
-            self._probes, self._cut_at = 0, now
-        if self._failures >= BREAKER and (self._failures == BREAKER or sent_at >= self._cut_at):
-            self.pause(min(LONGEST_PROBE_S, 1.0 * 2.0 ** min(self._probes, 16)) * random.uniform(0.5, 1.0))
-            self._probes += 1
+            self._down_at, self._probes = now, 0
+        elif self._failures < BREAKER or sent_at < self._down_at:
+            return  # not yet, or one that was under way when it went down
+        self.pause(_backoff(1.0, self._probes, LONGEST_PROBE_S))
+        self._probes += 1
 
     def pause(self, seconds: float) -> None:
         """Send nothing for so long; a longer pause already under way stays."""
