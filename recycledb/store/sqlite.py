@@ -35,6 +35,18 @@ def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
     return not fixed
 
 
+_MEANINGS = {
+    "locked": "another process has been writing {path} for over {busy:.0f} s; try again when it is done",
+    "full": "no space is left for {path}; free some and run the same command again: nothing committed is lost",
+    "disk I/O error": "the disk refused to write {path}; nothing committed is lost; "
+    "check the disk, then run the same command again",
+    "not a database": "{path} is not a SQLite file; check the URL",
+    "malformed": "{path} is damaged; restore a copy (db upgrade leaves them beside it)",
+    "unable to open": "cannot open {path}: check that its folder exists and may be written",
+    "readonly": "{path} may not be written by this user",
+}
+
+
 class SQLite:
     """A store in one SQLite file."""
 
@@ -100,20 +112,9 @@ class SQLite:
     def explain(self, error: Exception) -> str:
         """Translate SQLite's messages."""
         text = str(error)
-        if "locked" in text:
-            return f"another process has been writing {self.path} for over {BUSY_TIMEOUT_S:.0f} s; try again when it is done"
-        if "full" in text:
-            return (
-                f"no space is left for {self.path}; free some and run the same command again: nothing committed is lost"
-            )
-        if "disk I/O error" in text:
-            return f"the disk refused to write {self.path}; nothing committed is lost; check the disk, then run the same command again"
-        if "not a database" in text or "malformed" in text:
-            return f"{self.path} is not a sound SQLite file; restore a copy (db upgrade leaves them beside it)"
-        if "unable to open" in text:
-            return f"cannot open {self.path}: check that its folder exists and may be written"
-        if "readonly" in text:
-            return f"{self.path} may not be written by this user"
+        for part, meaning in _MEANINGS.items():
+            if part in text:
+                return meaning.format(path=self.path, busy=BUSY_TIMEOUT_S)
         return f"{self.path}: {text}"
 
     @contextmanager
