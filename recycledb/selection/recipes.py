@@ -233,7 +233,7 @@ def _plain(recipe: Recipe, parameter: Parameter, text: Any) -> Any:
 
 def _number(name: str, text: Any) -> int | float:
     value = guess(text)
-    if isinstance(value, str):
+    if not isinstance(value, int | float):
         raise SelectionError(f"{name} is {text!r}, which is no number")
     return value
 

@@ -1,0 +1,256 @@
+"""Commands that ask the store: recipes, select, selections, diff, query, compare, export, import-scores."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+from recycledb.errors import SelectionError
+
+if TYPE_CHECKING:
+    from recycledb.selection.diff import Diff
+    from recycledb.selection.recipes import Recipe
+    from recycledb.selection.select import Selected
+
+Params = Annotated[
+    list[str], typer.Option("--param", metavar="K=V", help="A parameter of the SQL; may be given several times.")
+]
+Student = Annotated[
+    str | None, typer.Option(help="The student's name in the store. Default: the only one.", metavar="NAME")
+]
+Teacher = Annotated[
+    str | None, typer.Option(help="The teacher's name, or best where a recipe allows it. Default: the only one.")
+]
+DatasetName = Annotated[str | None, typer.Option("--dataset", help="Only samples of this dataset.")]
+OutFormat = Annotated[str, typer.Option("--format", help="alpaca, sharegpt, jsonl or parquet.")]
+
+
+def parse_params(texts: list[str]) -> dict[str, str]:
+    """Return K=V options as a mapping."""
+    found = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not (name and separator):
+            raise SelectionError(f"--param {text}: give NAME=VALUE")
+        found[name] = value
+    return found
+
+
+# -- recipes
+
+recipes_app = typer.Typer(invoke_without_command=True, help="List the shipped recipes; `recipes show NAME` prints one.")
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the shipped recipes; `recipes show NAME` prints one to start one's own from.
+
+    Example: [bold]recycledb recipes show selective > mine.sql[/bold], then [bold]recycledb select --sql mine.sql[/bold]
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from recycledb.selection.recipes import iter_recipes
+
+    out = stdout()
+    for recipe in iter_recipes():
+        out.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
+        for parameter in recipe.parameters:
+            kind = " | ".join(parameter.choices) or parameter.type
+            default = f" = {parameter.default}" if parameter.default is not None else ""
+            out.print(f"    {parameter.name}: {kind}{default}  {parameter.help}", style="dim", markup=False)
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="The recipe's name.")]) -> None:
+    """Print a recipe's SQL, to read or to start one's own from.
+
+    Example: [bold]recycledb recipes show selective > mine.sql[/bold]
+    """
+    from recycledb.selection.recipes import get_recipe
+
+    typer.echo(get_recipe(name).sql.rstrip("\n"))
+
+
+# -- select
+
+
+@app.command()
+def select(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe; see `recipes`.")] = None,
+    *,
+    sql: Annotated[Path | None, typer.Option("--sql", metavar="FILE", help="A recipe of one's own.")] = None,
+    student: Student = None,
+    teacher: Teacher = None,
+    dataset: DatasetName = None,
+    top: Annotated[
+        str | None, typer.Option(metavar="5%|N", help="How many: a share of the samples, or a number.")
+    ] = None,
+    param: Params = [],  # noqa: B006 — typer copies it
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    format: OutFormat = "alpaca",
+    name: Annotated[str | None, typer.Option(help="The selection's name. Default: RECIPE-STUDENT.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: pick variants, record the selection, write Alpaca JSON.
+
+    Example: [bold]recycledb select selective --student 7b -o recycled.json[/bold]
+    """
+    from recycledb.selection.select import select as run
+
+    given = {"student": student, "teacher": teacher, "dataset": dataset, "top": top, **parse_params(param)}
+    with session.open() as store:
+        selected = run(
+            store,
+            _recipe(recipe, sql),
+            {key: value for key, value in given.items() if value is not None},
+            name=name,
+            output=output,
+            format=format,
+        )
+    emit(selected.as_dict(), as_json=as_json, show=lambda: _show_selected(selected))
+    if selected.note:
+        stderr().print(f"recycledb: {selected.note}", markup=False)
+
+
+def _recipe(name: str | None, sql: Path | None) -> "Recipe":
+    from recycledb.selection.recipes import get_recipe, read_recipe, recipe_names
+
+    if sql is not None and name is None:
+        return read_recipe(sql)
+    if name is not None and sql is None:
+        return get_recipe(name)
+    raise typer.BadParameter(f"name a recipe ({', '.join(recipe_names())}) or give --sql FILE")
+
+
+def _show_selected(selected: "Selected") -> None:
+    out = stdout()
+    share = f" ({selected.share:.1%})" if selected.share is not None else ""
+    out.print(f"[bold]{selected.selection}[/bold]: {selected.rows} of {selected.samples} samples{share}")
+    for kind, count in selected.counts.items():
+        out.print(f"  {kind:<20} {count:>8}  {count / selected.rows:6.1%}")
+    for name, mean in selected.means.items():
+        out.print(f"  mean {name:<15} {mean:>8.4f}")
+    out.print(f"  id     {selected.selection_id}")
+    out.print(f"  sha256 {selected.file_sha256 or selected.output_sha256}")
+    if selected.file:
+        out.print(f"  wrote  {selected.file}", markup=False, soft_wrap=True)
+    else:
+        out.print("  recorded; -o FILE writes it")
+
+
+@app.command()
+def selections(as_json: Json = False) -> None:
+    """List the recorded selections.
+
+    Example: [bold]recycledb selections[/bold]
+    """
+    import json
+
+    with session.open() as store:
+        rows = store.rows("""
+            SELECT selection, recipe, rows, counts, parameters, created_at, output_sha256, store_revision, selection_id
+            FROM selections ORDER BY created_at, selection_id
+        """)
+    found: list[dict[str, Any]] = [dict(row._mapping) for row in rows]
+    for row in found:
+        row["counts"], row["parameters"] = json.loads(row["counts"]), json.loads(row["parameters"])
+    emit({"selections": found}, as_json=as_json, show=lambda: _show_selections(found))
+
+
+def _show_selections(found: list[dict[str, Any]]) -> None:
+    out = stdout()
+    if not found:
+        out.print("no selection is recorded yet; `recycledb select RECIPE` makes one")
+    for row in found:
+        parameters = " ".join(f"{key}={value}" for key, value in row["parameters"].items() if value is not None)
+        counts = ", ".join(f"{kind} {count}" for kind, count in row["counts"].items())
+        out.print(
+            f"{row['selection']}  {row['rows']} rows  {row['created_at'][:19]}  {row['recipe']} {parameters}",
+            markup=False,
+        )
+        out.print(f"    {counts}  sha256 {row['output_sha256'][:12]}", style="dim", markup=False)
+
+
+@app.command("diff")
+def diff_(
+    a: Annotated[str, typer.Argument(metavar="A", help="A selection's name or id.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
+    as_json: Json = False,
+) -> None:
+    """Say what only one of two selections took, by kind and by reason.
+
+    Example: [bold]recycledb diff selective-7b selective-13b[/bold]
+    """
+    from recycledb.selection.diff import diff
+
+    with session.open() as store:
+        found = diff(store, a, b)
+    emit(found.as_dict(), as_json=as_json, show=lambda: _show_diff(found))
+
+
+def _show_diff(found: "Diff") -> None:
+    out = stdout()
+    out.print(f"{found.a}: {found.rows_a} rows; {found.b}: {found.rows_b} rows", markup=False)
+    out.print(f"the same variant in both: {found.same} samples")
+    out.print(f"another variant of the same sample: {sum(found.changed.values())} samples")
+    for change, count in found.changed.items():
+        out.print(f"  {count:>8}  {change}", markup=False)
+    for name, total, kinds, reasons in (
+        (found.a, found.only_a, found.only_a_kinds, found.only_a_reasons),
+        (found.b, found.only_b, found.only_b_kinds, found.only_b_reasons),
+    ):
+        out.print(f"only {name}: {total} samples", markup=False)
+        for label, counts in (("kind", kinds), ("reason", reasons)):
+            for key, count in counts.items():
+                out.print(f"  {count:>8}  {label}: {key}", markup=False)
+
+
+# -- query
+
+
+@app.command()
+def query(
+    sql: Annotated[str | None, typer.Argument(metavar="[SQL]", help="One SELECT in the store's own dialect.")] = None,
+    *,
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="Read the SQL from a file; - is stdin.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="table, json, jsonl, csv or parquet. Default: by the file's name.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    param: Params = [],  # noqa: B006 — typer copies it
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop the query after so long.")] = None,
+    allow_external: Annotated[
+        bool, typer.Option("--allow-external", help="Let the SQL read other files: ATTACH, read_csv and the like.")
+    ] = False,
+) -> None:
+    """Run read-only SQL on the store; views and columns are in docs/schema.md.
+
+    Example: [bold]recycledb query "SELECT kind, avg(ifd_ppl) FROM scores GROUP BY kind"[/bold]
+    """
+    from recycledb.selection import query as asking
+    from recycledb.selection.recipes import guess
+
+    text = _sql_text(sql, file)
+    parameters = {name: guess(value) for name, value in parse_params(param).items()}
+    width = asking.terminal_width() if sys.stdout.isatty() else None
+    with (
+        session.open() as store,
+        asking.query(store, text, parameters, timeout_s=timeout, allow_external=allow_external) as result,
+    ):
+        rows = asking.write_result(result, format or asking.format_of(output), output, sys.stdout, width=width)
+    if output is not None:
+        stderr().print(f"wrote {rows} rows to {output}", markup=False, soft_wrap=True)
+
+
+def _sql_text(sql: str | None, file: Path | None) -> str:
+    if (sql is None) == (file is None):
+        raise typer.BadParameter('give the SQL, as in: recycledb query "SELECT …", or -f FILE')
+    if file is None:
+        return str(sql)
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SelectionError(f"{file} cannot be read: {error}") from error
