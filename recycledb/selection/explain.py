@@ -1,0 +1,237 @@
+"""Why a sample was taken or left, in the recipe's own terms: the ratios compared, the branch taken, the bound that failed.
+
+Invariant: what is said of a recorded selection is what its recipe decides on the scores as they stand; the record itself says
+what was picked. This module refuses to guess at recipes that are not shipped: of those it says what was recorded.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recycledb.schema import Kind
+from recycledb.selection.recipes import BEST
+from recycledb.store import Store
+
+SHORT = {
+    Kind.ORIGIN: "ori",
+    Kind.REFLECT_INSTRUCTION: "Q",
+    Kind.REFLECT_RESPONSE: "A",
+    Kind.REFLECT_BOTH: "QA",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """A variant's IFD and rIFD under a student; None where a statistic is missing."""
+
+    variant_id: str
+    ifd: float | None
+    rifd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where the decision tree of `selective` led: the candidate, and a line for each comparison on the way."""
+
+    kind: Kind
+    candidate: Ratios | None
+    kept: bool  # within the bounds
+    verdict: str  # "kept", "ifd not below 1", "rifd not below 1"
+    steps: tuple[str, ...]
+
+
+def decide(ratios: Mapping[Kind, Ratios]) -> Decision:
+    """Walk the decision tree of Selective Reflection-Tuning (arXiv:2402.10110) and say each step; see recipes/selective.sql."""
+    ori, q, a, qa = (ratios.get(kind) for kind in SHORT)
+    steps = [_compared("ifd", Kind.REFLECT_INSTRUCTION, q, Kind.ORIGIN, ori, ">")]
+    if _ifd(q) is not None and _ifd(ori) is not None and _ifd(q) > _ifd(ori):  # type: ignore[operator]
+        steps[-1] += ": the new instruction is harder"
+        better, kind = _less(qa, q), Kind.REFLECT_INSTRUCTION
+        steps.append(_compared("rifd", Kind.REFLECT_BOTH, qa, Kind.REFLECT_INSTRUCTION, q, "<"))
+        kind = Kind.REFLECT_BOTH if better else Kind.REFLECT_INSTRUCTION
+    else:
+        better = _less(a, ori)
+        steps.append(_compared("rifd", Kind.REFLECT_RESPONSE, a, Kind.ORIGIN, ori, "<"))
+        kind = Kind.REFLECT_RESPONSE if better else Kind.ORIGIN
+    if better:
+        steps[-1] += ": the better answer makes its instruction easier to guess"
+    candidate = ratios.get(kind)
+    verdict = _verdict(candidate)
+    bounds = f"ifd({SHORT[kind]}) {_said(_ifd(candidate))} < 1 and rifd({SHORT[kind]}) {_said(_rifd(candidate))} < 1"
+    steps.append(
+        f"candidate {SHORT[kind]} ({kind.value}); {bounds}: {'yes' if verdict == 'kept' else 'no, ' + verdict}"
+    )
+    return Decision(kind, candidate, verdict == "kept", verdict, tuple(steps))
+
+
+def _ifd(ratios: Ratios | None) -> float | None:
+    return ratios.ifd if ratios else None
+
+
+def _rifd(ratios: Ratios | None) -> float | None:
+    return ratios.rifd if ratios else None
+
+
+def _less(left: Ratios | None, right: Ratios | None) -> bool:
+    a, b = _rifd(left), _rifd(right)
+    return a is not None and b is not None and a < b
+
+
+def _verdict(candidate: Ratios | None) -> str:
+    ifd, rifd = _ifd(candidate), _rifd(candidate)
+    if ifd is None or ifd >= 1:
+        return "ifd not below 1"
+    return "kept" if rifd is not None and rifd < 1 else "rifd not below 1"
+
+
+def _said(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.4f}"
+
+
+def _compared(name: str, left: Kind, a: Ratios | None, right: Kind, b: Ratios | None, sign: str) -> str:
+    x, y = (_ifd(a), _ifd(b)) if name == "ifd" else (_rifd(a), _rifd(b))
+    holds = x is not None and y is not None and (x > y if sign == ">" else x < y)
+    answer = "yes" if holds else "no"
+    return f"{name}({SHORT[left]}) {_said(x)} {sign} {name}({SHORT[right]}) {_said(y)}? {answer}"
+
+
+# -- a sample's decisions
+
+
+def explain(store: Store, sample_id: str) -> list[dict[str, Any]]:
+    """Return why each recorded selection took or left a sample, then what `selective` says where none was recorded.
+
+    Each has selection (None where it is not recorded), recipe, student, teacher, picked (a kind, or None), steps (a list of
+    lines) and text (all of it, to print).
+    """
+    explained = []
+    asked: set[tuple[Any, Any]] = set()
+    for row in store.rows(_SELECTIONS, sample=sample_id):
+        parameters = json.loads(row.parameters)
+        if row.recipe == "selective":
+            asked.add((parameters.get("student"), parameters.get("teacher")))
+        explained.append(_recorded(store, sample_id, row, parameters))
+    for student, teacher in _settings(store, sample_id):
+        if (student, teacher) not in asked:
+            steps = _selective(store, sample_id, {"student": student, "teacher": teacher})
+            explained.append(_explanation(None, "selective", {"student": student, "teacher": teacher}, None, steps))
+    return explained
+
+
+# Only selections that carry their name: the others were replaced by later ones.
+_SELECTIONS = """
+    SELECT s.selection, s.recipe, s.parameters, s.selection_id, s.rows, max(v.kind) AS picked, min(i.position) AS position,
+        max(i.reason) AS reason
+    FROM selections s
+    LEFT JOIN (
+        selection_item i JOIN variant v ON v.variant_id = i.variant_id AND v.sample_id = :sample
+    ) ON i.selection_id = s.selection_id
+    WHERE s.selection_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'selection')
+    GROUP BY s.selection, s.recipe, s.parameters, s.selection_id, s.rows, s.created_at
+    ORDER BY s.created_at, s.selection_id
+"""
+
+
+def _recorded(store: Store, sample_id: str, row: Any, parameters: dict[str, Any]) -> dict[str, Any]:
+    match row.recipe:
+        case "selective":
+            steps = _selective(store, sample_id, parameters)
+        case "cherry" | "superfilter":
+            steps = _ranked(store, sample_id, parameters)
+        case "recycled":
+            steps = [] if row.picked else ["its teacher has made no reflect_both of this sample"]
+        case _:
+            steps = [f"reason: {row.reason}"] if row.reason else []
+    if row.picked:
+        steps = [*steps, f"taken at {row.position} of {row.rows}"]
+    return _explanation(row.selection, row.recipe, parameters, row.picked, steps)
+
+
+def _explanation(
+    selection: str | None, recipe: str, parameters: dict[str, Any], picked: str | None, steps: Sequence[str]
+) -> dict[str, Any]:
+    student, teacher = parameters.get("student"), parameters.get("teacher")
+    who = ", ".join(f"{label} {name}" for label, name in (("student", student), ("teacher", teacher)) if name)
+    if selection is None:
+        head = f"{recipe} would say ({who})"
+    else:
+        head = f"{selection} ({recipe}{'; ' + who if who else ''}): " + (f"took {picked}" if picked else "took nothing")
+    return {
+        "selection": selection,
+        "recipe": recipe,
+        "student": student,
+        "teacher": teacher,
+        "picked": picked,
+        "steps": list(steps),
+        "text": "\n".join([head, *(f"  {step}" for step in steps)]),
+    }
+
+
+def _settings(store: Store, sample_id: str) -> list[tuple[str, str | None]]:
+    """Return the students and teachers under whom this sample has scores."""
+    rows = store.rows(
+        "SELECT DISTINCT student, teacher FROM scores WHERE sample_id = :sample AND is_current = 1", sample=sample_id
+    )
+    teachers = sorted({row.teacher for row in rows if row.teacher})
+    return [(student, teacher) for student in sorted({row.student for row in rows}) for teacher in teachers or [None]]
+
+
+def _selective(store: Store, sample_id: str, parameters: Mapping[str, Any]) -> list[str]:
+    metric = "loss" if parameters.get("metric") == "loss" else "ppl"
+    rows = store.rows(
+        f"""
+        SELECT variant_id, parent_id, kind, teacher, ifd_{metric} AS ifd, rifd_{metric} AS rifd
+        FROM scores WHERE sample_id = :sample AND student = :student AND is_current = 1 ORDER BY variant_id
+        """,
+        sample=sample_id,
+        student=parameters.get("student"),
+    )
+    if not rows:
+        return [f"no scores under {parameters.get('student')}"]
+    teacher = parameters.get("teacher")
+    teachers = sorted({row.teacher for row in rows if row.teacher}) if teacher == BEST else [teacher]
+    steps: list[str] = []
+    for each in teachers or [None]:
+        said = decide(_chosen(rows, each)).steps
+        steps.extend(said if teacher != BEST else (f"{each}: {step}" for step in said))
+    keep = parameters.get("keep", "reflected")
+    return [*steps, "keep = reflected: only QA and A are taken"] if keep == "reflected" else steps
+
+
+def _chosen(rows: Sequence[Any], teacher: str | None) -> dict[Kind, Ratios]:
+    """Return one variant of each kind: the smallest id, and that QA which was made from the Q."""
+    found: dict[Kind, Ratios] = {}
+    for row in rows:
+        kind = Kind(row.kind)
+        if kind not in found and kind is not Kind.REFLECT_BOTH and (kind is Kind.ORIGIN or row.teacher == teacher):
+            found[kind] = Ratios(row.variant_id, row.ifd, row.rifd)
+    q = found.get(Kind.REFLECT_INSTRUCTION)
+    for row in rows:
+        if row.kind == Kind.REFLECT_BOTH and q and row.parent_id == q.variant_id and Kind.REFLECT_BOTH not in found:
+            found[Kind.REFLECT_BOTH] = Ratios(row.variant_id, row.ifd, row.rifd)
+    return found
+
+
+def _ranked(store: Store, sample_id: str, parameters: Mapping[str, Any]) -> list[str]:
+    metric = "loss" if parameters.get("metric") == "loss" else "ppl"
+    kind = str(parameters.get("kind") or Kind.ORIGIN.value)
+    teacher = parameters.get("teacher")
+    rows = store.rows(
+        f"""
+        SELECT ifd_{metric} AS ifd, teacher FROM scores
+        WHERE sample_id = :sample AND student = :student AND kind = :kind AND is_current = 1 ORDER BY variant_id
+        """,
+        sample=sample_id,
+        student=parameters.get("student"),
+        kind=kind,
+    )
+    found = [row for row in rows if kind == Kind.ORIGIN or teacher in (BEST, row.teacher)]
+    if not found:
+        return [f"no {kind} with scores under {parameters.get('student')}"]
+    ifd = max((row.ifd for row in found if row.ifd is not None), default=None)
+    below = ifd is not None and ifd < 1
+    steps = [f"ifd({SHORT[Kind(kind)]}) {_said(ifd)} < 1? {'yes' if below else 'no'}"]
+    if below:
+        steps.append(f"by highest IFD below 1, the top {parameters.get('top')} are taken")
+    return steps
