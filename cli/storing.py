@@ -1,5 +1,6 @@
 """Commands that make, fill and mend the store: init, add, db."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 SHOWN_REJECTIONS = 10
 
-TEMPLATE = '''\
+TEMPLATE = """\
 # What `recycledb sync` brings about. It fills in what is missing and never asks or computes twice.
 # Secrets (OPENAI_API_KEY) come from the environment, never from here.
 
@@ -47,11 +48,13 @@ model = "gpt-4o-mini"
 steps = ["compress", "reflect_instruction", "reflect_response", "score"]
 teacher = "gpt"
 # students = ["7b"]                          # default: all of the above
-'''
+"""
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write recycledb.toml.")] = Path()) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write recycledb.toml.")] = Path(),
+) -> None:
     """Write a commented recycledb.toml and create the store at the newest schema.
 
     Example: [bold]recycledb init my-data[/bold]
@@ -66,7 +69,9 @@ def init(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to 
     path.write_text(TEMPLATE.format(url=session.store_option or DEFAULT_URL), encoding="utf-8")
     url = session.store_option or load(path).store.url
     with Store.open(url, create=True) as store:
-        stdout().print(f"wrote {path}\nmade {store.backend.path}\nnext: recycledb add FILE, then recycledb sync --dry-run")
+        stdout().print(
+            f"wrote {path}\nmade {store.backend.path}\nnext: recycledb add FILE, then recycledb sync --dry-run"
+        )
 
 
 @app.command()
@@ -94,7 +99,7 @@ def add(
         "datasets": [report.as_dict() for report in reports],
         **{key: sum(getattr(report, key) for report in reports) for key in ("added", "already_there", "rejected")},
     }
-    emit(result, as_json=as_json, show=lambda: [_tell(report) for report in reports])
+    emit(result, as_json=as_json, show=lambda: _tell(reports))
 
 
 def _tell_rejections(report: "Added") -> None:
@@ -105,15 +110,17 @@ def _tell_rejections(report: "Added") -> None:
         console.print(f"… and {report.rejected - SHOWN_REJECTIONS:,} more rejected rows (--json lists them)")
 
 
-def _tell(report: "Added") -> None:
-    parts = [f"{report.added:,} added", f"{report.already_there:,} already there", f"{report.rejected:,} rejected"]
-    if report.places_closed:
-        parts.append(f"{report.places_closed:,} places closed")
-    stdout().print(f"{report.dataset}: {', '.join(parts)}", markup=False)
-    if report.cut:
-        stdout().print(f"  {report.cut:,} conversations were longer than one turn pair; the first pair was taken")
-    if report.placeholders:
-        stdout().print(f"  {report.placeholders:,} input placeholders (such as “No input”) became an empty input")
+def _tell(reports: "Sequence[Added]") -> None:
+    out = stdout()
+    for report in reports:
+        parts = [f"{report.added:,} added", f"{report.already_there:,} already there", f"{report.rejected:,} rejected"]
+        if report.places_closed:
+            parts.append(f"{report.places_closed:,} places closed")
+        out.print(f"{report.dataset}: {', '.join(parts)}", markup=False)
+        if report.cut:
+            out.print(f"  {report.cut:,} conversations were longer than one turn pair; the first pair was taken")
+        if report.placeholders:
+            out.print(f"  {report.placeholders:,} input placeholders (such as “No input”) became an empty input")
 
 
 db = typer.Typer(help="The store's schema and soundness.", no_args_is_help=True)

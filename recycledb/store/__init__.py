@@ -5,8 +5,6 @@ holds the process's write lock; what `write()` has returned from is on the disk.
 This package refuses to know what a teacher says or how a loss is computed: it stores, finds and counts.
 """
 
-import os
-import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,26 +17,16 @@ from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
 from recycledb.errors import StoreError
-from recycledb.schema import (
-    Kind,
-    Texts,
-    metadata,
-    random_id,
-    sample_id,
-    utc_now,
-    variant_id,
-)
-from recycledb.store import migrate, pending, verify
+from recycledb.schema import random_id, utc_now
+from recycledb.store import migrate, pending, places, verify, workers
 from recycledb.store.backend import Backend, Row, Sandbox
-from recycledb.store.processes import is_alive, process_started
+from recycledb.store.places import BATCH_ROWS, Place
+from recycledb.store.tables import metadata
+from recycledb.store.workers import HEARTBEAT_TIMEOUT_S
 
 __all__ = ["HEARTBEAT_TIMEOUT_S", "Place", "Row", "Sandbox", "Store", "parse_url", "pending", "revisions", "upgrade"]
 
-HEARTBEAT_TIMEOUT_S = 120
-BATCH_ROWS = 5_000
-
 SQLRow = _SQLRow[*tuple[Any, ...]]
-Place = tuple[int, Texts, str]  # position, texts, extra as JSON
 
 
 def parse_url(url: str) -> tuple[str, Path]:
@@ -72,6 +60,8 @@ def _explained(backend: Backend) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise StoreError(backend.explain(error.orig if isinstance(error.orig, Exception) else error)) from error
+    except backend.errors as error:
+        raise StoreError(backend.explain(error)) from error
 
 
 def revisions(url: str) -> tuple[str | None, str]:
@@ -179,78 +169,9 @@ class Store:
 
     # -- samples
 
-    def replace_places(self, conn: Connection, dataset: str, places: Iterable[Place]) -> dict[str, int]:
+    def replace_places(self, conn: Connection, dataset: str, rows: Iterable[Place]) -> dict[str, int]:
         """Make a dataset's open places exactly these; return how many samples and places were new, kept and closed."""
-        now = utc_now()
-        self.insert(conn, "dataset", [(dataset, now)])
-        conn.execute(
-            text("CREATE TEMPORARY TABLE IF NOT EXISTS kept_place (position INTEGER PRIMARY KEY, turn INTEGER)")
-        )
-        conn.execute(text("DELETE FROM kept_place"))
-        counts = {"added": 0, "present": 0, "places_new": 0, "places_closed": 0}
-        places = iter(places)
-        while chunk := list(islice(places, BATCH_ROWS)):
-            self._add_places(conn, dataset, chunk, now, counts)
-        counts["places_closed"] = self._close_others(conn, dataset, now)
-        return counts
-
-    def _add_places(self, conn: Connection, dataset: str, chunk: list[Place], now: str, counts: dict[str, int]) -> None:
-        ids = [sample_id(texts) for _, texts, _ in chunk]
-        samples = {key: (key, *texts, now) for key, (_, texts, _) in zip(ids, chunk, strict=True)}
-        new = self.insert(conn, "sample", samples.values())
-        self.insert(
-            conn,
-            "variant",
-            [
-                (variant_id(key, Kind.ORIGIN, Texts(*row[1:4])), key, Kind.ORIGIN.value, *[None] * 4, *row[1:4], now)
-                for key, row in samples.items()
-            ],
-        )
-        there = self._turns(conn, dataset, chunk[0][0], chunk[-1][0])
-        kept, opened = [], []
-        for key, (position, _, extra) in zip(ids, chunk, strict=True):
-            turn, sample, is_open = there.get(position, (0, None, False))
-            if is_open and sample == key:
-                kept.append((position, turn))
-            else:
-                opened.append((dataset, position, turn + 1, key, extra))
-                kept.append((position, turn + 1))
-        self.insert(conn, "place", opened)
-        self.backend.insert(conn, "kept_place", ["position", "turn"], kept)
-        counts["added"] += new
-        counts["present"] += len(chunk) - new
-        counts["places_new"] += len(opened)
-
-    @staticmethod
-    def _turns(conn: Connection, dataset: str, first: int, last: int) -> dict[int, tuple[int, str, bool]]:
-        found = conn.execute(
-            text("""
-                SELECT p.position, p.turn, p.sample_id, c.turn IS NULL
-                FROM place p LEFT JOIN closing c
-                ON c.dataset = p.dataset AND c.position = p.position AND c.turn = p.turn
-                WHERE p.dataset = :dataset AND p.position BETWEEN :first AND :last
-                ORDER BY p.position, p.turn
-            """),
-            {"dataset": dataset, "first": first, "last": last},
-        )
-        return {position: (turn, sample, bool(is_open)) for position, turn, sample, is_open in found}
-
-    @staticmethod
-    def _close_others(conn: Connection, dataset: str, now: str) -> int:
-        gone = """
-            FROM place p
-            WHERE p.dataset = :dataset
-            AND NOT EXISTS (SELECT 1 FROM kept_place k WHERE k.position = p.position AND k.turn = p.turn)
-            AND NOT EXISTS (
-                SELECT 1 FROM closing c WHERE c.dataset = p.dataset AND c.position = p.position AND c.turn = p.turn
-            )
-        """
-        count = conn.execute(text(f"SELECT count(*) {gone}"), {"dataset": dataset}).scalar_one()
-        conn.execute(
-            text(f"INSERT INTO closing SELECT p.dataset, p.position, p.turn, :now {gone}"),
-            {"dataset": dataset, "now": now},
-        )
-        return int(count)
+        return places.replace(self, conn, dataset, rows)
 
     @staticmethod
     def last_import(conn: Connection, dataset: str) -> str | None:
@@ -405,38 +326,18 @@ class Store:
 
     def start_worker(self) -> str:
         """Record this process as one that asks; end those that died before."""
-        worker = random_id()
-        now = utc_now()
         with self.write() as conn:
-            self._end_dead_workers(conn, now)
-            row = (worker, socket.gethostname(), os.getpid(), process_started(os.getpid()), now, now, None)
-            self.insert(conn, "worker", [row])
-        return worker
+            return workers.start(self, conn)
 
     def beat(self, worker: str) -> None:
         """Say that a worker lives; end those that do not."""
-        now = utc_now()
         with self.write() as conn:
-            conn.execute(text("UPDATE worker SET heartbeat_at = :now WHERE worker_id = :w"), {"now": now, "w": worker})
-            self._end_dead_workers(conn, now)
+            workers.beat(conn, worker)
 
     def end_worker(self, worker: str) -> None:
         """Say that a worker is done: what it asked and did not hear of is lost."""
         with self.write() as conn:
-            conn.execute(
-                text("UPDATE worker SET ended_at = :now WHERE worker_id = :w"), {"now": utc_now(), "w": worker}
-            )
-
-    @staticmethod
-    def _end_dead_workers(conn: Connection, now: str) -> None:
-        running = conn.execute(
-            text("SELECT worker_id, host, pid, process_started, heartbeat_at FROM worker WHERE ended_at IS NULL")
-        ).fetchall()
-        for row in running:
-            if not is_alive(row.host, row.pid, row.process_started, row.heartbeat_at, HEARTBEAT_TIMEOUT_S):
-                conn.execute(
-                    text("UPDATE worker SET ended_at = :now WHERE worker_id = :w"), {"now": now, "w": row.worker_id}
-                )
+            workers.end(conn, worker, utc_now())
 
 
 def _sample_parameters(samples: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """What is missing, in SQL: the questions not yet answered and the statistics not yet computed.
 
 Invariant: each statement is asked of the facts alone (no flags, no cursors kept between runs), so a row that is removed
-by hand is missing again, and nothing that is there is ever asked for twice. The statements are portable across SQLite, DuckDB and PostgreSQL.
+by hand is missing again, and nothing that is there is ever asked for twice. The statements are portable across SQLite,
+DuckDB and PostgreSQL.
 """
 
 from collections.abc import Mapping

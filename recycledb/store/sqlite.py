@@ -28,6 +28,17 @@ except ImportError:  # no wheel for this platform: the interpreter's own library
 
 BUSY_TIMEOUT_S = 60.0
 
+_MEANINGS = {  # part of a message of SQLite's: what it means for the user
+    "locked": f"another process has been writing {{path}} for over {BUSY_TIMEOUT_S:.0f} s; try again when it is done",
+    "full": "no space is left for {path}; free some and run the same command again: nothing committed is lost",
+    "disk I/O error": "the disk refused to write {path}; nothing committed is lost; check the disk, then run the same "
+    "command again",
+    "not a database": "{path} is not a sound SQLite file; restore a copy (db upgrade leaves them beside it)",
+    "malformed": "{path} is not a sound SQLite file; restore a copy (db upgrade leaves them beside it)",
+    "unable to open": "cannot open {path}: check that its folder exists and may be written",
+    "readonly": "{path} may not be written by this user",
+}
+
 
 def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
     """Say whether this SQLite version can lose committed data when a write meets a checkpoint in WAL mode."""
@@ -112,9 +123,9 @@ class SQLite:
     def explain(self, error: Exception) -> str:
         """Translate SQLite's messages."""
         text = str(error)
-        for part, meaning in _MEANINGS.items():
-            if part in text:
-                return meaning.format(path=self.path, busy=BUSY_TIMEOUT_S)
+        for sign, meaning in _MEANINGS.items():
+            if sign in text:
+                return meaning.format(path=self.path)
         return f"{self.path}: {text}"
 
     @contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from recycledb.schema import Kind, Texts, metadata, sample_id, variant_id
+from recycledb.schema import Kind, Texts, sample_id, variant_id
+from recycledb.store.tables import metadata
 
 REPORTED = 20  # of each kind
 

@@ -1,0 +1,239 @@
+"""The tables: what the store holds, row by row.
+
+Invariant: the tables here are what the migrations make, column by column; a test holds the two together. Tables are singular
+and hold ids; users query the plural views over them, which are made in `recycledb.migrations`.
+Only `recycledb.store` imports this module: what a table looks like is its business.
+"""
+
+from sqlalchemy import BigInteger, Double, Index
+from sqlmodel import Field, SQLModel
+
+metadata = SQLModel.metadata
+metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+}
+
+
+class Dataset(SQLModel, table=True):
+    """A name under which samples were added."""
+
+    dataset: str = Field(primary_key=True)
+    created_at: str
+
+
+class DatasetImport(SQLModel, table=True):
+    """One `add` that changed a dataset."""
+
+    __tablename__ = "dataset_import"
+
+    import_id: str = Field(primary_key=True)
+    dataset: str = Field(foreign_key="dataset.dataset", index=True)
+    source: str
+    format: str
+    sha256: str
+    rows: int
+    rejected: int
+    cut: int = Field(description="conversations of which only the first turn pair was taken")
+    added_at: str
+
+
+class Sample(SQLModel, table=True):
+    """A distinct sample."""
+
+    sample_id: str = Field(primary_key=True)
+    instruction: str
+    input: str
+    output: str
+    created_at: str
+
+
+class Place(SQLModel, table=True):
+    """A sample's position in a dataset, counted from 0 in the source; `turn` counts what stood there in turn."""
+
+    dataset: str = Field(primary_key=True, foreign_key="dataset.dataset")
+    position: int = Field(primary_key=True)
+    turn: int = Field(primary_key=True)
+    sample_id: str = Field(foreign_key="sample.sample_id", index=True)
+    extra: str = Field(
+        description="JSON object: the source row's other fields; original_input where a placeholder stood"
+    )
+
+
+class Closing(SQLModel, table=True):
+    """The end of a place: a later file under the same name no longer has this sample there."""
+
+    dataset: str = Field(primary_key=True, foreign_key="dataset.dataset")
+    position: int = Field(primary_key=True)
+    turn: int = Field(primary_key=True)
+    closed_at: str
+
+
+class Prompt(SQLModel, table=True):
+    """The wording of a step, as one file's text."""
+
+    prompt_id: str = Field(primary_key=True)
+    step: str
+    text: str
+    source: str
+    created_at: str
+
+
+class Teacher(SQLModel, table=True):
+    """A chat model with the parameters that change its answers."""
+
+    teacher_id: str = Field(primary_key=True)
+    name: str
+    provider: str
+    model: str
+    parameters: str
+    created_at: str
+
+
+class Student(SQLModel, table=True):
+    """A model with everything that changes its losses."""
+
+    student_id: str = Field(primary_key=True)
+    name: str
+    model: str
+    revision: str
+    prompt: str
+    max_length: int
+    dtype: str
+    parameters: int | None = Field(sa_type=BigInteger)
+    created_at: str
+
+
+class Worker(SQLModel, table=True):
+    """A process that asks or scores. Operational: the only rows that change, and never merged into another store."""
+
+    worker_id: str = Field(primary_key=True)
+    host: str
+    pid: int
+    process_started: str
+    started_at: str
+    heartbeat_at: str
+    ended_at: str | None = None
+
+
+class Attempt(SQLModel, table=True):
+    """A question about to be sent. It is the claim on the question as long as its worker lives and no reply is there."""
+
+    __table_args__ = (Index(None, "variant_id", "step", "teacher_id", "prompt_id"),)
+
+    attempt_id: str = Field(primary_key=True)
+    variant_id: str = Field(foreign_key="variant.variant_id")
+    step: str
+    teacher_id: str = Field(foreign_key="teacher.teacher_id")
+    prompt_id: str = Field(foreign_key="prompt.prompt_id")
+    number: int
+    worker_id: str
+    sent_at: str
+
+
+class Reply(SQLModel, table=True):
+    """What came back for an attempt: a text, or the reason why there is none."""
+
+    __table_args__ = (Index(None, "variant_id", "step", "teacher_id", "prompt_id"),)
+
+    text_id: str = Field(primary_key=True)
+    attempt_id: str = Field(index=True)
+    variant_id: str = Field(foreign_key="variant.variant_id")
+    step: str
+    teacher_id: str = Field(foreign_key="teacher.teacher_id")
+    prompt_id: str = Field(foreign_key="prompt.prompt_id")
+    number: int
+    status: str
+    text: str | None
+    finish_reason: str | None
+    served_model: str | None
+    request_id: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost_usd: float | None = Field(sa_type=Double)  # plain Float is 32 bits in DuckDB
+    error: str | None
+    duration_ms: int | None
+    created_at: str
+
+
+class Variant(SQLModel, table=True):
+    """A text to score: a sample as it came, or what one reply made of another variant of it."""
+
+    variant_id: str = Field(primary_key=True)
+    sample_id: str = Field(foreign_key="sample.sample_id", index=True)
+    kind: str
+    parent_id: str | None = Field(foreign_key="variant.variant_id", index=True)
+    text_id: str | None = Field(description="the reply; no foreign key, since replies point at variants")
+    teacher_id: str | None = Field(foreign_key="teacher.teacher_id")
+    prompt_id: str | None = Field(foreign_key="prompt.prompt_id")
+    instruction: str
+    input: str
+    output: str
+    created_at: str
+
+
+class Extraction(SQLModel, table=True):
+    """One extractor version's verdict on a reply: the variant that it holds, or why it holds none."""
+
+    text_id: str = Field(primary_key=True, foreign_key="reply.text_id")
+    extractor: int = Field(primary_key=True)
+    variant_id: str | None = Field(foreign_key="variant.variant_id")
+    reason: str | None
+    created_at: str
+
+
+class Loss(SQLModel, table=True):
+    """One statistic: the sum of the target tokens' negative log-likelihoods, and their number.
+
+    `pair_id` addresses the token sequence and where its target begins, so equal work under one student is found.
+    """
+
+    __table_args__ = (Index(None, "student_id", "pair_id"), {"sqlite_with_rowid": False})
+
+    student_id: str = Field(primary_key=True, foreign_key="student.student_id")
+    variant_id: str = Field(primary_key=True, foreign_key="variant.variant_id")
+    stat: str = Field(primary_key=True)
+    loss_sum: float | None = Field(sa_type=Double)
+    n_tokens: int
+    truncated: bool
+    merged: bool = Field(description="a token of the joined text straddles the boundary between context and target")
+    status: str
+    pair_id: str | None
+    kernel: str
+
+
+class Selection(SQLModel, table=True):
+    """A recorded selection: what was run, and what it gave."""
+
+    selection_id: str = Field(primary_key=True)
+    name: str
+    recipe: str
+    sql: str
+    parameters: str
+    store_revision: str
+    rows: int
+    counts: str
+    output_sha256: str
+    created_at: str
+
+
+class SelectionItem(SQLModel, table=True):
+    """One picked variant of a selection, in the order in which it is written."""
+
+    __tablename__ = "selection_item"
+
+    selection_id: str = Field(primary_key=True, foreign_key="selection.selection_id")
+    position: int = Field(primary_key=True)
+    variant_id: str = Field(foreign_key="variant.variant_id", index=True)
+    rank: float | None = Field(sa_type=Double)
+    reason: str | None
+
+
+class Name(SQLModel, table=True):
+    """From `since` on, `name` means the teacher, student, prompt (by step), selection or extractor `id`."""
+
+    kind: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    since: str = Field(primary_key=True)
+    id: str
