@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import Boolean, Connection
 
 from recycledb.errors import SchemaError, StoreError
-from recycledb.schema import Kind, Step, metadata
+from recycledb.schema import Kind, Step
 from recycledb.store import Store
 from recycledb.store.backend import Row
+from recycledb.store.tables import metadata
 
 BATCH_ROWS = 10_000  # of one transaction: a second writer of the target waits this long at most
 BATCH_KEYS = 1_000  # of one IN list
