@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recycledb.config import Config, load
-
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from recycledb.config import Config
     from recycledb.store import Store
 
 app = typer.Typer(
@@ -47,8 +46,10 @@ class Session:
     debug: bool = False
 
     @cached_property
-    def config(self) -> Config:
+    def config(self) -> "Config":
         """The nearest recycledb.toml, or defaults."""
+        from recycledb.config import load
+
         return load()
 
     def forget(self) -> None:
