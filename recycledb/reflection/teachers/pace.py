@@ -135,7 +135,8 @@ class Pace:
         self._under_way = 0
         self._queue = asyncio.Lock()  # first come, first served
         self._freed = asyncio.Event()
-        self._resume_at = now  # a pause lasts until then
+        self._resume_at = now  # a pause, or a back-off of our own, lasts until then
+        self._asked_until = now  # the part of it that the server asked for
         self._places = self._ceiling = float(concurrency)
         self._cut_at = now  # when the places were last halved
         self._at_cut = concurrency  # how many were under way then, less those that were refused since
@@ -191,13 +192,13 @@ class Pace:
 
     def _check_patience(self, now: float) -> None:
         last = f" (last: {self._last_error})" if self._last_error else ""
-        if self._resume_at - now > self._wait_s:
+        if self._asked_until - now > self._wait_s:
             raise TeacherError(
-                f"{self._name} asks to wait {self._resume_at - now:.0f} s, more than its wait_s of "
+                f"{self._name} asks to wait {self._asked_until - now:.0f} s, more than its wait_s of "
                 f"{self._wait_s:g}{last}; run sync again then"
             )
         since = self._silent_since
-        if since is not None and max(self._last_error_at, self._resume_at) - since > self._wait_s:
+        if since is not None and self._last_error_at - since >= self._wait_s:
             raise TeacherError(
                 f"{self._name} has given no answer for {now - since:.0f} s{last}; "
                 "everything that arrived is stored; run sync again when it is back"
@@ -216,7 +217,7 @@ class Pace:
     def answered(self) -> None:
         """Note an answer, be it a refusal: the server is there and willing."""
         if self._failures >= BREAKER:
-            self._resume_at = self._clock()
+            self._resume_at = self._asked_until
         self._failures = self._probes = self._limited = 0
         self._silent_since = None
         if self._places < self._most:
@@ -242,7 +243,7 @@ class Pace:
         if retry_after_s is not None:
             self.pause(retry_after_s)
         elif new_round:
-            self.pause(_backoff(0.25, self._limited, LONGEST_BACKOFF_S))
+            self._hold(now, _backoff(0.25, self._limited, LONGEST_BACKOFF_S))
 
     def failed(self, sent_at: float, error: str) -> None:
         """Note a failure of the server or of the way to it; several in a row open the breaker."""
@@ -252,12 +253,18 @@ class Pace:
             self._down_at, self._probes = now, 0
         elif self._failures < BREAKER or sent_at < self._down_at:
             return  # not yet, or one that was under way when it went down
-        self.pause(_backoff(1.0, self._probes, LONGEST_PROBE_S))
+        self._hold(now, _backoff(1.0, self._probes, LONGEST_PROBE_S))
         self._probes += 1
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for so long; a longer pause already under way stays."""
-        self._resume_at = max(self._resume_at, self._clock() + seconds)
+        """Send nothing for as long as the server asks; a longer pause already under way stays."""
+        self._asked_until = max(self._asked_until, self._clock() + seconds)
+        self._resume_at = max(self._resume_at, self._asked_until)
+
+    def _hold(self, now: float, seconds: float) -> None:
+        """Send nothing for so long of our own accord, but try once more when patience ends."""
+        patience = max(now, (self._silent_since or now) + self._wait_s)
+        self._resume_at = max(self._resume_at, min(now + seconds, patience))
 
     def _note_error(self, sent_at: float, error: str) -> float:
         now = self._clock()
