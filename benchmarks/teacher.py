@@ -29,7 +29,7 @@ from recycledb.store import Store
 
 HERE = Path(__file__).resolve().parent
 SERVER = HERE.parent / "tests" / "teacher_server.py"
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
+WORDS = [f"word{number:03d}" for number in range(97)]
 
 
 def texts(number: int) -> Texts:
@@ -46,7 +46,13 @@ def fill(url: str, samples: int) -> None:
 
 def configuration(base_url: str, concurrency: int, steps: tuple[str, ...]) -> Config:
     """Return the configuration of a sync against the server."""
-    teacher = {"provider": "openai", "model": "made-up", "base_url": base_url, "concurrency": concurrency, "timeout_s": 60}
+    teacher = {
+        "provider": "openai",
+        "model": "made-up",
+        "base_url": base_url,
+        "concurrency": concurrency,
+        "timeout_s": 60,
+    }
     table = {"teachers": {"t": teacher}, "sync": {"steps": list(steps), "teacher": "t"}}
     return parse(table, Path("recycledb.toml").resolve())
 
@@ -127,7 +133,9 @@ def rates(options: argparse.Namespace) -> None:
                 rate = done["calls"] / done["seconds"]
                 found[role].append(rate)
                 each = 1000 * done["processor"] / done["calls"]
-                print(f"  round {number + 1} {role}: {rate:6.1f} calls/s, {each:.2f} ms of processor a call", flush=True)
+                print(
+                    f"  round {number + 1} {role}: {rate:6.1f} calls/s, {each:.2f} ms of processor a call", flush=True
+                )
     bare_rate, our_rate = statistics.median(found["bare"]), statistics.median(found["ours"])
     ceiling = min(ideal, bare_rate)
     print(f"ideal     {ideal:6.1f} calls/s\nbare SDK  {bare_rate:6.1f} calls/s\nrecycledb {our_rate:6.1f} calls/s")
@@ -139,7 +147,9 @@ def memory(options: argparse.Namespace) -> None:
     with server(0.0) as base_url:
         for calls in (3_000, 12_000, 48_000):
             done = in_own_process("ours", base_url, calls, options)
-            print(f"{calls:7,} calls: peak {done['peak_mib']:.0f} MiB, {calls / done['seconds']:.0f} calls/s", flush=True)
+            print(
+                f"{calls:7,} calls: peak {done['peak_mib']:.0f} MiB, {calls / done['seconds']:.0f} calls/s", flush=True
+            )
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from recycledb.store.workers import HEARTBEAT_TIMEOUT_S
 
 __all__ = ["HEARTBEAT_TIMEOUT_S", "Place", "Row", "Sandbox", "Store", "parse_url", "pending", "revisions", "upgrade"]
 
+CLAIM_ROWS = 256  # questions in one statement
+
 SQLRow = _SQLRow[*tuple[Any, ...]]
 
 
@@ -251,26 +253,38 @@ class Store:
         """
         if not asked:
             return []
-        samples = list(dict.fromkeys(row.sample_id for row in asked))
-        sql = pending.questions(wanted, pending.listed(len(samples)))
         with self.write() as conn:
-            still = conn.execute(text(sql), {**wanted.parameters, **_sample_parameters(samples)})
-            attempts = {(row.variant_id, row.step): row.attempts for row in still}
+            attempts = self._open_among(conn, wanted, asked)
             claimed = [
                 (random_id(), attempts[row.variant_id, row.step] + 1, row)
                 for row in asked
                 if (row.variant_id, row.step) in attempts
             ]
             now = utc_now()
-            self.insert(
-                conn,
-                "attempt",
-                [
-                    (key, row.variant_id, row.step, wanted.teacher_id, row.prompt_id, number, worker, now)
-                    for key, number, row in claimed
-                ],
-            )
+            rows = [
+                (key, row.variant_id, row.step, wanted.teacher_id, row.prompt_id, number, worker, now)
+                for key, number, row in claimed
+            ]
+            self.insert(conn, "attempt", rows)
         return claimed
+
+    @staticmethod
+    def _open_among(
+        conn: Connection, wanted: pending.Wanted, asked: Sequence[SQLRow]
+    ) -> dict[tuple[str, str], int]:
+        """Return those of the questions that are still open, by variant and step, with how often they were asked."""
+        found = {}
+        for start in range(0, len(asked), CLAIM_ROWS):
+            part = asked[start : start + CLAIM_ROWS]
+            size = min(CLAIM_ROWS, 1 << (len(part) - 1).bit_length())  # few sizes, so that few statements are compiled
+            values: dict[str, object] = dict(wanted.parameters)
+            for i in range(size):
+                row = part[i] if i < len(part) else None
+                question = (row.variant_id, row.step, row.prompt_id) if row else ("", "", "")
+                values |= zip((f"variant_{i}", f"step_{i}", f"prompt_{i}"), question, strict=True)
+            still = conn.execute(text(pending.open_among(size)), values)
+            found.update({(row.variant_id, row.step): row.attempts for row in still if row.variant_id})
+        return found
 
     def pending_scores(
         self, wanted: pending.Wanted | None, student: str, stats: Sequence[str], samples: Sequence[str]

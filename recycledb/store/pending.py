@@ -62,8 +62,8 @@ OPEN_PLACES = """
 
 PLACES_AFTER = f"""
     SELECT dataset, position, sample_id FROM ({OPEN_PLACES}) o
-    WHERE o.dataset > :after_dataset OR (o.dataset = :after_dataset AND o.position > :after_position)
-    ORDER BY dataset, position LIMIT :page
+    WHERE (o.dataset, o.position) > (:after_dataset, :after_position)
+    ORDER BY o.dataset, o.position LIMIT :page
 """
 
 # One column, sample_id: the samples in sight. ALL for counting, by list for a page or for new variants.
@@ -144,8 +144,7 @@ def questions(wanted: Wanted, samples: str) -> str:
     return f"""
         {chain(wanted, samples)}{contest}, ask AS ({" UNION ALL ".join(asks)})
         SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.instruction, a.input, a.output,
-            (SELECT count(*) FROM attempt t WHERE t.variant_id = a.variant_id AND t.step = a.step
-             AND t.teacher_id = :teacher AND t.prompt_id = a.prompt_id) AS attempts
+            (SELECT count(*) FROM attempt t WHERE {_ASKED_BEFORE}) AS attempts
         FROM ask a
         WHERE {_UNANSWERED}
     """
@@ -206,6 +205,8 @@ _SAME_QUESTION = (
     "variant_id = a.variant_id AND {t}.step = a.step AND {t}.teacher_id = :teacher AND {t}.prompt_id = a.prompt_id"
 )
 
+_ASKED_BEFORE = f"t.{_SAME_QUESTION.format(t='t')}"
+
 # Answered, or failed for good, or failed too often in this run, or under way in a process that lives.
 _UNANSWERED = f"""
     NOT EXISTS (
@@ -222,6 +223,20 @@ _UNANSWERED = f"""
         AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = t.attempt_id)
     )
 """
+
+
+def open_among(questions: int) -> str:
+    """Return SQL for those of so many questions, bound as variant_0, step_0, prompt_0, …, that are open, and their attempts."""
+    listed = " UNION ALL ".join(
+        f"SELECT CAST(:variant_{i} AS VARCHAR) AS variant_id, CAST(:step_{i} AS VARCHAR) AS step, "
+        f"CAST(:prompt_{i} AS VARCHAR) AS prompt_id"
+        for i in range(questions)
+    )
+    return f"""
+        WITH a AS ({listed})
+        SELECT a.variant_id, a.step, (SELECT count(*) FROM attempt t WHERE {_ASKED_BEFORE}) AS attempts
+        FROM a WHERE {_UNANSWERED}
+    """
 
 
 # Complete replies that the present extractor has not read.

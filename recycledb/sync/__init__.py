@@ -6,12 +6,19 @@ and a run with nothing missing does nothing.
 
 import asyncio
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from recycledb.config import TeacherConfig
+from recycledb.errors import StoreError
+from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
 from recycledb.store import Store
+from recycledb.store.pending import Wanted
 from recycledb.sync.asking import Asked, Asking
+from recycledb.sync.budget import Budget
 from recycledb.sync.plan import Plan, make
 from recycledb.sync.progress import Listener, Progress, silent
 from recycledb.sync.reading import read_all
@@ -77,11 +84,12 @@ class Sync:
         retry_failed: bool = False,
         stop: threading.Event | None = None,
         listener: Listener = silent,
+        open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
     ) -> None:
-        self.store, self.target = store, target
-        self.limit, self.max_cost = limit, max_cost
+        self.store, self.target, self.limit = store, target, limit
+        self.budget = Budget(target.teacher, max_cost) if target.teacher else None
         self.retry_before = utc_now() if retry_failed else ""
-        self.stop, self.listener = stop or threading.Event(), listener
+        self.stop, self.listener, self.open_teacher = stop or threading.Event(), listener, open_teacher
         self.outcome = Outcome()
         self._started = utc_now()
 
@@ -94,14 +102,8 @@ class Sync:
         self.target.register(self.store)
         if self.target.reflect:
             self.outcome.read = read_all(self.store)
-        while not self.stop.is_set():
-            asked = self._reflect() if self.target.reflect else None
-            scored = self._score() if not self._ended else []
-            # Scores may decide what is asked next (lazy reflection), and answers are new texts to score.
-            if not (self.target.lazy and asked is not None and (asked.asked or any(s.statistics for s in scored))):
-                break
-            if self._ended:
-                break
+        while self._round() and self.target.lazy and not self._ended:
+            pass  # scores decide what is asked next, and answers are new texts to score
         if self.stop.is_set():
             self.outcome.stopped = "stopped on request"
         self.outcome.left = make(self.store, self.target)
@@ -109,51 +111,56 @@ class Sync:
 
     @property
     def _ended(self) -> bool:
-        return self.stop.is_set()
+        return self.stop.is_set() or self.outcome.stopped is not None
+
+    def _round(self) -> bool:
+        """Ask what can be asked, score what can be scored; return whether anything came of it."""
+        asked = self._reflect() if self.target.reflect else None
+        scored = [] if self.stop.is_set() else self._score()
+        return bool(asked and asked.asked) or any(s.statistics for s in scored)
 
     def _reflect(self) -> Asked | None:
         """Ask what can be asked now."""
         wanted = self.target.wanted
-        assert wanted is not None and self.target.teacher is not None
+        assert wanted is not None
         wanted = wanted.retrying(self.retry_before).started(self._started)
-        counted = self.store.count_questions(wanted)
         limit = None if self.limit is None else self.limit - sum(asked.asked for asked in self.outcome.asked)
-        spent = sum(asked.cost_usd for asked in self.outcome.asked)
-        if not counted or (limit is not None and limit <= 0):
+        if not self.store.count_questions(wanted):
             return None
-        from recycledb.reflection.teachers import open_teacher
-
+        if limit is not None and limit <= 0:
+            self.outcome.stopped = f"the limit of {self.limit} calls is reached"
+            return None
         worker = self.store.start_worker()
-
-        async def work() -> Asked:
-            teacher = open_teacher(self.target.teacher)  # type: ignore[arg-type]
-            try:
-                asking = Asking(
-                    self.store,
-                    teacher,
-                    self.target,
-                    worker,
-                    wanted=wanted,
-                    limit=limit,
-                    max_cost=None if self.max_cost is None else self.max_cost - spent,
-                    stop=self.stop,
-                    listener=self.listener,
-                    totals=self._totals(),
-                )
-                self.outcome.asked.append(asking.result)
-                return await asking.run()
-            finally:
-                await teacher.close()
-
         try:
-            asked = asyncio.run(work())
-        finally:
-            self.store.end_worker(worker)
+            asked = asyncio.run(self._ask(worker, wanted, limit))
+        except BaseException:
+            with suppress(StoreError):  # the first error is the one that is told; this process's end will be noticed
+                self.store.end_worker(worker)
+            raise
+        self.store.end_worker(worker)
         self.outcome.stopped = asked.stopped or self.outcome.stopped
         return asked
 
-    def _totals(self) -> dict[str, int]:
-        return {ask.step: ask.calls for ask in self.plan().asks}
+    async def _ask(self, worker: str, wanted: Wanted, limit: int | None) -> Asked:
+        assert self.target.teacher is not None
+        teacher = self.open_teacher(self.target.teacher)
+        try:
+            asking = Asking(
+                self.store,
+                teacher,
+                self.target,
+                worker,
+                wanted=wanted,
+                limit=limit,
+                budget=self.budget,
+                stop=self.stop,
+                listener=self.listener,
+                totals={ask.step: ask.calls for ask in self.plan().asks},
+            )
+            self.outcome.asked.append(asking.result)
+            return await asking.run()
+        finally:
+            await teacher.close()
 
     def _score(self) -> list[Scored]:
         """Compute the statistics that can be computed now."""

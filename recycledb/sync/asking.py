@@ -1,40 +1,46 @@
 """Ask the teacher: many questions under way at once, each on record before it is sent, each reply committed before it is read.
 
-Invariant: memory is bounded by what is under way, whatever the plan's size; questions are drawn from the store page by page. Three tasks
+Invariant: memory is bounded by what is under way, whatever the plan's size; questions are drawn from the store page by page. Tasks
 share an event loop, and one thread does all writing:
 
-    candidates → admit (the teacher's pace) → claim (attempt rows, in groups) → ask → inbox → commit (in groups) → read → candidates
+    candidates → admit (the teacher's pace) → claim (attempt rows, in groups) → ask → commit (in groups) → read → candidates
 
 A question that failed on the way comes back after a while, as a new attempt. A stop (signal, budget, limit, an error of the run)
-closes the first door only: what is under way is waited for and committed.
+closes the first door only: what is under way is waited for, within bounds, and committed.
 """
 
 import asyncio
 import heapq
 import itertools
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from recycledb.errors import RecycledbError, StoreError, TeacherError
+from recycledb.errors import RecycledbError
 from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
-from recycledb.schema import ReplyStatus, Step, Texts, content_id, utc_now
+from recycledb.schema import ReplyStatus, Step, Texts
 from recycledb.store import SQLRow, Store
 from recycledb.store.pending import Wanted
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Listener, Progress
-from recycledb.sync.reading import read_some
+from recycledb.sync.reading import Complete, read_some, reply_row
 from recycledb.sync.target import Target
+from recycledb.sync.writing import Urgency, Writer
 
-DRAIN_S = 60.0  # how long replies under way are waited for after a stop
+DRAIN_S = 60.0  # how long replies under way are waited for after a stop, at most
 HEARTBEAT_S = 20.0
 REPORT_S = 0.2
+STOP_CHECK_S = 0.05
+PAGE = 200  # samples whose questions are drawn at once; the next page is fetched when half of it is used up
+READ_GROUP = 64
+UNREAD_MOST = 1_000  # replies waiting to be read before no more is asked: reading must not fall behind for good
+SWITCH_S = 0.0005  # Python's default of 5 ms lets a busy event loop hold up the thread that commits
 
 
 @dataclass
@@ -55,7 +61,7 @@ class Asked:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(slots=True)
 class Candidate:
     """A question that may be asked, with the messages it would send, and how often it was in this run."""
 
@@ -75,15 +81,23 @@ class Candidate:
         return Texts(self.row.instruction, self.row.input, self.row.output)
 
 
-@dataclass
-class Claimed:
-    """A question on record as being asked."""
+@dataclass(slots=True)
+class Admitted:
+    """A question that may be sent at once, with its place and what it may cost."""
 
-    attempt_id: str
-    number: int
     candidate: Candidate
     ticket: Ticket
     reserved: float
+
+
+@dataclass(slots=True)
+class Answered:
+    """A question on record as asked, and what came back."""
+
+    attempt_id: str
+    number: int
+    admitted: Admitted
+    reply: Reply
 
 
 class Asking:
@@ -98,7 +112,7 @@ class Asking:
         *,
         wanted: Wanted,
         limit: int | None = None,
-        max_cost: float | None = None,
+        budget: Budget | None = None,
         stop: threading.Event | None = None,
         listener: Listener,
         totals: dict[str, int],
@@ -107,63 +121,69 @@ class Asking:
         self.store, self.teacher, self.target, self.worker = store, teacher, target, worker
         self.wanted, self.config = wanted, target.teacher
         self.limit, self.stop, self.listener = limit, stop or threading.Event(), listener
-        self.budget = Budget(target.teacher, max_cost)
+        self.budget = budget or Budget(target.teacher, None)
         self.result = Asked()
         self.progress = {step: Progress(step, self.config.name, totals.get(step, 0)) for step in target.prompts}
-        self._pages: Iterator[list[str]] = store.iter_places()
+        self._pages: Iterator[list[str]] = store.iter_places(PAGE)
+        self._walked, self._found = False, 0  # whether the pages are at their end, and what this walk has brought
+        self._loading: asyncio.Task[None] | None = None
         self._fresh: deque[Candidate] = deque()  # in order of the datasets
         self._next: deque[Candidate] = deque()  # what new variants bring: asked first, so that samples are finished
         self._late: list[tuple[float, int, Candidate]] = []  # to be asked again, by time
         self._order = itertools.count()
-        self._admitted: list[tuple[Candidate, Ticket, float]] = []
-        self._under_way = 0
+        self._granted = 0  # admitted, claimed or asked: what the limit counts
+        self._admitted: list[Admitted] = []
+        self._under_way = 0  # admitted, and not yet committed
         self._asks: set[asyncio.Task[None]] = set()
-        self._unsaved: list[tuple[Claimed, Reply]] = []  # replies that the store refused
+        self._unread: deque[tuple[Complete, Candidate]] = deque()
+        self._reading = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
         self._error: BaseException | None = None
 
     # -- the run
 
     async def run(self) -> Asked:
         """Ask until nothing is left to ask or something stops it; return what came of it. Raises what stopped it badly."""
-        self._wake, self._claimable = asyncio.Event(), asyncio.Event()
-        self._inbox: asyncio.Queue[tuple[Claimed, Reply]] = asyncio.Queue()
-        self._writing = ThreadPoolExecutor(1, "store-writer")
         self._loop = asyncio.get_running_loop()
-        self._committing = asyncio.create_task(self._commit())
-        helpers = [self._committing]
-        helpers += [asyncio.create_task(task) for task in (self._claim(), self._beat(), self._report())]
-        guards = [asyncio.create_task(self._watch(task)) for task in helpers]
-        try:
-            await self._draw()
-            await self._drain()
-        finally:
-            for task in (*helpers, *guards):
-                task.cancel()
-            await asyncio.gather(*helpers, *guards, return_exceptions=True)
-            self._writing.shutdown(wait=True)
-            self._tell()
+        self._wake, self._claimable, self._readable, self._ended = (asyncio.Event() for _ in range(4))
+        with _quick_switches():
+            self._writer = Writer(self._store_replies, self._committed, self._refused)
+            try:
+                for work in (self._draw(), self._claim(), self._read(), self._beat(), self._report(), self._heed()):
+                    self._tasks.append(self._loop.create_task(self._guard(work)))
+                await self._ended.wait()
+                await self._drain()
+            finally:
+                await self._finish()
         if self._error is not None:
             raise self._error
         return self.result
 
-    async def _watch(self, task: "asyncio.Task[None]") -> None:
-        """A helper that ends early has failed: stop the run and say why."""
+    async def _guard(self, work: "Coroutine[Any, Any, None]") -> None:
+        """Run a task of the run; one that fails ends the run in order."""
         try:
-            await task
-        except Exception as error:  # also a defect of ours: the run must end in order, then show it
+            await work
+        except Exception as error:  # also a defect of ours: what is under way is committed first, then it is shown
             self._halt(error)
 
+    async def _heed(self) -> None:
+        """Watch for a request to stop, which comes from a signal handler or another thread."""
+        while not self.stop.is_set():
+            await asyncio.sleep(STOP_CHECK_S)
+        self._close("stopped on request")
+
     def _halt(self, error: BaseException) -> None:
-        if self._error is None:
-            self._error = error
+        self._error = self._error or error
+        self._close(str(error))
+
+    def _close(self, reason: str | None = None) -> None:
+        """Ask nothing more."""
+        if not self._closed:
+            self._closed = True
+            self.result.stopped = reason
+        self._ended.set()
         self._wake.set()
-
-    @property
-    def _closed(self) -> bool:
-        return self.stop.is_set() or self._error is not None or self.result.stopped is not None
-
-    async def _in_writer(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await self._loop.run_in_executor(self._writing, function, *arguments)
 
     # -- drawing: which question next
 
@@ -171,18 +191,37 @@ class Asking:
         while not self._closed:
             candidate = await self._candidate()
             if candidate is None:
-                if self._under_way == 0 and not self._late and not self._next:
-                    return
-                await self._pause(self._until_late())
-                continue
-            if self.limit is not None and self.result.asked + len(self._admitted) >= self.limit:
-                self.result.stopped = f"the limit of {self.limit} calls is reached"
-                return
-            await self._admit(candidate)
-        if self.stop.is_set():
-            self.result.stopped = "stopped on request"
+                self._close()
+            elif self.limit is not None and self._granted >= self.limit:
+                self._close(f"the limit of {self.limit} calls is reached")
+            elif not await self._afford(candidate):
+                self._close(f"the budget of ${self.budget.limit:.2f} is reached")
+            else:
+                await self._admit(candidate)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _candidate(self) -> Candidate | None:
+        """Return what to ask next, as soon as there is something; None when nothing is left and nothing can follow."""
+        while True:
+            if self._late and self._late[0][0] <= self._loop.time():
+                return heapq.heappop(self._late)[2]
+            if len(self._unread) < UNREAD_MOST:
+                if self._next:
+                    return self._next.popleft()
+                self._load_ahead()
+                if self._fresh:
+                    return self._fresh.popleft()
+            if self._walked and self._idle and not await self._walk_again():
+                return None
+            await self._pause(self._until_late())
+
+    @property
+    def _idle(self) -> bool:
+        return not (self._under_way or self._late or self._next or self._fresh or self._unread or self._reading)
+
+    def _until_late(self) -> float | None:
+        return max(0.001, self._late[0][0] - self._loop.time()) if self._late else None
+
+    async def _pause(self, seconds: float | None) -> None:
         """Wait until something happens, or for so long."""
         self._wake.clear()
         try:
@@ -190,62 +229,54 @@ class Asking:
         except TimeoutError:
             return
 
-    def _until_late(self) -> float:
-        """Seconds until a question comes back; a fraction of one at most, since a stop is polled for."""
-        if not self._late:
-            return 0.1
-        return min(0.1, max(0.001, self._late[0][0] - self._loop.time()))
+    def _load_ahead(self) -> None:
+        if len(self._fresh) < PAGE // 2 and self._loading is None and not self._walked:
+            self._loading = self._loop.create_task(self._guard(self._load()))
 
-    async def _candidate(self) -> Candidate | None:
-        if self._late and self._late[0][0] <= self._loop.time():
-            return heapq.heappop(self._late)[2]
-        if self._next:
-            return self._next.popleft()
-        while not self._fresh:
-            samples = next(self._pages, None)
-            if samples is None:
-                return None
-            rows = await asyncio.to_thread(self.store.pending_questions, self.wanted, samples)
-            self._fresh.extend(self._prepared(row) for row in rows)
-        return self._fresh.popleft()
+    async def _load(self) -> None:
+        page = await asyncio.to_thread(self._draw_page)
+        if page is None:
+            self._walked = True
+        else:
+            self._fresh.extend(page)
+            self._found += len(page)
+        self._loading = None
+        self._wake.set()
+
+    def _draw_page(self) -> list[Candidate] | None:
+        samples = next(self._pages, None)
+        if samples is None:
+            return None
+        return [self._prepared(row) for row in self.store.pending_questions(self.wanted, samples)]
+
+    async def _walk_again(self) -> bool:
+        """Begin anew where questions have become open meanwhile: another process died, or samples were added."""
+        if self._found and await asyncio.to_thread(self.store.count_questions, self.wanted):
+            self._pages, self._walked, self._found = self.store.iter_places(PAGE), False, 0
+            return True
+        return False
 
     def _prepared(self, row: SQLRow) -> Candidate:
         read = Texts(row.instruction, row.input, row.output)
         messages = render(self.target.prompts[Step(row.step)], read)
         return Candidate(row, messages, self.teacher.estimate(messages))
 
+    async def _afford(self, candidate: Candidate) -> bool:
+        """Set aside what the question may cost; while others are under way, what they do not use may come back."""
+        amount = self.budget.most(candidate.messages)
+        while not self.budget.reserve(amount):
+            if self._under_way == 0:
+                return False
+            await self._pause(None)
+        return True
+
     async def _admit(self, candidate: Candidate) -> None:
-        """Wait for the budget and the teacher's pace; then let the question be claimed."""
-        reserved = self.budget.most(candidate.messages)
-        while not self.budget.reserve(reserved):
-            if self._under_way == 0 or self._closed:
-                self.result.stopped = self.result.stopped or f"the budget of ${self.budget.limit:.2f} is reached"
-                return
-            await self._pause(0.1)
-        try:
-            ticket = await self._admission(candidate.tokens)
-        except TeacherError as error:
-            self._halt(error)
-            return
-        if ticket is None:
-            self.budget.release(reserved)
-            return
-        self._admitted.append((candidate, ticket, reserved))
+        """Wait for the teacher's pace; then let the question be claimed."""
+        ticket = await self.teacher.admit(candidate.tokens)
+        self._admitted.append(Admitted(candidate, ticket, self.budget.most(candidate.messages)))
+        self._granted += 1
         self._under_way += 1
         self._claimable.set()
-
-    async def _admission(self, tokens: int) -> Ticket | None:
-        """Wait for the teacher's leave, or for a stop: then None."""
-        task = asyncio.create_task(self.teacher.admit(tokens))
-        while not self._closed:
-            done, _ = await asyncio.wait({task}, timeout=0.1)
-            if done:
-                return task.result()
-        task.cancel()
-        found = (await asyncio.gather(task, return_exceptions=True))[0]
-        if isinstance(found, Ticket):
-            found.close()
-        return None
 
     # -- claiming and asking
 
@@ -253,164 +284,165 @@ class Asking:
         while True:
             await self._claimable.wait()
             self._claimable.clear()
-            admitted, self._admitted = self._admitted, []
-            rows = [candidate.row for candidate, _, _ in admitted]
+            group, self._admitted = self._admitted, []
+            rows = [admitted.candidate.row for admitted in group]
             try:
-                claims = await self._in_writer(self.store.claim, self.wanted, self.worker, rows)
+                claims = await self._writer.run(Urgency.CLAIM, self.store.claim, self.wanted, self.worker, rows)
             except RecycledbError:
-                for _, ticket, _ in admitted:
-                    self._leave(ticket)
+                for admitted in group:
+                    self._withdraw(admitted)
                 raise
             won = {(row.variant_id, row.step): (key, number) for key, number, row in claims}
-            for candidate, ticket, reserved in admitted:
-                claim = won.pop((candidate.row.variant_id, candidate.row.step), None)
-                if claim is None:  # answered or asked by another process meanwhile
-                    self.budget.release(reserved)
-                    self._leave(ticket)
-                    continue
-                self._send(Claimed(*claim, candidate, ticket, reserved))
+            for admitted in group:
+                row = admitted.candidate.row
+                claim = won.pop((row.variant_id, row.step), None)
+                if (
+                    claim is None or self._writer.error is not None
+                ):  # someone else's by now; or the store refuses replies
+                    self._withdraw(admitted)
+                else:
+                    self._send(admitted, *claim)
 
-    def _send(self, claimed: Claimed) -> None:
-        self.result.asked += 1
-        claimed.candidate.tries += 1
-        self.progress[claimed.candidate.step].in_flight += 1
-        task = asyncio.create_task(self._ask(claimed))
-        self._asks.add(task)
-        task.add_done_callback(self._asks.discard)
-
-    async def _ask(self, claimed: Claimed) -> None:
-        candidate = claimed.candidate
-        question = Question(claimed.attempt_id, candidate.step, candidate.messages, candidate.read, claimed.number)
-        try:
-            reply = await self.teacher.ask(question, claimed.ticket)
-        except TeacherStop as stop:
-            reply = stop.reply
-            self._halt(stop)
-        except Exception as error:  # also a defect of ours: the run must end in order, then show it
-            self._halt(error)
-            self._leave(claimed.ticket)
-            return
-        claimed.ticket.close()
-        await self._inbox.put((claimed, reply))
-
-    def _leave(self, ticket: Ticket) -> None:
-        ticket.close()
+    def _withdraw(self, admitted: Admitted) -> None:
+        """Give back the place and the money of a question that is not asked."""
+        admitted.ticket.close()
+        self.budget.release(admitted.reserved)
+        self._granted -= 1
         self._under_way -= 1
         self._wake.set()
 
+    def _send(self, admitted: Admitted, attempt_id: str, number: int) -> None:
+        self.result.asked += 1
+        admitted.candidate.tries += 1
+        self.progress[admitted.candidate.step].in_flight += 1
+        task = self._loop.create_task(self._guard(self._ask(admitted, attempt_id, number)))
+        self._asks.add(task)
+        task.add_done_callback(self._asks.discard)
+
+    async def _ask(self, admitted: Admitted, attempt_id: str, number: int) -> None:
+        candidate = admitted.candidate
+        question = Question(attempt_id, candidate.step, candidate.messages, candidate.read, number)
+        with admitted.ticket:
+            try:
+                reply = await self.teacher.ask(question, admitted.ticket)
+            except TeacherStop as stop:
+                reply = stop.reply
+                self._halt(stop)
+            except BaseException:  # a defect, or the end of waiting: the attempt stays on record as lost
+                self._under_way -= 1
+                self._wake.set()
+                raise
+        self._writer.put(Answered(attempt_id, number, admitted, reply))
+
     # -- committing
 
-    async def _commit(self) -> None:
-        while True:
-            group = [await self._inbox.get()]
-            while not self._inbox.empty():
-                group.append(self._inbox.get_nowait())
-            try:
-                found = await self._in_writer(self._store_group, group) if not self._unsaved else []
-            except StoreError as error:
-                self._halt(error)
-                found = []
-            finally:
-                for claimed, _ in group:
-                    self._leave(claimed.ticket)
-            if not found:  # the store refuses: keep what still arrives for one last try
-                self._unsaved.extend(group)
-                continue
-            for (claimed, reply), (variant, follow) in zip(group, found, strict=True):
-                self._note(claimed, reply, variant)
-                self._next.extend(follow)
+    def _store_replies(self, group: list[Answered]) -> None:
+        """Commit what came back. Runs in the writer's thread."""
+        self.store.add_replies([self._row(answered) for answered in group])
 
-    def _store_group(self, group: list[tuple[Claimed, Reply]]) -> list[tuple[Any, list[Candidate]]]:
-        """Commit the replies; then, and only then, read them. Runs in the writer's thread."""
-        rows = [self._reply_row(claimed, reply) for claimed, reply in group]
-        self.store.add_replies(rows)
-        complete = [
-            (position, _Complete(row, claimed.candidate.row))
-            for position, (row, (claimed, reply)) in enumerate(zip(rows, group, strict=True))
-            if reply.status is ReplyStatus.OK
-        ]
-        variants: list[Any] = [None] * len(group)
-        if complete:
-            for (position, _), variant in zip(complete, read_some(self.store, [c for _, c in complete]), strict=True):
-                variants[position] = variant
-        follow = self._follow([variant for variant in variants if variant is not None])
-        return [(variant, follow.get(variant[0], []) if variant else []) for variant in variants]
+    def _row(self, answered: Answered) -> tuple[Any, ...]:
+        row = answered.admitted.candidate.row
+        question = (row.variant_id, row.step, self.wanted.teacher_id, row.prompt_id, answered.number)
+        return reply_row(answered.attempt_id, question, answered.reply)
 
-    def _follow(self, variants: list[Any]) -> dict[str, list[Candidate]]:
-        """Return, by new variant, the questions that it makes possible."""
-        if not variants:
-            return {}
-        new = {variant[0] for variant in variants}
-        found: dict[str, list[Candidate]] = {}
-        for row in self.store.pending_questions(self.wanted, list({variant[1] for variant in variants})):
-            if row.variant_id in new:
-                found.setdefault(row.variant_id, []).append(self._prepared(row))
-        return found
+    def _committed(self, group: list[Answered]) -> None:
+        for answered in group:
+            self._under_way -= 1
+            self._note(answered)
+            if answered.reply.status is ReplyStatus.OK:
+                candidate = answered.admitted.candidate
+                self._unread.append((Complete(self._row(answered), candidate.row), candidate))
+                self._readable.set()
+        self._wake.set()
 
-    def _reply_row(self, claimed: Claimed, reply: Reply) -> tuple[Any, ...]:
-        row = claimed.candidate.row
-        question = (row.variant_id, row.step, self.wanted.teacher_id, row.prompt_id, claimed.number)
-        content = (reply.status.value, reply.text, reply.finish_reason)
-        text_id = content_id("reply", *question, *content, reply.error)
-        served = (reply.served_model, reply.request_id)
-        paid = (reply.prompt_tokens, reply.completion_tokens, reply.cost_usd)
-        return (
-            text_id, claimed.attempt_id, *question, *content, *served, *paid, reply.error, reply.duration_ms, utc_now()
-        )  # fmt: skip
+    def _refused(self, group: list[Answered], error: Exception) -> None:
+        self._under_way -= len(group)
+        self._halt(error)
 
-    def _note(self, claimed: Claimed, reply: Reply, variant: Any) -> None:
-        result, progress = self.result, self.progress[claimed.candidate.step]
-        tokens = (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
+    def _note(self, answered: Answered) -> None:
+        reply, candidate = answered.reply, answered.admitted.candidate
+        result, progress = self.result, self.progress[candidate.step]
         result.prompt_tokens += reply.prompt_tokens or 0
         result.completion_tokens += reply.completion_tokens or 0
-        spent = self.budget.settle(claimed.reserved, reply)
+        known = self.budget.settle(answered.admitted.reserved, reply)
         result.cost_usd += reply.cost_usd or 0.0
-        result.cost_known = result.cost_known and spent is not None
+        result.cost_known = result.cost_known and known
         progress.in_flight -= 1
-        progress.tokens += tokens
+        progress.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
         if reply.cost_usd is not None:
             progress.cost_usd = (progress.cost_usd or 0.0) + reply.cost_usd
         if reply.status is ReplyStatus.OK:
             result.answered += 1
             progress.done += 1
-            result.variants += variant is not None
-            result.unusable += variant is None
             return
         kind = reply.kind or reply.status.value
         result.reasons[kind] = result.reasons.get(kind, 0) + 1
-        if (
-            reply.status is ReplyStatus.ERROR
-            and claimed.candidate.tries < self.wanted.max_attempts
-            and not self._closed
-        ):
-            self._again(claimed, reply)
+        if reply.retriable and candidate.tries < self.wanted.max_attempts and not self._closed:
+            at = self._loop.time() + retry_delay(candidate.tries, reply)
+            heapq.heappush(self._late, (at, next(self._order), candidate))
             return
         result.failed += reply.status is ReplyStatus.FAILED
         result.errors += reply.status is ReplyStatus.ERROR
         progress.failed += 1
 
-    def _again(self, claimed: Claimed, reply: Reply) -> None:
-        at = self._loop.time() + retry_delay(claimed.candidate.tries, reply)
-        heapq.heappush(self._late, (at, next(self._order), claimed.candidate))
+    # -- reading: what the replies hold, and which questions follow from it
+
+    async def _read(self) -> None:
+        while True:
+            await self._readable.wait()
+            group = [self._unread.popleft() for _ in range(min(READ_GROUP, len(self._unread)))]
+            if not self._unread:
+                self._readable.clear()
+            self._reading = len(group)
+            found = await self._writer.run(Urgency.READ, self._read_group, [complete for complete, _ in group])
+            self._reading = 0
+            for variant, follow in found:
+                self.result.variants += variant is not None
+                self.result.unusable += variant is None
+                self._next.extend(follow)
+            self._wake.set()
+
+    def _read_group(self, group: list[Complete]) -> list[tuple[Any, list[Candidate]]]:
+        """Read committed replies, and find what can be asked about the new variants. Runs in the writer's thread."""
+        variants = read_some(self.store, group)
+        new = {variant[0] for variant in variants if variant is not None}
+        follow: dict[str, list[Candidate]] = {}
+        if new and not self._closed:
+            samples = list({variant[1] for variant in variants if variant is not None})
+            for row in self.store.pending_questions(self.wanted, samples):
+                if row.variant_id in new:
+                    follow.setdefault(row.variant_id, []).append(self._prepared(row))
+        return [(variant, follow.get(variant[0], []) if variant else []) for variant in variants]
 
     # -- ending
 
     async def _drain(self) -> None:
         """Wait for what is under way, within bounds, and for its commit."""
-        deadline = self._loop.time() + DRAIN_S
-        while self._under_way > 0 and self._loop.time() < deadline and not self._committing.done():
-            await self._pause(0.1)
-        for task in list(self._asks):
+        self._tasks[0].cancel()  # drawing
+        for admitted in self._admitted:
+            self._withdraw(admitted)
+        self._admitted = []
+        deadline = self._loop.time() + min(DRAIN_S, self.config.timeout_s)
+        while self._under_way or ((self._unread or self._reading) and self._writer.error is None):
+            if (left := deadline - self._loop.time()) <= 0:
+                break
+            await self._pause(min(left, 1.0))
+
+    async def _finish(self) -> None:
+        """End every task, commit what has arrived, and end the writer."""
+        if self._loading is not None:
+            self._tasks.append(self._loading)
+        for task in (*self._asks, *self._tasks):
             task.cancel()
-        await asyncio.gather(*self._asks, return_exceptions=True)
-        if self._unsaved:  # paid for: the disk may have room again
-            with suppress(StoreError):
-                await self._in_writer(self._store_group, self._unsaved)
+        await asyncio.gather(*self._asks, *self._tasks, return_exceptions=True)
+        await self._writer.close()
+        await asyncio.sleep(0)  # what the writer still had to tell
+        self._tell()
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            await self._in_writer(self.store.beat, self.worker)
+            await self._writer.run(Urgency.BEAT, self.store.beat, self.worker)
 
     async def _report(self) -> None:
         while True:
@@ -422,11 +454,12 @@ class Asking:
             self.listener(progress)
 
 
-class _Complete:
-    """A reply that was just committed, as `reading` wants it: its row along with the texts that it is about."""
-
-    def __init__(self, reply: tuple[Any, ...], row: SQLRow) -> None:
-        self.text_id, self.step, self.teacher_id, self.prompt_id = reply[0], reply[3], reply[4], reply[5]
-        self.text = reply[8]
-        self.variant_id, self.sample_id, self.kind = row.variant_id, row.sample_id, row.kind
-        self.instruction, self.input, self.output = row.instruction, row.input, row.output
+@contextmanager
+def _quick_switches() -> Iterator[None]:
+    """Let threads take turns more often than Python's default, as long as there is a thread that commits."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

@@ -51,13 +51,13 @@ class Budget:
         """Give back what was set aside for a question that was not asked."""
         self.reserved -= amount
 
-    def settle(self, reserved: float, reply: Reply) -> float | None:
-        """Replace what was set aside by what was paid; where that is unknown but possible, keep it. Return it if known."""
+    def settle(self, reserved: float, reply: Reply) -> bool:
+        """Replace what was set aside by what was paid, or keep it where that is unknown; return whether it is known."""
         self.reserved -= reserved
         if reply.cost_usd is not None:
             self.spent += reply.cost_usd
-            return reply.cost_usd
-        if reply.status is ReplyStatus.OK or reply.kind in BILLED_UNSEEN:
+            return True
+        if reply.status is ReplyStatus.OK or reply.text is not None or reply.kind in BILLED_UNSEEN:
             self.spent += reserved
-            return None
-        return 0.0
+            return False
+        return True

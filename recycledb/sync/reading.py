@@ -8,8 +8,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from recycledb.reflection.extraction import EXTRACTOR, extract
-from recycledb.schema import Kind, Step, Texts, utc_now, variant_id
+from recycledb.reflection.teachers import Reply
+from recycledb.schema import Kind, Step, Texts, content_id, utc_now, variant_id
 from recycledb.store import Row, SQLRow, Store
+
+
+class Complete:
+    """A reply that was just committed, as `read_some` wants it: its row along with the texts that it is about."""
+
+    __slots__ = (
+        "input", "instruction", "kind", "output", "prompt_id", "sample_id", "step", "teacher_id", "text", "text_id", "variant_id"
+    )  # fmt: skip
+
+    def __init__(self, reply: Row, read: SQLRow) -> None:
+        self.text_id, self.step, self.teacher_id, self.prompt_id, self.text = reply[0], *reply[3:6], reply[8]
+        self.variant_id, self.sample_id, self.kind = read.variant_id, read.sample_id, read.kind
+        self.instruction, self.input, self.output = read.instruction, read.input, read.output
+
+
+def reply_row(attempt_id: str, question: Row, reply: Reply) -> Row:
+    """Return the `reply` row of what came back for an attempt; `question` is variant, step, teacher, prompt and number."""
+    content = (reply.status.value, reply.text, reply.finish_reason)
+    text_id = content_id("reply", *question, *content, reply.error)
+    served = (reply.served_model, reply.request_id)
+    paid = (reply.prompt_tokens, reply.completion_tokens, reply.cost_usd)
+    return (text_id, attempt_id, *question, *content, *served, *paid, reply.error, reply.duration_ms, utc_now())
 
 
 def kind_of(step: Step, read: Kind) -> Kind:
