@@ -352,7 +352,7 @@ def test_time_in_which_nobody_asked_is_no_silence() -> None:
         asyncio.run(pace.admit())
 
 
-def test_places_are_halved_once_for_all_that_were_under_way() -> None:
+def test_places_are_reduced_once_for_all_that_were_under_way() -> None:
     async def run() -> None:
         clock = Clock()
         pace = Pace("t", 100, clock=clock)
@@ -361,7 +361,7 @@ def test_places_are_halved_once_for_all_that_were_under_way() -> None:
         for ticket in tickets[:10]:
             pace.limited(ticket.sent_at, 0.0, "rate_limited: 429")
             ticket.close()
-        assert pace.concurrency == 50
+        assert pace.concurrency == 70
         for ticket in tickets[10:80]:
             pace.limited(ticket.sent_at, 0.0, "rate_limited: 429")
             ticket.close()
