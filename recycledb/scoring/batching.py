@@ -60,6 +60,7 @@ class Layout:
     rows: Index  # (N,) the row whose hidden state predicts the target
     targets: Index  # (N,) the target's token id
     counts: tuple[int, ...]  # how many of the N belong to each work; sums to N
+    paths: tuple[Index, ...]  # of each work, the row of every position
 
 
 def by_length(works: Iterable[Work], budget: int) -> Iterator[list[Work]]:
@@ -107,7 +108,8 @@ def lay_out(works: Sequence[Work]) -> Layout:
     positions: list[Index] = []
     blocks: list[Block] = []
     rows: list[Index] = []
-    path: Index = np.empty(0, np.int64)  # the pack's row of each position of the work at hand
+    paths: list[Index] = []
+    path: Index = np.empty(0, np.int64)
     total = 0
     for previous, work in zip([None, *works], works, strict=False):
         shared = shared_length(previous.ids, work.ids) if previous is not None else 0
@@ -118,6 +120,7 @@ def lay_out(works: Sequence[Work]) -> Layout:
             positions.append(np.arange(shared, len(work.ids)))
             blocks.append(Block(total, total + new, _ranges(path)))
         rows.append(path[work.start - 1 : -1])
+        paths.append(path)
         total += new
     targets = np.concatenate([work.ids[work.start :] for work in works])
     return Layout(
@@ -127,6 +130,7 @@ def lay_out(works: Sequence[Work]) -> Layout:
         np.concatenate(rows),
         targets.astype(np.int64),
         tuple(work.n_tokens for work in works),
+        tuple(paths),
     )
 
 

@@ -19,7 +19,7 @@ import torch
 
 from recycledb.errors import StudentError
 from recycledb.schema import LossStatus
-from recycledb.scoring.batching import Work, by_length
+from recycledb.scoring.batching import Work, by_beginning, by_length
 from recycledb.scoring.kernels import choose
 from recycledb.scoring.lanes import Lane, LocalLane
 from recycledb.scoring.network import load_network, load_tokenizer, positions, resolve_device, resolve_dtype
@@ -134,7 +134,7 @@ class Engine:
             raise StudentError(
                 f"max_length is {max_length}, but {model!r} has {limit} positions: set max_length = {limit}"
             )
-        kernel = choose(network)
+        kernel = choose(network, max_length)
         log.info("scoring with %s on %s in %s: %s kernel", model, target, dtype, kernel.name)
         parameters = sum(parameter.numel() for parameter in network.model.parameters())
         return cls(tokeniser, [LocalLane(kernel, target)], parameters=parameters, budget=4096)
@@ -155,6 +155,11 @@ class Engine:
             yield from run.results(requests)
         finally:
             run.cancel()
+
+    def batches(self, works: Iterable[Work]) -> Iterator[list[Work]]:
+        """Yield batches in the order that the kernel likes: by beginning where it shares them, else by length."""
+        packed = all("packed" in lane.kernel for lane in self._lanes)
+        return by_beginning(works, self.budget) if packed else by_length(works, self.budget)
 
     def compute(self, batch: Sequence[Work]) -> tuple[Sequence[Work], list[float], str]:
         """Compute one batch on whichever lane is idle."""
@@ -245,7 +250,7 @@ class _Run:
                 if span.pair_id not in self.waiting:
                     works[span.pair_id] = Work(span.pair_id, span.ids, span.start)
                 self.waiting[span.pair_id].append((key, span))
-        return results, list(by_length(works.values(), self.engine.budget))
+        return results, list(self.engine.batches(works.values()))
 
     def _known_sums(self, pair_ids: Sequence[str]) -> dict[str, float]:
         distinct = dict.fromkeys(pair_ids)

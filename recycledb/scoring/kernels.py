@@ -12,14 +12,24 @@ This module refuses to know samples or statistics: it turns `Work` into sums of 
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recycledb.scoring.batching import Work, pad
+from recycledb.scoring.attention import (
+    NAME,
+    Attend,
+    BlockAttention,
+    NotPackableError,
+    VarlenAttention,
+    attending,
+    find_varlen,
+)
+from recycledb.scoring.batching import SHARED_MINIMUM, Layout, Work, lay_out, pad
 from recycledb.scoring.network import Network, token_losses
+from recycledb.scoring.spans import Ids
 
 log = logging.getLogger(__name__)
 
@@ -77,27 +87,113 @@ def split_sums(losses: Tensor, counts: Sequence[int]) -> list[float]:
     return [float(terms[end - count : end].sum()) for end, count in zip(ends, counts, strict=True)]
 
 
-def choose(network: Network) -> Kernel:
-    """Return the fastest kernel that gives this network's own numbers."""
-    if network.head is None:
-        return Single(network)
-    if not _agrees(network):
-        log.warning("%s sees padding to the right; texts are scored one by one", type(network.model).__name__)
-        return Single(network)
-    return Padded(network)
+class Packed:
+    """Sequences end to end, without padding, shared beginnings once."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._varlen = find_varlen(network.dtype, network.device)
+        self.name = "packed" if self._varlen is None else f"packed-{self._varlen[0]}"
+
+    def sums(self, works: Sequence[Work]) -> list[float]:
+        layout = lay_out(works)
+        hidden = self.hidden(layout)
+        rows, targets = (torch.from_numpy(array).to(hidden.device) for array in (layout.rows, layout.targets))
+        return split_sums(self.network.losses(hidden[rows], targets), layout.counts)
+
+    def hidden(self, layout: Layout) -> Tensor:
+        """Return the last hidden states of a pack: (T, H)."""
+        device = self.network.device
+        ids, positions = (torch.from_numpy(array).to(device) for array in (layout.ids, layout.positions))
+        with attending(self._attend(layout)):
+            return self.network.hidden(ids[None], positions[None])[0]
+
+    def _attend(self, layout: Layout) -> Attend:
+        return BlockAttention(layout) if self._varlen is None else VarlenAttention(layout, self._varlen[1])
 
 
-@torch.inference_mode()
-def _agrees(network: Network) -> bool:
-    """Say whether a text's hidden states stay what they are when it is padded on the right."""
-    ids = torch.arange(23, device=network.device)[None] * 7 % network.vocabulary
-    alone = network.hidden(ids[:, :9])
-    padded = network.hidden(ids)[:, :9]
-    return close(padded, alone, network.dtype)
+def choose(network: Network, max_length: int) -> Kernel:
+    """Return the fastest kernel that gives this network's own hidden states, each tried on texts made for it."""
+    if network.head is None or _depends_on_length(network.model.config, max_length):
+        return Single(network)
+    works = _trial(network, max_length)
+    with torch.inference_mode():
+        expected = [network.hidden(_tensor(work.ids, network))[0] for work in works]
+        if _can_pack(network) and (packed := _try_packed(network, works, expected)) is not None:
+            return packed
+        if _pads(network, works, expected):
+            return Padded(network)
+    log.warning("%s sees padding to its right: texts are scored one by one", type(network.model).__name__)
+    return Single(network)
+
+
+def _depends_on_length(config: Any, max_length: int) -> bool:
+    """Say whether positions are encoded by the longest text in the batch (some rotary embeddings of long contexts)."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    layers = rope.values() if all(isinstance(value, dict) for value in rope.values()) else [rope]
+    original = getattr(config, "original_max_position_embeddings", None) or config_positions(config)
+    kinds = {layer.get("rope_type") for layer in layers}
+    return bool(kinds & {"dynamic", "longrope"}) and (original is None or max_length > original)
+
+
+def config_positions(config: Any) -> int | None:
+    """Return for how many positions the model was made."""
+    found = getattr(config, "max_position_embeddings", None)
+    return None if found is None else int(found)
+
+
+def _can_pack(network: Network) -> bool:
+    """Say whether all mixing of tokens goes through attention that we can replace: no recurrence, no convolution."""
+    layers = set(getattr(network.model.config, "layer_types", None) or ["full_attention"])
+    replaceable = bool(getattr(network.model, "_supports_attention_backend", False))
+    return replaceable and layers <= {"full_attention", "sliding_attention"}
+
+
+def _trial(network: Network, max_length: int) -> list[Work]:
+    """Make sequences that share beginnings and are of several lengths, longer than the sliding window where it matters."""
+    window = getattr(network.model.config, "sliding_window", None) or 0
+    longest = min(window + 24, max_length) if window < max_length else 24
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, network.vocabulary, longest + 64).astype(np.int32)
+    beginning = tokens[: SHARED_MINIMUM + 4]
+    texts = [tokens[:longest], tokens[40:49], np.append(beginning, tokens[-9:]), np.append(beginning, tokens[-31:])]
+    return [Work(str(i), text, 1) for i, text in enumerate(sorted(texts, key=lambda ids: ids.tolist()))]
+
+
+def _tensor(ids: Ids, network: Network) -> Tensor:
+    return torch.from_numpy(ids.astype(np.int64)).to(network.device)[None]
+
+
+def _try_packed(network: Network, works: Sequence[Work], expected: Sequence[Tensor]) -> Packed | None:
+    """Return a packed kernel if it reproduces `expected`; else leave the model's attention as it was."""
+    before = network.model.config._attn_implementation
+    kernel = Packed(network)
+    layout = lay_out(works)
+    try:
+        network.model.set_attn_implementation(NAME)
+        states = kernel.hidden(layout)
+    except (NotPackableError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        log.info("packed attention does not fit %s: %s", type(network.model).__name__, error)
+        network.model.set_attn_implementation(before)
+        return None
+    pairs = zip(layout.paths, expected, strict=True)
+    if all(close(states[torch.from_numpy(path).to(states.device)], truth, network.dtype) for path, truth in pairs):
+        return kernel
+    log.warning("packed attention gives other numbers than %s alone", type(network.model).__name__)
+    network.model.set_attn_implementation(before)
+    return None
+
+
+def _pads(network: Network, works: Sequence[Work], expected: Sequence[Tensor]) -> bool:
+    """Say whether padding on the right leaves hidden states as they are."""
+    ids, _, _ = pad(works)
+    states = network.hidden(torch.from_numpy(ids).to(network.device))
+    pairs = zip(states, expected, strict=True)
+    return all(close(padded[: len(truth)], truth, network.dtype) for padded, truth in pairs)
 
 
 def close(states: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Say whether (…, H) hidden states are the same up to the rounding of `dtype`."""
-    distance = (states - expected).float().norm(dim=-1)
-    length = expected.float().norm(dim=-1)
+    """Say whether (N, H) hidden states are the same up to the rounding of `dtype`."""
+    distance = (states - expected.to(states.device)).float().norm(dim=-1)
+    length = expected.float().norm(dim=-1).to(states.device)
     return bool((distance <= _TOLERANCE[dtype] * length).all())

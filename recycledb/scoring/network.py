@@ -32,11 +32,19 @@ _CHUNK_LOGITS = 1 << 25
 _CHUNK_ROWS = 256
 
 
+class _Hidden(BaseModelOutputWithPast):
+    """Hidden states, and None for whatever else a head passes on (cross-attentions, router logits)."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _Bypass(nn.Module):
     """Stands where the body stood, and returns the hidden states that it is given as embeddings."""
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+        return _Hidden(last_hidden_state=inputs_embeds)
 
 
 @dataclass(frozen=True, slots=True)
