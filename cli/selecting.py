@@ -10,6 +10,9 @@ from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.errors import SelectionError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from recycledb.selection.compare import Comparison, Confusion
     from recycledb.selection.diff import Diff
     from recycledb.selection.recipes import Recipe
     from recycledb.selection.select import Selected
@@ -254,3 +257,125 @@ def _sql_text(sql: str | None, file: Path | None) -> str:
         return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SelectionError(f"{file} cannot be read: {error}") from error
+
+
+# -- compare
+
+
+@app.command()
+def compare(
+    students: Annotated[
+        list[str], typer.Argument(metavar="STUDENT STUDENT…", help="Two or more students in the store.")
+    ],
+    *,
+    metric: Annotated[
+        str, typer.Option(help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ and a statistic.")
+    ] = "ifd_ppl",
+    kind: Annotated[str | None, typer.Option(help="One kind of variant. Default: every scored kind.")] = None,
+    top: Annotated[str, typer.Option(metavar="5%|N", help="The top share whose overlap is counted.")] = "5%",
+    dataset: DatasetName = None,
+    teacher: Teacher = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write pictures: one file that works offline.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put students' scores side by side: distributions, correlations, overlap, what each would pick, where they differ.
+
+    Example: [bold]recycledb compare 7b 13b --top 5% --plot compare.html[/bold]
+    """
+    from recycledb.selection.compare import compare as run
+
+    with session.open() as store:
+        found = run(
+            store,
+            students,
+            metric=metric,
+            kind=kind,
+            top=top,
+            dataset=dataset,
+            teacher=teacher,
+            pictures=plot is not None,
+        )
+    if plot is not None:
+        _plot(found, plot)
+    emit(found.as_dict(), as_json=as_json, show=lambda: _show_comparison(found))
+
+
+def _plot(found: "Comparison", path: Path) -> None:
+    from recycledb.reporting.plots import comparison_html
+
+    try:
+        path.write_text(comparison_html(found), encoding="utf-8")
+    except OSError as error:
+        raise SelectionError(f"{path} cannot be written: {error.strerror or error}") from error
+    stderr().print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _table(*columns: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _show_comparison(found: "Comparison") -> None:
+    out = stdout()
+    teacher = f", teacher {found.teacher}" if found.teacher else ""
+    out.print(f"{found.metric} of {' and '.join(found.students)} on {found.samples} samples{teacher}", markup=False)
+    table = _table("", "kind", "n", "missing", "mean", "median", "sd", "quartiles", "below 1")
+    for each in found.summaries:
+        quartiles = f"{_number(each.quartile_1)}–{_number(each.quartile_3)}"
+        numbers = [_number(value) for value in (each.mean, each.median, each.stddev)]
+        table.add_row(each.student, each.kind, str(each.n), str(each.missing), *numbers, quartiles, str(each.below_1))
+    out.print(table)
+    table = _table("", "kind", "n", "Spearman", "Pearson", "Kendall")
+    for row in found.correlations:
+        numbers = [_number(value) for value in (row.spearman, row.pearson, row.kendall)]
+        table.add_row(" × ".join(row.students), row.kind, str(row.n), *numbers)
+    out.print()
+    out.print(table)
+    table = _table(f"top {found.top}", "kind", "k", "in both", "overlap")
+    for overlap in found.top_overlaps:
+        share = "–" if overlap.overlap is None else f"{overlap.overlap:.1%}"
+        table.add_row(" × ".join(overlap.students), overlap.kind, str(overlap.k), str(overlap.shared), share)
+    out.print()
+    out.print(table)
+    for confusion in found.confusions:
+        _show_confusion(confusion)
+    _show_disagreements(found)
+
+
+def _show_confusion(confusion: "Confusion") -> None:
+    out = stdout()
+    first, second = confusion.students
+    table = _table(f"{first} ↓  {second} →", *confusion.labels)
+    for label, counts in zip(confusion.labels, confusion.counts, strict=True):
+        table.add_row(label, *(str(count) for count in counts))
+    agreement = "" if confusion.agreement is None else f": the same for {confusion.agreement:.1%} of samples"
+    out.print(f"\nwhat selective picks{agreement}", markup=False)
+    out.print(table)
+
+
+def _show_disagreements(found: "Comparison") -> None:
+    from rich.text import Text
+
+    from recycledb.selection.query import printable
+
+    if not found.disagreements:
+        return
+    out = stdout()
+    table = _table("sample", "kind", *(f"{name} (rank)" for name in found.students), "words")
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", True
+    table.columns[-1].overflow = "ellipsis"
+    for each in found.disagreements:
+        values = [f"{value:.3f} ({share:.0%})" for value, share in zip(each.values, each.percentiles, strict=True)]
+        table.add_row(each.sample_id[:12], each.kind, *values, Text(printable(each.words)))
+    out.print("\nwhere they differ most")
+    out.print(table)

@@ -284,7 +284,11 @@ def _cell(value: Any) -> str:
     """Return a value on one line, without anything that a terminal would obey."""
     if value is None:
         return ""
-    text = f"{value:.6g}" if isinstance(value, float) else str(_plain(value))
+    return printable(f"{value:.6g}" if isinstance(value, float) else str(_plain(value)))
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without characters that a terminal would obey."""
     return "".join(_harmless(character) for character in text)
 
 

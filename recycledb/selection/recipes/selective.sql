@@ -106,7 +106,7 @@ ranked AS (
 SELECT
     variant_id,
     CASE WHEN CAST(:top_count AS BIGINT) > 0 OR CAST(:top_percent AS DOUBLE PRECISION) > 0 THEN by_ifd END AS rank,
-    reason, verdict, kind, ifd, rifd
+    reason, verdict, sample_id, kind, ifd, rifd
 FROM ranked
 WHERE (CAST(:top_count AS BIGINT) IS NULL AND CAST(:top_percent AS DOUBLE PRECISION) IS NULL)
 OR by_ifd <= CAST(:top_count AS BIGINT)
