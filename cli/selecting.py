@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
     from recycledb.selection.compare import Comparison, Confusion
     from recycledb.selection.diff import Diff
+    from recycledb.selection.published import Imported
     from recycledb.selection.recipes import Recipe
-    from recycledb.selection.select import Selected
+    from recycledb.selection.select import Exported, Selected
+    from recycledb.selection.training import Written
+    from recycledb.store import Store
 
 Params = Annotated[
     list[str], typer.Option("--param", metavar="K=V", help="A parameter of the SQL; may be given several times.")
@@ -27,6 +30,13 @@ Teacher = Annotated[
     str | None, typer.Option(help="The teacher's name, or best where a recipe allows it. Default: the only one.")
 ]
 DatasetName = Annotated[str | None, typer.Option("--dataset", help="Only samples of this dataset.")]
+LlamaFactory = Annotated[
+    Path | None,
+    typer.Option("--llama-factory", metavar="DIR", help="Add the data to LLaMA-Factory's dataset_info.json in DIR."),
+]
+Card = Annotated[
+    Path | None, typer.Option("--card", metavar="README.md", help="Write a Hugging Face dataset card with the lineage.")
+]
 OutFormat = Annotated[str, typer.Option("--format", help="alpaca, sharegpt, jsonl or parquet.")]
 
 
@@ -95,6 +105,8 @@ def select(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
     format: OutFormat = "alpaca",
     name: Annotated[str | None, typer.Option(help="The selection's name. Default: RECIPE-STUDENT.")] = None,
+    llama_factory: LlamaFactory = None,
+    card: Card = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: pick variants, record the selection, write Alpaca JSON.
@@ -102,20 +114,43 @@ def select(
     Example: [bold]recycledb select selective --student 7b -o recycled.json[/bold]
     """
     from recycledb.selection.select import select as run
+    from recycledb.selection.training import Written
 
     given = {"student": student, "teacher": teacher, "dataset": dataset, "top": top, **parse_params(param)}
+    given = {key: value for key, value in given.items() if value is not None}
+    chosen = _recipe(recipe, sql)
+    if output is None and card is not None and llama_factory is None:
+        raise typer.BadParameter("--card describes a file: give -o FILE too")
     with session.open() as store:
-        selected = run(
-            store,
-            _recipe(recipe, sql),
-            {key: value for key, value in given.items() if value is not None},
-            name=name,
-            output=output,
-            format=format,
-        )
+        selected = run(store, chosen, given, name=name, output=output or llama_factory, format=format)
+        if selected.file is not None and selected.file_sha256 is not None:
+            written = Written(
+                name=selected.selection,
+                file=Path(selected.file),
+                format=format,
+                rows=selected.rows,
+                counts=selected.counts,
+                sha256=selected.file_sha256,
+                recipe=selected.recipe,
+                parameters=selected.parameters,
+            )
+            _hand_over(store, written, llama_factory, card, selected.parameters.get("student"))
     emit(selected.as_dict(), as_json=as_json, show=lambda: _show_selected(selected))
     if selected.note:
         stderr().print(f"recycledb: {selected.note}", markup=False)
+
+
+def _hand_over(
+    store: "Store", written: "Written", llama_factory: Path | None, card: Path | None, student: str | None
+) -> None:
+    from recycledb.selection.training import write_card, write_llama_factory
+
+    paths = write_llama_factory(store, llama_factory, written, student) if llama_factory is not None else []
+    if card is not None:
+        write_card(card, written)
+        paths.append(card)
+    for path in paths:
+        stderr().print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 def _recipe(name: str | None, sql: Path | None) -> "Recipe":
@@ -364,18 +399,109 @@ def _show_confusion(confusion: "Confusion") -> None:
 
 
 def _show_disagreements(found: "Comparison") -> None:
-    from rich.text import Text
-
     from recycledb.selection.query import printable
 
-    if not found.disagreements:
-        return
     out = stdout()
-    table = _table("sample", "kind", *(f"{name} (rank)" for name in found.students), "words")
-    table.columns[-1].justify, table.columns[-1].no_wrap = "left", True
-    table.columns[-1].overflow = "ellipsis"
+    if found.disagreements:
+        out.print("\nwhere they differ most")
     for each in found.disagreements:
-        values = [f"{value:.3f} ({share:.0%})" for value, share in zip(each.values, each.percentiles, strict=True)]
-        table.add_row(each.sample_id[:12], each.kind, *values, Text(printable(each.words)))
-    out.print("\nwhere they differ most")
-    out.print(table)
+        values = ", ".join(
+            f"{name} {value:.3f} (above {share:.0%})"
+            for name, value, share in zip(found.students, each.values, each.percentiles, strict=True)
+        )
+        out.print(f"  {each.sample_id[:12]}  {each.kind}: {values}", markup=False, soft_wrap=True)
+        out.print(f"      {printable(each.words)}", markup=False, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+# -- out and in
+
+
+@app.command()
+def export(
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    kind: Annotated[str, typer.Option(help="Which variants: origin, compressed, reflect_instruction …")] = "origin",
+    teacher: Teacher = None,
+    dataset: DatasetName = None,
+    format: OutFormat = "alpaca",
+    student: Annotated[str | None, typer.Option(help="For whom --llama-factory writes the training file.")] = None,
+    llama_factory: LlamaFactory = None,
+    card: Card = None,
+    as_json: Json = False,
+) -> None:
+    """Write every current variant of one kind, in dataset order.
+
+    Example: [bold]recycledb export --kind reflect_both -o reflected.json[/bold]
+    """
+    from recycledb.selection.identities import find_student
+    from recycledb.selection.select import export as run
+    from recycledb.selection.training import Written
+
+    with session.open() as store:
+        named = find_student(store, student).name if student is not None else None
+        exported = run(store, output, kind=kind, teacher=teacher, dataset=dataset, format=format)
+        written = Written(
+            name=output.name.split(".")[0],
+            file=output,
+            format=format,
+            rows=exported.rows,
+            counts={kind: exported.rows},
+            sha256=exported.sha256,
+            recipe=f"every {kind}",
+            parameters={"teacher": exported.teacher, "dataset": exported.dataset},
+        )
+        _hand_over(store, written, llama_factory, card, named)
+    emit(exported.as_dict(), as_json=as_json, show=lambda: _show_exported(exported))
+
+
+def _show_exported(exported: "Exported") -> None:
+    out = stdout()
+    out.print(f"wrote {exported.rows} {exported.kind} to {exported.file}", markup=False, soft_wrap=True)
+    out.print(f"  sha256 {exported.sha256}")
+
+
+@app.command("import-scores")
+def import_scores(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines or Parquet, or a folder with the Hub's files.")
+    ],
+    *,
+    dataset: Annotated[str, typer.Option(help="The dataset that the scores follow, row by row.")],
+    kind: Annotated[str, typer.Option(help="Which variants they are of: origin, reflect_both …")],
+    student: Annotated[str, typer.Option(help="A name for the student that they become.")],
+    teacher: Teacher = None,
+    prompt: Annotated[str, typer.Option(help="The template that they were computed with.")] = "vicuna",
+    max_length: Annotated[int, typer.Option(min=1, help="The tokens that they were cut to.")] = 2048,
+    as_json: Json = False,
+) -> None:
+    """Bring published scores in, as a student of their own; again brings in nothing.
+
+    Example: [bold]recycledb import-scores origin.jsonl --dataset alpaca --kind origin --student paper-7b[/bold]
+    """
+    from recycledb.selection.published import import_scores as run
+
+    with session.open() as store:
+        imported = run(
+            store,
+            file,
+            dataset=dataset,
+            kind=kind,
+            student=student,
+            teacher=teacher,
+            prompt=prompt,
+            max_length=max_length,
+        )
+    emit(imported.as_dict(), as_json=as_json, show=lambda: _show_imported(imported))
+
+
+def _show_imported(imported: "Imported") -> None:
+    out = stdout()
+    out.print(
+        f"{imported.student}: {imported.variants} {imported.kind} of {imported.dataset}, "
+        f"{imported.statistics_new} statistics new, {imported.statistics_present} already there, {imported.invalid} invalid",
+        markup=False,
+    )
+    if imported.without_variant:
+        out.print(
+            f"  {imported.without_variant} rows have no {imported.kind} in the store and were left out", markup=False
+        )

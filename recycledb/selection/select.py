@@ -18,8 +18,9 @@ from typing import Any
 
 from recycledb.errors import QueryError, SelectionError
 from recycledb.formats import write
-from recycledb.schema import SCORED_KINDS, canonical_json, content_id, utc_now
-from recycledb.selection.recipes import Bound, Given, Recipe, bind, parse_top
+from recycledb.schema import SCORED_KINDS, Kind, canonical_json, content_id, utc_now
+from recycledb.selection.recipes import Bound, Given, Parameter, Recipe, bind, parse_top
+from recycledb.selection.training import data_file
 from recycledb.store import Sandbox, Store
 from recycledb.store.statement import without_comments
 
@@ -90,7 +91,8 @@ def select(
 ) -> Selected:
     """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
 
-    Without a name it is called recipe-student, with the teacher behind where one was given. A `top` that the recipe does
+    Without a name it is called recipe-student, with the teacher behind where one was given; in a folder its file is called
+    as it is. A `top` that the recipe does
     not declare cuts its ranking. SelectionError says what is wrong with the recipe or its parameters, or that there
     are no scores to run it on; picking nothing of what there is gives a `note`.
     """
@@ -101,6 +103,11 @@ def select(
         bound.said["top"] = str(cut)
     if format != "alpaca":
         bound.said["format"] = format
+    called = name or "-".join(
+        str(part) for part in (recipe.name, bound.said.get("student"), given.get("teacher")) if part
+    )
+    if output is not None and output.is_dir():
+        output = data_file(output, called, format)
     samples = count_samples(store, bound.said.get("dataset"))
     _require_scores(store, bound, samples)
     with store.backend.sandbox(allow_external=False) as sandbox:
@@ -110,9 +117,6 @@ def select(
         sha256, file_sha256 = _written(partial(_rows, sandbox, recipe, bound), picks, output, format)
     note = None if picks.items else _why_nothing(recipe, bound, samples)
     parameters = _parameters(bound)
-    called = name or "-".join(
-        str(part) for part in (recipe.name, bound.said.get("student"), given.get("teacher")) if part
-    )
     selected = Selected(
         selection=called,
         selection_id=content_id("selection", recipe.sql, parameters, picks.items),
@@ -254,6 +258,64 @@ def _note(picks: _Picks, recipe: Recipe, pick: dict[str, Any], kind: str, other:
         value = pick[column]
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             picks.numbers.setdefault(column, []).append(float(value))
+
+
+# -- exporting
+
+_EXPORT = """
+SELECT variant_id FROM variants
+WHERE kind = :kind AND is_current = 1 AND (kind = 'origin' OR teacher = :teacher)
+AND sample_id IN (
+    SELECT sample_id FROM dataset_samples WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
+)
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    kind: str
+    teacher: str | None
+    dataset: str | None
+    rows: int
+    format: str
+    file: str
+    sha256: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return asdict(self)
+
+
+def export(
+    store: Store,
+    output: Path,
+    *,
+    kind: str = "origin",
+    teacher: str | None = None,
+    dataset: str | None = None,
+    format: str = "alpaca",
+) -> Exported:
+    """Write every current variant of one kind, in dataset order; nothing is recorded. SelectionError where there is none."""
+    if kind not in list(Kind):
+        raise SelectionError(f"no kind {kind!r}; there are {', '.join(Kind)}")
+    declared = (
+        Parameter("kind", "text"),
+        Parameter("teacher", "teacher"),
+        Parameter("dataset", "dataset", default="none"),
+    )
+    recipe = Recipe("export", "", _EXPORT, declared)
+    bound = bind(store, recipe, {"kind": kind, "teacher": teacher, "dataset": dataset})
+    with store.backend.sandbox(allow_external=False) as sandbox:
+        if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
+            of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
+            where = f" in dataset {dataset}" if dataset else ""
+            raise SelectionError(f"there is no current {kind}{of}{where} to export")
+        picks = _Picks(["variant_id"], None)
+        sha256 = write(output, _rows(sandbox, recipe, bound, picks), format)
+    maker = None if kind == Kind.ORIGIN else bound.said["teacher"]
+    return Exported(kind, maker, dataset, len(picks.items), format, str(output), sha256)
 
 
 # -- recording

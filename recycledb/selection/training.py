@@ -1,0 +1,174 @@
+"""What trainers and the Hugging Face Hub want beside the data: LLaMA-Factory's entry and training file, a dataset card.
+
+Invariant: a `dataset_info.json` that is there keeps its other entries; one that cannot be read is an error, not overwritten.
+The hyperparameters are those of Selective Reflection-Tuning (Li et al., arXiv:2402.10110): FastChat's vicuna prompt, global batch
+128, learning rate 2e-5, 3 epochs, 2048 tokens, weight decay 0, warm-up ratio 0.03.
+"""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recycledb.errors import SelectionError
+from recycledb.store import Store
+
+SUFFIXES = {"alpaca": ".json", "sharegpt": ".json", "jsonl": ".jsonl", "parquet": ".parquet"}
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+SHAREGPT = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "conversations"},
+    "tags": {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"},
+}
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file of rows, and what is known of where they come from: all that an entry or a card says."""
+
+    name: str
+    file: Path
+    format: str
+    rows: int
+    counts: Mapping[str, int]
+    sha256: str
+    recipe: str
+    parameters: Mapping[str, Any]
+
+
+def data_file(folder: Path, name: str, format: str) -> Path:
+    """Return where LLaMA-Factory's folder has the rows of that name, when no other file is asked for."""
+    return folder / (entry_name(name) + SUFFIXES.get(format, ".json"))
+
+
+def entry_name(name: str) -> str:
+    """Return the name as a key and a file name: letters, digits, dots, dashes, underscores."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "recycledb"
+
+
+def write_llama_factory(store: Store, folder: Path, written: Written, student: str | None) -> list[Path]:
+    """Add the entry to `folder`/dataset_info.json and, for a student, write a training file beside it; return both paths.
+
+    SelectionError where the folder is missing or its dataset_info.json is no JSON object.
+    """
+    if not folder.is_dir():
+        raise SelectionError(f"there is no folder {folder}; give LLaMA-Factory's data folder")
+    info = folder / "dataset_info.json"
+    entries = _entries(info)
+    name = entry_name(written.name)
+    entries[name] = _entry(folder, written)
+    _replace(info, json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
+    if student is None:
+        return [info]
+    training = folder / f"{name}.yaml"
+    _replace(training, _training(store, folder, name, student))
+    return [info, training]
+
+
+def _entries(info: Path) -> dict[str, Any]:
+    if not info.exists():
+        return {}
+    try:
+        entries = json.loads(info.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SelectionError(f"{info} cannot be read, so it is left as it is: {error}") from error
+    if not isinstance(entries, dict):
+        raise SelectionError(f"{info} is no JSON object, so it is left as it is")
+    return entries
+
+
+def _entry(folder: Path, written: Written) -> dict[str, Any]:
+    file = written.file.resolve()
+    inside = file.is_relative_to(folder.resolve())
+    name = str(file.relative_to(folder.resolve())) if inside else str(file)
+    return {"file_name": name, **(SHAREGPT if written.format == "sharegpt" else {"columns": COLUMNS})}
+
+
+def _training(store: Store, folder: Path, name: str, student: str) -> str:
+    rows = store.rows("SELECT model, prompt FROM students WHERE student = :student", student=student)
+    if not rows:
+        raise SelectionError(f"no student {student!r} in the store")
+    model, prompt = rows[0]
+    template = "alpaca" if prompt == "alpaca" else "vicuna"
+    quoted = {key: json.dumps(str(value), ensure_ascii=False) for key, value in (("model", model), ("dir", folder))}
+    return f"""\
+# Full fine-tuning of {json.dumps(student)} as in Selective Reflection-Tuning (arXiv:2402.10110), for 7B and 13B models.
+# Run it with: llamafactory-cli train {name}.yaml
+# The global batch is 128 = per_device_train_batch_size x gradient_accumulation_steps x number of GPUs (here 8).
+### model
+model_name_or_path: {quoted["model"]}
+
+### method
+stage: sft
+do_train: true
+finetuning_type: full
+
+### dataset
+dataset: {json.dumps(name)}
+dataset_dir: {quoted["dir"]}
+template: {template}
+cutoff_len: 2048
+
+### output
+output_dir: {json.dumps(f"saves/{name}")}
+logging_steps: 10
+save_strategy: epoch
+
+### train
+per_device_train_batch_size: 4
+gradient_accumulation_steps: 4
+learning_rate: 2.0e-5
+num_train_epochs: 3.0
+weight_decay: 0.0
+warmup_ratio: 0.03
+lr_scheduler_type: cosine
+bf16: true
+"""
+
+
+def write_card(path: Path, written: Written) -> None:
+    """Write a dataset card for the Hugging Face Hub: a YAML header, then where the rows come from."""
+    file = os.path.relpath(written.file.resolve(), path.resolve().parent)
+    size = next((label for limit, label in SIZES if written.rows < limit), "1M<n<10M")
+    header = {
+        "pretty_name": written.name,
+        "task_categories": ["text-generation"],
+        "tags": ["instruction-tuning", "recycledb"],
+        "size_categories": [size],
+        "configs": [{"config_name": "default", "data_files": file}],
+    }
+    yaml = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items())
+    lineage = {
+        "recipe": written.recipe,
+        **{key: value for key, value in written.parameters.items() if value is not None},
+        "rows": written.rows,
+        "file": file,
+        "SHA-256": written.sha256,
+    }
+    said = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in lineage.items())
+    counts = "\n".join(f"| {_cell(kind)} | {count} |" for kind, count in written.counts.items())
+    _replace(
+        path,
+        f"---\n{yaml}\n---\n\n# {_cell(written.name)}\n\nInstruction-tuning data, chosen by recycledb.\n\n"
+        f"## Lineage\n\n| | |\n|---|---|\n{said}\n\n## Kinds\n\n| kind | rows |\n|---|---|\n{counts}\n",
+    )
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise SelectionError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
