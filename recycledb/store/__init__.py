@@ -89,6 +89,22 @@ def upgrade(url: str) -> Path | None:
         backend.close()
 
 
+def _prepare(backend: Backend, create: bool) -> None:
+    """See to it that the newest schema is there; with `create`, make it where there is no file, or an empty one."""
+    path = backend.path
+    if not path.exists():
+        if not create:
+            raise StoreError(f"there is no store at {path}; `recycledb init` or `recycledb add FILE` makes one")
+        if not path.parent.is_dir():
+            raise StoreError(f"there is no folder {path.parent} for the store {path.name}; make it first")
+        migrate.upgrade(backend)
+    with backend.reader.connect() as conn:
+        if not (create and migrate.is_empty(conn)):
+            migrate.require_newest(conn, path)
+            return
+    migrate.upgrade(backend)
+
+
 class Store:
     """An open store at the newest schema."""
 
@@ -99,22 +115,14 @@ class Store:
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> "Store":
         """Open the store at `url`; with `create`, make it when there is none. SchemaError unless it is at the newest schema."""
-        store = cls(open_backend(url))
-        path = store.backend.path
-        with _explained(store.backend):
-            if not path.exists():
-                if not create:
-                    raise StoreError(f"there is no store at {path}; `recycledb init` or `recycledb add FILE` makes one")
-                if not path.parent.is_dir():
-                    raise StoreError(f"there is no folder {path.parent} for the store {path.name}; make it first")
-                migrate.upgrade(store.backend)
-            with store.backend.reader.connect() as conn:
-                if create and migrate.current(conn) is None and not migrate.has_table(conn, "sample"):
-                    conn.close()
-                    migrate.upgrade(store.backend)
-                else:
-                    migrate.require_newest(conn, path)
-        return store
+        backend = open_backend(url)
+        try:
+            with _explained(backend):
+                _prepare(backend, create)
+        except BaseException:
+            backend.close()
+            raise
+        return cls(backend)
 
     def close(self) -> None:
         """Close every connection."""

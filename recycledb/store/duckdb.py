@@ -12,7 +12,7 @@ from typing import Any
 
 import duckdb
 from alembic.ddl.impl import DefaultImpl
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, StoreError
@@ -34,12 +34,14 @@ class DuckDB:
     errors = (duckdb.Error,)  # bulk inserts go past SQLAlchemy, which would wrap them
 
     def __init__(self, path: Path) -> None:
+        if "?" in str(path):  # it puts its log beside what stands before the first question mark
+            raise StoreError(f"DuckDB cannot keep a database at {path}: the path holds a question mark")
         self.path = path
         self.writer = self._engine(StaticPool)
         self.reader = self._engine(NullPool)
 
     def _engine(self, pool: Any) -> Engine:
-        return create_engine(f"duckdb:///{self.path}", poolclass=pool)
+        return create_engine(URL.create("duckdb", database=str(self.path)), poolclass=pool)
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
         """Insert from an Arrow table, typed by the target's columns."""

@@ -30,13 +30,20 @@ def has_table(conn: Connection, name: str) -> bool:
     return bool(inspect(conn).has_table(name))
 
 
+def is_empty(conn: Connection) -> bool:
+    """Say whether nothing at all is in the file, so that a store may be made there."""
+    return not inspect(conn).get_table_names()
+
+
 def require_newest(conn: Connection, path: Path) -> None:
     """Raise SchemaError, with the command that mends it, unless the store has this code's revision."""
     found = current(conn)
     if found == HEAD:
         return
-    if found is None:
+    if found is None and is_empty(conn):
         raise SchemaError(f"{path} holds no recycledb store; `recycledb init` or `recycledb add FILE` makes one")
+    if found is None:
+        raise SchemaError(f"{path} is a database of something else; name another file for the store")
     if found > HEAD:
         raise SchemaError(
             f"{path} has schema {found}, newer than this recycledb ({HEAD}); `pip install --upgrade recycledb` first"

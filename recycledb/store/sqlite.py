@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, StoreError
@@ -28,22 +28,11 @@ except ImportError:  # no wheel for this platform: the interpreter's own library
 
 BUSY_TIMEOUT_S = 60.0
 
-_MEANINGS = {  # part of a message of SQLite's: what it means for the user
-    "locked": f"another process has been writing {{path}} for over {BUSY_TIMEOUT_S:.0f} s; try again when it is done",
-    "full": "no space is left for {path}; free some and run the same command again: nothing committed is lost",
-    "disk I/O error": "the disk refused to write {path}; nothing committed is lost; check the disk, then run the same "
-    "command again",
-    "not a database": "{path} is not a sound SQLite file; restore a copy (db upgrade leaves them beside it)",
-    "malformed": "{path} is not a sound SQLite file; restore a copy (db upgrade leaves them beside it)",
-    "unable to open": "cannot open {path}: check that its folder exists and may be written",
-    "readonly": "{path} may not be written by this user",
-}
-
 
 def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
     """Say whether this SQLite version can lose committed data when a write meets a checkpoint in WAL mode."""
-    fixed = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
-    return not fixed
+    repaired = (3, 44, 6) <= version < (3, 45) or (3, 50, 7) <= version < (3, 51)
+    return (3, 7) <= version < (3, 51, 3) and not repaired
 
 
 _MEANINGS = {
@@ -59,21 +48,22 @@ _MEANINGS = {
 
 
 class SQLite:
-    """A store in one SQLite file."""
+    """A store in one SQLite file, reached through one SQLite library: `library` is a DB-API module of it."""
 
     name = "sqlite"
-    errors = (driver.Error,)
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, library: Any = driver) -> None:
         self.path = path
-        self.journal = "delete" if has_wal_reset_bug(driver.sqlite_version_info) else "wal"
+        self.library = library
+        self.errors: tuple[type[Exception], ...] = (library.Error,)
+        self.journal = "delete" if has_wal_reset_bug(library.sqlite_version_info) else "wal"
         self.writer = self._engine(StaticPool, "BEGIN IMMEDIATE", query_only=False)
         self.reader = self._engine(NullPool, "BEGIN", query_only=True)
 
     def _engine(self, pool: Any, begin: str, *, query_only: bool) -> Engine:
         engine = create_engine(
-            f"sqlite:///{self.path}",
-            module=driver,
+            URL.create("sqlite", database=str(self.path)),  # not as text: a path may hold ? and %
+            module=self.library,
             poolclass=pool,
             connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
         )
@@ -107,7 +97,7 @@ class SQLite:
     def backup(self, target: Path) -> None:
         """Copy by SQLite's backup, which sees a consistent state whoever is writing."""
         with self.reader.connect() as conn:
-            copy = driver.connect(str(target))
+            copy = self.library.connect(str(target))
             try:
                 conn.connection.driver_connection.backup(copy)  # type: ignore[union-attr]
             finally:
@@ -125,7 +115,7 @@ class SQLite:
         text = str(error)
         for sign, meaning in _MEANINGS.items():
             if sign in text:
-                return meaning.format(path=self.path)
+                return meaning.format(path=self.path, busy=BUSY_TIMEOUT_S)
         return f"{self.path}: {text}"
 
     @contextmanager
@@ -134,7 +124,7 @@ class SQLite:
 
         With `allow_external` it may ATTACH other databases, and read them too.
         """
-        connection = driver.connect(
+        connection = self.library.connect(
             f"file:{quote(str(self.path))}?mode=ro",
             uri=True,
             check_same_thread=False,
@@ -148,8 +138,8 @@ class SQLite:
                 connection.execute("BEGIN")
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
             connection.set_authorizer(_authorize_external if allow_external else _authorize)
-            yield SQLiteSandbox(connection)
-        except driver.DatabaseError as error:
+            yield SQLiteSandbox(connection, self.library)
+        except self.library.DatabaseError as error:
             raise StoreError(self.explain(error)) from error
         finally:
             connection.close()
@@ -188,31 +178,31 @@ def _authorize_external(action: int, *rest: str | None) -> int:
 class SQLiteSandbox:
     """A connection that can read the store and nothing else."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, library: Any) -> None:
         self._connection = connection
+        self._errors = (library.Error, library.Warning)  # a second statement is a Warning before Python 3.12
 
     def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
         """Run one statement; return column names and a lazy iterator of rows."""
         try:
             cursor = self._connection.execute(sql, parameters or {})
-        except (driver.Error, driver.Warning) as error:  # a second statement is a Warning before Python 3.12
+        except self._errors as error:
             raise QueryError(_refusal(str(error))) from error
         if cursor.description is None and sql.lstrip()[:6].lower() not in ("attach", "detach"):
             raise QueryError(
                 "the query returns no rows; only SELECT (or WITH … SELECT, VALUES, EXPLAIN) can be run here"
             )
-        return [column[0] for column in cursor.description or ()], _rows(cursor)
+        return [column[0] for column in cursor.description or ()], self._rows(cursor)
+
+    def _rows(self, cursor: Any) -> Iterator[Row]:
+        try:
+            yield from cursor
+        except self._errors as error:
+            raise QueryError(_refusal(str(error))) from error
 
     def interrupt(self) -> None:
         """Stop the statement under way."""
         self._connection.interrupt()
-
-
-def _rows(cursor: Any) -> Iterator[Row]:
-    try:
-        yield from cursor
-    except driver.Error as error:
-        raise QueryError(_refusal(str(error))) from error
 
 
 def _refusal(text: str) -> str:

@@ -1,0 +1,103 @@
+"""What other processes do to a store in tests: `python store_processes.py WHAT URL …`, told by lines, telling in lines."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import stores
+
+from recycledb.errors import StoreError
+from recycledb.store import Store
+
+
+def tell(*words: object) -> None:
+    """Say something to the test."""
+    print(*words, flush=True)
+
+
+def wait() -> None:
+    """Wait until the test says to go on, or is gone."""
+    sys.stdin.readline()
+
+
+def sample_ids(store: Store) -> list[str]:
+    return [row[0] for row in store.rows("SELECT sample_id FROM dataset_samples ORDER BY position")]
+
+
+def claim(url: str, size: str) -> None:
+    """Claim pending questions in groups, like a sync does, until none is left; tell each."""
+    with Store.open(url) as store:
+        want, samples = stores.wanted(), sample_ids(store)
+        worker = store.start_worker()
+        tell("ready")
+        wait()
+        while asked := store.pending_questions(want, samples):
+            for attempt, number, question in store.claim(want, worker, asked[: int(size)]):
+                tell("claimed", question.variant_id, question.step, number, attempt)
+        tell("done")
+        wait()
+
+
+def write(url: str, writer: str, transactions: str) -> None:
+    """Read, then write four samples, in each of many transactions; tell when ready and when done."""
+    with Store.open(url) as store:
+        tell("ready")
+        wait()
+        for i in range(int(transactions)):
+            with store.write() as conn:
+                before = conn.exec_driver_sql("SELECT count(*) FROM sample").scalar_one()
+                rows = [(f"{writer}-{i}-{part}", "x", "", "y", str(before)) for part in range(4)]
+                assert store.insert(conn, "sample", rows) == 4
+        tell("done")
+
+
+def write_on(url: str, writer: str) -> None:
+    """Write samples until killed, in groups of 1 to 64; tell the number of each group once it is committed."""
+    with Store.open(url) as store:
+        for group in range(1_000_000):
+            size = 1 << (group % 7)
+            with store.write() as conn:
+                store.insert(
+                    conn, "sample", [(f"{writer}-{group}-{part}", "x" * 500, "", "y", "") for part in range(size)]
+                )
+            tell(group)
+
+
+def create(url: str) -> None:
+    """Open a store that may not be there yet, when told to."""
+    tell("ready")
+    wait()
+    with Store.open(url, create=True) as store:
+        tell("done", len(store.rows("SELECT * FROM sample")))
+
+
+def look(url: str) -> None:
+    """Open a store and tell what there is, or why not."""
+    try:
+        with Store.open(url) as store:
+            tell("rows", store.rows("SELECT count(*) FROM sample")[0][0])
+    except StoreError as error:
+        tell("refused", error)
+
+
+def hold(url: str, seconds: str) -> None:
+    """Keep the write lock for a while."""
+    with Store.open(url) as store, store.write():
+        tell("holding")
+        time.sleep(float(seconds))
+
+
+def vanish(url: str) -> None:
+    """Claim everything, then die without a word, like a process that is killed."""
+    with Store.open(url) as store:
+        want = stores.wanted()
+        claimed = store.claim(want, store.start_worker(), store.pending_questions(want, sample_ids(store)))
+        tell("claimed", len(claimed))
+        os._exit(9)
+
+
+DEEDS: Sequence[Callable[..., None]] = (claim, write, write_on, create, look, hold, vanish)
+
+if __name__ == "__main__":
+    {deed.__name__: deed for deed in DEEDS}[sys.argv[1]](*sys.argv[2:])
