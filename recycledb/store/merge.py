@@ -6,14 +6,16 @@ is writing it. What the target has keeps its value and its meaning: no row is ch
 one of the two stores had, never in a mixture of both.
 Workers do not travel: they are processes of their machine. An attempt of theirs without a reply thereby counts as lost here.
 
-Which rows are missing is asked of the keys alone. Both databases join the keys of a sixteenth of a table into one string;
+Which rows are missing is asked of the keys alone. Both databases join the keys of an eighth of a table into one string;
 where the two strings are equal nothing is missing, and only where they differ are keys compared one by one.
 """
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import groupby, islice, pairwise, zip_longest
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -26,8 +28,16 @@ from recycledb.store import Store
 from recycledb.store.backend import Row
 from recycledb.store.tables import metadata
 
-BATCH_ROWS = 10_000  # of one transaction: a second writer of the target waits this long at most
-BATCH_KEYS = 1_000  # of one IN list
+# Rows of one transaction. SQLite: a second writer waits so long and no longer. DuckDB: nobody else can have the file open, and
+# a commit is dear.
+BATCH_ROWS = {"sqlite": 10_000, "duckdb": 25_000}
+READ_ROWS = 2_000
+KEYS = 1_000  # of one IN list
+
+TABLES = (
+    "prompt", "teacher", "student", "sample", "variant", "dataset", "place", "closing", "dataset_import", "attempt", "reply",
+    "extraction", "loss", "selection", "selection_item", "name",
+)  # fmt: skip
 
 Tell = Callable[[str, int], None]  # a table's name and how many of its rows are new so far
 
@@ -47,6 +57,10 @@ class Merged:
 
     rows: dict[str, int] = field(default_factory=dict)
     clashes: list[NameClash] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"rows": self.rows, "name_clashes": [clash._asdict() for clash in self.clashes]}
 
 
 def open_source(url: str) -> Store:
@@ -100,7 +114,9 @@ def _snapshot(source: Store, folder: Path) -> Iterator[Connection]:
     """
     if getattr(source.backend, "journal", "wal") == "wal":
         with source.read() as conn:
-            conn.exec_driver_sql("SELECT version_num FROM alembic_version").fetchall()  # the first read fixes the moment
+            conn.exec_driver_sql(
+                "SELECT version_num FROM alembic_version"
+            ).fetchall()  # the first read fixes the moment
             yield conn
         return
     from recycledb.store.sqlite import SQLite
@@ -119,7 +135,7 @@ class _Merge:
     target: Store
     source: Connection
     tell: Tell
-    result: Merged = field(default_factory=Merged)
+    result: Merged = field(default_factory=lambda: Merged(rows=dict.fromkeys(TABLES, 0)))
     missing: dict[str, list[str] | None] = field(default_factory=dict)
 
     def copy(self, table: str, column: str = "", values: Sequence[str] = ()) -> None:
@@ -132,17 +148,15 @@ class _Merge:
 
     def copy_losses(self) -> None:
         """Copy missing statistics, student by student: a student new to the target comes as one stream."""
-        self.result.rows.setdefault("loss", 0)
         _, variant, stat = _columns("loss", key=True)
-        for (student,) in self._read("SELECT student_id FROM student ORDER BY student_id"):
+        for (student,) in list(self._read("SELECT student_id FROM student ORDER BY student_id")):
             where = _Where().and_in("student_id", (student,))
             self._copy_rows("loss", variant, self._missing_ids("loss", [variant, stat], where), where)
 
     def copy_selections(self) -> None:
         """Copy missing selections, each with its items in one transaction."""
         with self.target.read() as conn:
-            present = {row[0] for row in _rows(conn, "SELECT selection_id FROM selection")}
-        self.result.rows.update(selection=0, selection_item=0)
+            present = {row[0] for row in _stream(conn, "SELECT selection_id FROM selection")}
         for (selection,) in list(self._read("SELECT selection_id FROM selection ORDER BY selection_id")):
             if selection not in present:
                 where = _Where().and_in("selection_id", (selection,))
@@ -156,7 +170,7 @@ class _Merge:
         there = {(kind, name): key for kind, name, key in self._read(current)}
         rows = list(self._select("name", _Where()))
         with self.target.write() as conn:
-            here = {(kind, name): key for kind, name, key in _rows(conn, current)}
+            here = {(kind, name): key for kind, name, key in _stream(conn, current)}
             self._write(conn, "name", (row for row in rows if row[:2] not in here))
         self.result.clashes = [
             NameClash(*name, here[name], key) for name, key in sorted(there.items()) if here.get(name, key) != key
@@ -172,7 +186,6 @@ class _Merge:
 
     def copy_datasets(self) -> None:
         """Copy missing places and closings, each dataset in one transaction, as `add` would."""
-        self.result.rows.update(dataset=0, place=0, closing=0, dataset_import=0)
         for dataset in self._datasets():
             where = _Where().and_in("dataset", (dataset,))
             with self.target.write() as conn:
@@ -189,44 +202,190 @@ class _Merge:
 
     def _missing_ids(self, table: str, key: Sequence[str], where: "_Where") -> list[str] | None:
         """Return the values of `key`'s first column in rows that the target lacks; None where it has no row at all."""
+        missing: set[str] = set()
         with self.target.read() as conn:
-            if not _rows(conn, *where.sql(f"SELECT 1 FROM {table}", "LIMIT 1")).fetchone():
+            if not _execute(conn, *where.sql(f"SELECT 1 FROM {table}", "LIMIT 1")).fetchall():
                 return None
-            missing: set[str] = set()
-            for part in _sixteenths(key[0], where):
+            for part in _eighths(key[0], where):
                 theirs, ours = _joined_keys(self.source, table, key, part), _joined_keys(conn, table, key, part)
                 if theirs != ours:
-                    missing.update(_ids(theirs.difference(ours)))
+                    keys = set(theirs.split(",")).difference(ours.split(","))
+                    missing.update(row.partition("|")[0] for row in keys)
         return sorted(missing)
 
     def _copy_rows(self, table: str, column: str, ids: list[str] | None, where: "_Where") -> None:
-        self.result.rows.setdefault(table, 0)
         if ids is None:
             self._write_batches(table, self._select(table, where))
             return
-        parts = (ids[i : i + BATCH_KEYS] for i in range(0, len(ids), BATCH_KEYS))
-        rows = chain.from_iterable(self._select(table, where.and_in(column, part)) for part in parts)
-        self._write_batches(table, rows)
+        parts = (ids[i : i + KEYS] for i in range(0, len(ids), KEYS))
+        self._write_batches(table, (row for part in parts for row in self._select(table, where.and_in(column, part))))
 
     def _write_batches(self, table: str, rows: Iterator[Row]) -> None:
-        for _, batch in groupby(enumerate(rows), lambda numbered: numbered[0] // BATCH_ROWS):
-            chunk = [row for _, row in batch]  # read before the target is locked
+        while batch := list(islice(rows, self.batch)):  # read before the target is locked
             with self.target.write() as conn:
-                self._write(conn, table, chunk)
+                self._write(conn, table, batch)
 
     def _write(self, conn: Connection, table: str, rows: Iterable[Row]) -> None:
-        self.result.rows[table] = self.result.rows.get(table, 0) + self.target.insert(conn, table, rows)
-        self.tell(table, self.result.rows[table])
+        rows, columns = iter(rows), _columns(table)
+        while batch := list(islice(rows, self.batch)):
+            self.result.rows[table] += self.target.backend.insert(conn, table, columns, batch)
+            self.tell(table, self.result.rows[table])
+
+    @property
+    def batch(self) -> int:
+        return BATCH_ROWS[self.target.backend.name]
 
     def _select(self, table: str, where: "_Where") -> Iterator[Row]:
-        columns = _columns(table)
-        rows = self._read(*where.sql(f"SELECT {', '.join(columns)} FROM {table}"))
-        flags = [isinstance(column.type, Boolean) for column in metadata.tables[table].columns]
-        if any(flags) and self.source.dialect.name == "sqlite":  # which has no truth values: they come as 0 and 1
-            return (tuple(bool(v) if flag else v for v, flag in zip(row, flags, strict=True)) for row in rows)
-        return rows
+        rows = self._read(*where.sql(f"SELECT {', '.join(_columns(table))} FROM {table}"))
+        flags = [i for i, column in enumerate(metadata.tables[table].columns) if isinstance(column.type, Boolean)]
+        return _with_truth_values(rows, flags) if flags and self.source.dialect.name == "sqlite" else rows
 
     def _read(self, sql: str, parameters: Row = ()) -> Iterator[Row]:
-        cursor = _rows(self.source, sql, parameters)
-        while batch := cursor.fetchmany(BATCH_ROWS):
-            yield from batch
+        yield from _stream(self.source, sql, parameters)
+
+
+def _with_truth_values(rows: Iterator[Row], flags: Sequence[int]) -> Iterator[Row]:
+    """Turn SQLite's 0 and 1 into the truth values that they stand for, column by column: rows are many, flags few."""
+    while batch := list(islice(rows, READ_ROWS)):
+        columns = list(zip(*batch, strict=True))
+        for flag in flags:
+            columns[flag] = tuple(map(bool, columns[flag]))
+        yield from zip(*columns, strict=True)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Conditions, and the values that they bind."""
+
+    conditions: tuple[str, ...] = ()
+    values: Row = ()
+
+    def and_in(self, column: str, values: Sequence[str]) -> "_Where":
+        marks = ", ".join("?" * len(values))
+        return self.and_(f"{column} IN ({marks})", *(str(value) for value in values))
+
+    def and_(self, condition: str, *values: Any) -> "_Where":
+        return _Where((*self.conditions, condition), (*self.values, *values))
+
+    def sql(self, select: str, tail: str = "") -> tuple[str, Row]:
+        where = f"WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
+        return f"{select} {where} {tail}", self.values
+
+
+def _columns(table: str, *, key: bool = False) -> list[str]:
+    """Return a table's columns, or those of its primary key, in their order."""
+    return [column.name for column in metadata.tables[table].columns if column.primary_key or not key]
+
+
+def _eighths(column: str, where: _Where) -> Iterator[_Where]:
+    """Yield conditions that part the ids, which are hexadecimal hashes, by their first digit; together they leave none out."""
+    digits = "02468ace"
+    yield where.and_(f"{column} < ?", digits[1])
+    for first, end in pairwise(digits[1:]):
+        yield where.and_(f"{column} >= ?", first).and_(f"{column} < ?", end)
+    yield where.and_(f"{column} >= ?", digits[-1])
+
+
+def _joined_keys(conn: Connection, table: str, key: Sequence[str], where: _Where) -> str:
+    """Return the keys of these rows, joined by commas; a key of several columns has bars between them.
+
+    The order is that of the key wherever databases keep a subquery's, as both do. Were it another, the comparison of the strings would
+    fail, and that of the keys one by one would still be right.
+    """
+    value = " || '|' || ".join(f"CAST({column} AS VARCHAR)" for column in key)
+    inner, values = where.sql(f"SELECT {value} AS k FROM {table}", f"ORDER BY {', '.join(key)}")
+    found = _execute(conn, f"SELECT group_concat(k, ',') FROM ({inner}) AS joined", values).fetchall()
+    return found[0][0] or ""
+
+
+def _execute(conn: Connection, sql: str, values: Row = ()) -> Any:
+    """Run a statement; return the driver's own cursor, whose rows are plain tuples."""
+    return conn.exec_driver_sql(sql, values).cursor
+
+
+def _stream(conn: Connection, sql: str, values: Row = ()) -> Iterator[Row]:
+    cursor = _execute(conn, sql, values)
+    while batch := cursor.fetchmany(READ_ROWS):
+        yield from batch
+
+
+# -- a dataset's history: at each position, what stood there in turn and whether that has ended
+
+_History = list[tuple[str, bool]]
+_HISTORIES = """
+    SELECT p.position, p.sample_id, c.turn IS NOT NULL
+    FROM place p LEFT JOIN closing c ON c.dataset = p.dataset AND c.position = p.position AND c.turn = p.turn
+    WHERE p.dataset = ? ORDER BY p.position, p.turn
+"""
+
+
+def _newer_positions(source: Connection, target: Connection, dataset: str) -> set[int]:
+    """Return the positions at which the source's history goes on from the target's.
+
+    Raises StoreError unless the dataset, once those have travelled, stands as it does in one of the two stores: a mixture of two
+    states is a dataset that nobody added. Where both went different ways to the same sample, nothing need travel.
+    """
+    newer: set[int] = set()
+    if _same_rows(source, target, dataset):
+        return newer
+    ahead: dict[str, str] = {}  # by store: the first position at which it alone has the later sample
+    for position, here, there in _both_histories(source, target, dataset):
+        if here != there and _goes_on(there, here):
+            newer.add(position)
+        if _open(here) == _open(there):
+            continue
+        if position in newer:
+            ahead.setdefault(
+                "source", f"position {position} is newer in the source ({_shown(here)} here, {_shown(there)} there)"
+            )
+        elif _goes_on(here, there):
+            ahead.setdefault(
+                "target", f"position {position} is newer here ({_shown(here)} here, {_shown(there)} there)"
+            )
+        else:
+            _refuse(dataset, f"at position {position} stands {_shown(here)} here, {_shown(there)} there")
+    if len(ahead) == 2:
+        _refuse(dataset, " but ".join(ahead.values()))
+    return newer
+
+
+def _same_rows(source: Connection, target: Connection, dataset: str) -> bool:
+    both = (_stream(conn, _HISTORIES, (dataset,)) for conn in (source, target))
+    return all(theirs == ours for theirs, ours in zip_longest(*both))
+
+
+def _both_histories(source: Connection, target: Connection, dataset: str) -> Iterator[tuple[int, _History, _History]]:
+    """Yield each position with its history in the target and in the source, reading both in step."""
+    sides = [_of_side(side, _stream(conn, _HISTORIES, (dataset,))) for side, conn in enumerate((target, source))]
+    for position, rows in groupby(heapq.merge(*sides, key=itemgetter(0)), key=itemgetter(0)):
+        histories: tuple[_History, _History] = ([], [])
+        for _, side, sample, ended in rows:
+            histories[side].append((sample, bool(ended)))
+        yield position, *histories
+
+
+def _of_side(side: int, rows: Iterator[Row]) -> Iterator[tuple[int, int, str, int]]:
+    for position, sample, ended in rows:
+        yield position, side, sample, ended
+
+
+def _goes_on(later: _History, earlier: _History) -> bool:
+    """Say whether one history starts as the other does; what has ended stays ended."""
+    return len(later) >= len(earlier) and all(
+        a[0] == b[0] and (a[1] or not b[1]) for a, b in zip(later, earlier, strict=False)
+    )
+
+
+def _open(history: _History) -> str | None:
+    return history[-1][0] if history and not history[-1][1] else None
+
+
+def _shown(history: _History) -> str:
+    return f"sample {sample[:8]}" if (sample := _open(history)) else "nothing"
+
+
+def _refuse(dataset: str, why: str) -> None:
+    raise StoreError(
+        f"nothing was merged: dataset {dataset!r} has gone different ways in the two stores ({why}); `recycledb add` the same "
+        f"file as --dataset {dataset} to both (--store says to which), then merge again"
+    )

@@ -1,0 +1,256 @@
+"""Make a store of the size of a published run, without a teacher or a student: invented texts, invented losses.
+
+    python benchmarks/synthetic.py sqlite:///big.db --samples 52000
+
+Invariant: the same seed and number of samples give the same content, so two machines measure the same store.
+Text lengths, the share of samples with an input, failures, score distributions and the correlation between the two students follow a
+run over Alpaca; the words mean nothing. 52,000 samples give 208,000 scored variants and 1,664,000 statistics.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from recycledb.config import identity_json
+from recycledb.schema import (
+    IDENTITY_LENGTH,
+    SCORED_KINDS,
+    Kind,
+    Stat,
+    Step,
+    Texts,
+    content_id,
+    sample_id,
+    utc_now,
+    variant_id,
+)
+from recycledb.store import Store
+from recycledb.store.backend import Row
+
+CHUNK_SAMPLES = 4_000
+STUDENTS = {"7b": 6_738_415_616, "13b": 13_015_864_320}
+TEACHER = {"provider": "openai", "model": "made-up-teacher", "parameters": {"temperature": 0}}
+EXTRACTOR = 1
+PRICE_IN, PRICE_OUT = 0.15e-6, 0.60e-6  # dollars per token
+STEP_OF = {
+    Kind.COMPRESSED: Step.COMPRESS,
+    Kind.REFLECT_INSTRUCTION: Step.REFLECT_INSTRUCTION,
+    Kind.REFLECT_RESPONSE: Step.REFLECT_RESPONSE,
+    Kind.REFLECT_BOTH: Step.REFLECT_RESPONSE,
+}
+
+# By kind: the mean of ln(ifd) and of ln(rifd), as they move when a strong teacher rewrites (made up, but of the right order).
+CENTRES = {
+    Kind.ORIGIN: (-0.42, -0.10),
+    Kind.REFLECT_INSTRUCTION: (-0.30, -0.13),
+    Kind.REFLECT_RESPONSE: (-0.55, -0.16),
+    Kind.REFLECT_BOTH: (-0.36, -0.22),
+}
+
+
+class Prose:
+    """Slices of a pool of invented words, whose frequencies fall as those of a language do."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        syllables = [a + b for a in "b c d f g h l m n p r s t v br st tr pl".split() for b in "a e i o u ai er on".split()]
+        lengths = rng.choice([1, 2, 3, 4], size=6_000, p=[0.2, 0.4, 0.3, 0.1])
+        words = ["".join(rng.choice(syllables, size=n)) for n in lengths]
+        ranks = np.arange(1, len(words) + 1)
+        chance = (1 / ranks) / (1 / ranks).sum()
+        pool = [words[i] for i in rng.choice(len(words), size=300_000, p=chance)]
+        for i in np.flatnonzero(rng.random(len(pool)) < 0.07):
+            pool[i] += "."
+        self.words = pool
+        self.rng = rng
+
+    def text(self, words: int) -> str:
+        """Return a text of that many words."""
+        start = int(self.rng.integers(0, len(self.words) - words))
+        return " ".join(self.words[start : start + words]).capitalize()
+
+
+@dataclass
+class Rows:
+    """Rows to be written in one transaction, by table, parents first."""
+
+    tables: dict[str, list[Row]] = field(
+        default_factory=lambda: {
+            name: [] for name in ("sample", "variant", "place", "attempt", "reply", "extraction", "loss")
+        }
+    )
+
+    def write(self, store: Store) -> None:
+        """Write them all."""
+        with store.write() as conn:
+            for table, rows in self.tables.items():
+                store.insert(conn, table, rows)
+
+
+class Maker:
+    """Makes the rows of sample after sample."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.prose = Prose(self.rng)
+        self.now = utc_now()
+        self.teacher = content_id("teacher", TEACHER, length=IDENTITY_LENGTH)
+        self.prompts = {step: content_id("prompt", step, "made up", length=IDENTITY_LENGTH) for step in Step}
+        self.students = {
+            name: content_id("student", name, "made up", length=IDENTITY_LENGTH) for name in STUDENTS
+        }
+
+    def heads(self) -> Iterator[tuple[str, Row]]:
+        """Yield the rows that all others point at."""
+        yield "dataset", ("made-up", self.now)
+        for step, prompt in self.prompts.items():
+            yield "prompt", (prompt, step.value, f"made up for {step}", "synthetic", self.now)
+            yield "name", ("prompt", step.value, self.now, prompt)
+        row = (self.teacher, "gpt", TEACHER["provider"], TEACHER["model"], identity_json(TEACHER), self.now)
+        yield "teacher", row
+        yield "name", ("teacher", "gpt", self.now, self.teacher)
+        for name, student in self.students.items():
+            yield "student", (student, name, f"made-up/{name}", "0" * 40, "vicuna", 2048, "bfloat16", STUDENTS[name], self.now)
+            yield "name", ("student", name, self.now, student)
+        yield "name", ("extractor", "extractor", self.now, str(EXTRACTOR))
+
+    def chunk(self, first: int, count: int) -> Rows:
+        """Make `count` samples from position `first` on, with everything that belongs to them."""
+        rows = Rows()
+        scored: list[tuple[str, Kind, Texts]] = []
+        for position in range(first, first + count):
+            scored += self._sample(rows.tables, position)
+        self._losses(rows.tables["loss"], scored)
+        return rows
+
+    def _sample(self, tables: dict[str, list[Row]], position: int) -> Iterator[tuple[str, Kind, Texts]]:
+        rng, prose = self.rng, self.prose
+        lengths = np.exp(rng.normal([2.2, 2.0, 3.4, 3.0, 4.2, 4.2], 0.6)).astype(int) + 2
+        texts = Texts(prose.text(lengths[0]), prose.text(lengths[1]) if rng.random() < 0.3 else "", prose.text(lengths[2]))
+        sample = sample_id(texts)
+        origin = variant_id(sample, Kind.ORIGIN, texts)
+        tables["sample"].append((sample, *texts, self.now))
+        tables["variant"].append((origin, sample, Kind.ORIGIN.value, None, None, None, None, *texts, self.now))
+        tables["place"].append(("made-up", position, 1, sample, "{}"))
+        yield origin, Kind.ORIGIN, texts
+        read, parent = texts, origin
+        if texts.input:
+            read = Texts(f"{texts.instruction} {texts.input}", "", texts.output)
+            parent = self._derive(tables, sample, Kind.COMPRESSED, origin, read)
+        harder = Texts(f"{read.instruction} {prose.text(lengths[3])}", "", prose.text(lengths[4]))
+        parent = self._derive(tables, sample, Kind.REFLECT_INSTRUCTION, parent, harder)
+        yield parent, Kind.REFLECT_INSTRUCTION, harder
+        better = Texts(*texts[:2], f"{texts.output} {prose.text(lengths[5])}")
+        yield self._derive(tables, sample, Kind.REFLECT_RESPONSE, origin, better), Kind.REFLECT_RESPONSE, better
+        both = Texts(harder.instruction, "", f"{harder.output} {prose.text(lengths[5])}")
+        yield self._derive(tables, sample, Kind.REFLECT_BOTH, parent, both), Kind.REFLECT_BOTH, both
+
+    def _derive(self, tables: dict[str, list[Row]], sample: str, kind: Kind, parent: str, texts: Texts) -> str:
+        """Add what a teacher made of `parent`, after the tries that came to nothing; return the variant's id."""
+        step = STEP_OF[kind]
+        luck = self.rng.random()
+        number = 1
+        if luck < 0.02:
+            self._ask(tables, step, parent, number, "error", None, "429 Too Many Requests", None)
+            number = 2
+        elif luck < 0.03:
+            self._ask(tables, step, parent, number, "failed", texts.output, "cut off", "length")
+            number = 2
+        elif luck < 0.05:
+            text = self._ask(tables, step, parent, number, "ok", texts.output, None, "stop")
+            reason = ("no_marker: no [End] after [New Answer]", "placeholder: the answer is N/A", "unchanged: as before")
+            tables["extraction"].append((text, EXTRACTOR, None, reason[int(luck * 10_000) % 3], self.now))
+            number = 2
+        raw = f"Here is why it can be better. [New Instruction] {texts.instruction} [End] [New Answer] {texts.output} [End]"
+        text = self._ask(tables, step, parent, number, "ok", raw, None, "stop")
+        key = variant_id(sample, kind, texts, parent, text)
+        made = (key, sample, kind.value, parent, text, self.teacher, self.prompts[step], *texts, self.now)
+        tables["variant"].append(made)
+        tables["extraction"].append((text, EXTRACTOR, key, None, self.now))
+        return key
+
+    def _ask(
+        self,
+        tables: dict[str, list[Row]],
+        step: Step,
+        variant: str,
+        number: int,
+        status: str,
+        text: str | None,
+        error: str | None,
+        finish: str | None,
+    ) -> str:
+        attempt = self.rng.bytes(16).hex()
+        key = content_id("reply", variant, step, self.teacher, self.prompts[step], number, status, text)
+        question = (variant, step.value, self.teacher, self.prompts[step], number)
+        tables["attempt"].append((attempt, *question, "made-up-worker", self.now))
+        tokens = (None, None) if text is None else (420 + len(text) // 8, len(text) // 4)
+        cost = None if text is None else tokens[0] * PRICE_IN + tokens[1] * PRICE_OUT  # type: ignore[operator]
+        served = (finish, "made-up-teacher", None, *tokens, cost, error, 1_500, self.now)
+        tables["reply"].append((key, attempt, *question, status, text, *served))
+        return key
+
+    def _losses(self, losses: list[Row], scored: list[tuple[str, Kind, Texts]]) -> None:
+        rng, count = self.rng, len(scored)
+        centres = np.array([CENTRES[kind] for _, kind, _ in scored])
+        answers = np.array([max(2, len(texts.output) // 4) for _, _, texts in scored])
+        questions = np.array([max(2, (len(texts.instruction) + len(texts.input)) // 4) for _, _, texts in scored])
+        shared = rng.normal(size=(4, count))
+        for number, (_, student) in enumerate(self.students.items()):
+            own = 0.92 * shared + np.sqrt(1 - 0.92**2) * rng.normal(size=(4, count))
+            q_direct = np.maximum(0.5, 4.4 - 0.2 * number + 0.7 * own[0])
+            a_direct = np.maximum(0.3, 2.3 - 0.1 * number + 0.45 * own[1])
+            q_condition = np.maximum(0.05, q_direct + centres[:, 1] + 0.25 * own[2])
+            a_condition = np.maximum(0.05, a_direct + centres[:, 0] + 0.28 * own[3])
+            means = {
+                Stat.Q_DIRECT: (q_direct * questions, questions),
+                Stat.A_DIRECT: (a_direct * answers, answers),
+                Stat.Q_CONDITION: (q_condition * questions, questions),
+                Stat.A_CONDITION: (a_condition * answers, answers),
+            }
+            cut, none = rng.random(count) < 0.012, rng.random(count) < 0.004
+            for place, (stat, (sums, tokens)) in enumerate(means.items()):
+                losses.extend(
+                    (student, key, stat.value, None, 0, False, False, "too_long", None, "eager")
+                    if lost
+                    else (student, key, stat.value, total, n, truncated, False, "ok", f"{key[:23]}{place}", "eager")
+                    for (key, _, _), total, n, truncated, lost in zip(
+                        scored, sums.tolist(), tokens.tolist(), cut.tolist(), none.tolist(), strict=True
+                    )
+                )
+
+
+def fill(store: Store, samples: int, seed: int = 0) -> None:
+    """Write `samples` samples with their reflections, replies and losses into an empty store."""
+    maker = Maker(seed)
+    with store.write() as conn:
+        for table, row in maker.heads():
+            store.insert(conn, table, [row])
+    for first in range(0, samples, CHUNK_SAMPLES):
+        maker.chunk(first, min(CHUNK_SAMPLES, samples - first)).write(store)
+    with store.write() as conn:
+        row = (content_id("import", "made-up", samples), "made-up", "synthetic", "alpaca", "0" * 64, samples, 0, 0, utc_now())
+        store.insert(conn, "dataset_import", [row])
+
+
+def main() -> None:
+    """Make a store from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("--samples", type=int, default=52_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    with Store.open(options.url, create=True) as store:
+        fill(store, options.samples, options.seed)
+        counts = {table: store.rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("sample", "variant", "reply", "loss")}
+        scored = ", ".join(f"'{kind}'" for kind in SCORED_KINDS)
+        counts["scored variants"] = store.rows(f"SELECT count(*) FROM variant WHERE kind IN ({scored})")[0][0]
+        size = store.backend.path.stat().st_size / 1e6
+    print(f"{options.url}: {counts}, {size:.0f} MB, {time.perf_counter() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
