@@ -123,3 +123,30 @@ def losses(variant: str, student: str = STUDENT, value: float = 2.0, tokens: int
 def extra(**fields: Any) -> str:
     """Return a place's other fields as the store has them."""
     return canonical_json(fields)
+
+
+def fill(store: Store, dataset: str = "d") -> None:
+    """Put two samples through every step, score them and select one: a row in every table and view."""
+    register(store)
+    one, two = texts(f"{dataset} one"), texts(f"{dataset} two", with_input=True)
+    ids = add_samples(store, [one, two], dataset)
+    answer_all(store, wanted(), ids)
+    marks = {f"s{i}": sample for i, sample in enumerate(ids)}
+    sql = "SELECT variant_id FROM variant WHERE kind <> 'compressed' AND sample_id IN (:s0, :s1) ORDER BY variant_id"
+    for row in store.rows(sql, **marks):
+        store.add_losses(losses(row[0]))
+    now = "2026-01-01T00:00:00.000000Z"
+    selection = content_id("selection", dataset, length=12)
+    with store.write() as conn:
+        store.insert(conn, "dataset_import", [(f"import-{dataset}", dataset, "d.json", "alpaca", "00", 2, 0, 0, now)])
+        row = (selection, f"best-{dataset}", "cherry", "SELECT …", "{}", "0001", 1, "{}", "00", now)
+        store.insert(conn, "selection", [row])
+        origin = variant_id(ids[0], Kind.ORIGIN, one)
+        store.insert(conn, "selection_item", [(selection, 0, origin, 0.5, "the best")])
+        store.ensure_name(conn, "selection", f"best-{dataset}", selection)
+
+
+VIEWS = (
+    *("datasets", "dataset_samples", "samples", "teachers", "prompts", "teacher_texts", "extractions", "variants"),
+    *("students", "losses", "scores", "selections", "selection_items", "current_names"),
+)

@@ -311,30 +311,6 @@ def test_large_files_go_in_by_batches(store: Store) -> None:
 # --- identities -----------------------------------------------------------------------------------
 
 
-def fill(store: Store) -> None:
-    """Put two samples through every step and score them."""
-    stores.register(store)
-    ids = stores.add_samples(store, [stores.texts("one"), stores.texts("two", with_input=True)])
-    stores.answer_all(store, stores.wanted(), ids)
-    for row in store.rows("SELECT variant_id FROM variant WHERE kind <> 'compressed' ORDER BY variant_id"):
-        store.add_losses(stores.losses(row[0]))
-    now = "2026-01-01T00:00:00.000000Z"
-    with store.write() as conn:
-        store.insert(conn, "dataset_import", [("i1", "d", "d.json", "alpaca", "00", 2, 0, 0, now)])
-        row = ("5e1ec7ion001", "best", "cherry", "SELECT …", "{}", "0001", 1, "{}", "00", now)
-        store.insert(conn, "selection", [row])
-        store.insert(
-            conn, "selection_item", [(row[0], 0, variant_id(ids[0], Kind.ORIGIN, stores.texts("one")), 0.5, "r")]
-        )
-        store.ensure_name(conn, "selection", "best", row[0])
-
-
-VIEWS = (
-    *("datasets", "dataset_samples", "samples", "teachers", "prompts", "teacher_texts", "extractions", "variants"),
-    *("students", "losses", "scores", "selections", "selection_items", "current_names"),
-)
-
-
 def view_rows(store: Store, view: str) -> list[dict[str, Any]]:
     """Return a view's rows in an order of their own, without moments and random ids."""
     with store.read() as conn:
@@ -351,10 +327,10 @@ def test_both_backends_show_the_same(tmp_path: Path, empty_stores: dict[str, Pat
         path = tmp_path / backend
         shutil.copyfile(empty, path)
         with Store.open(f"{backend}:///{path}") as store:
-            fill(store)
-            shown[backend] = {view: view_rows(store, view) for view in VIEWS}
+            stores.fill(store)
+            shown[backend] = {view: view_rows(store, view) for view in stores.VIEWS}
             assert store.verify() == []
-    for view in VIEWS:
+    for view in stores.VIEWS:
         one, other = shown["sqlite"][view], shown["duckdb"][view]
         assert one, f"{view} is empty"
         assert [list(row) for row in one] == [list(row) for row in other], view
@@ -367,11 +343,11 @@ def test_no_view_is_left_out(store: Store) -> None:
         "sqlite_master WHERE type = 'view'" if store.backend.name == "sqlite" else "duckdb_views() WHERE NOT internal"
     )
     name = "name" if store.backend.name == "sqlite" else "view_name"
-    assert {row[0] for row in store.rows(f"SELECT {name} FROM {catalogue}")} == set(VIEWS)
+    assert {row[0] for row in store.rows(f"SELECT {name} FROM {catalogue}")} == set(stores.VIEWS)
 
 
 def test_scores_are_ratios_of_means(store: Store) -> None:
-    fill(store)
+    stores.fill(store)
     row = store.rows("SELECT * FROM scores WHERE kind = 'origin' ORDER BY variant_id")[0]
     means = {stat: 2.0 * (1 + i / 10) / 4 for i, stat in enumerate(Stat)}
     for stat, mean in means.items():
@@ -638,7 +614,7 @@ def test_known_pairs_are_found_in_any_number(store: Store) -> None:
 )
 def test_a_statistic_removed_by_hand_is_missing_again(store_url: str, relation: str) -> None:
     with Store.open(store_url) as store:
-        fill(store)
+        stores.fill(store)
         want = stores.wanted()
         assert store.count_scores(want, stores.STUDENT, STATS) == (0, 0, 0)
         one = store.rows("SELECT variant_id FROM loss ORDER BY variant_id")[0][0]
@@ -792,7 +768,7 @@ def test_the_bundled_library_is_free_of_the_bug() -> None:
 
 def test_the_whole_job_runs_on_the_interpreter_s_library_too(sqlite_url: str) -> None:
     with Store(SQLite(parse_url(sqlite_url)[1], sqlite3)) as store:
-        fill(store)
+        stores.fill(store)
         assert store.verify() == [] and len(store.rows("SELECT * FROM scores")) == 8
         with store.backend.sandbox(allow_external=False) as sandbox:
             assert list(sandbox.execute("SELECT count(*), median(ifd_ppl) > 1 FROM scores")[1]) == [(8, 1)]

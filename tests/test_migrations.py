@@ -1,0 +1,225 @@
+"""Schema revisions: they make what the tables say, upgrade every store that there ever was, and leave a copy from before."""
+
+import ast
+import sqlite3
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+import stores
+import zstandard
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from conftest import Cli
+
+from recycledb.errors import SchemaError, StoreError
+from recycledb.schema import Stat, Step
+from recycledb.store import Store, parse_url, revisions, upgrade
+from recycledb.store.migrate import HEAD
+from recycledb.store.tables import metadata
+
+VERSIONS = Path(str(files("recycledb.migrations"))) / "versions"
+REVISION_FILES = sorted(VERSIONS.glob("rev_*.py"))
+REVISIONS = [path.name.split("_")[1] for path in REVISION_FILES]
+FROZEN = Path(__file__).with_name("data")
+
+
+def thaw(revision: str, backend: str, folder: Path) -> str:
+    """Return the URL of a copy of the store that was kept of a revision."""
+    path = folder / f"old.{backend}"
+    path.write_bytes(zstandard.decompress((FROZEN / f"store-{revision}.{backend}.zst").read_bytes()))
+    return f"{backend}:///{path}"
+
+
+def set_revision(url: str, revision: str) -> None:
+    """Let a store say that it is of another revision."""
+    with Store.open(url) as store, store.write() as conn:
+        conn.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+
+def test_revisions_are_numbered_in_one_line_and_head_is_the_newest() -> None:
+    assert [f"{i:04}" for i in range(1, len(REVISIONS) + 1)] == REVISIONS
+    assert REVISIONS[-1] == HEAD
+    for before, path in zip([None, *REVISIONS], REVISION_FILES, strict=False):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        values = {
+            node.targets[0].id: ast.literal_eval(node.value)
+            for node in module.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+            if node.targets[0].id in ("revision", "down_revision")
+        }
+        assert values == {"revision": path.name.split("_")[1], "down_revision": before}
+
+
+@pytest.mark.parametrize("path", REVISION_FILES, ids=lambda path: path.stem)
+def test_a_migration_says_why_and_imports_nothing_of_the_library(path: Path) -> None:
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    assert len(ast.get_docstring(module) or "") > 100
+    imported = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add((node.module or "").split(".")[0])
+    assert imported <= {"alembic", "sqlalchemy", "typing", "collections"}
+
+
+def test_a_store_of_every_revision_is_kept() -> None:
+    kept = {path.name for path in FROZEN.glob("store-*.zst")}
+    assert kept == {f"store-{revision}.{backend}.zst" for revision in REVISIONS for backend in ("sqlite", "duckdb")}
+
+
+# --- no drift -------------------------------------------------------------------------------------
+
+
+def test_tables_and_migrations_agree_on_sqlite(sqlite_url: str) -> None:
+    with Store.open(sqlite_url) as store, store.read() as conn:
+        context = MigrationContext.configure(conn, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+
+
+@pytest.mark.parametrize("store_url", ["duckdb"], indirect=True)
+def test_tables_and_migrations_agree_on_duckdb(store_url: str) -> None:
+    """By hand: Alembic cannot look into DuckDB."""
+    with Store.open(store_url) as store:
+        sql = "SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns() WHERE NOT internal"
+        made = {(row[0], row[1]): (row[2], row[3]) for row in store.rows(sql)}
+        views = {row[0] for row in store.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal")}
+        sql = (
+            "SELECT table_name, constraint_column_names FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'"
+        )
+        keys = {row[0]: list(row[1]) for row in store.rows(sql)}
+    wanted = {
+        (table.name, column.name): (str(column.type.compile()), column.nullable)
+        for table in metadata.sorted_tables
+        for column in table.columns
+    }
+    tables = {key: value for key, value in made.items() if key[0] not in {*views, "alembic_version"}}
+    assert tables == wanted
+    for table in metadata.sorted_tables:
+        assert keys[table.name] == [column.name for column in table.primary_key.columns]
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+OLDER = r"older than this recycledb .* run `recycledb db upgrade`"
+NEWER = r"newer than this recycledb .* `pip install --upgrade recycledb`"
+
+
+@pytest.mark.parametrize(("revision", "message"), [("0000", OLDER), ("9999", NEWER)])
+def test_a_store_of_another_schema_is_refused_and_left_alone(store_url: str, revision: str, message: str) -> None:
+    set_revision(store_url, revision)
+    path = parse_url(store_url)[1]
+    before = path.read_bytes()
+    for create in (False, True):
+        with pytest.raises(SchemaError, match=message):
+            Store.open(store_url, create=create)
+    if revision > HEAD:
+        with pytest.raises(SchemaError, match=message):
+            upgrade(store_url)
+    assert path.read_bytes() == before and [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(("revision", "mends"), [("0000", "recycledb db upgrade"), ("9999", "pip install --upgrade")])
+def test_the_command_says_what_mends_another_schema(sqlite_url: str, revision: str, mends: str, cli: Cli) -> None:
+    set_revision(sqlite_url, revision)
+    told = cli("--store", sqlite_url, "status", code=1)
+    assert told.stderr.count("\n") == 1 and mends in told.stderr and told.stdout == ""
+    assert revision in cli("--store", sqlite_url, "db", "current").stdout
+
+
+def test_a_revision_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The last view of the first revision is there already, so its making fails after all tables were made."""
+    for backend, library in (("sqlite", sqlite3), ("duckdb", duckdb)):
+        path = tmp_path / f"x.{backend}"
+        connection: Any = library.connect(str(path))  # type: ignore[attr-defined]
+        connection.execute("CREATE VIEW selection_items AS SELECT 1 AS one")
+        connection.commit()
+        connection.close()
+        with pytest.raises(StoreError) as raised:
+            Store.open(f"{backend}:///{path}", create=True)
+        assert "\n" not in str(raised.value)
+        connection = library.connect(str(path))  # type: ignore[attr-defined]
+        tables = "sqlite_master WHERE type = 'table'" if backend == "sqlite" else "duckdb_tables()"
+        assert connection.execute(f"SELECT * FROM {tables}").fetchall() == []
+        connection.close()
+
+
+# --- upgrades -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_store_of_any_revision_is_upgraded_and_then_used(revision: str, backend: str, tmp_path: Path) -> None:
+    url = thaw(revision, backend, tmp_path)
+    path = parse_url(url)[1]
+    assert revisions(url) == (revision, HEAD)
+    copy = upgrade(url)
+    assert revisions(url) == (HEAD, HEAD) and upgrade(url) is None
+    if revision == HEAD:
+        assert copy is None and [other.name for other in tmp_path.iterdir()] == [path.name]
+    else:
+        assert copy is not None and copy.parent == path.parent
+        assert revisions(f"{backend}:///{copy}") == (revision, HEAD)
+    with Store.open(url) as store:
+        use(store)
+
+
+def use(store: Store) -> None:
+    """Work with the store that `freeze_store.py` kept: what was there is there, and what is missing is found and goes in."""
+    assert store.verify() == []
+    assert store.rows("SELECT count(*) FROM sample")[0][0] == 3
+    assert {row[0] for row in store.rows("SELECT student FROM scores")} == {"7b"}
+    assert [row[0] for row in store.rows("SELECT sample_id FROM dataset_samples ORDER BY position")] == [
+        row[0] for row in store.rows("SELECT sample_id FROM sample ORDER BY instruction LIMIT 2")
+    ]
+    want, stats = stores.wanted(), tuple(stat.value for stat in Stat)
+    assert set(store.count_questions(want)) == {Step.REFLECT_INSTRUCTION, Step.REFLECT_RESPONSE}
+    ids = [row[0] for row in store.rows("SELECT sample_id FROM dataset_samples")]
+    assert stores.answer_all(store, want, ids) == 3
+    assert store.count_scores(want, stores.STUDENT, stats)[:2] == (4, 16)
+    worker = store.start_worker()
+    store.beat(worker)
+    store.end_worker(worker)
+    stores.fill(store, "later")
+    for view in stores.VIEWS:
+        assert store.rows(f"SELECT * FROM {view}"), view
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_an_upgraded_store_has_the_schema_of_a_new_one(revision: str, tmp_path: Path, sqlite_url: str) -> None:
+    url = thaw(revision, "sqlite", tmp_path)
+    upgrade(url)
+    shown = []
+    for one in (url, sqlite_url):
+        with Store.open(one) as store, store.read() as conn:
+            assert compare_metadata(MigrationContext.configure(conn, opts={"compare_type": True}), metadata) == []
+            shown.append(store.rows("SELECT type, name, sql FROM sqlite_master WHERE type <> 'table' ORDER BY name"))
+    assert shown[0] == shown[1]
+
+
+def test_a_copy_is_a_store_whoever_is_writing(store_url: str, tmp_path: Path) -> None:
+    target = tmp_path / "copy.bak"
+    with Store.open(store_url) as store:
+        stores.add_samples(store, [stores.texts(1)])
+        store.backend.backup(target)
+        stores.add_samples(store, [stores.texts(1), stores.texts(2)])
+    with Store.open(f"{store_url.partition(':')[0]}:///{target}") as copy:
+        assert len(copy.rows("SELECT * FROM samples")) == 1 and copy.verify() == []
+
+
+def test_upgrade_by_command(tmp_path: Path, cli: Cli) -> None:
+    url = thaw(REVISIONS[0], "sqlite", tmp_path)
+    told = cli("--store", url, "db", "upgrade").stdout
+    assert f"schema {HEAD}, newest {HEAD}" in told
+    assert ("the store as it was" in told) == (REVISIONS[0] != HEAD)
+    missing = cli("--store", f"sqlite:///{tmp_path}/none.db", "db", "upgrade", code=1)
+    assert "recycledb init" in missing.stderr and not (tmp_path / "none.db").exists()
