@@ -12,7 +12,8 @@ How a reply is read:
    headings or a label), a label without brackets that begins its line (`**New Answer:**`), a bracketed marker within a
    line. Only the most trusted form that occurs is used for a section.
 3. A section ends at its `[End]`, else at the next section, else with the reply. `[End]` is the bracketed word, never
-   the letters "End" of another word; one that ends its line is believed before one in the midst of a sentence.
+   the letters "End" of another word; one that ends its line is believed before one within it, and one that is glued to a
+   word (`C[End]` is a node of a diagram) only where nothing follows.
 4. Of several sections of a name, the last complete one is meant. A new instruction and its answer are taken as a pair.
 5. The text is freed of its wrapping: list indentation, unbalanced bold type, a fence round the whole.
 
@@ -20,7 +21,6 @@ Reasons are a slug and a detail, `slug: detail`: `no_marker`, `empty`, `placehol
 """
 
 import re
-import textwrap
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +48,9 @@ _BRACKETED = re.compile(r"\\?[\[【]([^\[\]【】\n]{1,48})[\]】]")
 _END_WORDS = re.compile(
     r"(?:end|/)(?: of)?(?: the)?(?: (?:new|better|compressed))?(?: (?:instruction|answer|response))?"
 )
+_ENDS_LINE = re.compile(r"[*_`.]{0,3}[ \t]{0,16}(?:\n|\Z|\*{0,3}\\?[\[【]|\d{1,2}[.)][ \t]{0,3}[\[【*])")
+_BEFORE_SENTENCE = re.compile(r"[*_`]{0,3}[ \t]{1,4}[A-Z]")
+_AFTER_SENTENCE = re.compile(r"[.!?:;)`\"'*_…。!?][ \t]{0,16}\Z")
 # Possessive throughout: a line of ten thousand spaces is looked at once.
 _LEAD = r"[ \t>#*_+•-]{0,24}+(?:(?:part|step|section)[ \t]{1,2}+)?+(?:\(?\d{1,2}+[.):])?+[ \t#*_]{0,16}+"
 _LABEL = r"(?:(?:new|better)[ \t_-]{1,3})?(?:instruction|answer)"
@@ -61,10 +64,13 @@ _BEFORE = re.compile(
     rf"{_LEAD}(?:(?:the[ \t])?{_LABEL}[*_]{{0,3}}[ \t]{{0,2}}[:–-]?[*_]{{0,3}}[ \t]{{0,4}})?[*_]{{0,3}}", re.IGNORECASE
 )
 _LOOK_BACK = 160
+_MARKS = re.compile(r"[*_]{0,3}:?[*_]{0,3}")  # what may follow a marker's bracket and still belong to it
+_ANNOUNCED = re.compile(r"[:\]】][*_ \t]{0,6}\Z")  # "Here it is: [New Instruction]", "[End] [New Answer]"
+_NO_LETTERS = re.compile(r"[*_\\:.-]")
 _NUMBERED = re.compile(r"[ \t>]{0,16}[*_]{0,3}(?:[-+*•]|\(?\d{1,2}[.):])[ \t]")
 # A line that only announces the next section: a number, a rule, or a heading that speaks of the answer.
 _STRAY_LINE = re.compile(r"(?:[#*_ \t]{0,8}\(?\d{1,2}[.):]?[*_]{0,3}|-{3,16}|\*{3,16}|#{1,6})")
-_STRAY_HEADING = re.compile(r"[#*_ \t]{0,8}(?:\d{1,2}[.):])?[^\n]{0,60}\banswer\b[^\n]{0,40}:[*_]{0,3}", re.IGNORECASE)
+_STRAY_HEADING = re.compile(r"(?:#{1,6} |\*\*|\d{1,2}[.):])[^\n]{0,60}\banswer\b[^\n]{0,40}:[*_]{0,3}", re.IGNORECASE)
 _FENCE = re.compile(r"^[ ]{0,3}(`{3,16}|~{3,16})([^`\n]{0,40})$", re.MULTILINE)
 _PLAIN_FENCES = {"", "text", "txt", "plain", "plaintext", "markdown", "md"}
 _OPENS_A_BLOCK = (":", "{", "(", "[", ",", "\\")
@@ -98,7 +104,7 @@ class _Opener(NamedTuple):
 class _End(NamedTuple):
     start: int
     end: int
-    trust: int  # 0 stands free and ends its line, 1 is glued to a word but ends its line, 2 in the midst of a line
+    trust: int  # 0 stands free and ends its line, 1 stands between two sentences, 2 is glued to a word
 
 
 class _Block(NamedTuple):
@@ -182,18 +188,18 @@ def _bracketed_opener(name: str, text: str, start: int, end: int) -> _Opener:
     known = line > 0 or start <= _LOOK_BACK
     before = text[line:start] if known else text[start - _LOOK_BACK : start]
     begins = known and _BEFORE.fullmatch(before) is not None
-    close = re.compile(r"[*_]{0,3}:?[*_]{0,3}").match(text, end)
+    close = _MARKS.match(text, end)
     marks = close[0] if close else ""
     if "*" in marks and "**" not in before:  # bold type that begins the text, not bold type that ends the marker
         marks = ""
     if begins:
         return _Opener(name, line, end + len(marks), 0, _list_column(before), _bold(before, marks))
-    trust = 0 if re.search(r"[:\]】][*_ \t]{0,6}$", before) else 2
+    trust = 0 if _ANNOUNCED.search(before) else 2
     return _Opener(name, start, end + len(marks), trust, 0, _bold(before[-3:], marks))
 
 
 def _words(inner: str) -> str:
-    return " ".join(re.sub(r"[*_\\:.-]", " ", inner).lower().split())
+    return " ".join(_NO_LETTERS.sub(" ", inner).lower().split())
 
 
 def _list_column(before: str) -> int:
@@ -248,16 +254,27 @@ class _Reply:
         for opener, follower in zip_longest(openers, openers[1:]):
             limit = follower.start if follower else len(self._text)
             within = ends[bisect_left(starts, opener.body) : bisect_left(starts, limit)]
-            if within:
-                blocks.append(_Block(opener, min(within, key=lambda end: (end.trust, end.start)).start, True))
-            else:
+            end = self._closing(within, limit)
+            if end is None:
                 blocks.append(_Block(opener, self._open_end(opener, limit), False))
+            else:
+                blocks.append(_Block(opener, end.start, True))
         return blocks
+
+    def _closing(self, ends: list[_End], limit: int) -> _End | None:
+        """Return the end that is meant: the first of the kind most believed; a glued one only where nothing follows."""
+        free = [end for end in ends if end.trust < 2]
+        if free:
+            return min(free, key=lambda end: (end.trust, end.start))
+        if ends and not self._text[ends[-1].end : limit].strip(" \t\n*_`.#"):
+            return ends[-1]
+        return None
 
     def _open_end(self, opener: _Opener, limit: int) -> int:
         """Return where a section without an [End] ends: where anything announces another section."""
-        index = bisect_left(self._all, opener.body, key=lambda other: other.start)
-        for other in self._all[index:]:
+        first = bisect_left(self._all, opener.body, key=lambda other: other.start)
+        for index in range(first, len(self._all)):
+            other = self._all[index]
             if other.start >= limit:
                 break
             if other.name != opener.name and other.trust < 2:
@@ -289,11 +306,14 @@ def _find_ends(text: str, start: int) -> Iterator[_End]:
     for match in _BRACKETED.finditer(text, start):
         if _END_WORDS.fullmatch(_end_words(match[1])) is None:
             continue
-        after = text[match.end() : match.end() + 24]
-        rest = re.match(r"[*_`.]{0,3}[ \t]{0,16}(?=\n|$|[\[【]|\*\*[\[【]|\d{1,2}[.)][ \t]{0,3}[\[【*])", after)
-        before = text[match.start() - 1 : match.start()]
-        glued = before.isalnum()
-        yield _End(match.start(), match.end(), (1 if glued else 0) if rest else 2)
+        before = text[max(start, match.start() - 24) : match.start()]
+        if before[-1:].isalnum() or before[-1:] == "_":
+            if match[1] != "end":  # a[end] is the last element, in some languages
+                yield _End(match.start(), match.end(), 2)
+        elif _ENDS_LINE.match(text, match.end()):
+            yield _End(match.start(), match.end(), 0)
+        elif _AFTER_SENTENCE.search(before) or _BEFORE_SENTENCE.match(text, match.end()):
+            yield _End(match.start(), match.end(), 1)
 
 
 def _end_words(inner: str) -> str:
@@ -337,10 +357,24 @@ def _dedent(raw: str, column: int) -> str:
     """Undo the indentation of a list item: of all lines, or of those that follow a first one beside the marker."""
     first, newline, rest = raw.partition("\n")
     if not first.strip():
-        return textwrap.dedent(rest)
+        return _cut_margin(rest)
     if not newline or not column or first.rstrip().endswith(_OPENS_A_BLOCK):
         return raw
-    return f"{first}\n{textwrap.dedent(rest)}"
+    return f"{first}\n{_cut_margin(rest)}"
+
+
+def _cut_margin(text: str) -> str:
+    """Take away the white space that begins every line but the blank ones."""
+    lines = text.split("\n")
+    margins = [line[: len(line) - len(line.lstrip())] for line in lines if line.strip()]
+    least, most = (
+        min(margins, default=""),
+        max(margins, default=""),
+    )  # in order of the alphabet, so all share what these do
+    margin = least[
+        : next((at for at, pair in enumerate(zip(least, most, strict=False)) if pair[0] != pair[1]), len(least))
+    ]
+    return "\n".join(line.removeprefix(margin) for line in lines) if margin else text
 
 
 def _closes_bold(raw: str) -> bool:
