@@ -169,7 +169,7 @@ class Asking:
 
     async def _heed(self) -> None:
         """Watch for a request to stop, which comes from a signal handler or another thread."""
-        while not self.stop.is_set():
+        while not self.stop.is_set():  # noqa: ASYNC110 - a signal handler can set no asyncio.Event
             await asyncio.sleep(STOP_CHECK_S)
         self._close("stopped on request")
 
@@ -210,9 +210,10 @@ class Asking:
                 self._load_ahead()
                 if self._fresh:
                     return self._fresh.popleft()
-            if self._walked and self._idle and not await self._walk_again():
+            if not (self._walked and self._idle):
+                await self._pause(self._until_late())
+            elif not await self._walk_again():
                 return None
-            await self._pause(self._until_late())
 
     @property
     def _idle(self) -> bool:
@@ -251,10 +252,13 @@ class Asking:
 
     async def _walk_again(self) -> bool:
         """Begin anew where questions have become open meanwhile: another process died, or samples were added."""
-        if self._found and await asyncio.to_thread(self.store.count_questions, self.wanted):
-            self._pages, self._walked, self._found = self.store.iter_places(PAGE), False, 0
-            return True
-        return False
+        if not self._found:
+            return False
+        await self._writer.run(Urgency.BEAT, self.store.beat, self.worker)  # ends the workers that are dead by now
+        if not await asyncio.to_thread(self.store.count_questions, self.wanted):
+            return False
+        self._pages, self._walked, self._found = self.store.iter_places(PAGE), False, 0
+        return True
 
     def _prepared(self, row: SQLRow) -> Candidate:
         read = Texts(row.instruction, row.input, row.output)

@@ -1,0 +1,208 @@
+"""A sync that is killed, stopped, or refused by its disk: nothing committed is lost or asked again, and the record says what was on the wire."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sync_runs
+from conftest import RUN_COMMAND, clean_environment
+from sync_runs import attempts, make_store, rows, run, target
+from teacher_server import Exchange, Fault, TeacherServer
+
+IN_FLIGHT = 200
+TESTS = Path(__file__).resolve().parent
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Wait until something is true, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.005)
+
+
+def start_sync(url: str, base_url: str, *options: str, **more: Any) -> "subprocess.Popen[str]":
+    """Start a sync in a process of its own."""
+    command = [sys.executable, sync_runs.__file__, url, base_url, *options]
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = clean_environment(PYTHONPATH=paths, **more.pop("env", {}))
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more)
+
+
+def stored_texts(url: str) -> set[str]:
+    return {row["text_id"] for row in rows(url, "SELECT text_id FROM reply")}
+
+
+def kill_often(folder: Path, kills: int, samples: int, seed: int, limit: int | None = None) -> None:
+    """Kill syncs of one store at random moments, then let one go on; check the record and print the figures."""
+    url, received, chance = make_store(folder, samples), folder / "received", random.Random(seed)
+    unsaved, on_wire, known = [], [], set[str]()
+    with TeacherServer(delay_s=0.3) as server:
+        for _ in range(kills):
+            before, received_before = len(server.log), received.stat().st_size if received.exists() else 0
+            process = start_sync(url, server.base_url, "--received", str(received), "--concurrency", str(IN_FLIGHT))
+            wait_for(lambda before=before: len(server.log) >= before + IN_FLIGHT)
+            time.sleep(chance.uniform(0.0, 1.5))
+            on_wire.append(server.in_flight)
+            process.kill()
+            process.communicate()
+            wait_for(lambda: server.in_flight == 0)
+            came = set(received.read_bytes()[received_before:].decode().split())
+            committed = {row["attempt_id"] for row in rows(url, "SELECT attempt_id FROM reply")}
+            unsaved.append(len(came - committed))
+            assert known <= (known := stored_texts(url))
+        outcome = run(url, target(server.base_url, concurrency=IN_FLIGHT), limit=limit)
+        assert outcome.complete is (limit is None)
+        asked = Counter(exchange.question for exchange in server.log)
+    check_record(url, asked, {"ok"} if limit is None else {"ok", "lost"})
+    total = rows(url, "SELECT count(*) AS n FROM teacher_texts WHERE status = 'lost'")[0]["n"]
+    print(
+        f"\n{kills} kills with {IN_FLIGHT} in flight: {sum(on_wire) / kills:.0f} calls on the wire a kill, "
+        f"{total / kills:.0f} attempts on record as lost a kill; received and not committed: "
+        f"{sum(unsaved) / kills:.2f} a kill, {max(unsaved)} at most; {len(known)} replies stored, none lost, none asked again"
+    )
+    assert sum(unsaved) / kills <= 3
+
+
+def check_record(url: str, asked: Counter[str], ends: Collection[str] = ("ok",)) -> None:
+    """Hold the attempts on record against how often the server was asked each question."""
+    tries = attempts(url)
+    assert set(asked) <= set(tries)
+    for question, on_record in tries.items():
+        statuses = [row["status"] for row in on_record]
+        assert statuses[-1] in ends
+        assert set(statuses[:-1]) <= {"lost"}  # once answered, never asked again
+        assert asked[question] <= len(statuses)  # each call was on record before it was sent
+        assert [row["number"] for row in on_record] == list(range(1, len(statuses) + 1))
+
+
+def test_kills_lose_nothing_that_was_committed_and_ask_nothing_twice(tmp_path: Path) -> None:
+    kill_often(tmp_path, 3, 250, seed=1)
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_nothing_that_was_committed(tmp_path: Path) -> None:
+    kill_often(tmp_path, 50, 8_000, seed=2, limit=2_000)
+
+
+def write_configuration(folder: Path, base_url: str, **teacher: Any) -> None:
+    """Write a recycledb.toml with one teacher for the store that `make_store` makes."""
+    values = {"model": "made-up", "base_url": base_url, "concurrency": 50, **teacher}
+    lines = ["[store]", 'url = "sqlite:///store.db"', "[teachers.t]"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    (folder / "recycledb.toml").write_text("\n".join(lines))
+
+
+def start_command(folder: Path, *command: str) -> "subprocess.Popen[str]":
+    """Start a command in `folder`."""
+    environment = clean_environment()
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_asking_and_what_is_under_way_is_committed(tmp_path: Path, number: signal.Signals) -> None:
+    url = make_store(tmp_path, 150)
+    with TeacherServer(delay_s=0.5) as server:
+        write_configuration(tmp_path, server.base_url)
+        process = start_command(tmp_path, *RUN_COMMAND, "sync")
+        wait_for(lambda: len(server.log) >= 120)
+        process.send_signal(number)
+        signalled = time.monotonic()
+        output, errors = process.communicate(timeout=30)
+        assert process.returncode == 3, errors
+        assert all(exchange.arrived_at < signalled + 0.6 for exchange in server.log)
+        statuses = Counter(row["status"] for tries in attempts(url).values() for row in tries)
+        assert statuses == {"ok": len(server.log)}
+        assert "stopped on request" in output
+        assert "still missing: " in output
+        assert "stopping: what is under way is still committed" in errors
+        assert "Traceback" not in errors
+
+
+def test_after_a_signal_waiting_has_an_end(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 60)
+    with TeacherServer(decide=lambda exchange: Fault.HANG if exchange.number >= 30 else Fault.NONE) as server:
+        write_configuration(tmp_path, server.base_url, timeout_s=2.0)
+        process = start_command(tmp_path, *RUN_COMMAND, "sync")
+        wait_for(lambda: len(server.log) >= 50)
+        process.terminate()
+        started = time.monotonic()
+        process.communicate(timeout=30)
+        assert process.returncode == 3
+        assert time.monotonic() - started < 6
+        statuses = Counter(row["status"] for tries in attempts(url).values() for row in tries)
+        assert statuses["ok"] == 30
+        assert set(statuses) <= {"ok", "error", "lost"}
+        assert statuses.total() == len(server.log)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("write", "no space is left for"), ("fsync", "the disk refused to write")], ids=["full", "fsync"]
+)
+def test_a_disk_that_fails_ends_asking_at_once(tmp_path: Path, what: str, said: str) -> None:
+    url, moment = make_store(tmp_path, 150), tmp_path / "moment"
+    with TeacherServer(delay_s=0.3) as server:
+        write_configuration(tmp_path, server.base_url)
+        process = start_command(tmp_path, sys.executable, str(TESTS / "failing_disk.py"), what, str(moment), "sync")
+        wait_for(lambda: len(server.log) >= 150)
+        before = stored_texts(url)
+        process.send_signal(signal.SIGUSR1)
+        _, errors = process.communicate(timeout=60)
+        failed_at = float(moment.read_text())
+        assert process.returncode == 1
+        assert errors.startswith("recycledb: ") and said in errors and errors.count("\n") == 1, errors
+        assert before and before <= stored_texts(url)
+        late = [exchange for exchange in server.log if exchange.arrived_at > failed_at + 0.5]
+        assert not late, f"{len(late)} calls after the disk failed"
+        asked = Counter(exchange.question for exchange in server.log)
+        on_record = attempts(url)
+        assert all(len(on_record[question]) >= calls for question, calls in asked.items())
+        run(url, target(server.base_url))
+        asked = Counter(exchange.question for exchange in server.log)
+    check_record(url, asked)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_that_share_a_store_ask_nothing_twice(tmp_path: Path, processes: int) -> None:
+    url = make_store(tmp_path, 80)
+    with TeacherServer(delay_s=0.2) as server:
+        started = [start_sync(url, server.base_url, "--concurrency", "30") for _ in range(processes)]
+        outcomes = [json.loads(process.communicate(timeout=120)[0]) for process in started]
+        assert set(server.questions.values()) == {1}
+        assert sum(outcome["calls"] for outcome in outcomes) == len(server.log)
+        assert sum(outcome["calls"] > 0 for outcome in outcomes) == processes
+        assert run(url, target(server.base_url)).idle
+    assert {row["status"] for tries in attempts(url).values() for row in tries} == {"ok"}
+
+
+def test_a_dead_processs_questions_are_taken_over_by_one_that_is_running(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 50)
+
+    def hang_first(exchange: Exchange) -> Fault | None:
+        return Fault.HANG if exchange.number < 40 else None
+
+    with TeacherServer(decide=hang_first, delay_s=0.2) as server:
+        first = start_sync(url, server.base_url, "--concurrency", "40")
+        wait_for(lambda: len(server.log) >= 40)
+        second = start_sync(url, server.base_url, "--concurrency", "10")
+        wait_for(lambda: len(server.log) >= 60)
+        first.kill()
+        first.communicate()
+        outcome = json.loads(second.communicate(timeout=120)[0])
+        assert outcome["complete"]
+        check_record(url, Counter(exchange.question for exchange in server.log))
+        assert max(server.questions.values()) == 2
+    lost = rows(url, "SELECT count(*) AS n FROM teacher_texts WHERE status = 'lost'")[0]["n"]
+    assert lost == 40
