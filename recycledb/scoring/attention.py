@@ -76,7 +76,7 @@ def attending(attend: Attend) -> Iterator[None]:
         del _current.attend
 
 
-def packed_attention(  # noqa: PLR0917
+def packed_attention(
     module: Any,
     query: Tensor,
     key: Tensor,

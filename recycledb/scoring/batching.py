@@ -7,6 +7,7 @@ the batch borrows those tokens instead of repeating them. This module refuses to
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,14 @@ class Layout:
     paths: tuple[Index, ...]  # of each work, the row of every position
 
 
-def by_length(works: Iterable[Work], budget: int) -> Iterator[list[Work]]:
+class Batch(NamedTuple):
+    """Works that are computed together, and how many tokens the model has to go through for them (without padding)."""
+
+    works: list[Work]
+    tokens: int
+
+
+def by_length(works: Iterable[Work], budget: int) -> Iterator[Batch]:
     """Yield batches of similar length whose padded size stays under `budget` tokens, the longest first.
 
     A single sequence longer than the budget is a batch of its own. The longest come first so that memory that does not
@@ -72,26 +80,26 @@ def by_length(works: Iterable[Work], budget: int) -> Iterator[list[Work]]:
     batch: list[Work] = []
     for work in sorted(works, key=lambda work: (-len(work.ids), work.pair_id)):
         if batch and len(batch[0].ids) * (len(batch) + 1) > budget:
-            yield batch
+            yield Batch(batch, sum(len(work.ids) for work in batch))
             batch = []
         batch.append(work)
     if batch:
-        yield batch
+        yield Batch(batch, sum(len(work.ids) for work in batch))
 
 
-def by_beginning(works: Iterable[Work], budget: int) -> Iterator[list[Work]]:
+def by_beginning(works: Iterable[Work], budget: int) -> Iterator[Batch]:
     """Yield packs of sequences sorted by their tokens, so that equal beginnings meet, each under `budget` new tokens."""
     batch: list[Work] = []
     size = 0
     for work in sorted(works, key=lambda work: (work.ids.astype(">i4").tobytes(), work.start)):
         new = len(work.ids) - (shared_length(batch[-1].ids, work.ids) if batch else 0)
         if batch and size + new > budget:
-            yield batch
+            yield Batch(batch, size)
             batch, size, new = [], 0, len(work.ids)
         batch.append(work)
         size += new
     if batch:
-        yield batch
+        yield Batch(batch, size)
 
 
 def shared_length(left: Ids, right: Ids) -> int:

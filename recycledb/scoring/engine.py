@@ -1,114 +1,90 @@
 """The scoring engine: requests in, sums of token losses out, batch by batch as they are computed.
 
 Invariant: a number depends on its token sequence, the model and the dtype, not on what it was batched with or on the
-order of requests (in float32 to 1e-4 relative, and to the last bits in practice). Equal work is done once. Requests are
-read lazily, in the thread that iterates; tokenisation runs ahead in another thread, and so does the model.
-This module refuses to know the store: what is known already is asked through `known`, what is new is yielded.
+order of requests (in float32 to 1e-4 relative, and far closer in practice; in bfloat16 within the bound that the tests
+state). Equal work is done once. Requests are read lazily; tokenisation runs ahead of the model, and the model ahead of
+whoever takes the results. This module refuses to know the store: what is known is asked, what is new is yielded.
+
+Where batches are computed: on each visible GPU a replica of the model (a thread each), or one model sharded over all
+of them where it does not fit on one; on CPU first in this process, and in a process for each core once a run has turned
+out to be long.
 """
 
 import logging
+import os
 import queue
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import islice
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from recycledb.errors import StudentError
-from recycledb.schema import LossStatus
-from recycledb.scoring.batching import Work, by_beginning, by_length
-from recycledb.scoring.kernels import choose
-from recycledb.scoring.lanes import Lane, LocalLane
-from recycledb.scoring.network import load_network, load_tokenizer, positions, resolve_device, resolve_dtype
+from recycledb.errors import RecycledbError, StudentError
+from recycledb.scoring.batching import Batch, Work, by_beginning, by_length
+from recycledb.scoring.kernels import Kernel, choose
+from recycledb.scoring.lanes import Lane, LocalLane, WorkerLane
+from recycledb.scoring.network import Network, load_network, load_tokenizer, positions, resolve_device, resolve_dtype
+from recycledb.scoring.peak import measure_peak
 from recycledb.scoring.requests import Progress, Request, Result, TokenCount
-from recycledb.scoring.spans import Span, batch_spans
-from recycledb.scoring.templates import TEMPLATES
+from recycledb.scoring.run import Computed, Known, Run
+from recycledb.scoring.tokenising import Tokeniser, count_tokens
+from recycledb.scoring.worker import Setup
 
 __all__ = ["Engine", "Progress", "Request", "Result", "TokenCount", "count_tokens"]
 
 log = logging.getLogger(__name__)
 
-Known = Callable[[Sequence[str]], Mapping[str, tuple[float, int]]]
+# Tokens of a batch. On CPU what stays near the cache; on a GPU some tenths of a second of work, within what fits.
+_CPU_BUDGET = 2048
+_GPU_BATCH_FLOPS = 2e14
+_GPU_BUDGETS = (4096, 131_072)
 
-# Requests are tokenised a window at a time; the first is small so that results come at once.
-_FIRST_WINDOW = 64
-_LAST_WINDOW = 2048
-
-
-class Tokeniser:
-    """A model's tokenizer with the template and length that spans are cut by."""
-
-    def __init__(self, tokenizer: Any, prompt: str, max_length: int) -> None:
-        if prompt not in TEMPLATES:
-            raise StudentError(f"unknown prompt template {prompt!r}: choose one of {', '.join(TEMPLATES)}")
-        if max_length < 2:
-            raise StudentError(f"max_length is {max_length}, but a loss needs at least 2 tokens")
-        self.tokenizer = tokenizer
-        self.prompt = prompt
-        self.max_length = max_length
-
-    def spans(self, requests: Sequence[Request]) -> list[list[Span]]:
-        """Return the spans of each request, every distinct string tokenised once."""
-        items = [(request.texts, request.stats) for request in requests]
-        return batch_spans(self._encode, self.prompt, self.max_length, items)
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        # Longer texts than the model's are cut by spans; verbose=False keeps the tokenizer from warning of them.
-        encoded = self.tokenizer(
-            texts, return_attention_mask=False, return_token_type_ids=False, truncation=False, verbose=False
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+# A worker takes seconds to start, so a short run does without. More of them than this were not measured.
+_WORKERS_AFTER_SECONDS = 15.0
+_MOST_WORKERS = 8
+_WORKER_OVERHEAD_BYTES = 1 << 30
 
 
-def count_tokens(
-    requests: Iterable[Request],
-    model: str,
-    *,
-    revision: str | None = None,
-    prompt: str = "vicuna",
-    max_length: int = 2048,
-) -> TokenCount:
-    """Count the work in `requests` with the model's tokenizer alone; the model is not loaded."""
-    tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length)
-    seen: set[str] = set()
-    number = statistics = tokens = targets = 0
-    for window in windows(requests):
-        number += len(window)
-        for span in (span for item in tokeniser.spans(window) for span in item):
-            statistics += 1
-            if span.pair_id is not None and span.pair_id not in seen:
-                seen.add(span.pair_id)
-                tokens += len(span.ids)
-                targets += span.n_tokens
-    return TokenCount(number, statistics, len(seen), tokens, targets)
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the work on a token costs: parameters every token goes through, and those that only targets do."""
 
+    parameters: int
+    body: int
+    head: int
+    vocabulary: int
+    weight_bytes: int
 
-def windows(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    """Yield requests in lists that grow from a few to many."""
-    iterator = iter(requests)
-    size = _FIRST_WINDOW
-    while window := list(islice(iterator, size)):
-        yield window
-        size = min(2 * size, _LAST_WINDOW)
+    def flops(self, tokens: int, targets: int) -> float:
+        """Return the multiplications and additions with weights; attention's own are left out."""
+        return 2.0 * self.body * tokens + 2.0 * self.head * targets
 
 
 class Engine:
     """A student ready to score: a tokenizer, and one or more lanes that compute batches side by side."""
 
-    def __init__(self, tokeniser: Tokeniser, lanes: Sequence[Lane], *, parameters: int, budget: int) -> None:
+    def __init__(self, tokeniser: Tokeniser, lanes: Sequence[Lane], shape: Shape, device: torch.device) -> None:
         self.tokeniser = tokeniser
-        self.parameters = parameters
-        self.budget = budget
+        self.shape = shape
+        self.device = device
+        self.dtype = torch.float32
+        self.budget = _CPU_BUDGET
+        self._setup: Setup | None = None  # how to start workers; None where there are none to be started
+        self._n_workers = 0
+        self._packed = all("packed" in lane.kernel for lane in lanes)
         self._lanes = list(lanes)
+        self._retired: list[Lane] = []
+        self._lock = threading.Lock()
         self._idle: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        for lane in self._lanes:
+        for lane in lanes:
             self._idle.put(lane)
-        self._computing = ThreadPoolExecutor(len(self._lanes), thread_name_prefix="score")
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._computing = ThreadPoolExecutor(max(len(lanes), _MOST_WORKERS) + 1, thread_name_prefix="score")
+        self._starting: threading.Thread | None = None
 
     @classmethod
     def load(
@@ -120,24 +96,49 @@ class Engine:
         max_length: int = 2048,
         dtype: str = "float32",
         device: str | None = None,
+        workers: int | None = None,
+        sharded: bool | None = None,
     ) -> Self:
         """Load a Hugging Face causal language model from a folder or the Hub.
 
-        Raises StudentError where the model, the device or the dtype is not to be had, or where the model has fewer
-        positions than `max_length`.
+        `device` None takes all visible GPUs, else the CPU; `cuda` all GPUs, `cuda:N` one. `sharded` spreads one model
+        over all GPUs; None does so where a replica does not fit. `workers` is the number of processes on CPU: 0 computes
+        in this process alone, None starts one for each core once a run has lasted a while. Raises StudentError where
+        model, device or dtype are not to be had, or where the model has fewer positions than `max_length`.
         """
         target, number_type = resolve_device(device), resolve_dtype(dtype)
         tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length)
-        network = load_network(model, revision, number_type, target)
-        limit = positions(network.model)
+        networks = _load_replicas(model, revision, number_type, _devices(target), sharded)
+        limit = positions(networks[0].model)
         if limit is not None and limit < max_length:
             raise StudentError(
                 f"max_length is {max_length}, but {model!r} has {limit} positions: set max_length = {limit}"
             )
-        kernel = choose(network, max_length)
-        log.info("scoring with %s on %s in %s: %s kernel", model, target, dtype, kernel.name)
-        parameters = sum(parameter.numel() for parameter in network.model.parameters())
-        return cls(tokeniser, [LocalLane(kernel, target)], parameters=parameters, budget=4096)
+        kernels: list[Kernel] = [choose(network, max_length) for network in networks]
+        lanes = [LocalLane(kernel, network.device) for kernel, network in zip(kernels, networks, strict=True)]
+        engine = cls(tokeniser, lanes, _shape(networks[0]), networks[0].device)
+        engine.dtype = number_type
+        if target.type == "cuda":
+            engine.budget = _gpu_budget(engine.shape)
+        else:
+            engine._n_workers = _worker_count(engine.shape) if workers is None else workers
+            threads = max(1, _cores() // max(1, engine._n_workers))
+            engine._setup = Setup(model, revision, dtype, max_length, threads) if engine._n_workers else None
+        where = ", ".join(str(network.device) for network in networks)
+        log.info("scoring with %s on %s in %s, kernel %s", model, where, dtype, lanes[0].kernel)
+        if workers and engine._setup is not None:
+            engine._start_workers(engine._setup)
+        return engine
+
+    @property
+    def parameters(self) -> int:
+        """Return the model's number of parameters, shared ones once."""
+        return self.shape.parameters
+
+    @property
+    def kernels(self) -> list[str]:
+        """Return how each lane computes."""
+        return [lane.kernel for lane in self._lanes]
 
     def score(
         self,
@@ -148,34 +149,57 @@ class Engine:
         """Yield results batch by batch as they are computed, in no particular order.
 
         `known` is given pair ids and returns (loss_sum, n_tokens) of those that the store has; it is called, and
-        `requests` is read, in the thread that iterates.
+        `requests` is read, in the thread that iterates. Raises StudentError where the run cannot go on.
         """
-        run = _Run(self, known, progress)
+        peak = measure_peak(self.device, self.dtype) * len(self._gpus()) if progress is not None else None
+        run = Run(self, known, progress, peak)
         try:
             yield from run.results(requests)
         finally:
             run.cancel()
 
-    def batches(self, works: Iterable[Work]) -> Iterator[list[Work]]:
-        """Yield batches in the order that the kernel likes: by beginning where it shares them, else by length."""
-        packed = all("packed" in lane.kernel for lane in self._lanes)
-        return by_beginning(works, self.budget) if packed else by_length(works, self.budget)
+    def spans_ahead(self, requests: Sequence[Request]) -> Any:
+        """Return a future of the requests' spans."""
+        return self._tokenising.submit(self.tokeniser.spans, requests)
 
-    def compute(self, batch: Sequence[Work]) -> tuple[Sequence[Work], list[float], str]:
-        """Compute one batch on whichever lane is idle."""
-        lane = self._idle.get()
-        try:
-            return batch, lane.sums(batch), lane.kernel
-        finally:
-            self._idle.put(lane)
+    def compute_ahead(self, batch: Batch) -> Any:
+        """Return a future of a batch's sums, computed on the next idle lane."""
+        return self._computing.submit(self._compute, batch)
+
+    @property
+    def wanted(self) -> int:
+        """Return how many batches should be in hand: for each lane one in work and one waiting."""
+        return 2 * len(self._lanes)
+
+    def batches(self, works: Iterable[Work]) -> list[Batch]:
+        """Return batches in the order that the kernel likes: by beginning where it shares them, else by length."""
+        works = list(works)
+        for work in works:
+            if int(work.ids.max()) >= self.shape.vocabulary:
+                raise StudentError(
+                    f"the tokenizer gave token {int(work.ids.max())}, but the model has {self.shape.vocabulary}: "
+                    "they do not belong together"
+                )
+        return list(by_beginning(works, self.budget) if self._packed else by_length(works, self.budget))
+
+    def note_duration(self, seconds: float) -> None:
+        """Start workers, beside the lane at work, once a run has lasted long enough for them to pay."""
+        if seconds < _WORKERS_AFTER_SECONDS or self._setup is None or self._starting is not None:
+            return
+        self._starting = threading.Thread(
+            target=self._try_workers, args=(self._setup,), name="start-workers", daemon=True
+        )
+        self._starting.start()
 
     def close(self) -> None:
         """Stop the lanes and free the model."""
+        if self._starting is not None:
+            self._starting.join()
         self._computing.shutdown(wait=True, cancel_futures=True)
         self._tokenising.shutdown(wait=True, cancel_futures=True)
-        for lane in self._lanes:
+        for lane in [*self._lanes, *self._retired]:
             lane.close()
-        self._lanes.clear()
+        self._lanes, self._retired = [], []
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -185,112 +209,104 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _gpus(self) -> list[Lane]:
+        return self._lanes if self.device.type == "cuda" else self._lanes[:1]
 
-class _Run:
-    """One call of `score`: what has been computed, what is being computed, and who waits for it."""
+    def _compute(self, batch: Batch) -> Computed:
+        lane = self._take()
+        try:
+            return Computed(batch, lane.sums(batch.works), lane.kernel)
+        finally:
+            self._idle.put(lane)
 
-    def __init__(self, engine: Engine, known: Known | None, progress: Callable[[Progress], None] | None) -> None:
-        self.engine = engine
-        self.known = known
-        self.progress = progress
-        self.sums: dict[str, float] = {}
-        self.waiting: dict[str, list[tuple[Any, Span]]] = defaultdict(list)
-        self.computing: set[Future[tuple[Sequence[Work], list[float], str]]] = set()
-        self.started = time.monotonic()
-        self.n_results = self.n_tokens = 0
+    def _take(self) -> Lane:
+        """Return the next idle lane; a retired one frees its model instead."""
+        while (lane := self._idle.get()) in self._retired:
+            lane.close()
+        return lane
 
-    def results(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
-        """Yield the results of all requests."""
-        batches: list[Sequence[Work]] = []
-        ahead = self._tokenised(requests)
-        more = True
-        # A batch is in hand for each lane while another is computed.
-        wanted = 2 * len(self.engine._lanes)
-        while more or batches or self.computing:
-            while more and len(batches) + len(self.computing) < wanted:
-                window = next(ahead, None)
-                more = window is not None
-                if window is not None:
-                    found, new = self._admit(window)
-                    batches = [*batches, *new]
-                    yield from self._report(found)
-            while batches and len(self.computing) < wanted:
-                self.computing.add(self.engine._computing.submit(self.engine.compute, batches.pop(0)))
-            if self.computing:
-                yield from self._report(self._finished())
+    def _try_workers(self, setup: Setup) -> None:
+        try:
+            self._start_workers(setup)
+        except (RecycledbError, OSError) as error:
+            log.warning("scoring goes on in one process: %s", error)
 
-    def cancel(self) -> None:
-        """Drop the batches that no lane has begun."""
-        for future in self.computing:
-            future.cancel()
-
-    def _tokenised(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, list[Span]]]]:
-        """Yield windows of requests with their spans, the next one being tokenised meanwhile."""
-        before: tuple[list[Request], Future[list[list[Span]]]] | None = None
-        for window in windows(requests):
-            future = self.engine._tokenising.submit(self.engine.tokeniser.spans, window)
-            if before is not None:
-                yield list(zip(before[0], before[1].result(), strict=True))
-            before = window, future
-        if before is not None:
-            yield list(zip(before[0], before[1].result(), strict=True))
-
-    def _admit(self, window: list[tuple[Request, list[Span]]]) -> tuple[list[Result], list[list[Work]]]:
-        """Return the results that need no computing, and batches of the work that does."""
-        pairs = [(request.key, span) for request, spans in window for span in spans]
-        found = self._known_sums([span.pair_id for _, span in pairs if span.pair_id is not None])
-        results: list[Result] = []
-        works: dict[str, Work] = {}
-        for key, span in pairs:
-            if span.pair_id is None:
-                results.append(_result(key, span, None, ""))
-            elif span.pair_id in found:
-                results.append(_result(key, span, found[span.pair_id], "known"))
-            else:
-                if span.pair_id not in self.waiting:
-                    works[span.pair_id] = Work(span.pair_id, span.ids, span.start)
-                self.waiting[span.pair_id].append((key, span))
-        return results, list(self.engine.batches(works.values()))
-
-    def _known_sums(self, pair_ids: Sequence[str]) -> dict[str, float]:
-        distinct = dict.fromkeys(pair_ids)
-        found = {pair: self.sums[pair] for pair in distinct if pair in self.sums}
-        unknown = [pair for pair in distinct if pair not in found and pair not in self.waiting]
-        if self.known is not None and unknown:
-            found |= {pair: loss_sum for pair, (loss_sum, _) in self.known(unknown).items()}
-        return found
-
-    def _finished(self) -> list[Result]:
-        """Wait for a batch, and return the results of all that waited for it."""
-        done, self.computing = wait(self.computing, return_when=FIRST_COMPLETED)
-        results: list[Result] = []
-        for future in done:
-            batch, sums, kernel = future.result()
-            for work, loss_sum in zip(batch, sums, strict=True):
-                self.sums[work.pair_id] = loss_sum
-                self.n_tokens += len(work.ids)
-                waiting = self.waiting.pop(work.pair_id)
-                results += [_result(key, span, loss_sum, kernel) for key, span in waiting]
-        return results
-
-    def _report(self, results: list[Result]) -> Iterator[list[Result]]:
-        if not results:
-            return
-        self.n_results += len(results)
-        if self.progress is not None:
-            self.progress(Progress(self.n_results, self.n_tokens, time.monotonic() - self.started, None))
-        yield results
+    def _start_workers(self, setup: Setup) -> None:
+        """Start the workers, and retire the lane of this process once all are ready."""
+        workers = [WorkerLane(setup) for _ in range(self._n_workers)]
+        try:
+            for worker in workers:
+                worker.wait_until_ready()
+        except BaseException:
+            for worker in workers:
+                worker.close()
+            raise
+        self._retired, self._lanes, self._setup = self._lanes, list(workers), None
+        log.info("scoring goes on in %d processes of %d threads", len(workers), setup.threads)
+        for worker in workers:
+            self._idle.put(worker)
 
 
-def _result(key: Any, span: Span, loss_sum: float | None, kernel: str) -> Result:
-    return Result(
-        key=key,
-        stat=span.stat,
-        loss_sum=loss_sum,
-        n_tokens=span.n_tokens if span.status is LossStatus.OK else 0,
-        truncated=span.truncated,
-        merged=span.merged,
-        status=span.status,
-        pair_id=span.pair_id,
-        kernel=kernel,
+def _devices(target: torch.device) -> list[torch.device]:
+    if target.type == "cuda" and target.index is None:
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [target]
+
+
+def _load_replicas(
+    model: str, revision: str | None, dtype: torch.dtype, devices: Sequence[torch.device], sharded: bool | None
+) -> list[Network]:
+    """Load the model onto each device, or once over all of them where one cannot hold it."""
+    if sharded:
+        return [load_network(model, revision, dtype, devices[0], sharded=True)]
+    try:
+        return [load_network(model, revision, dtype, device) for device in devices]
+    except StudentError as error:
+        if sharded is False or len(devices) < 2 or not isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise
+    log.warning("%s does not fit on one GPU: it is spread over %d", model, len(devices))
+    torch.cuda.empty_cache()
+    return [load_network(model, revision, dtype, devices[0], sharded=True)]
+
+
+def _shape(network: Network) -> Shape:
+    parameters = list(network.model.parameters())
+    embeddings = {id(p) for m in network.model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    output = network.model.get_output_embeddings()
+    head = {id(p) for p in output.parameters()} if output is not None else set()
+    return Shape(
+        parameters=sum(p.numel() for p in parameters),
+        body=sum(p.numel() for p in parameters if id(p) not in embeddings | head),
+        head=sum(p.numel() for p in output.parameters()) if output is not None else 0,
+        vocabulary=network.vocabulary,
+        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
     )
+
+
+def _gpu_budget(shape: Shape) -> int:
+    least, most = _GPU_BUDGETS
+    return int(min(max(_GPU_BATCH_FLOPS / (2 * shape.parameters), least), most))
+
+
+def _cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _worker_count(shape: Shape) -> int:
+    """Return how many processes to compute in: one for each core, if memory holds so many models; else none."""
+    count = min(_cores(), _MOST_WORKERS)
+    needed = count * (shape.weight_bytes + _WORKER_OVERHEAD_BYTES)
+    available = _available_bytes()
+    return count if count > 1 and (available is None or needed < available) else 0
+
+
+def _available_bytes() -> int | None:
+    """Return how much memory could be had without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return kibibytes[0] * 1024 if kibibytes else None

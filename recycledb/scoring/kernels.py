@@ -90,10 +90,10 @@ def split_sums(losses: Tensor, counts: Sequence[int]) -> list[float]:
 class Packed:
     """Sequences end to end, without padding, shared beginnings once."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, varlen: tuple[str, Varlen] | None) -> None:
         self.network = network
-        self._varlen = find_varlen(network.dtype, network.device)
-        self.name = "packed" if self._varlen is None else f"packed-{self._varlen[0]}"
+        self._varlen = varlen
+        self.name = "packed" if varlen is None else f"packed-{varlen[0]}"
 
     def sums(self, works: Sequence[Work]) -> list[float]:
         layout = lay_out(works)
@@ -119,7 +119,10 @@ def choose(network: Network, max_length: int) -> Kernel:
     works = _trial(network, max_length)
     with torch.inference_mode():
         expected = [network.hidden(_tensor(work.ids, network))[0] for work in works]
-        if _can_pack(network) and (packed := _try_packed(network, works, expected)) is not None:
+        varlen = find_varlen(network.dtype, network.device)
+        # On a GPU a call for each block would be slower than padding.
+        packs = _can_pack(network) and (varlen is not None or network.device.type == "cpu")
+        if packs and (packed := try_packed(network, varlen, works, expected)) is not None:
             return packed
         if _pads(network, works, expected):
             return Padded(network)
@@ -164,22 +167,24 @@ def _tensor(ids: Ids, network: Network) -> Tensor:
     return torch.from_numpy(ids.astype(np.int64)).to(network.device)[None]
 
 
-def _try_packed(network: Network, works: Sequence[Work], expected: Sequence[Tensor]) -> Packed | None:
+def try_packed(
+    network: Network, varlen: tuple[str, Varlen] | None, works: Sequence[Work], expected: Sequence[Tensor]
+) -> Packed | None:
     """Return a packed kernel if it reproduces `expected`; else leave the model's attention as it was."""
     before = network.model.config._attn_implementation
-    kernel = Packed(network)
+    name = type(network.model).__name__
+    kernel = Packed(network, varlen)
     layout = lay_out(works)
     try:
         network.model.set_attn_implementation(NAME)
         states = kernel.hidden(layout)
     except (NotPackableError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        log.info("packed attention does not fit %s: %s", type(network.model).__name__, error)
-        network.model.set_attn_implementation(before)
-        return None
-    pairs = zip(layout.paths, expected, strict=True)
-    if all(close(states[torch.from_numpy(path).to(states.device)], truth, network.dtype) for path, truth in pairs):
-        return kernel
-    log.warning("packed attention gives other numbers than %s alone", type(network.model).__name__)
+        log.info("%s attention does not fit %s: %s", kernel.name, name, error)
+    else:
+        pairs = zip(layout.paths, expected, strict=True)
+        if all(close(states[torch.from_numpy(path).to(states.device)], truth, network.dtype) for path, truth in pairs):
+            return kernel
+        log.warning("%s attention gives other numbers than %s alone, and is not used", kernel.name, name)
     network.model.set_attn_implementation(before)
     return None
 

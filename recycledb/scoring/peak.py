@@ -1,0 +1,34 @@
+"""The measured peak of matrix multiplication: what a share of the hardware is a share of.
+
+Invariant: the figure is measured on the device at hand, never looked up. This module refuses to know a model.
+"""
+
+import time
+
+import torch
+
+_SIDES = {"cpu": 2048, "cuda": 8192}
+_REPEATS = {"cpu": 3, "cuda": 20}
+
+
+@torch.inference_mode()
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations a second of the best of a few large square products."""
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    side = _SIDES[kind]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    torch.mm(left, right)
+    return 2.0 * side**3 / min(_seconds(left, right) for _ in range(_REPEATS[kind]))
+
+
+def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    _wait(left.device)
+    begin = time.perf_counter()
+    torch.mm(left, right)
+    _wait(left.device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,147 @@
+"""One run of the engine over a stream of requests: what has been computed, what is being computed, who waits for it.
+
+Invariant: each request gets exactly one result for each statistic asked; each distinct piece of work is computed at
+most once in a run, whichever requests ask for it and whenever they come. This module refuses to know how: it hands
+batches to the engine's lanes and takes sums back.
+"""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from recycledb.scoring.batching import Batch, Work
+from recycledb.scoring.requests import Progress, Request, Result
+from recycledb.scoring.spans import Span
+from recycledb.scoring.tokenising import windows
+
+if TYPE_CHECKING:
+    from recycledb.scoring.engine import Engine
+
+Known = Callable[[Sequence[str]], Mapping[str, tuple[float, int]]]
+
+
+class Computed(NamedTuple):
+    """A batch with each work's sum of losses, and how they were computed."""
+
+    batch: Batch
+    sums: list[float]
+    kernel: str
+
+
+class Run:
+    """One call of `Engine.score`."""
+
+    def __init__(
+        self, engine: "Engine", known: Known | None, progress: Callable[[Progress], None] | None, peak: float | None
+    ) -> None:
+        self._engine = engine
+        self._known = known
+        self._progress = progress
+        self._peak = peak
+        self._sums: dict[str, float] = {}
+        self._waiting: dict[str, list[tuple[Any, Span]]] = defaultdict(list)
+        self._computing: set[Future[Computed]] = set()
+        self._started = time.monotonic()
+        self._results = self._tokens = self._targets = 0
+
+    def results(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
+        """Yield the results of all requests."""
+        batches: deque[Batch] = deque()
+        ahead = self._tokenised(requests)
+        more = True
+        while more or batches or self._computing:
+            while more and len(batches) + len(self._computing) < self._engine.wanted:
+                window = next(ahead, None)
+                more = window is not None
+                if window is not None:
+                    found, works = self._admit(window)
+                    batches.extend(self._engine.batches(works))
+                    yield from self._report(found)
+            while batches and len(self._computing) < self._engine.wanted:
+                self._computing.add(self._engine.compute_ahead(batches.popleft()))
+            if self._computing:
+                yield from self._report(self._finished())
+                if more or batches:
+                    self._engine.note_duration(time.monotonic() - self._started)
+
+    def cancel(self) -> None:
+        """Drop the batches that no lane has begun."""
+        for future in self._computing:
+            future.cancel()
+
+    def _tokenised(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, list[Span]]]]:
+        """Yield windows of requests with their spans, the next one being tokenised meanwhile."""
+        before: tuple[list[Request], Future[list[list[Span]]]] | None = None
+        for window in windows(requests):
+            future = self._engine.spans_ahead(window)
+            if before is not None:
+                yield list(zip(before[0], before[1].result(), strict=True))
+            before = window, future
+        if before is not None:
+            yield list(zip(before[0], before[1].result(), strict=True))
+
+    def _admit(self, window: list[tuple[Request, list[Span]]]) -> tuple[list[Result], list[Work]]:
+        """Return the results that need no computing, and the work that does."""
+        pairs = [(request.key, span) for request, spans in window for span in spans]
+        found = self._known_sums([span.pair_id for _, span in pairs if span.pair_id is not None])
+        results: list[Result] = []
+        works: list[Work] = []
+        for key, span in pairs:
+            if span.pair_id is None:
+                results.append(_result(key, span, None, "none"))
+            elif span.pair_id in found:
+                results.append(_result(key, span, found[span.pair_id], "known"))
+            else:
+                if span.pair_id not in self._waiting:
+                    works.append(Work(span.pair_id, span.ids, span.start))
+                self._waiting[span.pair_id].append((key, span))
+        return results, works
+
+    def _known_sums(self, pair_ids: Sequence[str]) -> dict[str, float]:
+        distinct = dict.fromkeys(pair_ids)
+        found = {pair: self._sums[pair] for pair in distinct if pair in self._sums}
+        unknown = [pair for pair in distinct if pair not in found and pair not in self._waiting]
+        if self._known is not None and unknown:
+            found |= {pair: loss_sum for pair, (loss_sum, _) in self._known(unknown).items()}
+        return found
+
+    def _finished(self) -> list[Result]:
+        """Wait for a batch, and return the results of all that waited for it."""
+        done, self._computing = wait(self._computing, return_when=FIRST_COMPLETED)
+        results: list[Result] = []
+        for future in done:
+            batch, sums, kernel = future.result()
+            self._tokens += batch.tokens
+            for work, loss_sum in zip(batch.works, sums, strict=True):
+                self._sums[work.pair_id] = loss_sum
+                self._targets += work.n_tokens
+                waiting = self._waiting.pop(work.pair_id)
+                results += [_result(key, span, loss_sum, kernel) for key, span in waiting]
+        return results
+
+    def _report(self, results: list[Result]) -> Iterator[list[Result]]:
+        if not results:
+            return
+        self._results += len(results)
+        if self._progress is not None:
+            seconds = time.monotonic() - self._started
+            flops = self._engine.shape.flops(self._tokens, self._targets)
+            share = flops / seconds / self._peak if self._peak and seconds else None
+            self._progress(Progress(self._results, self._tokens, seconds, share))
+        yield results
+
+
+def _result(key: Any, span: Span, loss_sum: float | None, kernel: str) -> Result:
+    return Result(
+        key=key,
+        stat=span.stat,
+        loss_sum=loss_sum,
+        n_tokens=span.n_tokens,
+        truncated=span.truncated,
+        merged=span.merged,
+        status=span.status,
+        pair_id=span.pair_id,
+        kernel=kernel,
+    )

@@ -1,0 +1,77 @@
+"""Requests to spans with a model's own tokenizer, and the counting of work before any model is loaded.
+
+Invariant: each distinct string of a call is tokenised once, by the tokenizer's default encode.
+This module refuses to load a model: of a student it needs the tokenizer only.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from recycledb.errors import StudentError
+from recycledb.scoring.network import load_tokenizer
+from recycledb.scoring.requests import Request, TokenCount
+from recycledb.scoring.spans import Span, batch_spans
+from recycledb.scoring.templates import TEMPLATES
+
+# Requests are tokenised a window at a time; the first is small so that results come at once.
+_FIRST_WINDOW = 64
+_LAST_WINDOW = 2048
+
+
+class Tokeniser:
+    """A model's tokenizer with the template and length that spans are cut by."""
+
+    def __init__(self, tokenizer: Any, prompt: str, max_length: int) -> None:
+        if prompt not in TEMPLATES:
+            raise StudentError(f"unknown prompt template {prompt!r}: choose one of {', '.join(TEMPLATES)}")
+        if max_length < 2:
+            raise StudentError(f"max_length is {max_length}, but a loss needs at least 2 tokens")
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.max_length = max_length
+
+    def spans(self, requests: Sequence[Request]) -> list[list[Span]]:
+        """Return the spans of each request, every distinct string tokenised once."""
+        items = [(request.texts, request.stats) for request in requests]
+        return batch_spans(self._encode, self.prompt, self.max_length, items)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        # Longer texts than the model's are cut by spans; verbose=False keeps the tokenizer from warning of them.
+        encoded = self.tokenizer(
+            texts, return_attention_mask=False, return_token_type_ids=False, truncation=False, verbose=False
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+
+def count_tokens(
+    requests: Iterable[Request],
+    model: str,
+    *,
+    revision: str | None = None,
+    prompt: str = "vicuna",
+    max_length: int = 2048,
+) -> TokenCount:
+    """Count the work in `requests` with the model's tokenizer alone; the model is not loaded."""
+    tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length)
+    seen: set[str] = set()
+    number = statistics = tokens = targets = 0
+    for window in windows(requests):
+        number += len(window)
+        for span in (span for item in tokeniser.spans(window) for span in item):
+            statistics += 1
+            if span.pair_id is not None and span.pair_id not in seen:
+                seen.add(span.pair_id)
+                tokens += len(span.ids)
+                targets += span.n_tokens
+    return TokenCount(number, statistics, len(seen), tokens, targets)
+
+
+def windows(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    """Yield requests in lists that grow from a few to many."""
+    iterator = iter(requests)
+    size = _FIRST_WINDOW
+    while window := list(islice(iterator, size)):
+        yield window
+        size = min(2 * size, _LAST_WINDOW)

@@ -1,0 +1,125 @@
+"""A scoring process: one replica of the model on a few CPU cores, fed by the engine through pipes.
+
+Matrix multiplications of a small model do not fill two cores together; two processes of one core each do. Started as
+`python -m recycledb.scoring.worker`, it reads pickled frames from standard input (first a `Setup`, then batches) and
+writes to standard output, in the same order, what came of each.
+
+Invariant: a worker never outlives its engine. Its input ends when the engine closes it or dies, however it dies; a
+thread that only waits for that ends the process at once, in the middle of a batch if need be. It holds no state that
+could be lost: an unanswered batch is simply not computed. Ctrl-C is the engine's to handle.
+"""
+
+import os
+import pickle
+import queue
+import signal
+import struct
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from recycledb.errors import StudentError
+from recycledb.scoring.batching import Work
+
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker loads, and on how many threads it computes."""
+
+    model: str
+    revision: str | None
+    dtype: str
+    max_length: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded; `kernel` says how it will compute."""
+
+    kernel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A batch, or the loading of the model, failed; `known` where the message is made for the user."""
+
+    message: str
+    known: bool
+
+
+def write_frame(stream: IO[bytes], value: Any) -> None:
+    """Write one pickled value with its length before it."""
+    content = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    stream.write(_LENGTH.pack(len(content)) + content)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> Any:
+    """Read one value; raise EOFError where the other side is gone."""
+    header = stream.read(_LENGTH.size)
+    if len(header) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(header)
+    content = stream.read(length)
+    if len(content) < length:
+        raise EOFError
+    return pickle.loads(content)  # from our own engine, over a pipe that nobody else holds
+
+
+def main() -> None:
+    """Serve batches until the engine is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whatever a library prints must not end up between the frames.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    questions: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(sys.stdin.buffer, questions), daemon=True).start()
+    try:
+        lane = _load(questions.get())
+    except StudentError as error:
+        write_frame(answers, Failure(str(error), known=True))
+        return
+    write_frame(answers, Ready(lane.kernel))
+    while True:
+        write_frame(answers, _answer(lane, questions.get()))
+
+
+def _receive(stream: IO[bytes], questions: queue.SimpleQueue[Any]) -> None:
+    """Hand frames on; when the engine is gone, end this process at once."""
+    try:
+        while True:
+            questions.put(read_frame(stream))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _load(setup: Setup) -> Any:
+    import torch
+
+    from recycledb.scoring.kernels import choose
+    from recycledb.scoring.lanes import LocalLane
+    from recycledb.scoring.network import load_network, resolve_dtype
+
+    torch.set_num_threads(setup.threads)
+    device = torch.device("cpu")
+    network = load_network(setup.model, setup.revision, resolve_dtype(setup.dtype), device)
+    return LocalLane(choose(network, setup.max_length), device)
+
+
+def _answer(lane: Any, batch: Sequence[Work]) -> list[float] | Failure:
+    try:
+        sums: list[float] = lane.sums(batch)
+    except StudentError as error:
+        return Failure(str(error), known=True)
+    except Exception as error:  # the engine raises it again: a batch must never go unanswered
+        return Failure(f"{type(error).__name__}: {error}", known=False)
+    return sums
+
+
+if __name__ == "__main__":
+    main()
