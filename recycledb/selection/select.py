@@ -22,7 +22,7 @@ from recycledb.schema import SCORED_KINDS, Kind, canonical_json, content_id, utc
 from recycledb.selection.recipes import Bound, Given, Parameter, Recipe, bind, parse_top
 from recycledb.selection.training import data_file
 from recycledb.store import Sandbox, Store
-from recycledb.store.statement import without_comments
+from recycledb.store.statement import statements_in, without_comments
 
 TEXTS = ("instruction", "input", "output")
 LINEAGE = ("sample_id", "variant_id", "kind", "teacher")  # what a row is written with besides, by jsonl and parquet
@@ -182,7 +182,7 @@ def _written(
 
 def _columns(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
     """Return the recipe's columns, having made sure that it is one SELECT and returns variant_id."""
-    body = without_comments(recipe.sql).strip().rstrip(";")
+    body = without_comments(_body(recipe))
     if not re.match(r"(?i)[\s(]*(with|select|values|from|table)\b", body):
         raise SelectionError(f"recipe {recipe.name} is not one SELECT (or WITH … SELECT) statement")
     try:
@@ -196,11 +196,9 @@ def _columns(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
 
 
 def _body(recipe: Recipe) -> str:
-    """Return the statement so that it can stand in parentheses: what follows its last semicolon is comments."""
-    text = recipe.sql.rstrip()
-    while text.endswith(";"):
-        text = text[:-1].rstrip()
-    return text
+    """Return the statement without what ends it, so that it can stand in parentheses."""
+    statements = statements_in(recipe.sql)
+    return statements[0] if len(statements) == 1 else ""
 
 
 def _places_in_cut(recipe: Recipe, columns: list[str], cut: Any, samples: int) -> int | None:

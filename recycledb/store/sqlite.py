@@ -196,7 +196,8 @@ class SQLiteSandbox:
 
     def _rows(self, cursor: Any) -> Iterator[Row]:
         try:
-            yield from cursor
+            for row in cursor:  # noqa: UP028 — `yield from` closes the cursor in the end, and by then its connection may be gone
+                yield row
         except self._errors as error:
             raise QueryError(_refusal(str(error))) from error
 
