@@ -37,24 +37,49 @@ class Settings(BaseModel):
 class TeacherConfig(Settings):
     """A chat model that rewrites samples, and how fast and at what price it may be asked."""
 
-    name: str
-    provider: Literal["openai", "transformers", "recorded"] = "openai"
-    model: str = ""
-    params: dict[str, Any] = {}  # laid over DEFAULT_PARAMS; the value "unset" takes one away
-    base_url: str | None = None  # else $OPENAI_BASE_URL
-    api_key_env: str = "OPENAI_API_KEY"
-    mode: Literal["online", "batch"] = "online"
-    concurrency: PositiveInt = 32
-    rpm: PositiveInt | None = None  # requests a minute
-    tpm: PositiveInt | None = None  # tokens a minute
-    timeout_s: NonNegative = 600.0
-    max_attempts: PositiveInt = 5  # requests for one question in one run
-    wait_s: NonNegative = 300.0  # how long a server may be down before the run stops
-    price_in: NonNegative | None = None  # USD per million tokens
-    price_out: NonNegative | None = None
-    file: LocalPath | None = None  # recorded: the JSONL of replies
-    device: str | None = None  # transformers
-    dtype: str | None = None
+    name: str = Field(description="The teacher's name: the last part of the table's own, as in [teachers.NAME].")
+    provider: Literal["openai", "transformers", "recorded"] = Field(
+        "openai",
+        description="`openai`: any server that speaks OpenAI's chat completions (OpenAI, vLLM, SGLang, llama.cpp, Ollama); "
+        "`transformers`: a chat model in this process; `recorded`: replies from a file.",
+    )
+    model: str = Field(
+        "", description="The model's name at the server, or a Hugging Face id or folder; a recording needs none."
+    )
+    params: dict[str, Any] = Field(
+        {},
+        description="Parameters of each request, laid over temperature 0, top_p 1 and max_tokens 2048; "
+        'the value "unset" takes one away. Part of the teacher\'s identity.',
+    )
+    base_url: str | None = Field(None, description="The server's address; without it, $OPENAI_BASE_URL.")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY",
+        description="The environment variable that holds the key; the key itself is never in the file.",
+    )
+    mode: Literal["online", "batch"] = Field(
+        "online", description="Ask one by one, or by OpenAI's batch files at half the price within a day."
+    )
+    concurrency: PositiveInt = Field(32, description="Questions under way at once, at most.")
+    rpm: PositiveInt | None = Field(None, description="Requests a minute, at most.")
+    tpm: PositiveInt | None = Field(None, description="Tokens a minute, in and out, at most.")
+    timeout_s: NonNegative = Field(600.0, description="How long one request may take, in seconds.")
+    max_attempts: PositiveInt = Field(5, description="Requests for one question in one run, at most.")
+    wait_s: NonNegative = Field(
+        300.0, description="How long a server may be down before the run stops in order, in seconds."
+    )
+    price_in: NonNegative | None = Field(
+        None, description="USD per million tokens in; `--max-cost` needs this price and the next."
+    )
+    price_out: NonNegative | None = Field(None, description="USD per million tokens out.")
+    file: LocalPath | None = Field(
+        None, description="For `recorded`: the JSONL of replies, seen from the configuration's folder."
+    )
+    device: str | None = Field(
+        None, description="For `transformers`: `cpu`, `cuda`, `cuda:1` …; without it, CUDA where there is some."
+    )
+    dtype: str | None = Field(
+        None, description="For `transformers`: the precision, part of the identity; without it, the model's own."
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "TeacherConfig":
@@ -78,7 +103,8 @@ class TeacherConfig(Settings):
         model = self.model or self.name
         if self.provider == "recorded":
             return {"provider": self.provider, "model": model}
-        return {"provider": self.provider, "model": model, "params": self.request_params}
+        identity = {"provider": self.provider, "model": model, "params": _plain(self.request_params)}
+        return {**identity, "dtype": self.dtype} if self.provider == "transformers" and self.dtype else identity
 
     @property
     def teacher_id(self) -> str:
@@ -89,16 +115,19 @@ class TeacherConfig(Settings):
 class StudentConfig(Settings):
     """A causal LM under which variants are scored."""
 
-    name: str
-    model: str
-    revision: str | None = None
-    prompt: Literal["vicuna", "alpaca", "wizardlm", "none"] = "vicuna"
-    max_length: PositiveInt = 2048
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str | None = None
-    stats: Annotated[
-        tuple[Annotated[Stat, Field(strict=False)], ...], Field(strict=False)
-    ] = ()  # empty: see `statistics`
+    name: str = Field(description="The student's name: the last part of the table's own, as in [students.NAME].")
+    model: str = Field(description="A Hugging Face id, or a folder seen from the configuration's.")
+    revision: str | None = Field(None, description="A branch, tag or commit of the Hugging Face repository.")
+    prompt: Literal["vicuna", "alpaca", "wizardlm", "none"] = Field(
+        "vicuna", description="The template round a sample; `none` is Superfiltering's."
+    )
+    max_length: PositiveInt = Field(2048, description="Tokens of a sequence, at most; longer texts are cut.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="The precision of the computation.")
+    device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1` …; without it, CUDA where there is some.")
+    stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...], Field(strict=False)] = Field(
+        (),
+        description="The statistics to compute; without it, the two of the answer for the template `none`, all four else.",
+    )
 
     @property
     def statistics(self) -> tuple[Stat, ...]:
@@ -117,18 +146,29 @@ class StudentConfig(Settings):
 class StoreSettings(Settings):
     """Where the store is."""
 
-    url: str = DEFAULT_URL
+    url: str = Field(
+        DEFAULT_URL,
+        description="`sqlite:///PATH` or `duckdb:///PATH`, seen from the configuration's folder; "
+        "`--store` and $RECYCLEDB_STORE come first.",
+    )
 
 
 class SyncSettings(Settings):
     """What a sync brings about."""
 
-    steps: Annotated[
-        tuple[Literal["compress", "reflect_instruction", "reflect_response", "score"], ...], Field(strict=False)
-    ] = STEPS
-    teacher: str | None = None
-    students: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    lazy: bool = False
+    steps: Annotated[tuple[StepName, ...], Field(strict=False)] = Field(
+        STEPS,
+        description="Which of the steps to take. Without `compress`, an input is shown along with its instruction.",
+    )
+    teacher: str | None = Field(None, description="The teacher to ask; without it, the only one there is.")
+    students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="The students to score under; without it, all there are."
+    )
+    lazy: bool = Field(
+        False,
+        description="Reflect on the response only of the instruction that won under the first student: "
+        "two calls a sample instead of three.",
+    )
 
 
 class Config(Settings):
@@ -138,7 +178,10 @@ class Config(Settings):
     store: StoreSettings = StoreSettings()
     teachers: dict[str, TeacherConfig] = {}
     students: dict[str, StudentConfig] = {}
-    prompts: dict[Annotated[Step, Field(strict=False)], LocalPath] = {}
+    prompts: dict[Annotated[Step, Field(strict=False)], LocalPath] = Field(
+        {},
+        description="A file with your own wording of a step (`compress`, `reflect_instruction`, `reflect_response`).",
+    )
     sync: SyncSettings = SyncSettings()
 
     @model_validator(mode="after")
@@ -250,6 +293,15 @@ def _resolve_url(url: str, folder: Path) -> str:
     if not separator or scheme not in ("sqlite", "duckdb") or file.startswith(("/", "~", ":")):
         return url
     return f"{scheme}:///{folder / file}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a parameter so that 0 and 0.0, which ask for the same, have one identity."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def identity_json(identity: Mapping[str, Any]) -> str:
