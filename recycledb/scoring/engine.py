@@ -13,7 +13,6 @@ out to be long.
 import logging
 import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -248,7 +247,7 @@ class Engine:
 
 
 def _devices(target: torch.device) -> list[torch.device]:
-    if target.type == "cuda" and target.index is None:
+    if str(target) == "cuda":
         return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [target]
 
@@ -289,9 +288,10 @@ def _gpu_budget(shape: Shape) -> int:
 
 
 def _cores() -> int:
-    if sys.platform == "linux":
+    try:
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    except AttributeError:  # only Linux says which cores are ours
+        return os.cpu_count() or 1
 
 
 def _worker_count(shape: Shape) -> int:

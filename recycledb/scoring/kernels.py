@@ -23,6 +23,7 @@ from recycledb.scoring.attention import (
     Attend,
     BlockAttention,
     NotPackableError,
+    Varlen,
     VarlenAttention,
     attending,
     find_varlen,
