@@ -83,6 +83,8 @@ class LocalTeacher:
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
+        while not self._waiting.empty():
+            _settle([self._waiting.get_nowait()], TeacherError(f"teacher {self._config.name!r} was closed"))
         self._thread.shutdown(wait=True)
 
     def _encode(self, messages: Sequence[Message]) -> torch.Tensor:
@@ -101,16 +103,17 @@ class LocalTeacher:
             batch = await self._gather()
             started = time.monotonic()
             try:
-                replies = await loop.run_in_executor(self._thread, self._generate, [item.prompt for item in batch])
+                answers = await loop.run_in_executor(self._thread, self._generate, [item.prompt for item in batch])
+            except asyncio.CancelledError:  # the teacher is being closed
+                _settle(batch, TeacherError(f"teacher {self._config.name!r} was closed"))
+                raise
             except Exception as error:  # whatever torch raises must reach those who wait, or they wait for ever
-                for item in batch:
-                    if not item.answered.done():
-                        item.answered.set_exception(TeacherError(f"teacher {self._config.name!r} failed: {error}"))
+                _settle(batch, TeacherError(f"teacher {self._config.name!r} failed: {error}"))
                 continue
             duration_ms = round(1000 * (time.monotonic() - started))
-            for item, fields in zip(batch, replies, strict=True):
+            for item, answer in zip(batch, answers, strict=True):
                 if not item.answered.done():
-                    item.answered.set_result(self._reply(fields, duration_ms))
+                    item.answered.set_result(self._reply(answer, duration_ms))
 
     async def _gather(self) -> list[_Waiting]:
         batch = [await self._waiting.get()]
@@ -177,6 +180,12 @@ class _Closed(transformers.StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return torch.full((len(input_ids),), self._closing.is_set(), device=input_ids.device)
+
+
+def _settle(batch: list[_Waiting], error: TeacherError) -> None:
+    for item in batch:
+        if not item.answered.done():
+            item.answered.set_exception(error)
 
 
 def _load(config: TeacherConfig) -> tuple[Any, Any]:
