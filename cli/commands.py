@@ -1,15 +1,23 @@
-"""Every command, gathered on one app in the order in which `--help` lists them."""
+"""Every command, gathered on one app in the order in which `--help` lists them: that of the work."""
 
 from recycledb.cli import demonstrating, reporting, selecting, showing, storing, syncing
 from recycledb.cli.app import app, session
 
 COMMANDS = (
+    demonstrating,
     storing,
     syncing,
     selecting,
     showing,
     reporting,
-    demonstrating,
 )  # importing a module puts its commands on the app
+ORDER = ("demo", "init", "add", "sync", "status", "show", "query", "select", "selections", "diff", "compare", "export")
 
 __all__ = ["COMMANDS", "app", "session"]
+
+
+def _rank(name: str | None) -> int:
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+app.registered_commands.sort(key=lambda command: _rank(command.name or getattr(command.callback, "__name__", None)))

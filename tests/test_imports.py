@@ -1,0 +1,142 @@
+"""Imports flow downward only, as the table of docs/architecture.md says, and heavy libraries come late."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import stores
+from conftest import clean_environment
+
+import recycledb
+from recycledb.store import Store
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"recycledb": ROOT / "recycledb", "recycledb.cli": ROOT / "cli", "recycledb.migrations": ROOT / "migrations"}
+LINE = re.compile(r"^\| `(?P<path>[^`]+)`(?: \(installed as `(?P<installed>[^`]+)`\))? \|.*\| (?P<may>[^|]+) \|$", re.M)
+HEAVY = ("torch", "transformers", "openai")
+
+
+def layers() -> dict[str, set[str]]:
+    """Return, by package or module, what it may import, as the documentation's table says."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("## Layout")[2].partition("\n## ")[0]
+    found: dict[str, set[str]] = {}
+    for line in LINE.finditer(table):
+        path = line["path"].removesuffix("/").removesuffix(".py").removesuffix("/__init__")
+        name = line["installed"] or path.replace("/", ".")
+        words = [word.strip() for word in line["may"].split(",")]
+        if words == ["all above"]:
+            found[name] = set(found)
+        else:
+            found[name] = {f"recycledb.{word}" for word in words if word != "nothing"}
+    return found
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Yield every module of the package with its syntax tree."""
+    for package, folder in FOLDERS.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join([package, *parts]).removesuffix(".__init__")
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+MODULES = dict(modules())
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Yield the full names of what a module imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "no relative imports"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else str(node.module) for name in names)
+
+
+def layer(name: str, table: dict[str, set[str]]) -> str:
+    """Return the table's line that a module belongs to: the longest that fits."""
+    fitting = [line for line in table if name == line or name.startswith(f"{line}.")]
+    # The package itself stands for its __init__ only; a module that no other line names has been forgotten.
+    fitting = [line for line in fitting if line != "recycledb" or name == "recycledb"]
+    assert fitting, f"docs/architecture.md says nothing of {name}"
+    return max(fitting, key=len)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_flow_downward(name: str) -> None:
+    table = layers()
+    own = layer(name, table)
+    wrong = [
+        other
+        for other in imported(MODULES[name])
+        if other.split(".")[0] == "recycledb" and layer(other, table) not in {own, *table[own]}
+    ]
+    assert wrong == [], f"{name} ({own}) may import {sorted(table[own])}"
+
+
+def test_the_table_names_what_there_is() -> None:
+    for line in layers():
+        path = ROOT / line.replace("recycledb.cli", "cli").replace("recycledb.migrations", "migrations").replace(
+            ".", "/"
+        )
+        assert path.is_dir() or path.with_suffix(".py").is_file(), line
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("torch", r"recycledb\.scoring\..*|recycledb\.reflection\.teachers\.local"),
+        ("transformers", r"recycledb\.scoring\..*|recycledb\.reflection\.teachers\.local"),
+        ("openai", r"recycledb\.reflection\.teachers\..*"),
+        ("sqlmodel", r"recycledb\.store\.tables"),
+        ("pysqlite3", r"recycledb\.store\.sqlite"),
+        ("alembic", r"recycledb\.store\..*|recycledb\.migrations(\..*)?"),
+    ],
+)
+def test_a_library_has_its_place(library: str, allowed: str) -> None:
+    users = {name for name, tree in MODULES.items() for other in imported(tree) if other.split(".")[0] == library}
+    assert users and {name for name in users if not re.fullmatch(allowed, name)} == set()
+
+
+def loaded(*arguments: str, cwd: Path, code: str = "from recycledb.cli import main; main()") -> set[str]:
+    """Return the libraries that a run of the command (or of other code) has loaded in the end."""
+    tell = "import atexit, sys; atexit.register(lambda: print('LOADED', *sys.modules, file=sys.stderr)); "
+    command = [sys.executable, "-c", tell + code, *arguments]
+    done = subprocess.run(command, cwd=cwd, env=clean_environment(), capture_output=True, text=True, check=True)
+    return set(done.stderr.rpartition("LOADED ")[2].split())
+
+
+def test_help_starts_light(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["select", "--help"], ["--version"]):
+        heavy = loaded(*arguments, cwd=tmp_path) & {*HEAVY, "sqlalchemy", "duckdb", "pyarrow", "numpy"}
+        assert heavy == set(), arguments
+
+
+def test_looking_and_adding_load_no_model_and_no_vendor(tmp_path: Path, sqlite_url: str) -> None:
+    with Store.open(sqlite_url) as store:
+        stores.fill(store)
+    (tmp_path / "d.json").write_text('[{"instruction": "x", "output": "y"}]')
+    (tmp_path / "recycledb.toml").write_text('[teachers.gpt]\nmodel = "gpt-test"\n')
+    for arguments in (["status"], ["add", "d.json"], ["sync", "--dry-run"], ["query", "SELECT 1"], ["db", "check"]):
+        assert loaded("--store", sqlite_url, *arguments, cwd=tmp_path).isdisjoint(HEAVY), arguments
+
+
+@pytest.mark.parametrize("name", ["recycledb", "recycledb.workspace", "recycledb.scoring", "recycledb.sync"])
+def test_importing_the_library_loads_no_model_and_no_vendor(name: str, tmp_path: Path) -> None:
+    found = loaded(cwd=tmp_path, code=f"import {name}")
+    assert found.isdisjoint(HEAVY)
+    assert name != "recycledb" or found.isdisjoint({"sqlalchemy", "pydantic", "duckdb", "recycledb.store"})
+
+
+def test_the_public_surface() -> None:
+    assert recycledb.__all__ == ["__version__", "open"]
+    assert all(hasattr(recycledb, name) for name in recycledb.__all__)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert recycledb.__version__ == project["version"]
