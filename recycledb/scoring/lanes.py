@@ -17,8 +17,8 @@ import torch
 
 from recycledb.errors import StudentError
 from recycledb.scoring.batching import Work
+from recycledb.scoring.frames import Failure, Ready, Setup, read_frame, write_frame
 from recycledb.scoring.kernels import Kernel
-from recycledb.scoring.worker import Failure, Ready, Setup, read_frame, write_frame
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ Invariant: the figure is measured on the device at hand, never looked up. This m
 """
 
 import time
+from functools import cache
 
 import torch
 
@@ -11,9 +12,10 @@ _SIDES = {"cpu": 2048, "cuda": 8192}
 _REPEATS = {"cpu": 3, "cuda": 20}
 
 
+@cache
 @torch.inference_mode()
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the floating-point operations a second of the best of a few large square products."""
+    """Return the floating-point operations a second of the best of a few large square products; measured once."""
     kind = "cuda" if device.type == "cuda" else "cpu"
     side = _SIDES[kind]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))

@@ -10,65 +10,16 @@ could be lost: an unanswered batch is simply not computed. Ctrl-C is the engine'
 """
 
 import os
-import pickle
 import queue
 import signal
-import struct
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import IO, Any
 
 from recycledb.errors import StudentError
 from recycledb.scoring.batching import Work
-
-_LENGTH = struct.Struct("<Q")
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a worker loads, and on how many threads it computes."""
-
-    model: str
-    revision: str | None
-    dtype: str
-    max_length: int
-    threads: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The model is loaded; `kernel` says how it will compute."""
-
-    kernel: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A batch, or the loading of the model, failed; `known` where the message is made for the user."""
-
-    message: str
-    known: bool
-
-
-def write_frame(stream: IO[bytes], value: Any) -> None:
-    """Write one pickled value with its length before it."""
-    content = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-    stream.write(_LENGTH.pack(len(content)) + content)
-    stream.flush()
-
-
-def read_frame(stream: IO[bytes]) -> Any:
-    """Read one value; raise EOFError where the other side is gone."""
-    header = stream.read(_LENGTH.size)
-    if len(header) < _LENGTH.size:
-        raise EOFError
-    (length,) = _LENGTH.unpack(header)
-    content = stream.read(length)
-    if len(content) < length:
-        raise EOFError
-    return pickle.loads(content)  # from our own engine, over a pipe that nobody else holds
+from recycledb.scoring.frames import Failure, Ready, Setup, read_frame, write_frame
 
 
 def main() -> None:
