@@ -29,7 +29,7 @@ types: .venv/.installed
 	MYPYPATH=build/types $(BIN)/mypy -p recycledb
 
 unit: .venv/.installed
-	$(BIN)/pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/pytest -n $(WORKERS)
 
 slow: .venv/.installed
 	$(BIN)/pytest -m slow
