@@ -10,7 +10,7 @@ from recycledb.cli.app import app, session, stderr, stdout
 
 
 @app.command()
-def demo(folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to work.")] = Path("recycledb-demo")) -> None:
+def demo(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to work.")] = Path("recycledb-demo")) -> None:
     """Do the whole job on shipped data: no key, no GPU, no network.
 
     It leaves recycledb.toml and the store in DIR, so that every other command goes on from there.

@@ -53,7 +53,7 @@ teacher = "gpt"
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write recycledb.toml.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write recycledb.toml.")] = Path(),
 ) -> None:
     """Write a commented recycledb.toml and create the store at the newest schema.
 
@@ -76,7 +76,7 @@ def init(
 
 @app.command()
 def add(
-    paths: Annotated[list[Path], typer.Argument(help="JSON, JSONL or Parquet; plain, gzip or zstd.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="JSON, JSONL or Parquet; plain, gzip or zstd.")],
     dataset: Annotated[str | None, typer.Option(help="The dataset's name. Default: each file's own.")] = None,
     format: Annotated[str, typer.Option(help="auto, alpaca, sharegpt or messages.")] = "auto",
     as_json: Json = False,
@@ -129,7 +129,10 @@ app.add_typer(db, name="db")
 
 @db.command()
 def upgrade() -> None:
-    """Bring the store to this version's schema; a copy of the file is made first."""
+    """Bring the store to this version's schema; a copy of the file is made first.
+
+    Example: [bold]recycledb --store sqlite:///recycle.db db upgrade[/bold]
+    """
     from recycledb.store import upgrade as upgrade_store
 
     copy = upgrade_store(session.url)
@@ -140,7 +143,10 @@ def upgrade() -> None:
 
 @db.command()
 def current() -> None:
-    """Print the store's schema revision, and this version's."""
+    """Print the store's schema revision, and this version's.
+
+    Example: [bold]recycledb db current[/bold]
+    """
     from recycledb.store import revisions
 
     found, newest = revisions(session.url)
@@ -150,7 +156,10 @@ def current() -> None:
 
 @db.command()
 def check() -> None:
-    """Verify the store: the file's own integrity, references, and that every id is the address of its content."""
+    """Verify the store: the file's own integrity, references, and that every id is the address of its content.
+
+    Example: [bold]recycledb db check[/bold]
+    """
     with session.open() as store:
         found = store.verify()
     for line in found:

@@ -233,7 +233,10 @@ def _show_outcome(outcome: "Outcome") -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Say what there is and what is missing, per step, teacher and student."""
+    """Say what there is and what is missing, per step, teacher and student.
+
+    Example: [bold]recycledb status --json[/bold]
+    """
     from recycledb.errors import RecycledbError
     from recycledb.inspecting import status as look
     from recycledb.sync.target import resolve
