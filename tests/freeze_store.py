@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import stores
 import zstandard
 
-from recycledb.store import Store
+from recycledb.store import Store, batches
 from recycledb.store.migrate import HEAD
 
 FOLDER = Path(__file__).with_name("data")
@@ -26,7 +26,9 @@ def freeze(backend: str) -> Path:
         path = Path(folder, "store.db")
         with Store.open(f"{backend}:///{path}", create=True) as store:
             stores.fill(store)
-            store.end_worker(store.start_worker())
+            worker = store.start_worker()
+            batches.note(store, batches.start(store, stores.TEACHER, worker), "submitted", "batch_1", "2 requests")
+            store.end_worker(worker)
             stores.add_samples(store, [stores.texts("d one"), stores.texts("d three")])  # closes a place
         target.write_bytes(zstandard.ZstdCompressor(level=19).compress(path.read_bytes()))
     return target

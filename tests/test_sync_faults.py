@@ -5,10 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from recycledb.errors import TeacherError
 from sync_runs import attempts, disagreements, make_store, rows, run, target
 from teacher_server import Exchange, Fault, TeacherServer
+
+from recycledb.errors import TeacherError
 
 # About one call in three fails, as on a bad day.
 MIX = {

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import sync_runs
 from conftest import RUN_COMMAND, clean_environment
 from sync_runs import attempts, make_store, rows, run, target

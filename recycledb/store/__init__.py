@@ -225,6 +225,11 @@ class Store:
         """Return how many wanted questions failed for good."""
         return int(self.rows(pending.FAILED, **wanted.parameters)[0][0])
 
+    def count_under_way(self, wanted: pending.Wanted) -> tuple[int, int]:
+        """Return how many wanted questions wait for their reply in batches, and in processes that live."""
+        row = self.rows(pending.UNDER_WAY, **wanted.parameters)[0]
+        return int(row.in_batches or 0), int(row.in_processes or 0)
+
     def reply_history(self, teacher: str) -> dict[str, SQLRow]:
         """Return, by step, the mean completion tokens and cost of a teacher's complete replies, where they are known."""
         sql = """

@@ -207,7 +207,14 @@ _SAME_QUESTION = (
 
 _ASKED_BEFORE = f"t.{_SAME_QUESTION.format(t='t')}"
 
-# Answered, or failed for good, or failed too often in this run, or under way in a process that lives.
+# A batch is alive until it is taken or abandoned, whichever process handed it over.
+LIVE_BATCH = """
+    SELECT b.batch_id FROM batch b WHERE NOT EXISTS (
+        SELECT 1 FROM batch_event x WHERE x.batch_id = b.batch_id AND x.status IN ('taken', 'abandoned')
+    )
+"""
+
+# Answered, or failed for good, or failed too often in this run, or under way in a process or a batch that lives.
 _UNANSWERED = f"""
     NOT EXISTS (
         SELECT 1 FROM reply r WHERE r.{_SAME_QUESTION.format(t="r")}
@@ -218,10 +225,24 @@ _UNANSWERED = f"""
         AND r.status = 'error' AND r.created_at >= :run_started
     ) < :max_attempts
     AND NOT EXISTS (
-        SELECT 1 FROM attempt t JOIN worker w ON w.worker_id = t.worker_id
-        WHERE t.{_SAME_QUESTION.format(t="t")} AND w.ended_at IS NULL
+        SELECT 1 FROM attempt t
+        WHERE t.{_SAME_QUESTION.format(t="t")}
         AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = t.attempt_id)
+        AND (
+            EXISTS (SELECT 1 FROM worker w WHERE w.worker_id = t.worker_id AND w.ended_at IS NULL)
+            OR t.worker_id IN ({LIVE_BATCH})
+        )
     )
+"""
+
+# Attempts that wait for their reply in a batch, and in a process that lives.
+UNDER_WAY = f"""
+    SELECT
+        sum(CASE WHEN t.worker_id IN ({LIVE_BATCH}) THEN 1 ELSE 0 END) AS in_batches,
+        sum(CASE WHEN t.worker_id IN (SELECT worker_id FROM worker WHERE ended_at IS NULL) THEN 1 ELSE 0 END) AS in_processes
+    FROM attempt t
+    WHERE t.teacher_id = :teacher AND t.prompt_id IN ({", ".join(f":prompt_{step}" for step in Step)})
+    AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = t.attempt_id)
 """
 
 

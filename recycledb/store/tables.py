@@ -117,6 +117,27 @@ class Worker(SQLModel, table=True):
     ended_at: str | None = None
 
 
+class Batch(SQLModel, table=True):
+    """Questions that are handed to a teacher's batch service together; their attempts name it as their worker."""
+
+    batch_id: str = Field(primary_key=True)
+    teacher_id: str = Field(foreign_key="teacher.teacher_id")
+    worker_id: str = Field(description="the process that handed it over")
+    created_at: str
+
+
+class BatchEvent(SQLModel, table=True):
+    """What became of a batch: `submitted`, what the service says of it, and last `taken` or `abandoned`."""
+
+    __tablename__ = "batch_event"
+
+    batch_id: str = Field(primary_key=True, foreign_key="batch.batch_id")
+    noted_at: str = Field(primary_key=True)
+    status: str = Field(primary_key=True)
+    remote_id: str | None
+    detail: str | None
+
+
 class Attempt(SQLModel, table=True):
     """A question about to be sent. It is the claim on the question as long as its worker lives and no reply is there."""
 
@@ -128,7 +149,7 @@ class Attempt(SQLModel, table=True):
     teacher_id: str = Field(foreign_key="teacher.teacher_id")
     prompt_id: str = Field(foreign_key="prompt.prompt_id")
     number: int
-    worker_id: str
+    worker_id: str = Field(index=True, description="the worker that asks, or the batch")
     sent_at: str
 
 

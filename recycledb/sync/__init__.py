@@ -6,10 +6,10 @@ and a run with nothing missing does nothing.
 
 import asyncio
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import StoreError
@@ -25,6 +25,9 @@ from recycledb.sync.reading import read_all
 from recycledb.sync.scoring import Scored, Scoring
 from recycledb.sync.target import Student, Target, resolve
 
+if TYPE_CHECKING:
+    from recycledb.sync.batches import Batched
+
 __all__ = ["Listener", "Outcome", "Plan", "Progress", "Student", "Sync", "Target", "make", "resolve"]
 
 
@@ -35,25 +38,27 @@ class Outcome:
     read: int = 0
     asked: list[Asked] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
+    batches: "Batched | None" = None
     stopped: str | None = None
     left: Plan = field(default_factory=Plan)
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing: no row to fill in, and no question that failed for good."""
-        return self.left.ready == 0 and self.left.failed == 0
+        """Whether nothing is missing: no row to fill in, no question that failed for good or whose answer is awaited."""
+        left = self.left
+        return not (left.ready or left.failed or left.in_batches or left.in_processes)
 
     @property
     def idle(self) -> bool:
         """Whether there was nothing to do."""
-        return self.read == 0 and not any(a.asked for a in self.asked) and not any(s.statistics for s in self.scored)
+        taken = self.batches.taken if self.batches else 0
+        return not (self.read or taken or any(a.asked for a in self.asked) or any(s.statistics for s in self.scored))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON has it."""
         asked = [asdict(a) for a in self.asked]
-        totals = {
-            key: sum(a[key] for a in asked) for key in ("asked", "answered", "failed", "errors", "variants", "unusable")
-        }
+        counts = ("asked", "answered", "failed", "errors", "variants", "unusable")
+        totals = {key: sum(a[key] for a in asked) for key in counts}
         known = all(a.cost_known for a in self.asked)
         return {
             "read": self.read,
@@ -65,6 +70,7 @@ class Outcome:
             "reasons": {key: sum(a.reasons.get(key, 0) for a in self.asked) for a in self.asked for key in a.reasons},
             "statistics": sum(s.statistics for s in self.scored),
             "students": [asdict(s) for s in self.scored],
+            "batches": asdict(self.batches) if self.batches else None,
             "stopped": self.stopped,
             "complete": self.complete,
             "left": self.left.as_dict(),
@@ -85,11 +91,13 @@ class Sync:
         stop: threading.Event | None = None,
         listener: Listener = silent,
         open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
+        batch_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.store, self.target, self.limit = store, target, limit
         self.budget = Budget(target.teacher, max_cost) if target.teacher else None
         self.retry_before = utc_now() if retry_failed else ""
         self.stop, self.listener, self.open_teacher = stop or threading.Event(), listener, open_teacher
+        self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
         self.outcome = Outcome()
         self._started = utc_now()
 
@@ -101,7 +109,7 @@ class Sync:
         """Fill in what is missing until nothing more can be, or a stop, a limit or a budget; return what came of it."""
         self.target.register(self.store)
         if self.target.reflect:
-            self.outcome.read = read_all(self.store)
+            self.outcome.read = read_all(self.store).read
         while self._round() and self.target.lazy and not self._ended:
             pass  # scores decide what is asked next, and answers are new texts to score
         if self.stop.is_set():
@@ -120,28 +128,60 @@ class Sync:
         return bool(asked and asked.asked) or any(s.statistics for s in scored)
 
     def _reflect(self) -> Asked | None:
-        """Ask what can be asked now."""
-        wanted = self.target.wanted
-        assert wanted is not None
+        """Take what batches have answered, then ask what can be asked now, by the teacher's mode."""
+        wanted, teacher = self.target.wanted, self.target.teacher
+        assert wanted is not None and teacher is not None
         wanted = wanted.retrying(self.retry_before).started(self._started)
-        limit = None if self.limit is None else self.limit - sum(asked.asked for asked in self.outcome.asked)
+        in_batches = teacher.mode == "batch" or self.store.count_under_way(wanted)[0] > 0
+        if in_batches and (asked := self._look_at_batches(wanted, teacher.mode == "batch")):
+            return asked
         if not self.store.count_questions(wanted):
             return None
-        if limit is not None and limit <= 0:
+        if self._calls_left == 0:
             self.outcome.stopped = f"the limit of {self.limit} calls is reached"
             return None
+        with self._working() as worker:
+            asked = asyncio.run(self._ask(worker, wanted))
+        self.outcome.stopped = asked.stopped or self.outcome.stopped
+        return asked
+
+    @property
+    def _calls_left(self) -> int | None:
+        return None if self.limit is None else max(0, self.limit - sum(asked.asked for asked in self.outcome.asked))
+
+    @contextmanager
+    def _working(self) -> Iterator[str]:
+        """Have this process on record as a worker, whose claims count as long as it lives."""
         worker = self.store.start_worker()
         try:
-            asked = asyncio.run(self._ask(worker, wanted, limit))
+            yield worker
         except BaseException:
             with suppress(StoreError):  # the first error is the one that is told; this process's end will be noticed
                 self.store.end_worker(worker)
             raise
         self.store.end_worker(worker)
-        self.outcome.stopped = asked.stopped or self.outcome.stopped
-        return asked
 
-    async def _ask(self, worker: str, wanted: Wanted, limit: int | None) -> Asked:
+    def _look_at_batches(self, wanted: Wanted, submit: bool) -> Asked | None:
+        """Take what is done and, in batch mode, hand over what is open; return what came of it, None where asking goes on."""
+        from recycledb.sync.batches import Batches
+
+        assert self.budget is not None
+        with self._working() as worker:
+            look = Batches(self.store, self.target, wanted, budget=self.budget, stop=self.stop, **self.batch_options)
+            self.outcome.asked.append(look.asked)
+            self.outcome.batches = look.result
+            try:
+                look.take()
+                found = read_all(self.store)
+                look.asked.variants, look.asked.unusable = found.variants, found.unusable
+                if submit and not self.stop.is_set():
+                    look.submit(worker, self._calls_left)
+            finally:
+                look.close()
+        self.outcome.stopped = look.asked.stopped or self.outcome.stopped
+        return look.asked if submit else None
+
+    async def _ask(self, worker: str, wanted: Wanted) -> Asked:
         assert self.target.teacher is not None
         teacher = self.open_teacher(self.target.teacher)
         try:
@@ -151,7 +191,7 @@ class Sync:
                 self.target,
                 worker,
                 wanted=wanted,
-                limit=limit,
+                limit=self._calls_left,
                 budget=self.budget,
                 stop=self.stop,
                 listener=self.listener,

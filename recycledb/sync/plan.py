@@ -52,6 +52,8 @@ class Plan:
     scores: list[ScorePlan] = field(default_factory=list)
     unread: int = 0  # stored replies that the present extractor has not read: no calls
     failed: int = 0  # questions that failed for good; asked again with --retry-failed
+    in_batches: int = 0  # questions that a batch will answer
+    in_processes: int = 0  # questions that another process has under way
 
     @property
     def ready(self) -> int:
@@ -77,6 +79,8 @@ class Plan:
             "statistics_to_follow": sum(score.follow for score in self.scores),
             "unread": self.unread,
             "failed": self.failed,
+            "in_batches": self.in_batches,
+            "in_processes": self.in_processes,
             "steps": steps,
             "students": [asdict(score) for score in self.scores],
         }
@@ -94,11 +98,16 @@ def make(store: Store, target: Target, retry_before: str = "") -> Plan:
     coming = sum(ask.calls for ask in asks if ask.step != Step.COMPRESS)
     scores = [_score(store, target, student, coming) for student in target.students] if target.score else []
     wanted = target.wanted
+    if wanted is None or not target.reflect:
+        return Plan(scores=scores)
+    in_batches, in_processes = store.count_under_way(wanted)
     return Plan(
         asks=asks,
         scores=scores,
-        unread=store.count_unread(wanted.extractor) if wanted and target.reflect else 0,
-        failed=store.count_failed(wanted) if wanted and target.reflect else 0,
+        unread=store.count_unread(wanted.extractor),
+        failed=store.count_failed(wanted),
+        in_batches=in_batches,
+        in_processes=in_processes,
     )
 
 

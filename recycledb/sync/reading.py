@@ -5,6 +5,7 @@ extractor re-reads everything without asking anyone.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from recycledb.reflection.extraction import EXTRACTOR, extract
@@ -57,13 +58,24 @@ def verdict(reply: SQLRow, now: str) -> tuple[Row, Row | None]:
     return (reply.text_id, EXTRACTOR, key, None, now), variant
 
 
-def read_all(store: Store) -> int:
-    """Read every reply that the present extractor has not read; return how many there were."""
-    count = 0
+@dataclass
+class Found:
+    """What reading brought: replies read, new variants, and replies that hold none."""
+
+    read: int = 0
+    variants: int = 0
+    unusable: int = 0
+
+
+def read_all(store: Store) -> Found:
+    """Read every reply that the present extractor has not read."""
+    found = Found()
     while replies := store.pending_readings(EXTRACTOR):
-        read_some(store, replies)
-        count += len(replies)
-    return count
+        variants = read_some(store, replies)
+        found.read += len(replies)
+        found.unusable += variants.count(None)
+    found.variants = found.read - found.unusable
+    return found
 
 
 def read_some(store: Store, replies: Sequence[Any]) -> list[Row | None]:

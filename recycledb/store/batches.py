@@ -1,0 +1,57 @@
+"""Batches on record: claimed before they are handed over, then followed by events; nothing is changed.
+
+A batch's attempts name it as their worker, so they are found by it, and they claim their questions as long as it is alive.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from recycledb.schema import random_id, utc_now
+from recycledb.store import SQLRow, Store
+from recycledb.store.pending import LIVE_BATCH
+
+PAGE = 500
+
+_LIVE = f"""
+    SELECT b.batch_id, b.created_at, b.remote_id, b.status, b.requests,
+        (SELECT count(*) FROM worker w WHERE w.worker_id = b.worker_id AND w.ended_at IS NULL) AS preparing
+    FROM batches b WHERE b.teacher_id = :teacher AND b.batch_id IN ({LIVE_BATCH}) ORDER BY b.created_at
+"""
+
+_ATTEMPTS = """
+    SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number
+    FROM attempt a
+    WHERE a.worker_id = :batch AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id)
+"""
+
+
+def start(store: Store, teacher_id: str, worker: str) -> str:
+    """Record a batch that is about to be filled and handed over; return its id."""
+    batch = random_id()
+    with store.write() as conn:
+        store.insert(conn, "batch", [(batch, teacher_id, worker, utc_now())])
+    return batch
+
+
+def note(store: Store, batch: str, status: str, remote_id: str | None = None, detail: str | None = None) -> None:
+    """Record what became of a batch."""
+    with store.write() as conn:
+        store.insert(conn, "batch_event", [(batch, utc_now(), status, remote_id, detail)])
+
+
+def live(store: Store, teacher_id: str) -> Sequence[SQLRow]:
+    """Return a teacher's batches that are neither taken nor abandoned, with whether their process is still at it."""
+    return store.rows(_LIVE, teacher=teacher_id)
+
+
+def waiting(store: Store, batch: str, attempts: Sequence[str]) -> dict[str, SQLRow]:
+    """Return those of these attempts that are the batch's and have no reply, by id."""
+    names = ", ".join(f":a{i}" for i in range(len(attempts)))
+    sql = f"{_ATTEMPTS} AND a.attempt_id IN ({names})"
+    found = store.rows(sql, batch=batch, **{f"a{i}": attempt for i, attempt in enumerate(attempts)})
+    return {row.attempt_id: row for row in found}
+
+
+def iter_unanswered(store: Store, batch: str) -> Iterator[Sequence[SQLRow]]:
+    """Yield the batch's attempts without a reply, page by page; each page must be answered before the next is drawn."""
+    while found := store.rows(f"{_ATTEMPTS} LIMIT {PAGE}", batch=batch):
+        yield found
