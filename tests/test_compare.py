@@ -1,0 +1,154 @@
+"""Comparisons: correlations against brute force, and every number against what plain Python counts."""
+
+import json
+import math
+import random
+from itertools import combinations
+
+import numpy as np
+import pytest
+import scored_stores as scored
+import stores
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recycledb.errors import SelectionError
+from recycledb.schema import Kind
+from recycledb.selection.compare import MAX_POINTS, compare, inversions, kendall, pearson, ranks
+from recycledb.store import Store
+
+values = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=40)
+
+
+def arrays(pairs: list[tuple[int, int]]) -> tuple["np.ndarray", "np.ndarray"]:
+    return np.array([a for a, _ in pairs], dtype=float), np.array([b for _, b in pairs], dtype=float)
+
+
+@given(values)
+def test_kendall_is_tau_b_counted_pair_by_pair(pairs: list[tuple[int, int]]) -> None:
+    x, y = arrays(pairs)
+    both = list(combinations(pairs, 2))
+    signs = [((a > c) - (a < c)) * ((b > d) - (b < d)) for (a, b), (c, d) in both]
+    free_x, free_y = sum(a != c for (a, _), (c, _) in both), sum(b != d for (_, b), (_, d) in both)
+    found = kendall(x, y)
+    if not free_x or not free_y:
+        assert found is None
+    else:
+        assert found == pytest.approx(sum(signs) / math.sqrt(free_x * free_y))
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=70))
+def test_inversions_are_pairs_in_the_wrong_order(numbers: list[int]) -> None:
+    expected = sum(a > b for a, b in combinations(numbers, 2))
+    assert inversions(np.array(numbers, dtype=np.int64)) == expected
+
+
+@given(values)
+def test_pearson_and_ranks_by_their_definitions(pairs: list[tuple[int, int]]) -> None:
+    x, y = arrays(pairs)
+    expected = [1 + sum(b < a for b in x) + (sum(b == a for b in x) - 1) / 2 for a in x]
+    assert ranks(x).tolist() == expected
+    if len(set(x)) > 1 and len(set(y)) > 1:
+        assert pearson(x, y) == pytest.approx(float(np.corrcoef(x, y)[0, 1]))
+    else:
+        assert pearson(x, y) is None
+
+
+def test_kendall_of_many_values_is_quick_and_right() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=50_000)
+    assert kendall(x, x) == pytest.approx(1)
+    assert kendall(x, -x) == pytest.approx(-1)
+    assert abs(kendall(x, rng.normal(size=50_000)) or 1) < 0.02
+
+
+def test_numbers_are_those_that_plain_python_counts(store: Store) -> None:
+    rng = random.Random(3)
+    samples = stores.add_samples(store, [stores.texts(word) for word in range(40)])
+    scored.add_teachers(store, "gpt")
+    scored.add_students(store, "7b", "13b")
+    kinds = scored.add_all_kinds(store, samples)
+    ifd: dict[str, dict[str, float | None]] = {"7b": {}, "13b": {}}
+    for student, found in ifd.items():
+        for each in kinds:
+            for variant in each.values():
+                found[variant] = None if rng.random() < 0.1 else rng.uniform(-0.5, 0.2)
+        scored.add_losses(
+            store, student, {v: scored.ratios(value, rng.uniform(-0.5, 0.1)) for v, value in found.items()}
+        )
+    found = compare(store, ["7b", "13b"], top="25%")
+    for summary in found.summaries:
+        column = [math.exp(x) for each in kinds if (x := ifd[summary.student][each[Kind(summary.kind)]]) is not None]
+        assert (summary.n, summary.missing) == (len(column), 40 - len(column))
+        assert summary.mean == pytest.approx(np.mean(column))
+        assert summary.median == pytest.approx(np.median(column))
+        assert summary.stddev == pytest.approx(np.std(column, ddof=1))
+        assert summary.below_1 == sum(value < 1 for value in column)
+    assert [c.kind for c in found.correlations] == [*found.kinds, "all"]
+    for overlap in found.top_overlaps:
+        both = [
+            each[Kind(overlap.kind)] for each in kinds if all(ifd[s][each[Kind(overlap.kind)]] is not None for s in ifd)
+        ]
+        k = len(both) // 4
+        tops = [set(sorted((v for v in both if ifd[s][v] < 0), key=lambda v: -ifd[s][v])[:k]) for s in ifd]  # type: ignore[operator]
+        assert (overlap.k, overlap.shared) == (k, len(tops[0] & tops[1]))
+    [confusion] = found.confusions
+    assert sum(map(sum, confusion.counts)) <= 40
+    flows = [flow for flow in found.flows if flow.student == "7b"]
+    assert sum(flow.count for flow in flows if flow.source == "samples") == 40
+    for node in {flow.target for flow in flows} & {flow.source for flow in flows}:
+        assert sum(f.count for f in flows if f.target == node) == sum(f.count for f in flows if f.source == node)
+    widest = found.disagreements[0]
+    assert np.ptp(widest.percentiles) == max(np.ptp(each.percentiles) for each in found.disagreements)
+    assert " → " in widest.words
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_the_confusion_counts_what_selective_picks(store: Store) -> None:
+    scored.two_students(store)
+    [confusion] = compare(store, ["7b", "13b"]).confusions
+    assert sum(map(sum, confusion.counts)) == 4
+    at = confusion.labels.index
+    assert confusion.counts[at("reflect_both")][at("reflect_both")] == 2
+    assert confusion.agreement == sum(confusion.counts[i][i] for i in range(5)) / 4
+
+
+def test_the_same_on_both_backends(tmp_path: "object") -> None:
+    found = []
+    for backend in ("sqlite", "duckdb"):
+        with Store.open(f"{backend}:///{tmp_path}/s.{backend}", create=True) as store:
+            scored.two_students(store, [f"word{i}" for i in range(20)])
+            found.append(compare(store, ["13b", "7b"], metric="rifd_loss", pictures=True))
+    assert found[0] == found[1]
+    assert len(found[0].points) == 80 <= MAX_POINTS
+    assert set(found[0].words) == {point.variant_id for point in found[0].points}
+
+
+def test_one_kind_one_dataset_and_three_students(store: Store) -> None:
+    scored.two_students(store)
+    scored.add_students(store, "gpt2", prompt="none")
+    origins = [row[0] for row in store.rows("SELECT variant_id FROM variants WHERE kind = 'origin'")]
+    scored.add_losses(store, "gpt2", {v: scored.ratios(-0.01 * i, None) for i, v in enumerate(origins)})
+    stores.add_samples(store, [stores.texts("figs")], dataset="b")
+    found = compare(store, ["7b", "13b", "gpt2"], kind="origin", dataset="b", metric="ppl_A_condition")
+    assert found.samples == 1
+    assert [(s.student, s.n) for s in found.summaries] == [("7b", 1), ("13b", 1), ("gpt2", 1)]
+    assert len(found.correlations) == 3
+    assert found.confusions == []
+    assert found.correlations[0].spearman is None
+
+
+def test_what_cannot_be_compared_is_said(store: Store) -> None:
+    scored.two_students(store)
+    for students, more, message in (
+        (["7b"], {}, "two or more different students"),
+        (["7b", "7b"], {}, "two or more different students to compare; there are: 13b, 7b"),
+        (["7b", "70b"], {}, "no student '70b'"),
+        (["7b", "13b"], {"metric": "bits"}, "no metric 'bits'; there are ifd_ppl"),
+        (["7b", "13b"], {"kind": "compressed"}, "no scored kind 'compressed'"),
+        (["7b", "13b"], {"top": "all"}, "top is 'all'"),
+        (["7b", "13b"], {"dataset": "x"}, "no dataset 'x'"),
+        (["7b", "13b"], {"teacher": "x"}, "no teacher 'x'"),
+    ):
+        with pytest.raises(SelectionError, match=message):
+            compare(store, students, **more)  # type: ignore[arg-type]
