@@ -1,4 +1,4 @@
-"""Commands that fill in what is missing, and say what is: sync, status."""
+"""Commands that fill in what is missing, and say what is: sync, status, batches."""
 
 import json
 import signal
@@ -22,13 +22,20 @@ EXIT_MISSING = 3
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and leave.")] = False,
     only: Annotated[Literal["reflect", "score"] | None, typer.Option(help="Do one half of the work.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="A teacher of recycledb.toml, or a model at $OPENAI_BASE_URL.")] = None,
-    student: Annotated[list[str] | None, typer.Option(help="A student of recycledb.toml, or NAME=HF_ID_OR_PATH.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A teacher of recycledb.toml, or a model at $OPENAI_BASE_URL.")
+    ] = None,
+    student: Annotated[
+        list[str] | None, typer.Option(help="A student of recycledb.toml, or NAME=HF_ID_OR_PATH.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most N teacher calls, and N variants a student.")] = None,
     max_cost: Annotated[float | None, typer.Option(min=0, help="Spend at most so many USD; never overshot.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed for good.")] = False,
     lazy: Annotated[
-        bool, typer.Option("--lazy", help="Reflect on the response only of the instruction that won under the first student.")
+        bool,
+        typer.Option(
+            "--lazy", help="Reflect on the response only of the instruction that won under the first student."
+        ),
     ] = False,
     prompt: Annotated[str | None, typer.Option(help="Students' template: vicuna, alpaca, wizardlm or none.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Students' tokens at most.")] = None,
@@ -170,7 +177,9 @@ def show_plan(plan: "Plan", target: "Target") -> None:
     if plan.unread:
         out.print(f"{plan.unread:,} stored replies will be read again by the present extractor: no calls")
     if any(ask.calls for ask in plan.asks):
-        table = Table("step", "teacher", *_right("calls now", "then at most", "tokens in", "tokens out", "USD"), box=None)
+        table = Table(
+            "step", "teacher", *_right("calls now", "then at most", "tokens in", "tokens out", "USD"), box=None
+        )
         for ask in plan.asks:
             tokens_out, cost = _about(ask.completion_tokens), _dollars(ask.cost_usd)
             numbers = (f"{ask.ready:,}", f"{ask.follow:,}", _about(ask.prompt_tokens), tokens_out, cost)
@@ -181,8 +190,19 @@ def show_plan(plan: "Plan", target: "Target") -> None:
         for score in plan.scores:
             table.add_row("score", score.student, f"{score.variants:,}", f"{score.statistics:,}", f"{score.follow:,}")
         out.print(table)
+    if plan.counted_by:
+        out.print(f"tokens in by {plan.counted_by}{_at_most(plan)}", markup=False)
+    if plan.in_batches:
+        out.print(f"{plan.in_batches:,} questions are in batches (recycledb batches)")
+    if plan.in_processes:
+        out.print(f"{plan.in_processes:,} questions are under way in another process")
     if plan.failed:
         out.print(f"{plan.failed:,} questions failed for good earlier; --retry-failed asks them again")
+
+
+def _at_most(plan: "Plan") -> str:
+    most = plan.as_dict()["cost_most_usd"]
+    return "" if not most else f"; at most ${most:,.4f}, were every answer as long as it may be"
 
 
 def _right(*headers: str) -> list[Any]:
@@ -209,14 +229,15 @@ def _show_outcome(outcome: "Outcome") -> None:
         out.print("nothing was done")
     if outcome.read:
         out.print(f"read {outcome.read:,} stored replies again")
-    if result["calls"]:
+    _show_batches(outcome)
+    if result["calls"] and not outcome.batches:
         cost = "" if result["cost_usd"] is None else f", ${result['cost_usd']:,.4f}"
         out.print(
             f"asked {result['calls']:,} questions: {result['answered']:,} answered ({result['variants']:,} new texts, "
             f"{result['unusable']:,} unusable), {result['failed'] + result['errors']:,} failed{cost}"
         )
-        for reason, count in sorted(result["reasons"].items()):
-            out.print(f"  {reason}: {count:,}")
+    for reason, count in sorted(result["reasons"].items()):
+        out.print(f"  {reason}: {count:,}")
     for scored in outcome.scored:
         rate = f", {scored.tokens / scored.seconds:,.0f} tokens/s" if scored.seconds and scored.tokens else ""
         out.print(f"scored under {scored.student}: {scored.statistics:,} statistics{rate}", markup=False)
@@ -226,9 +247,35 @@ def _show_outcome(outcome: "Outcome") -> None:
         out.print(outcome.stopped)
     if not outcome.complete:
         left = outcome.left
-        retry = f"; {left.failed:,} questions failed for good (--retry-failed)" if left.failed else ""
-        calls = sum(ask.ready for ask in left.asks)
-        out.print(f"still missing: {calls:,} calls, {sum(s.statistics for s in left.scores):,} statistics{retry}")
+        missing = (
+            f"{sum(ask.ready for ask in left.asks):,} calls, {sum(s.statistics for s in left.scores):,} statistics"
+        )
+        if left.in_batches:
+            missing += f"; {left.in_batches:,} questions are in batches (run sync again later)"
+        if left.in_processes:
+            missing += f"; {left.in_processes:,} questions are under way in another process"
+        if left.failed:
+            missing += f"; {left.failed:,} questions failed for good (--retry-failed)"
+        out.print(f"still missing: {missing}")
+
+
+def _show_batches(outcome: "Outcome") -> None:
+    """Say what was taken from batches and what was handed over."""
+    out, result, batches = stdout(), outcome.as_dict(), outcome.batches
+    if batches is None:
+        return
+    if batches.taken:
+        out.print(
+            f"took {_batches(batches.taken)}: {result['answered']:,} answered, {result['failed'] + result['errors']:,} not"
+        )
+    if batches.submitted:
+        out.print(f"handed over {_batches(batches.submitted)} of {batches.requests:,} questions")
+    elif batches.waiting:
+        out.print(f"{_batches(batches.waiting)} still at work")
+
+
+def _batches(number: int) -> str:
+    return f"{number:,} batch" if number == 1 else f"{number:,} batches"
 
 
 @app.command()
@@ -255,6 +302,43 @@ def status(as_json: Json = False) -> None:
     emit(found, as_json=as_json, show=lambda: _show_status(found, plan, target))
 
 
+@app.command()
+def batches(as_json: Json = False) -> None:
+    """List what was handed to batch services, and what became of it. A `sync` takes what is done.
+
+    Example: [bold]recycledb batches[/bold]
+    """
+    from recycledb.store.batches import listed
+
+    with session.open() as store:
+        found = listed(store)
+    emit({"batches": found}, as_json=as_json, show=lambda: _show_batch_list(found))
+
+
+def _show_batch_list(found: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    out = stdout()
+    if not found:
+        out.print('no batches; set mode = "batch" under a teacher of recycledb.toml, then run sync')
+        return
+    table = Table(
+        "batch",
+        "teacher",
+        "status",
+        *_right("requests", "answered", "failed"),
+        "at the service",
+        "updated",
+        "detail",
+        box=None,
+    )
+    for row in found:
+        counts = [f"{row[key]:,}" for key in ("requests", "answered", "failed")]
+        what = (row["batch_id"][:8], row["teacher"], row["status"])
+        table.add_row(*what, *counts, row["remote_id"] or "", row["updated_at"][:19], row["detail"] or "")
+    out.print(table)
+
+
 def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> None:
     from rich.table import Table
 
@@ -273,6 +357,8 @@ def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> Non
         out.print("unusable replies: " + "; ".join(reasons), markup=False)
     if found["students"]:
         out.print(_student_table(found["students"]))
+    if found["cost_usd"] is not None:
+        out.print(f"spent: ${found['cost_usd']:,.4f}{_per_selected(found)}", markup=False)
     if found["selections"]:
         out.print(f"selections: {found['selections']:,}")
     out.print("\n[bold]missing[/bold]")
@@ -280,6 +366,11 @@ def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> Non
         out.print(f"unknown: {found['missing_unknown']}", markup=False)
     else:
         show_plan(plan, target)
+
+
+def _per_selected(found: dict[str, Any]) -> str:
+    rows = [row for row in found["selected"] if row["cost_per_sample_usd"] is not None]
+    return "".join(f"; ${row['cost_per_sample_usd']:,.6f} a sample of {row['selection']}" for row in rows)
 
 
 def _teacher_table(rows: list[dict[str, Any]]) -> Any:
@@ -299,7 +390,9 @@ def _teacher_table(rows: list[dict[str, Any]]) -> Any:
 def _student_table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    table = Table("student", *_right("statistics", "without value", "truncated", "merged"), "template", "dtype", "model", box=None)
+    table = Table(
+        "student", *_right("statistics", "without value", "truncated", "merged"), "template", "dtype", "model", box=None
+    )
     for row in rows:
         numbers = [f"{row[key] or 0:,}" for key in ("statistics", "without_value", "truncated", "merged")]
         table.add_row(row["student"], *numbers, row["prompt"], row["dtype"], row["model"])

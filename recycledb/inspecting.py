@@ -37,12 +37,15 @@ def status(store: Store, target: Target | RecycledbError) -> dict[str, Any]:
         "schema": HEAD,
         "datasets": _dicts(store.rows(_DATASETS)),
         "samples": store.rows("SELECT count(*) FROM sample")[0][0],
-        "variants": {row[0]: row[1] for row in store.rows("SELECT kind, count(*) FROM variant GROUP BY kind ORDER BY kind")},
+        "variants": {
+            row[0]: row[1] for row in store.rows("SELECT kind, count(*) FROM variant GROUP BY kind ORDER BY kind")
+        },
         "teachers": _dicts(store.rows(_TEACHERS)),
         "unusable": _dicts(store.rows(_UNUSABLE)),
         "students": _dicts(store.rows(_STUDENTS)),
         "selections": store.rows("SELECT count(*) FROM selection")[0][0],
         "cost_usd": store.rows("SELECT sum(cost_usd) FROM reply")[0][0],
+        "selected": _dicts(store.rows(_SELECTED)),
         "missing": None,
     }
     if isinstance(target, RecycledbError):
@@ -77,6 +80,16 @@ _UNUSABLE = """
     SELECT t.teacher, t.step, e.reason, count(*) AS texts
     FROM teacher_texts t JOIN extractions e ON e.text_id = t.text_id AND e.is_current = 1
     WHERE e.status = 'unusable' GROUP BY t.teacher, t.step, e.reason ORDER BY t.teacher, t.step, e.reason
+"""
+
+# All that was spent, by each recorded selection's samples: what was paid for those that were not chosen is part of their price.
+_SELECTED = """
+    SELECT s.selection, count(DISTINCT v.sample_id) AS samples,
+        (SELECT sum(cost_usd) FROM reply) / count(DISTINCT v.sample_id) AS cost_per_sample_usd
+    FROM selections s
+    JOIN selection_item i ON i.selection_id = s.selection_id
+    JOIN variant v ON v.variant_id = i.variant_id
+    GROUP BY s.selection, s.created_at ORDER BY s.created_at DESC LIMIT 3
 """
 
 _STUDENTS = """

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,7 +31,14 @@ def completion(messages: list[dict[str, str]], model: str) -> dict[str, Any]:
     tokens = {"prompt_tokens": 100, "completion_tokens": len(text) // 4, "total_tokens": 100 + len(text) // 4}
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
-    return {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice], "usage": tokens}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": [choice],
+        "usage": tokens,
+    }
 
 
 def exchange_of(body: dict[str, Any]) -> Exchange:
@@ -44,7 +52,12 @@ def answered(request: Line) -> Line:
     """Return the output line of a request that went well."""
     body = completion(request["body"]["messages"], request["body"]["model"])
     response = {"status_code": 200, "request_id": f"req-{request['custom_id'][:6]}", "body": body}
-    return {"id": f"batch_req_{request['custom_id'][:6]}", "custom_id": request["custom_id"], "response": response, "error": None}
+    return {
+        "id": f"batch_req_{request['custom_id'][:6]}",
+        "custom_id": request["custom_id"],
+        "response": response,
+        "error": None,
+    }
 
 
 def refused(request: Line, status: int, code: str, message: str) -> Line:
@@ -57,8 +70,16 @@ def refused(request: Line, status: int, code: str, message: str) -> Line:
 
 def expired(request: Line) -> Line:
     """Return the error line of a request that the batch did not come to."""
-    error = {"code": "batch_expired", "message": "This request could not be executed before the completion window expired."}
-    return {"id": f"batch_req_{request['custom_id'][:6]}", "custom_id": request["custom_id"], "response": None, "error": error}
+    error = {
+        "code": "batch_expired",
+        "message": "This request could not be executed before the completion window expired.",
+    }
+    return {
+        "id": f"batch_req_{request['custom_id'][:6]}",
+        "custom_id": request["custom_id"],
+        "response": None,
+        "error": error,
+    }
 
 
 @dataclass
@@ -111,7 +132,9 @@ class BatchServer:
             random.Random(seed).shuffle(lines)
             if lines:
                 state[name] = f"file-{name}-{batch}"
-                self.files[state[name]] = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+                self.files[state[name]] = "".join(
+                    json.dumps(line, ensure_ascii=False) + "\n" for line in lines
+                ).encode()
         state["status"] = status
         state["request_counts"] = {"total": len(requests), "completed": len(output), "failed": len(errors)}
 
@@ -132,7 +155,13 @@ class BatchServer:
         self.uploads += 1
         name = f"file-{self.uploads}"
         self.files[name] = content
-        shape = {"id": name, "object": "file", "bytes": len(content), "created_at": int(time.time()), "purpose": "batch"}
+        shape = {
+            "id": name,
+            "object": "file",
+            "bytes": len(content),
+            "created_at": int(time.time()),
+            "purpose": "batch",
+        }
         return {**shape, "filename": parts["file"].get_filename(), "status": "processed"}  # type: ignore[union-attr]
 
     def create(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +228,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._missing()
 
     def _missing(self) -> None:
-        error = {"message": f"no such address: {self.path}", "type": "invalid_request_error", "code": None, "param": None}
+        error = {
+            "message": f"no such address: {self.path}",
+            "type": "invalid_request_error",
+            "code": None,
+            "param": None,
+        }
         self._send_bytes(404, json.dumps({"error": error}).encode(), "application/json")
 
     def _send(self, body: Any) -> None:
@@ -209,5 +243,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # the client was killed
+            self.end_headers()
+            self.wfile.write(body)

@@ -238,6 +238,26 @@ class Store:
         """
         return {row.step: row for row in self.rows(sql, teacher=teacher)}
 
+    def prompt_tokens_seen(self, teacher: str) -> Sequence[SQLRow]:
+        """Return, by step, the prompt tokens that a teacher's server counted in up to 2,000 replies, and what they read.
+
+        Columns: step, replies, tokens, and the characters of the texts read, without the prompt's own.
+        """
+        sql = """
+            SELECT r.step, count(*) AS replies, sum(r.prompt_tokens) AS tokens,
+                sum(length(v.instruction) + length(v.input) + length(v.output)) AS characters
+            FROM (
+                SELECT step, variant_id, prompt_tokens FROM reply
+                WHERE teacher_id = :teacher AND prompt_tokens > 0 ORDER BY text_id LIMIT 2000
+            ) r JOIN variant v ON v.variant_id = r.variant_id GROUP BY r.step
+        """
+        return self.rows(sql, teacher=teacher)
+
+    def sample_questions(self, wanted: pending.Wanted, number: int) -> Sequence[SQLRow]:
+        """Return some of the questions that can be asked now, the first by id: ids are hashes."""
+        sql = f"SELECT * FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q ORDER BY q.variant_id, q.step LIMIT {number}"
+        return self.rows(sql, **wanted.parameters)
+
     def pending_readings(self, extractor: int, page: int = 500) -> Sequence[SQLRow]:
         """Return some of the complete replies that this extractor has not read, with the texts that they are about."""
         return self.rows(pending.UNREAD_PAGE, extractor=extractor, page=page)
@@ -282,9 +302,7 @@ class Store:
         return claimed
 
     @staticmethod
-    def _open_among(
-        conn: Connection, wanted: pending.Wanted, asked: Sequence[SQLRow]
-    ) -> dict[tuple[str, str], int]:
+    def _open_among(conn: Connection, wanted: pending.Wanted, asked: Sequence[SQLRow]) -> dict[tuple[str, str], int]:
         """Return those of the questions that are still open, by variant and step, with how often they were asked."""
         found = {}
         for start in range(0, len(asked), CLAIM_ROWS):

@@ -4,6 +4,7 @@ A batch's attempts name it as their worker, so they are found by it, and they cl
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from recycledb.schema import random_id, utc_now
 from recycledb.store import SQLRow, Store
@@ -55,3 +56,8 @@ def iter_unanswered(store: Store, batch: str) -> Iterator[Sequence[SQLRow]]:
     """Yield the batch's attempts without a reply, page by page; each page must be answered before the next is drawn."""
     while found := store.rows(f"{_ATTEMPTS} LIMIT {PAGE}", batch=batch):
         yield found
+
+
+def listed(store: Store) -> list[dict[str, Any]]:
+    """Return every batch as the view `batches` has it, oldest first."""
+    return [dict(row._mapping) for row in store.rows("SELECT * FROM batches ORDER BY created_at")]

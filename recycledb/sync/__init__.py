@@ -103,7 +103,7 @@ class Sync:
 
     def plan(self) -> Plan:
         """Count what is missing."""
-        return make(self.store, self.target, self.retry_before)
+        return make(self.store, self.target, self.retry_before, exact=True)
 
     def run(self) -> Outcome:
         """Fill in what is missing until nothing more can be, or a stop, a limit or a budget; return what came of it."""
@@ -195,7 +195,7 @@ class Sync:
                 budget=self.budget,
                 stop=self.stop,
                 listener=self.listener,
-                totals={ask.step: ask.calls for ask in self.plan().asks},
+                totals={ask.step: ask.calls for ask in make(self.store, self.target, self.retry_before).asks},
             )
             self.outcome.asked.append(asking.result)
             return await asking.run()

@@ -4,14 +4,34 @@ Invariant: a question is asked only when the most that it can cost still fits, s
 replies have.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import ConfigError
 from recycledb.reflection.teachers import Reply
+from recycledb.reflection.teachers.prices import Cost, find_cost
 from recycledb.schema import ReplyStatus
 
-BILLED_UNSEEN = {"timeout", "connection", "bad_body"}  # may be billed although no usage came back
+OPENAI_URL = "https://api.openai.com/v1"
+BILLED_UNSEEN = {"timeout", "connection", "bad_body", "server_error"}  # may be billed although no usage came back
+
+
+# Tokens of a chat template round a message, and round them all (some put in a system prompt of their own): more than any we know.
+MESSAGE_TOKENS, CONVERSATION_TOKENS = 32, 256
+
+
+def price_of(teacher: TeacherConfig) -> Cost | None:
+    """Return the price of a request to a teacher, by its configuration or a price table; None where it is unknown."""
+    address = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+    return find_cost(teacher, address) if teacher.provider == "openai" else None
+
+
+def longest_answer(teacher: TeacherConfig) -> int | None:
+    """Return how many tokens all answers to one request can have together; None where nothing bounds them."""
+    params = teacher.request_params
+    bound = params.get("max_completion_tokens") or params.get("max_tokens")
+    return int(bound) * int(params.get("n") or 1) if bound else None
 
 
 class Budget:
@@ -19,26 +39,25 @@ class Budget:
 
     def __init__(self, teacher: TeacherConfig, limit: float | None) -> None:
         self.limit, self.spent, self.reserved = limit, 0.0, 0.0
-        self._prices = (teacher.price_in, teacher.price_out)
-        self._completion = teacher.request_params.get("max_completion_tokens") or teacher.request_params.get(
-            "max_tokens"
-        )
+        self._price, self._longest = (None, None) if limit is None else (price_of(teacher), longest_answer(teacher))
         if limit is None:
             return
-        if None in self._prices:
-            raise ConfigError(f"--max-cost needs prices: set price_in and price_out under [teachers.{teacher.name}]")
-        if not self._completion:
+        if self._price is None:
+            raise ConfigError(
+                f"--max-cost needs prices: set price_in and price_out under [teachers.{teacher.name}], "
+                "or install genai-prices, if it knows the model"
+            )
+        if not self._longest:
             raise ConfigError(
                 f"--max-cost needs a bound on answers: set max_tokens in params of [teachers.{teacher.name}]"
             )
 
     def most(self, messages: Sequence[Mapping[str, str]]) -> float:
         """Return the most that a question can cost: no token is shorter than a byte, no answer longer than allowed."""
-        if self.limit is None:
+        if self._price is None or self._longest is None:
             return 0.0
-        price_in, price_out = self._prices
-        prompt = sum(len(message["content"].encode()) + 16 for message in messages) + 16
-        return (prompt * (price_in or 0.0) + (self._completion or 0) * (price_out or 0.0)) / 1e6
+        prompt = sum(len(message["content"].encode()) + MESSAGE_TOKENS for message in messages) + CONVERSATION_TOKENS
+        return self._price(prompt, self._longest, 0)
 
     def reserve(self, amount: float) -> bool:
         """Set an amount aside, if the budget still holds it."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from recycledb.schema import Step
 from recycledb.store import Store
+from recycledb.store.pending import Wanted
+from recycledb.sync.budget import longest_answer, price_of
 from recycledb.sync.target import Student, Target
-
-CHARACTERS_PER_TOKEN = 4  # of English text; used until the store holds replies to measure by
+from recycledb.sync.tokens import Measure, measure
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class AskPlan:
     prompt_tokens: int
     completion_tokens: int | None  # None: unknown, since the store holds no reply of this step yet
     cost_usd: float | None  # None: unknown, for lack of prices or of replies
+    cost_most_usd: float | None  # if every answer were as long as allowed; None where prices or the bound are unknown
 
     @property
     def calls(self) -> int:
@@ -54,6 +56,7 @@ class Plan:
     failed: int = 0  # questions that failed for good; asked again with --retry-failed
     in_batches: int = 0  # questions that a batch will answer
     in_processes: int = 0  # questions that another process has under way
+    counted_by: str | None = None  # how characters became tokens
 
     @property
     def ready(self) -> int:
@@ -75,6 +78,8 @@ class Plan:
             "prompt_tokens": sum(ask.prompt_tokens for ask in self.asks),
             "completion_tokens": _total([ask.completion_tokens for ask in self.asks]),
             "cost_usd": _total(costs),
+            "cost_most_usd": _total([ask.cost_most_usd for ask in self.asks]),
+            "counted_by": self.counted_by,
             "statistics": sum(score.statistics for score in self.scores),
             "statistics_to_follow": sum(score.follow for score in self.scores),
             "unread": self.unread,
@@ -91,30 +96,29 @@ def _total(values: list[Any]) -> Any:
     return None if any(value is None for value in values) else sum(values)
 
 
-def make(store: Store, target: Target, retry_before: str = "") -> Plan:
-    """Count what is missing for `target`."""
-    asks = _asks(store, target, retry_before) if target.reflect else []
+def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False) -> Plan:
+    """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has no replies to go by."""
+    wanted, teacher = target.wanted, target.teacher
+    if wanted is None or teacher is None or not target.reflect:
+        return Plan(scores=[_score(store, target, student, 0) for student in target.students] if target.score else [])
+    measured = measure(store, teacher, wanted, target.prompts, exact=exact)
+    asks = _asks(store, target, wanted.retrying(retry_before), measured)
     # A compressed text is not scored, so only the other steps' answers bring statistics.
     coming = sum(ask.calls for ask in asks if ask.step != Step.COMPRESS)
-    scores = [_score(store, target, student, coming) for student in target.students] if target.score else []
-    wanted = target.wanted
-    if wanted is None or not target.reflect:
-        return Plan(scores=scores)
     in_batches, in_processes = store.count_under_way(wanted)
     return Plan(
         asks=asks,
-        scores=scores,
+        scores=[_score(store, target, student, coming) for student in target.students] if target.score else [],
         unread=store.count_unread(wanted.extractor),
         failed=store.count_failed(wanted),
         in_batches=in_batches,
         in_processes=in_processes,
+        counted_by=measured.source if any(ask.calls for ask in asks) else None,
     )
 
 
-def _asks(store: Store, target: Target, retry_before: str) -> list[AskPlan]:
-    wanted = target.wanted
-    assert wanted is not None and target.teacher is not None
-    counted = store.count_questions(wanted.retrying(retry_before))
+def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> list[AskPlan]:
+    counted = store.count_questions(wanted)
     ready = {step: counted.get(step, (0, 0)) for step in target.prompts}
     compress, instruction = ready.get(Step.COMPRESS, (0, 0)), ready.get(Step.REFLECT_INSTRUCTION, (0, 0))
     before: Mapping[Step, tuple[int, int]] = {
@@ -125,25 +129,24 @@ def _asks(store: Store, target: Target, retry_before: str) -> list[AskPlan]:
         else (0, 0),
     }
     history = store.reply_history(wanted.teacher_id)
-    return [_ask(target, step, ready[step], before[step], history.get(step)) for step in target.prompts]
+    return [_ask(target, step, ready[step], before[step], history.get(step), measured) for step in target.prompts]
 
 
-def _ask(target: Target, step: Step, ready: tuple[int, int], before: tuple[int, int], history: Any | None) -> AskPlan:
+def _ask(
+    target: Target, step: Step, ready: tuple[int, int], before: tuple[int, int], history: Any | None, measured: Measure
+) -> AskPlan:
     teacher = target.teacher
     assert teacher is not None
     calls = ready[0] + before[0]
     prompt = sum(len(text) for _, text in target.prompts[step].messages)
-    characters = ready[1] + before[1] + calls * prompt
-    prompt_tokens = round(characters / CHARACTERS_PER_TOKEN)
-    completion = round(calls * history.completion_tokens) if history else (0 if calls == 0 else None)
-    cost: float | None = None
-    if calls == 0:
-        cost = 0.0
-    elif history and history.cost_usd is not None:
-        cost = calls * history.cost_usd
-    elif completion is not None and teacher.price_in is not None and teacher.price_out is not None:
-        cost = (prompt_tokens * teacher.price_in + completion * teacher.price_out) / 1e6
-    return AskPlan(step.value, teacher.name, ready[0], before[0], prompt_tokens, completion, cost)
+    prompt_tokens = measured.tokens(ready[1] + before[1] + calls * prompt)
+    completion = 0 if calls == 0 else round(calls * history.completion_tokens) if history else None
+    price, longest = price_of(teacher), longest_answer(teacher)
+    cost: float | None = 0.0 if calls == 0 else None
+    if calls and price and completion is not None:
+        cost = price(prompt_tokens, completion, 0)
+    most = price(prompt_tokens, calls * longest, 0) if calls and price and longest else cost
+    return AskPlan(step.value, teacher.name, ready[0], before[0], prompt_tokens, completion, cost, most)
 
 
 def _score(store: Store, target: Target, student: Student, coming: int) -> ScorePlan:

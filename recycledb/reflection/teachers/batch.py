@@ -52,6 +52,8 @@ class BatchTeacher:
         if config.provider != "openai":
             raise ConfigError(f'teacher {config.name!r}: mode = "batch" needs provider = "openai"')
         self._config, self._chat = config, ChatTeacher(config)
+        if config.price_in is None or config.price_out is None:
+            self._chat._cost = None  # a price table has the online price, which a batch does not cost
         where = _address(config)
         self._who = f"teacher {config.name!r} at {where}"
         timeout = openai.Timeout(config.timeout_s, connect=min(CONNECT_S, config.timeout_s))
