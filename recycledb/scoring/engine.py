@@ -42,6 +42,9 @@ _CPU_BUDGET = 2048
 _GPU_BATCH_FLOPS = 2e14
 _GPU_BUDGETS = (4096, 131_072)
 
+# A smaller model keeps no second thread busy, and on a machine with other work its threads wait for each other.
+_SINGLE_THREADED_PARAMETERS = 30_000_000
+
 # A worker takes seconds to start, so a short run does without. More of them than this were not measured.
 _WORKERS_AFTER_SECONDS = 15.0
 _MOST_WORKERS = 8
@@ -66,12 +69,14 @@ class Shape:
 class Engine:
     """A student ready to score: a tokenizer, and one or more lanes that compute batches side by side."""
 
-    def __init__(self, tokeniser: Tokeniser, lanes: Sequence[Lane], shape: Shape, device: torch.device) -> None:
+    def __init__(
+        self, tokeniser: Tokeniser, lanes: Sequence[Lane], shape: Shape, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.tokeniser = tokeniser
         self.shape = shape
         self.device = device
-        self.dtype = torch.float32
-        self.budget = _CPU_BUDGET
+        self.dtype = dtype
+        self.budget = _gpu_budget(shape) if device.type == "cuda" else _CPU_BUDGET
         self._setup: Setup | None = None  # how to start workers; None where there are none to be started
         self._n_workers = 0
         self._packed = all("packed" in lane.kernel for lane in lanes)
@@ -108,25 +113,30 @@ class Engine:
         target, number_type = resolve_device(device), resolve_dtype(dtype)
         tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length)
         networks = _load_replicas(model, revision, number_type, _devices(target), sharded)
-        limit = positions(networks[0].model)
-        if limit is not None and limit < max_length:
-            raise StudentError(
-                f"max_length is {max_length}, but {model!r} has {limit} positions: set max_length = {limit}"
-            )
-        kernels: list[Kernel] = [choose(network, max_length) for network in networks]
-        lanes = [LocalLane(kernel, network.device) for kernel, network in zip(kernels, networks, strict=True)]
-        engine = cls(tokeniser, lanes, _shape(networks[0]), networks[0].device)
-        engine.dtype = number_type
-        if target.type == "cuda":
-            engine.budget = _gpu_budget(engine.shape)
-        else:
+        engine = cls.over(networks, tokeniser, model)
+        if target.type == "cpu":
             engine._n_workers = _worker_count(engine.shape) if workers is None else workers
             threads = max(1, _cores() // max(1, engine._n_workers))
             engine._setup = Setup(model, revision, dtype, max_length, threads) if engine._n_workers else None
-        where = ", ".join(str(network.device) for network in networks)
-        log.info("scoring with %s on %s in %s, kernel %s", model, where, dtype, lanes[0].kernel)
         if workers and engine._setup is not None:
             engine._start_workers(engine._setup)
+        return engine
+
+    @classmethod
+    def over(cls, networks: Sequence[Network], tokeniser: Tokeniser, name: str = "a model") -> Self:
+        """Make an engine over replicas that are loaded already, in this process."""
+        limit = positions(networks[0].model)
+        if limit is not None and limit < tokeniser.max_length:
+            raise StudentError(
+                f"max_length is {tokeniser.max_length}, but {name!r} has {limit} positions: set max_length = {limit}"
+            )
+        kernels: list[Kernel] = [choose(network, tokeniser.max_length) for network in networks]
+        shape = _shape(networks[0])
+        threads = 1 if shape.parameters < _SINGLE_THREADED_PARAMETERS else None
+        lanes = [LocalLane(kernel, network.device, threads) for kernel, network in zip(kernels, networks, strict=True)]
+        engine = cls(tokeniser, lanes, shape, networks[0].device, networks[0].dtype)
+        where = ", ".join(str(network.device) for network in networks)
+        log.info("scoring with %s on %s in %s, kernel %s", name, where, networks[0].dtype, lanes[0].kernel)
         return engine
 
     @property

@@ -40,8 +40,10 @@ class Lane(Protocol):
 class LocalLane:
     """A replica in this process, on one device or sharded over several."""
 
-    def __init__(self, kernel: Kernel, device: torch.device) -> None:
+    def __init__(self, kernel: Kernel, device: torch.device, threads: int | None = None) -> None:
+        """Compute on `threads` CPU threads; None leaves their number alone."""
         self.kernel = f"{device.type}/{kernel.name}"
+        self._threads = threads
         self._kernel: Kernel | None = kernel
         self._device = device
         self._budget: int | None = None  # tokens; None until memory has run out once
@@ -65,6 +67,8 @@ class LocalLane:
     def _compute(self, batch: Sequence[Work]) -> list[float]:
         if self._kernel is None:
             raise StudentError("the engine is closed")
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)  # of this thread, as OpenMP counts
         return self._kernel.sums(batch)
 
     def _shrink(self, batch: Sequence[Work]) -> None:
