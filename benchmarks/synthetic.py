@@ -35,6 +35,8 @@ STUDENTS = {"7b": 6_738_415_616, "13b": 13_015_864_320}
 TEACHER = {"provider": "openai", "model": "made-up-teacher", "parameters": {"temperature": 0}}
 EXTRACTOR = 1
 PRICE_IN, PRICE_OUT = 0.15e-6, 0.60e-6  # dollars per token
+STARTS = ("b", "c", "d", "f", "g", "h", "l", "m", "n", "p", "r", "s", "t", "v", "br", "st", "tr", "pl")
+ENDS = ("a", "e", "i", "o", "u", "ai", "er", "on")
 STEP_OF = {
     Kind.COMPRESSED: Step.COMPRESS,
     Kind.REFLECT_INSTRUCTION: Step.REFLECT_INSTRUCTION,
@@ -55,7 +57,7 @@ class Prose:
     """Slices of a pool of invented words, whose frequencies fall as those of a language do."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        syllables = [a + b for a in "b c d f g h l m n p r s t v br st tr pl".split() for b in "a e i o u ai er on".split()]
+        syllables = [a + b for a in STARTS for b in ENDS]
         lengths = rng.choice([1, 2, 3, 4], size=6_000, p=[0.2, 0.4, 0.3, 0.1])
         words = ["".join(rng.choice(syllables, size=n)) for n in lengths]
         ranks = np.arange(1, len(words) + 1)
@@ -98,9 +100,7 @@ class Maker:
         self.now = utc_now()
         self.teacher = content_id("teacher", TEACHER, length=IDENTITY_LENGTH)
         self.prompts = {step: content_id("prompt", step, "made up", length=IDENTITY_LENGTH) for step in Step}
-        self.students = {
-            name: content_id("student", name, "made up", length=IDENTITY_LENGTH) for name in STUDENTS
-        }
+        self.students = {name: content_id("student", name, "made up", length=IDENTITY_LENGTH) for name in STUDENTS}
 
     def heads(self) -> Iterator[tuple[str, Row]]:
         """Yield the rows that all others point at."""
@@ -112,7 +112,10 @@ class Maker:
         yield "teacher", row
         yield "name", ("teacher", "gpt", self.now, self.teacher)
         for name, student in self.students.items():
-            yield "student", (student, name, f"made-up/{name}", "0" * 40, "vicuna", 2048, "bfloat16", STUDENTS[name], self.now)
+            yield (
+                "student",
+                (student, name, f"made-up/{name}", "0" * 40, "vicuna", 2048, "bfloat16", STUDENTS[name], self.now),
+            )
             yield "name", ("student", name, self.now, student)
         yield "name", ("extractor", "extractor", self.now, str(EXTRACTOR))
 
@@ -128,7 +131,9 @@ class Maker:
     def _sample(self, tables: dict[str, list[Row]], position: int) -> Iterator[tuple[str, Kind, Texts]]:
         rng, prose = self.rng, self.prose
         lengths = np.exp(rng.normal([2.2, 2.0, 3.4, 3.0, 4.2, 4.2], 0.6)).astype(int) + 2
-        texts = Texts(prose.text(lengths[0]), prose.text(lengths[1]) if rng.random() < 0.3 else "", prose.text(lengths[2]))
+        texts = Texts(
+            prose.text(lengths[0]), prose.text(lengths[1]) if rng.random() < 0.3 else "", prose.text(lengths[2])
+        )
         sample = sample_id(texts)
         origin = variant_id(sample, Kind.ORIGIN, texts)
         tables["sample"].append((sample, *texts, self.now))
@@ -160,7 +165,11 @@ class Maker:
             number = 2
         elif luck < 0.05:
             text = self._ask(tables, step, parent, number, "ok", texts.output, None, "stop")
-            reason = ("no_marker: no [End] after [New Answer]", "placeholder: the answer is N/A", "unchanged: as before")
+            reason = (
+                "no_marker: no [End] after [New Answer]",
+                "placeholder: the answer is N/A",
+                "unchanged: as before",
+            )
             tables["extraction"].append((text, EXTRACTOR, None, reason[int(luck * 10_000) % 3], self.now))
             number = 2
         raw = f"Here is why it can be better. [New Instruction] {texts.instruction} [End] [New Answer] {texts.output} [End]"
@@ -231,7 +240,17 @@ def fill(store: Store, samples: int, seed: int = 0) -> None:
     for first in range(0, samples, CHUNK_SAMPLES):
         maker.chunk(first, min(CHUNK_SAMPLES, samples - first)).write(store)
     with store.write() as conn:
-        row = (content_id("import", "made-up", samples), "made-up", "synthetic", "alpaca", "0" * 64, samples, 0, 0, utc_now())
+        row = (
+            content_id("import", "made-up", samples),
+            "made-up",
+            "synthetic",
+            "alpaca",
+            "0" * 64,
+            samples,
+            0,
+            0,
+            utc_now(),
+        )
         store.insert(conn, "dataset_import", [row])
 
 
@@ -245,7 +264,9 @@ def main() -> None:
     started = time.perf_counter()
     with Store.open(options.url, create=True) as store:
         fill(store, options.samples, options.seed)
-        counts = {table: store.rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("sample", "variant", "reply", "loss")}
+        counts = {
+            table: store.rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("sample", "variant", "reply", "loss")
+        }
         scored = ", ".join(f"'{kind}'" for kind in SCORED_KINDS)
         counts["scored variants"] = store.rows(f"SELECT count(*) FROM variant WHERE kind IN ({scored})")[0][0]
         size = store.backend.path.stat().st_size / 1e6

@@ -1,5 +1,6 @@
 """Commands that look at the store as a whole or bring stores together: report, merge."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,6 +9,34 @@ from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 
 if TYPE_CHECKING:
     from recycledb.store.merge import Merged
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The HTML file to write.")] = Path(
+        "report.html"
+    ),
+    samples: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Put in the texts of the first N samples only. Default: of all."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write one HTML file that shows what is in the store; it opens offline and holds every text.
+
+    Example: [bold]recycledb report -o report.html[/bold]
+    """
+    from recycledb.reporting.report import write_report
+
+    with session.open() as store:
+        written = write_report(store, out, limit=samples)
+    size = f"{written['bytes'] / 1e6:,.1f} MB"
+    some = "" if written["samples"] == written["of"] else f" of {written['of']:,}"
+    emit(
+        {"file": str(out), **written},
+        as_json=json,
+        show=lambda: stdout().print(f"{out}: {written['samples']:,}{some} samples, {size}", markup=False),
+    )
 
 
 @app.command()

@@ -12,7 +12,7 @@ import pytest
 from conftest import BACKENDS, Cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import STUDENT, add_samples, answer, answer_all, losses, register, texts, wanted
+from stores import STUDENT, TEACHER, add_samples, answer, answer_all, losses, register, texts, wanted
 
 from recycledb.errors import SchemaError, StoreError
 from recycledb.schema import Step, content_id, utc_now
@@ -53,7 +53,8 @@ def rows(store: Store, table: str) -> set[tuple[Any, ...]]:
 
 def contents(store: Store) -> dict[str, set[tuple[Any, ...]]]:
     """Everything that travels."""
-    return {table: rows(store, table) for table in TABLES}
+    found = {table: rows(store, table) for table in TABLES}
+    return {**found, "batch": {row for row in found["batch"] if row[0] != "claimed only"}}
 
 
 def keys(store: Store, table: str) -> set[tuple[Any, ...]]:
@@ -88,6 +89,8 @@ def fill(store: Store, words: Sequence[object], dataset: str = "d") -> None:
         store.insert(
             conn, "dataset_import", [("1", dataset, "d.json", "alpaca", "0" * 64, len(samples), 0, 0, utc_now())]
         )
+        store.insert(conn, "batch", [(key, TEACHER, "worker", utc_now()) for key in ("b1", "claimed only")])
+        store.insert(conn, "batch_event", [("b1", f"2026-01-01T0{i}", "submitted", "remote", None) for i in (1, 2)])
     store.claim(wanted(), store.start_worker(), store.pending_questions(wanted(), samples)[:3])
     store.end_worker(store.rows("SELECT worker_id FROM worker")[0][0])
     answer_all(store, wanted(), samples)

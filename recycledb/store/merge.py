@@ -36,7 +36,7 @@ KEYS = 1_000  # of one IN list
 
 TABLES = (
     "prompt", "teacher", "student", "sample", "variant", "dataset", "place", "closing", "dataset_import", "attempt", "reply",
-    "extraction", "loss", "selection", "selection_item", "name",
+    "batch", "batch_event", "extraction", "loss", "selection", "selection_item", "name",
 )  # fmt: skip
 
 Tell = Callable[[str, int], None]  # a table's name and how many of its rows are new so far
@@ -90,6 +90,7 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
             work.copy("attempt", "step", (step,))
             work.copy("reply", "step", (step,))
             work.copy("variant", "kind", kinds)
+        work.copy_batches()
         work.copy("extraction")
         work.copy_losses()
         work.copy_selections()
@@ -152,6 +153,17 @@ class _Merge:
         for (student,) in list(self._read("SELECT student_id FROM student ORDER BY student_id")):
             where = _Where().and_in("student_id", (student,))
             self._copy_rows("loss", variant, self._missing_ids("loss", [variant, stat], where), where)
+
+    def copy_batches(self) -> None:
+        """Copy batches that were handed over, with what became of them, all in one transaction, after their attempts.
+
+        A batch without an event is a claim of a process of the source's, like a worker; one that was handed over can be taken
+        by whichever store asks for it first, and its answers have the same ids in both.
+        """
+        handed_over = _Where().and_("batch_id IN (SELECT batch_id FROM batch_event)")
+        with self.target.write() as conn:
+            self._write(conn, "batch", self._select("batch", handed_over))
+            self._write(conn, "batch_event", self._select("batch_event", _Where()))
 
     def copy_selections(self) -> None:
         """Copy missing selections, each with its items in one transaction."""

@@ -1,0 +1,1 @@
+"""Pictures and reports: self-contained HTML files that open offline."""

@@ -1,0 +1,140 @@
+"""Pictures as SVG, drawn here where a chart library would cost a megabyte of script: histograms and flows.
+
+Invariant: every text is escaped, and colours are the page's own, so that a picture follows its light and dark.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from recycledb.reporting.page import escape
+
+BAR_HEIGHT, AXIS_HEIGHT = 110, 22
+WIDTH = 420
+
+
+class Flow(NamedTuple):
+    """So many samples went from one node to the next."""
+
+    source: str
+    target: str
+    count: int
+
+
+def histogram(counts: Sequence[int], low: float, high: float, kind: str, mark: float = 1.0) -> str:
+    """Return a histogram of equal bins between `low` and `high`, with a dashed line at `mark`; `kind` gives the colour."""
+    most = max([*counts, 1])
+    step = WIDTH / len(counts)
+    bars = "".join(
+        f'<rect class="fill" x="{i * step:.1f}" y="{BAR_HEIGHT * (1 - n / most):.1f}" width="{step - 1:.1f}"'
+        f' height="{BAR_HEIGHT * n / most:.1f}"><title>{n:,}</title></rect>'
+        for i, n in enumerate(counts)
+        if n
+    )
+    at = WIDTH * (mark - low) / (high - low)
+    ticks = "".join(
+        f'<text x="{min(max(WIDTH * i / 4, 8), WIDTH - 10):.0f}" y="{BAR_HEIGHT + 15}" text-anchor="middle">'
+        f"{low + (high - low) * i / 4:g}</text>"
+        for i in range(5)
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {BAR_HEIGHT + AXIS_HEIGHT}" role="img" class="{escape(kind)}">{bars}'
+        f'<line class="axis" x1="0" x2="{WIDTH}" y1="{BAR_HEIGHT}" y2="{BAR_HEIGHT}"/>'
+        f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{BAR_HEIGHT}"/>{ticks}</svg>'
+    )
+
+
+# -- flows, from left to right
+
+FLOW_WIDTH, FLOW_HEIGHT, NODE_WIDTH, GAP = 1100, 330, 12, 16
+LABEL_ROOM = 170
+
+
+@dataclass
+class _Node:
+    name: str
+    depth: int
+    count: int
+    y: float = 0.0
+    height: float = 0.0
+    out: float = 0.0  # where the next flow leaves
+    into: float = 0.0  # where the next flow arrives
+
+
+def flow_chart(flows: Sequence[Flow], label: str) -> str:
+    """Return a chart of bands between nodes, as wide as they have samples; `flows` must not turn back."""
+    nodes = _nodes(flows)
+    if not nodes:
+        return ""
+    scale = _place(nodes)
+    step = (FLOW_WIDTH - NODE_WIDTH - LABEL_ROOM) / max(1, *(node.depth for node in nodes.values()))
+    bands = "".join(_band(flow, nodes, scale, step) for flow in flows if flow.count)
+    marks = "".join(_mark(node, step) for node in nodes.values())
+    return f'<svg viewBox="0 0 {FLOW_WIDTH} {FLOW_HEIGHT}" role="img" aria-label="{escape(label)}">{bands}{marks}</svg>'
+
+
+def _nodes(flows: Sequence[Flow]) -> dict[str, _Node]:
+    targets = {flow.target for flow in flows}
+    depth = {flow.source: 0 for flow in flows if flow.source not in targets}
+    for _ in flows:  # as many rounds as the longest path can need
+        for flow in flows:
+            if flow.source in depth:
+                depth[flow.target] = max(depth.get(flow.target, 0), depth[flow.source] + 1)
+    return {
+        name: _Node(
+            name,
+            at,
+            max(
+                sum(flow.count for flow in flows if flow.source == name),
+                sum(flow.count for flow in flows if flow.target == name),
+            ),
+        )
+        for name, at in depth.items()
+    }
+
+
+def _place(nodes: Mapping[str, _Node]) -> float:
+    """Give each node its place in its column; return how many pixels a sample is high."""
+    columns: dict[int, list[_Node]] = {}
+    for node in nodes.values():
+        columns.setdefault(node.depth, []).append(node)
+    scale = min(
+        (FLOW_HEIGHT - 24 - GAP * (len(column) - 1)) / max(1, sum(node.count for node in column))
+        for column in columns.values()
+    )
+    for column in columns.values():
+        y = 12.0
+        for node in sorted(column, key=lambda each: -each.count):
+            node.y = node.out = node.into = y
+            node.height = node.count * scale
+            y += node.height + GAP
+    return scale
+
+
+def _band(flow: Flow, nodes: Mapping[str, _Node], scale: float, step: float) -> str:
+    source, target, height = nodes[flow.source], nodes[flow.target], flow.count * scale
+    x1, x2 = source.depth * step + NODE_WIDTH, target.depth * step
+    y1, y2, middle = source.out, target.into, (x1 + x2) / 2
+    source.out += height
+    target.into += height
+    return (
+        f'<path class="flow {escape(_kind(flow))}" d="M{x1:.1f},{y1:.1f} C{middle:.1f},{y1:.1f} {middle:.1f},{y2:.1f} {x2:.1f},{y2:.1f}'
+        f' V{y2 + height:.1f} C{middle:.1f},{y2 + height:.1f} {middle:.1f},{y1 + height:.1f} {x1:.1f},{y1 + height:.1f} Z">'
+        f"<title>{escape(flow.source)} → {escape(flow.target)}: {flow.count:,}</title></path>"
+    )
+
+
+def _kind(flow: Flow) -> str:
+    """A band has the colour of the kind at one of its ends; the page knows which words are kinds."""
+    kinds = ("origin", "reflect_instruction", "reflect_response", "reflect_both")
+    return next((name for name in (flow.source, flow.target) if name in kinds), "")
+
+
+def _mark(node: _Node, step: float) -> str:
+    x, y, height = node.depth * step, node.y, max(1.0, node.height)
+    middle = y + height / 2
+    return (
+        f'<rect class="fill {escape(node.name)}" x="{x:.1f}" y="{y:.1f}" width="{NODE_WIDTH}" height="{height:.1f}"/>'
+        f'<text class="strong" x="{x + NODE_WIDTH + 6:.1f}" y="{middle + 1:.1f}">{escape(node.name)}</text>'
+        f'<text x="{x + NODE_WIDTH + 6:.1f}" y="{middle + 14:.1f}">{node.count:,}</text>'
+    )

@@ -1,0 +1,113 @@
+"""One HTML page that needs nothing else: its parts, escaped, and the policy that lets nothing foreign in.
+
+Invariant: text from the store reaches a page only through `escape`, `data_block` or `packed_block`, so that no sample can become markup or
+script; and should that fail, the page's Content-Security-Policy runs no script but ours, by hash, and makes no request.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+__all__ = ["asset", "data_block", "escape", "figure", "number", "packed_block", "page", "section", "share", "table"]
+
+
+def asset(name: str) -> str:
+    """Return the text of a file that ships beside this module."""
+    return files("recycledb.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def page(title: str, body: Iterable[str], scripts: Sequence[str]) -> Iterator[str]:
+    """Yield a page piece by piece (a report has tens of megabytes); `scripts` are the only ones that it will run."""
+    head, tail = (
+        Template(asset("page.html"))
+        .substitute(
+            title=escape(title),
+            policy=_policy(scripts),
+            style=asset("page.css"),
+            scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+            body="\0",
+        )
+        .split("\0")
+    )
+    yield head
+    yield from body
+    yield tail
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    sources = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+def data_block(name: str, value: Any) -> str:
+    """Return JSON that the page's scripts can read and the browser does not run."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    safe = text.replace("<", "\\u003c")  # no text can end the block
+    return f'<script type="application/json" id="{name}">{safe}</script>\n'
+
+
+def packed_block(name: str, value: Any) -> str:
+    """Return JSON, compressed: a browser unpacks it when it is wanted."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    packed = base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)).decode()
+    return f'<script type="text/plain" id="{name}">{packed}</script>\n'
+
+
+def section(name: str, title: str, *parts: str, note: str = "") -> str:
+    """Return a titled section; `name` is what links lead to."""
+    lead = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f'<section id="{name}"><h2>{escape(title)}</h2>{lead}{"".join(parts)}</section>\n'
+
+
+def figure(caption: str, picture: str) -> str:
+    """Return a picture with its caption."""
+    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "none") -> str:
+    """Return a table; numbers stand to the right, and None is a dash."""
+    rows = [list(row) for row in rows]
+    if not rows:
+        return f'<p class="empty">{escape(empty)}</p>'
+    right = [
+        all(isinstance(row[i], int | float | None) or _is_figure(row[i]) for row in rows) for i in range(len(columns))
+    ]
+    head = "".join(f"<th{_class(r)}>{escape(name)}</th>" for name, r in zip(columns, right, strict=True))
+    lines = (
+        "<tr>" + "".join(f"<td{_class(r)}>{escape(_shown(v))}</td>" for v, r in zip(row, right, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Return a number for people: thousands apart; a dash for none."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def share(part: float | None, whole: float | None) -> str:
+    """Return a part of a whole in percent."""
+    return "–" if part is None or not whole else f"{100 * part / whole:.1f} %"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"–|\$?[\d,.]+( %)?", value) is not None
+
+
+def _class(right: bool) -> str:
+    return ' class="n"' if right else ""

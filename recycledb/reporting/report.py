@@ -1,0 +1,305 @@
+"""The report: what is in a store, what was paid, what came of it, as one HTML file that opens offline.
+
+Invariant: everything is read in one transaction, so its numbers agree with each other, whoever is writing the store.
+This module refuses to judge: it shows what is stored, and what the views compute.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sqlalchemy import Connection
+
+from recycledb.errors import ConfigError
+from recycledb.reporting.drawing import histogram
+from recycledb.reporting.page import asset, data_block, escape, figure, number, page, section, share, table
+from recycledb.reporting.samples import BLOCK, KINDS, Samples, blocks, read_samples
+from recycledb.schema import SCORED_KINDS, utc_now
+from recycledb.store import Store
+
+BINS, LOW, HIGH = 50, 0.0, 2.0
+
+_Scores = dict[str, dict[int, tuple[float | None, float | None]]]
+
+
+def write_report(store: Store, path: Path, *, limit: int | None = None) -> dict[str, int]:
+    """Write the report to `path`, with the texts of all samples or of the first `limit`; return what is in it.
+
+    The file appears when it is complete. ConfigError where it cannot be written.
+    """
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with new.open("w", encoding="utf-8") as file, store.read() as conn:
+            report = _Report(store, conn, limit)
+            file.writelines(page(f"recycledb: {store.backend.path.name}", report.body(), [asset("samples.js")]))
+        size = new.stat().st_size
+        new.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write the report {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            new.unlink()
+    return {"samples": len(report.samples.order), "of": report.samples.total, "bytes": size}
+
+
+class _Report:
+    """A report under way."""
+
+    def __init__(self, store: Store, conn: Connection, limit: int | None) -> None:
+        self.store, self.conn = store, conn
+        students = self._rows("SELECT student FROM students ORDER BY created_at, student")
+        self.students = [row[0] for row in students]
+        self.kind_of: dict[str, str] = {}
+        self.samples: Samples = read_samples(conn, self.students, self._scores(), limit)
+
+    def _rows(self, sql: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in self.conn.exec_driver_sql(sql)]
+
+    def _scores(self) -> _Scores:
+        """Return every current variant's (ifd_ppl, rifd_ppl) by student's number, and note its kind."""
+        numbers = {name: i for i, name in enumerate(self.students)}
+        found: _Scores = defaultdict(dict)
+        sql = "SELECT variant_id, kind, student, ifd_ppl, rifd_ppl FROM scores WHERE is_current = 1"
+        for variant, kind, student, ifd, rifd in self.conn.exec_driver_sql(sql):
+            found[variant][numbers[student]] = (ifd, rifd)
+            self.kind_of[variant] = kind
+        return found
+
+    def body(self) -> Iterator[str]:
+        """Yield the page's body."""
+        links = {
+            "datasets": "Datasets", "variants": "Variants", "paid": "Paid", "extraction": "Extraction", "students": "Students",
+            "scores": "Scores", "selections": "Selections", "samples": "Samples",
+        }  # fmt: skip
+        now = utc_now()[:16].replace("T", " ")
+        yield f"<header><h1>{escape(self.store.backend.path.name)}</h1>"
+        yield f'<p class="soft">A recycledb store ({self.store.backend.name}), as it stood at {now} UTC</p>'
+        yield self._cards()
+        yield (
+            "</header><nav><div>"
+            + "".join(f'<a href="#{key}">{name}</a>' for key, name in links.items())
+            + "</div></nav><main>"
+        )
+        yield self._datasets() + self._variants() + self._paid() + self._extraction() + self._truncation()
+        yield self._distributions() + self._selections()
+        yield self._browser()
+        yield "</main>"
+        yield data_block("meta", self.samples.meta)
+        yield from blocks(self.conn, self.samples)
+
+    def _cards(self) -> str:
+        cost = self._rows("SELECT sum(cost_usd) FROM reply")[0][0]
+        counts = {
+            "samples": number(self.samples.total),
+            "variants": number(self._count("variant")),
+            "teacher's replies": number(self._count("reply")),
+            "statistics": number(self._count("loss")),
+            "selections": number(self._count("selection")),
+            "paid": "–" if cost is None else f"${cost:,.2f}",
+        }
+        return (
+            '<dl class="cards">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in counts.items()) + "</dl>"
+        )
+
+    def _count(self, name: str) -> int:
+        return int(self._rows(f"SELECT count(*) FROM {name}")[0][0])
+
+    def _datasets(self) -> str:
+        rows = self._rows("""
+            SELECT n.dataset, d.source, d.format, n.places, n.samples, d.rejected, substr(d.added_at, 1, 16)
+            FROM (SELECT dataset, count(*) AS places, count(DISTINCT sample_id) AS samples FROM dataset_samples GROUP BY dataset) n
+            LEFT JOIN datasets d ON d.dataset = n.dataset ORDER BY n.dataset
+        """)
+        columns = ["dataset", "source", "format", "places", "distinct samples", "rows rejected", "last added (UTC)"]
+        return section("datasets", "Datasets", table(columns, rows, "no dataset: recycledb add FILE"))
+
+    def _variants(self) -> str:
+        found = dict(self._rows("SELECT kind, count(*) FROM variant GROUP BY kind"))
+        current = self.samples.current
+        rows = [[kind, found.get(kind, 0), current[kind], share(current[kind], current["origin"])] for kind in KINDS]
+        note = (
+            "Current: made by the teacher and the prompt that carry their names now, and read by the newest extractor."
+        )
+        return section(
+            "variants", "Variants", table(["kind", "variants", "current", "of all samples"], rows), note=note
+        )
+
+    def _paid(self) -> str:
+        rows = self._rows("""
+            SELECT t.teacher, n.step, n.n, n.ok, n.failed, n.error, n.tokens_in, n.tokens_out, n.cost
+            FROM teachers t JOIN (
+                SELECT teacher_id, step, count(*) AS n, sum(CASE WHEN status = 'ok' THEN 1 ELSE 0 END) AS ok,
+                    sum(CASE WHEN status = 'failed' THEN 1 ELSE 0 END) AS failed,
+                    sum(CASE WHEN status = 'error' THEN 1 ELSE 0 END) AS error,
+                    sum(prompt_tokens) AS tokens_in, sum(completion_tokens) AS tokens_out, sum(cost_usd) AS cost
+                FROM reply GROUP BY teacher_id, step
+            ) n ON n.teacher_id = t.teacher_id ORDER BY t.teacher, n.step
+        """)
+        lost = {
+            (teacher, step): n
+            for teacher, step, n in self._rows("""
+                SELECT t.teacher, a.step, count(*) FROM attempt a JOIN teachers t ON t.teacher_id = a.teacher_id
+                WHERE NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id) GROUP BY t.teacher, a.step
+            """)
+        }
+        lines = [
+            [
+                teacher,
+                step,
+                *map(_whole, counts),
+                lost.get((teacher, step), 0),
+                _whole(read),
+                _whole(written),
+                _dollars(cost),
+            ]
+            for teacher, step, *counts, read, written, cost in rows
+        ]
+        columns = [
+            "teacher",
+            "step",
+            "replies",
+            "ok",
+            "failed",
+            "error",
+            "no reply",
+            "tokens read",
+            "tokens written",
+            "paid",
+        ]
+        note = "No reply: asked, and stopped before an answer came; it may have been paid for."
+        return section("paid", "What was paid", table(columns, lines, "no teacher was asked"), note=note)
+
+    def _extraction(self) -> str:
+        rows = self._rows("""
+            SELECT r.step, e.variant_id IS NOT NULL, e.reason, count(*)
+            FROM extraction e JOIN reply r ON r.text_id = e.text_id
+            WHERE e.extractor = (SELECT max(x.extractor) FROM extraction x)
+            GROUP BY 1, 2, 3 ORDER BY 1
+        """)
+        read: Counter[str] = Counter()
+        usable: Counter[str] = Counter()
+        reasons: Counter[tuple[str, str]] = Counter()
+        for step, is_usable, reason, count in rows:
+            read[step] += count
+            usable[step] += count if is_usable else 0
+            if not is_usable:
+                reasons[step, (reason or "unknown").partition(":")[0]] += count
+        totals = [[step, count, usable[step], share(usable[step], count)] for step, count in read.items()]
+        why = [[step, reason, count, share(count, read[step])] for (step, reason), count in reasons.most_common()]
+        return section(
+            "extraction",
+            "Extraction",
+            table(["step", "replies read", "usable", "share"], totals, "no reply was read"),
+            "<h3>Why replies were not usable</h3>" if why else "",
+            table(["step", "reason", "replies", "of its step"], why) if why else "",
+        )
+
+    def _truncation(self) -> str:
+        rows = self._rows("""
+            SELECT s.student, n.n, n.cut, n.merged, n.too_long, n.empty, n.none, n.tokens
+            FROM students s JOIN (
+                SELECT student_id, count(*) AS n, sum(CASE WHEN truncated THEN 1 ELSE 0 END) AS cut,
+                    sum(CASE WHEN merged THEN 1 ELSE 0 END) AS merged, sum(CASE WHEN status = 'too_long' THEN 1 ELSE 0 END) AS too_long,
+                    sum(CASE WHEN status = 'empty' THEN 1 ELSE 0 END) AS empty,
+                    sum(CASE WHEN status IN ('too_short', 'invalid') THEN 1 ELSE 0 END) AS none, sum(n_tokens) AS tokens
+                FROM loss GROUP BY student_id
+            ) n ON n.student_id = s.student_id ORDER BY s.created_at, s.student
+        """)
+        lines = [
+            [name, _whole(n), share(cut, n), share(joined, n), *map(_whole, rest)]
+            for name, n, cut, joined, *rest in rows
+        ]
+        columns = [
+            "student",
+            "statistics",
+            "cut at max_length",
+            "boundary merged",
+            "too long",
+            "empty",
+            "no value",
+            "tokens averaged",
+        ]
+        return section("students", "Students and truncation", table(columns, lines, "nothing was scored"))
+
+    def _distributions(self) -> str:
+        values: dict[tuple[int, int, str], list[float]] = defaultdict(list)
+        for variant, by_student in self.samples.ratios.items():
+            for student, pair in by_student.items():
+                for ratio, value in enumerate(pair):
+                    if value is not None:
+                        values[ratio, student, self.kind_of[variant]].append(value)
+        parts = []
+        for i, student in enumerate(self.students):
+            for ratio, name in enumerate(("IFD", "reversed IFD")):
+                pictures = [
+                    _distribution(kind, values[ratio, i, kind]) for kind in SCORED_KINDS if values[ratio, i, kind]
+                ]
+                if pictures:
+                    parts.append(f'<h3>{name} under {escape(student)}</h3><div class="grid">{"".join(pictures)}</div>')
+        note = (
+            "Current variants, by perplexity; the dashed line is 1, from which on the context makes the text harder to predict, "
+            f"and the last bar holds everything from {HIGH - (HIGH - LOW) / BINS:.2f} on."
+        )
+        empty = '<p class="empty">nothing was scored</p>'
+        return section("scores", "Score distributions", *(parts or [empty]), note=note)
+
+    def _selections(self) -> str:
+        rows = self._rows(
+            "SELECT selection, recipe, parameters, rows, counts, substr(created_at, 1, 16) FROM selections ORDER BY created_at"
+        )
+        lines = [
+            [name, recipe, _pairs(parameters), count, _pairs(counts), when]
+            for name, recipe, parameters, count, counts, when in rows
+        ]
+        columns = ["selection", "recipe", "parameters", "rows", "by kind", "made (UTC)"]
+        return section("selections", "Selections", table(columns, lines, "nothing was selected"))
+
+    def _browser(self) -> str:
+        shown, total = len(self.samples.order), self.samples.total
+        note = (
+            f"All {total:,} samples"
+            if shown == total
+            else f"The first {shown:,} of {total:,} samples, as --samples asked"
+        )
+        note += (
+            ": click one for its texts. Texts are unpacked from this file as you look at them, "
+            f"{BLOCK} samples at a time."
+        )
+        return section("samples", "Samples", '<div id="browser"></div>', note=note)
+
+
+def _distribution(kind: str, values: list[float]) -> str:
+    counts = [0] * BINS
+    for value in values:
+        counts[min(BINS - 1, int((value - LOW) / (HIGH - LOW) * BINS))] += 1
+    below = share(sum(value < 1 for value in values), len(values))
+    caption = f"{kind} · median {median(values):.3f} · {below} below 1 · {len(values):,} variants"
+    return figure(caption, histogram(counts, LOW, HIGH, kind))
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _dollars(value: float | None) -> str | None:
+    return None if value is None else f"${value:,.2f}"
+
+
+def _pairs(text: str) -> str:
+    """Return a JSON object as a person writes it; anything else as it is."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(value, dict):
+        return text
+    return ", ".join(
+        f"{key} {item:,}" if isinstance(item, int) else f"{key} = {item}"
+        for key, item in value.items()
+        if item is not None
+    )

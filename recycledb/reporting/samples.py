@@ -1,0 +1,145 @@
+"""The samples of a report: an index of all of them, and their texts in compressed blocks.
+
+Invariant: a sample's line in the index, its scores and its texts list the same variants in the same order, the origin first. Only current
+variants are shown, of samples with an open place, in dataset order.
+A published run has 50,000 samples and 150 MB of text: so the texts are packed block by block and never all in memory, neither here nor in
+the browser.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from recycledb.reporting.page import packed_block
+from recycledb.schema import Kind
+
+BLOCK = 250  # samples of one block: about 300 KB packed
+FIRST_WORDS = 110
+TEXTS_AT_ONCE = 2_000
+KINDS = [kind.value for kind in Kind]
+SHORT = ["origin", "compressed", "instruction", "response", "both"]
+
+# (variant_id, kind as a number, teacher)
+_Variant = tuple[str, int, str | None]
+_Ratios = tuple[float | None, float | None]
+
+
+@dataclass
+class Samples:
+    """What the browsable table needs to know of the store, short of its texts."""
+
+    students: list[str]
+    selections: list[str]
+    datasets: list[str]
+    order: list[tuple[str, int, int]]  # sample, number of its dataset, position
+    total: int  # before a limit was applied
+    current: Counter[str] = field(default_factory=Counter)  # current variants by kind, whether shown or not
+    variants: dict[str, list[_Variant]] = field(default_factory=lambda: defaultdict(list))
+    ratios: dict[str, dict[int, _Ratios]] = field(default_factory=lambda: defaultdict(dict))
+    taken: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the page's script is told."""
+        return {
+            "kinds": KINDS,
+            "short": SHORT,
+            "students": self.students,
+            "selections": self.selections,
+            "datasets": self.datasets,
+            "block": BLOCK,
+        }
+
+
+def read_samples(
+    conn: Connection, students: Sequence[str], ratios: dict[str, dict[int, _Ratios]], limit: int | None
+) -> Samples:
+    """Read everything but texts; `ratios` are (ifd, rifd) by variant and student's number."""
+    places = conn.exec_driver_sql(
+        "SELECT sample_id, dataset, position FROM dataset_samples ORDER BY dataset, position"
+    ).fetchall()
+    datasets = list(dict.fromkeys(row[1] for row in places))
+    number = {dataset: i for i, dataset in enumerate(datasets)}
+    first = {}
+    for sample, dataset, position in places:
+        first.setdefault(sample, (sample, number[dataset], position))
+    order = list(first.values())[:limit]
+    selections = conn.exec_driver_sql("SELECT selection_id, selection FROM selections ORDER BY created_at").fetchall()
+    found = Samples(list(students), [row[1] for row in selections], datasets, order, len(first), ratios=ratios)
+    shown = {row[0] for row in order}
+    variants = conn.exec_driver_sql(
+        "SELECT sample_id, variant_id, kind, teacher FROM variants WHERE is_current = 1"
+    ).fetchall()
+    sample_of = {}
+    for sample, variant, kind, teacher in variants:
+        sample_of[variant] = sample
+        found.current[kind] += 1
+        if sample in shown:
+            found.variants[sample].append((variant, KINDS.index(kind), teacher))
+    for each in found.variants.values():
+        each.sort(key=lambda variant: (variant[1], variant[2] or "", variant[0]))
+    _read_taken(conn, found, sample_of, {row[0]: i for i, row in enumerate(selections)})
+    return found
+
+
+def _read_taken(conn: Connection, found: Samples, sample_of: dict[str, str], numbers: dict[str, int]) -> None:
+    items = conn.exec_driver_sql("SELECT selection_id, variant_id FROM selection_item").fetchall()
+    for selection, variant in items:
+        sample, number = sample_of.get(variant), numbers[selection]
+        if sample is not None and number not in found.taken[sample]:
+            found.taken[sample].append(number)
+
+
+def blocks(conn: Connection, samples: Samples) -> Iterator[str]:
+    """Yield the packed blocks of texts, then the packed index, which is made on the way."""
+    index = []
+    for number, start in enumerate(range(0, len(samples.order), BLOCK)):
+        part = samples.order[start : start + BLOCK]
+        texts = _texts(conn, [variant[0] for row in part for variant in samples.variants[row[0]]])
+        packed = []
+        for sample, dataset, position in part:
+            variants = samples.variants[sample]
+            packed.append({"id": sample, "v": [_text(variant, texts) for variant in variants]})
+            index.append(
+                [
+                    _first_words(texts, variants),
+                    [variant[1] for variant in variants],
+                    [_ratios(samples, variant[0]) for variant in variants],
+                    sorted(samples.taken.get(sample, [])),
+                    [dataset, position],
+                    sample[:12],
+                ]
+            )
+        yield packed_block(f"block-{number}", packed)
+    yield packed_block("index", index)
+
+
+def _texts(conn: Connection, variants: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    found = {}
+    for start in range(0, len(variants), TEXTS_AT_ONCE):
+        part = tuple(variants[start : start + TEXTS_AT_ONCE])
+        marks = ", ".join("?" * len(part))
+        sql = f"SELECT variant_id, instruction, input, output FROM variant WHERE variant_id IN ({marks})"
+        found.update({row[0]: (row[1], row[2], row[3]) for row in conn.exec_driver_sql(sql, part)})
+    return found
+
+
+def _text(variant: _Variant, texts: dict[str, tuple[str, str, str]]) -> dict[str, Any]:
+    instruction, given, output = texts[variant[0]]
+    return {"id": variant[0], "k": variant[1], "t": variant[2], "i": instruction, "n": given, "o": output}
+
+
+def _first_words(texts: dict[str, tuple[str, str, str]], variants: Sequence[_Variant]) -> str:
+    instruction, given, _ = texts[variants[0][0]]
+    return " ".join(f"{instruction[:FIRST_WORDS]} {given[:FIRST_WORDS]}".split())[:FIRST_WORDS]
+
+
+def _ratios(samples: Samples, variant: str) -> list[list[float | None] | None]:
+    found = samples.ratios.get(variant, {})
+    rounded = [found.get(i) for i in range(len(samples.students))]
+    return [
+        None if pair is None else [None if value is None else round(value, 4) for value in pair] for pair in rounded
+    ]
