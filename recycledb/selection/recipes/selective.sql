@@ -37,21 +37,32 @@ score AS MATERIALIZED (
     WHERE student = :student AND is_current = 1
 ),
 -- What a teacher made of a sample, each kind once.
-made AS (
-    SELECT
-        sample_id, teacher,
-        min(CASE WHEN kind = 'reflect_instruction' THEN variant_id END) AS q_id,
-        min(CASE WHEN kind = 'reflect_response' THEN variant_id END) AS a_id
-    FROM score
-    WHERE kind IN ('reflect_instruction', 'reflect_response') AND (:teacher = 'best' OR teacher = :teacher)
-    GROUP BY sample_id, teacher
+q AS MATERIALIZED (
+    SELECT sample_id, teacher, variant_id, ifd, rifd,
+        row_number() OVER (PARTITION BY sample_id, teacher ORDER BY variant_id) AS nth
+    FROM score WHERE kind = 'reflect_instruction' AND (:teacher = 'best' OR teacher = :teacher)
 ),
-finished AS (
-    SELECT parent_id, min(variant_id) AS qa_id FROM score WHERE kind = 'reflect_both' GROUP BY parent_id
+a AS MATERIALIZED (
+    SELECT sample_id, teacher, variant_id, ifd, rifd,
+        row_number() OVER (PARTITION BY sample_id, teacher ORDER BY variant_id) AS nth
+    FROM score WHERE kind = 'reflect_response' AND (:teacher = 'best' OR teacher = :teacher)
+),
+qa AS MATERIALIZED (
+    SELECT parent_id, variant_id, ifd, rifd, row_number() OVER (PARTITION BY parent_id ORDER BY variant_id) AS nth
+    FROM score WHERE kind = 'reflect_both'
+),
+made AS MATERIALIZED (
+    SELECT sample_id, teacher FROM q WHERE nth = 1
+    UNION
+    SELECT sample_id, teacher FROM a WHERE nth = 1
 ),
 branch AS (
     SELECT
-        o.sample_id, m.teacher, o.variant_id AS o_id, m.q_id, m.a_id, f.qa_id,
+        o.sample_id, m.teacher,
+        o.variant_id AS o_id, o.ifd AS o_ifd, o.rifd AS o_rifd,
+        q.variant_id AS q_id, q.ifd AS q_ifd, q.rifd AS q_rifd,
+        a.variant_id AS a_id, a.ifd AS a_ifd, a.rifd AS a_rifd,
+        qa.variant_id AS qa_id, qa.ifd AS qa_ifd, qa.rifd AS qa_rifd,
         CASE
             WHEN q.ifd > o.ifd AND qa.rifd < q.rifd THEN 'reflect_both'
             WHEN q.ifd > o.ifd THEN 'reflect_instruction'
@@ -60,34 +71,41 @@ branch AS (
         END AS kind
     FROM score o
     LEFT JOIN made m ON m.sample_id = o.sample_id
-    LEFT JOIN score q ON q.variant_id = m.q_id
-    LEFT JOIN score a ON a.variant_id = m.a_id
-    LEFT JOIN finished f ON f.parent_id = m.q_id
-    LEFT JOIN score qa ON qa.variant_id = f.qa_id
+    LEFT JOIN q ON q.sample_id = m.sample_id AND q.teacher = m.teacher AND q.nth = 1
+    LEFT JOIN a ON a.sample_id = m.sample_id AND a.teacher = m.teacher AND a.nth = 1
+    LEFT JOIN qa ON qa.parent_id = q.variant_id AND qa.nth = 1
     WHERE o.kind = 'origin'
 ),
-candidate AS (
+decided AS (
     SELECT
-        b.kind, b.teacher, c.sample_id, c.variant_id, c.ifd, c.rifd, s.place,
-        CASE b.kind
+        sample_id, teacher, kind,
+        CASE kind
+            WHEN 'reflect_both' THEN qa_id WHEN 'reflect_instruction' THEN q_id WHEN 'reflect_response' THEN a_id ELSE o_id
+        END AS variant_id,
+        CASE kind
+            WHEN 'reflect_both' THEN qa_ifd WHEN 'reflect_instruction' THEN q_ifd WHEN 'reflect_response' THEN a_ifd ELSE o_ifd
+        END AS ifd,
+        CASE kind
+            WHEN 'reflect_both' THEN qa_rifd WHEN 'reflect_instruction' THEN q_rifd WHEN 'reflect_response' THEN a_rifd ELSE o_rifd
+        END AS rifd,
+        CASE kind
             WHEN 'reflect_both' THEN 'ifd(Q) > ifd(ori), rifd(QA) < rifd(Q)'
             WHEN 'reflect_instruction' THEN 'ifd(Q) > ifd(ori)'
             WHEN 'reflect_response' THEN 'rifd(A) < rifd(ori)'
             ELSE 'no reflection is better'
-        END AS reason,
+        END AS reason
+    FROM branch
+),
+candidate AS (
+    SELECT
+        d.*, s.place,
         CASE
-            WHEN c.ifd < 1 AND c.rifd < 1 THEN 'kept'
-            WHEN c.ifd < 1 THEN 'rifd not below 1'
+            WHEN d.ifd < 1 AND d.rifd < 1 THEN 'kept'
+            WHEN d.ifd < 1 THEN 'rifd not below 1'
             ELSE 'ifd not below 1'
         END AS verdict
-    FROM branch b
-    JOIN sight s ON s.sample_id = b.sample_id
-    JOIN score c ON c.variant_id = CASE b.kind
-        WHEN 'reflect_both' THEN b.qa_id
-        WHEN 'reflect_instruction' THEN b.q_id
-        WHEN 'reflect_response' THEN b.a_id
-        ELSE b.o_id
-    END
+    FROM decided d
+    JOIN sight s ON s.sample_id = d.sample_id
 ),
 -- One candidate a sample: there are several only with the best of several teachers.
 choice AS (
