@@ -1,10 +1,15 @@
 """The command line, installed as `recycledb.cli`: a shell round the library."""
 
+import os
 import sys
 
 
 def main() -> None:
     """Run a command; say an error in one line and leave with the contract's exit code."""
+    _leave(_run())
+
+
+def _run() -> int:
     from recycledb.cli import commands
     from recycledb.errors import RecycledbError
 
@@ -14,7 +19,26 @@ def main() -> None:
         if commands.session.debug:
             raise
         print(f"recycledb: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         print("recycledb: stopped", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    except SystemExit as left:  # how Typer ends every command
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    return 0
+
+
+def _leave(code: int) -> None:
+    """End the process.
+
+    DuckDB 2.0's binding, once it has read an Arrow table in a process with SQLModel, fills stderr with reports of leaked
+    functions while the interpreter is taken down. All files are closed by then, so the taking down is left out.
+    """
+    if "duckdb" not in sys.modules:
+        sys.exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        pass
+    os._exit(code)
