@@ -6,7 +6,7 @@ and a run with nothing missing does nothing.
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -110,8 +110,11 @@ class Sync:
         self.target.register(self.store)
         if self.target.reflect:
             self.outcome.read = read_all(self.store).read
-        while self._round() and self.target.lazy and not self._ended:
+        lazy = self.target.lazy and self.target.reflect
+        while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and answers are new texts to score
+        if not lazy or not self.stop.is_set():
+            self._round(self.target.students)
         if self.stop.is_set():
             self.outcome.stopped = "stopped on request"
         self.outcome.left = make(self.store, self.target)
@@ -121,10 +124,10 @@ class Sync:
     def _ended(self) -> bool:
         return self.stop.is_set() or self.outcome.stopped is not None
 
-    def _round(self) -> bool:
+    def _round(self, students: Sequence[Student]) -> bool:
         """Ask what can be asked, score what can be scored; return whether anything came of it."""
-        asked = self._reflect() if self.target.reflect else None
-        scored = [] if self.stop.is_set() else self._score()
+        asked = self._reflect() if self.target.reflect and self.outcome.stopped is None else None
+        scored = [] if self.stop.is_set() else self._score(students)
         return bool(asked and asked.asked) or any(s.statistics for s in scored)
 
     def _reflect(self) -> Asked | None:
@@ -202,10 +205,10 @@ class Sync:
         finally:
             await teacher.close()
 
-    def _score(self) -> list[Scored]:
+    def _score(self, students: Sequence[Student]) -> list[Scored]:
         """Compute the statistics that can be computed now."""
         done = []
-        for student in self.target.students:
+        for student in students:
             if self.stop.is_set() or not self.target.score:
                 break
             _, total, _ = self.store.count_scores(self.target.wanted, student.student_id, student.stats)
