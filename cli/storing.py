@@ -59,24 +59,30 @@ def init(
 
     Example: [bold]recycledb init my-data[/bold]
     """
-    from recycledb.config import DEFAULT_URL, FILE_NAME, load
+    from recycledb.config import DEFAULT_URL, FILE_NAME
     from recycledb.store import Store
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAME
     if path.exists():
         raise ConfigError(f"{path} is there already; edit it, or remove it first")
-    path.write_text(TEMPLATE.format(url=session.store_option or DEFAULT_URL), encoding="utf-8")
-    url = session.store_option or load(path).store.url
+    folder.mkdir(parents=True, exist_ok=True)
+    url = session.store_option or f"sqlite:///{folder / DEFAULT_URL.removeprefix('sqlite:///')}"
     with Store.open(url, create=True) as store:
-        stdout().print(
-            f"wrote {path}\nmade {store.backend.path}\nnext: recycledb add FILE, then recycledb sync --dry-run"
-        )
+        made = store.backend.path
+    written = _seen_from(folder, url, made).replace("\\", "\\\\").replace('"', '\\"')
+    path.write_text(TEMPLATE.format(url=written), encoding="utf-8")
+    stdout().print(f"wrote {path}\nmade {made}\nnext: recycledb add FILE, then recycledb sync --dry-run", markup=False)
+
+
+def _seen_from(folder: Path, url: str, path: Path) -> str:
+    """Return a store's URL as the configuration in `folder` names it: its paths are seen from there."""
+    here, there = folder.resolve(), path.resolve()
+    return f"{url.partition(':///')[0]}:///{there.relative_to(here) if there.is_relative_to(here) else there}"
 
 
 @app.command()
 def add(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="JSON, JSONL or Parquet; plain, gzip or zstd.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="JSON, JSONL or Parquet; plain, gzip or zstd.")],
     dataset: Annotated[str | None, typer.Option(help="The dataset's name. Default: each file's own.")] = None,
     format: Annotated[str, typer.Option(help="auto, alpaca, sharegpt or messages.")] = "auto",
     as_json: Json = False,

@@ -7,7 +7,7 @@ columns is in schema.toml beside this file. Nothing here is kept by hand twice.
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,7 +86,7 @@ def _parameter(one: Any) -> tuple[str, str, str]:
     return name, _plain(one.help), default
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
     lines = [header, ("---",) * len(header), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
@@ -177,9 +177,9 @@ def schema() -> str:
     parts = [
         "# The SQL surface",
         NOTE,
-        "Query these views, by `recycledb query`, in a recipe, or with any tool that reads SQLite or DuckDB. Ids are content "
-        "addresses: the same content has the same id in every store. Nothing in them changes in place; where a better text, prompt or student comes, rows "
-        "are added, and names move.",
+        "Query these views, by `recycledb query`, in a recipe, or with any tool that reads SQLite or DuckDB. Ids are "
+        "content addresses: the same content has the same id in every store. Nothing in them changes in place; where a "
+        "better text, prompt or student comes, rows are added, and names move.",
     ]
     order = [name for name in sentences if name in columns]
     for name in [*order, *sorted(set(columns) - set(order))]:

@@ -1,5 +1,6 @@
 """What several tests need: stores on every backend, and the command as users run it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -59,11 +60,50 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error", **more}
 
 
+class CommandServer:
+    """A process that runs the command in forks of itself: see command_server.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self._out, self._err = folder / "out", folder / "err"
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("command_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=clean_environment(),
+            text=True,
+        )
+
+    def run(self, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run the command once."""
+        for path in (self._out, self._err):
+            path.write_bytes(b"")
+        job = {"arguments": arguments, "cwd": str(cwd), "env": env, "out": str(self._out), "err": str(self._err)}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        out, err = (path.read_text(encoding="utf-8") for path in (self._out, self._err))
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def command_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
+    """One process for all runs of the command."""
+    server = CommandServer(tmp_path_factory.mktemp("command"))
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path, command_server: CommandServer) -> Cli:
     """Run the real command in a process of its own, in `tmp_path`, and return what came of it.
 
-    `cli("add", "data.json", env={…}, cwd=…, code=1)`: `code` is the exit code that is expected.
+    `cli("add", "data.json", env={…}, cwd=…, code=1)`: `code` is the exit code that is expected; other options are those of
+    subprocess.run, and have an interpreter started for this run alone.
     """
 
     def run(
@@ -73,16 +113,21 @@ def cli(tmp_path: Path) -> Cli:
         code: int = 0,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*RUN_COMMAND, *map(str, arguments)],
-            cwd=cwd,
-            env=clean_environment(**(env or {})),
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-            timeout=120,
-            **options,
-        )
+        words, environment = [str(argument) for argument in arguments], clean_environment(**(env or {}))
+        if options:
+            command = [*RUN_COMMAND, *words]
+            done = subprocess.run(
+                command,
+                cwd=cwd,
+                env=environment,
+                capture_output=True,
+                encoding="utf-8",
+                check=False,
+                timeout=120,
+                **options,
+            )
+        else:
+            done = command_server.run(words, cwd, environment)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

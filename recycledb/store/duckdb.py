@@ -36,6 +36,8 @@ class DuckDB:
     def __init__(self, path: Path) -> None:
         if "?" in str(path):  # it puts its log beside what stands before the first question mark
             raise StoreError(f"DuckDB cannot keep a database at {path}: the path holds a question mark")
+        if path.is_file() and not _is_empty_or_duckdb(path):  # it would read data files into a database in memory
+            raise StoreError(f"{path} is not a DuckDB file; check the URL")
         self.path = path
         self.writer = self._engine(StaticPool)
         self.reader = self._engine(NullPool)
@@ -170,6 +172,12 @@ def _refusal(text: str) -> str:
     if "disabled by configuration" in first or "configuration has been locked" in first or "read-only" in first:
         return f"refused: a query may only read the store ({first}); --allow-external lets it read other files"
     return text
+
+
+def _is_empty_or_duckdb(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head == b"" or head[8:] == b"DUCK"
 
 
 def _arrow_type(kind: str, pa: Any) -> Any:

@@ -1,0 +1,43 @@
+"""Runs the command for tests: each run is a process of its own, forked from one that has the library loaded already.
+
+A run differs from a user's only in what was imported before it; tests/test_imports.py starts interpreters of its own. Reads
+one JSON object a line (arguments, cwd, env, out, err) and answers each with the exit code.
+"""
+
+import json
+import os
+import sys
+
+import recycledb.adding
+import recycledb.inspecting
+import recycledb.selection.query
+import recycledb.selection.select
+import recycledb.store.duckdb
+import recycledb.store.sqlite
+import recycledb.sync
+from recycledb.cli import commands, main
+
+LOADED = (recycledb, commands)
+
+
+def become(job: dict[str, object]) -> None:
+    """Make this process what a shell would have started: arguments, folder, environment, files."""
+    os.chdir(str(job["cwd"]))
+    os.environ.clear()
+    os.environ.update(job["env"])  # type: ignore[call-overload]
+    sys.argv = ["recycledb", *job["arguments"]]  # type: ignore[misc]
+    for number, name, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, job["out"], os.O_WRONLY),
+        (2, job["err"], os.O_WRONLY),
+    ):
+        os.dup2(os.open(str(name), flags), number)
+
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        become(json.loads(line))
+        main()
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
