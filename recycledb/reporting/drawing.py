@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from recycledb.reporting.page import escape
 
-BAR_HEIGHT, AXIS_HEIGHT = 110, 22
-WIDTH = 420
+BAR_HEIGHT, AXIS_HEIGHT = 90, 20
+WIDTH = 270
 
 
 class Flow(NamedTuple):
@@ -134,7 +134,7 @@ def _mark(node: _Node, step: float) -> str:
     x, y, height = node.depth * step, node.y, max(1.0, node.height)
     middle = y + height / 2
     return (
-        f'<rect class="fill {escape(node.name)}" x="{x:.1f}" y="{y:.1f}" width="{NODE_WIDTH}" height="{height:.1f}"/>'
+        f'<rect class="node {escape(node.name)}" x="{x:.1f}" y="{y:.1f}" width="{NODE_WIDTH}" height="{height:.1f}"/>'
         f'<text class="strong" x="{x + NODE_WIDTH + 6:.1f}" y="{middle + 1:.1f}">{escape(node.name)}</text>'
         f'<text x="{x + NODE_WIDTH + 6:.1f}" y="{middle + 14:.1f}">{node.count:,}</text>'
     )

@@ -78,12 +78,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "n
     rows = [list(row) for row in rows]
     if not rows:
         return f'<p class="empty">{escape(empty)}</p>'
-    right = [
-        all(isinstance(row[i], int | float | None) or _is_figure(row[i]) for row in rows) for i in range(len(columns))
-    ]
-    head = "".join(f"<th{_class(r)}>{escape(name)}</th>" for name, r in zip(columns, right, strict=True))
+    classes = [_class([row[i] for row in rows]) for i in range(len(columns))]
+    head = "".join(f"<th{each}>{escape(name)}</th>" for name, each in zip(columns, classes, strict=True))
     lines = (
-        "<tr>" + "".join(f"<td{_class(r)}>{escape(_shown(v))}</td>" for v, r in zip(row, right, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td{c}>{escape(_shown(v))}</td>" for v, c in zip(row, classes, strict=True)) + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -96,7 +94,7 @@ def number(value: float | None, digits: int = 0) -> str:
 
 def share(part: float | None, whole: float | None) -> str:
     """Return a part of a whole in percent."""
-    return "–" if part is None or not whole else f"{100 * part / whole:.1f} %"
+    return "–" if part is None or not whole else f"{100 * part / whole:.1f}\u00a0%"
 
 
 def _shown(value: Any) -> str:
@@ -105,9 +103,9 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"–|\$?[\d,.]+( %)?", value) is not None
-
-
-def _class(right: bool) -> str:
-    return ' class="n"' if right else ""
+def _class(values: Sequence[Any]) -> str:
+    """Return the class of a column: n for numbers, d for moments."""
+    texts = [value for value in values if isinstance(value, str)]
+    if all(re.fullmatch(r"–|\$?[\d,.]+(\u00a0%)?", text) for text in texts):
+        return ' class="n"'
+    return ' class="d"' if all(re.fullmatch(r"[\d-]{10}\u00a0[\d:]{5}", text) for text in texts) else ""

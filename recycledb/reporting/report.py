@@ -76,7 +76,7 @@ class _Report:
             "datasets": "Datasets", "variants": "Variants", "paid": "Paid", "extraction": "Extraction", "students": "Students",
             "scores": "Scores", "selections": "Selections", "samples": "Samples",
         }  # fmt: skip
-        now = utc_now()[:16].replace("T", " ")
+        now = _when(utc_now())
         yield f"<header><h1>{escape(self.store.backend.path.name)}</h1>"
         yield f'<p class="soft">A recycledb store ({self.store.backend.name}), as it stood at {now} UTC</p>'
         yield self._cards()
@@ -111,12 +111,16 @@ class _Report:
 
     def _datasets(self) -> str:
         rows = self._rows("""
-            SELECT n.dataset, d.source, d.format, n.places, n.samples, d.rejected, substr(d.added_at, 1, 16)
+            SELECT n.dataset, d.source, d.format, n.places, n.samples, d.rejected, d.added_at
             FROM (SELECT dataset, count(*) AS places, count(DISTINCT sample_id) AS samples FROM dataset_samples GROUP BY dataset) n
             LEFT JOIN datasets d ON d.dataset = n.dataset ORDER BY n.dataset
         """)
         columns = ["dataset", "source", "format", "places", "distinct samples", "rows rejected", "last added (UTC)"]
-        return section("datasets", "Datasets", table(columns, rows, "no dataset: recycledb add FILE"))
+        return section(
+            "datasets",
+            "Datasets",
+            table(columns, [[*row, _when(at)] for *row, at in rows], "no dataset: recycledb add FILE"),
+        )
 
     def _variants(self) -> str:
         found = dict(self._rows("SELECT kind, count(*) FROM variant GROUP BY kind"))
@@ -250,11 +254,11 @@ class _Report:
 
     def _selections(self) -> str:
         rows = self._rows(
-            "SELECT selection, recipe, parameters, rows, counts, substr(created_at, 1, 16) FROM selections ORDER BY created_at"
+            "SELECT selection, recipe, parameters, rows, counts, created_at FROM selections ORDER BY created_at"
         )
         lines = [
-            [name, recipe, _pairs(parameters), count, _pairs(counts), when]
-            for name, recipe, parameters, count, counts, when in rows
+            [name, recipe, _pairs(parameters), count, _pairs(counts), _when(at)]
+            for name, recipe, parameters, count, counts, at in rows
         ]
         columns = ["selection", "recipe", "parameters", "rows", "by kind", "made (UTC)"]
         return section("selections", "Selections", table(columns, lines, "nothing was selected"))
@@ -286,6 +290,10 @@ def _whole(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
+def _when(moment: str | None) -> str | None:
+    return None if moment is None else moment[:16].replace("T", "\u00a0")
+
+
 def _dollars(value: float | None) -> str | None:
     return None if value is None else f"${value:,.2f}"
 
@@ -298,8 +306,5 @@ def _pairs(text: str) -> str:
         return text
     if not isinstance(value, dict):
         return text
-    return ", ".join(
-        f"{key} {item:,}" if isinstance(item, int) else f"{key} = {item}"
-        for key, item in value.items()
-        if item is not None
-    )
+    shown = {key: item for key, item in value.items() if item is not None and not key.endswith("_id")}
+    return ", ".join(f"{key} {item:,}" if isinstance(item, int) else f"{key} = {item}" for key, item in shown.items())

@@ -30,39 +30,54 @@
   };
   const sampleOf = async (i) => (await block(Math.floor(i / meta.block)))[i % meta.block];
 
-  // -- words: a diff by longest common subsequence
+  // -- what changed, word by word: the longest common subsequence
 
-  const words = (text) => text.match(/\s+|[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu) ?? [];
+  // A word takes the space behind it along, so that spaces alone never match.
+  const words = (text) => text.match(/[\p{L}\p{N}_]+\s*|[^\s\p{L}\p{N}_]\s*|\s+/gu) ?? [];
   const MOST_CELLS = 16e6;
-  const diff = (before, after) => {
-    const a = words(before), b = words(after), out = [];
-    const put = (kind, word) => {
-      if (out.length && out[out.length - 1][0] === kind) out[out.length - 1][1] += word;
-      else out.push([kind, word]);
-    };
+  const steps = (a, b) => {
+    const out = [], tail = [];
     let start = 0, endA = a.length, endB = b.length;
-    while (start < endA && start < endB && a[start] === b[start]) put("same", a[start++]);
-    const tail = [];
-    while (endA > start && endB > start && a[endA - 1] === b[endB - 1]) { tail.push(a[--endA]); endB--; }
-    const n = endA - start, m = endB - start;
-    if (n * m > MOST_CELLS) {
-      put("del", a.slice(start, endA).join("")); put("ins", b.slice(start, endB).join(""));
-    } else {
-      const width = m + 1, best = new Uint16Array((n + 1) * width);
-      for (let i = n - 1; i >= 0; i--) for (let j = m - 1; j >= 0; j--) {
-        const at = i * width + j;
-        best[at] = a[start + i] === b[start + j] ? best[at + width + 1] + 1 : Math.max(best[at + width], best[at + 1]);
-      }
-      let i = 0, j = 0;
-      while (i < n || j < m) {
-        const at = i * width + j;
-        if (i < n && j < m && a[start + i] === b[start + j]) { put("same", a[start + i]); i++; j++; }
-        else if (i < n && (j === m || best[at + width] >= best[at + 1])) put("del", a[start + i++]);
-        else put("ins", b[start + j++]);
-      }
+    while (start < endA && start < endB && a[start] === b[start]) out.push(["same", a[start++]]);
+    while (endA > start && endB > start && a[endA - 1] === b[endB - 1]) { tail.push(["same", a[--endA]]); endB--; }
+    const n = endA - start, m = endB - start, width = m + 1;
+    if (n * m > MOST_CELLS) { // too much for a table: all of it has changed
+      for (const word of a.slice(start, endA)) out.push(["del", word]);
+      for (const word of b.slice(start, endB)) out.push(["ins", word]);
+      return out.concat(tail.reverse());
     }
-    for (const word of tail.reverse()) put("same", word);
-    return out;
+    const best = new Uint16Array((n + 1) * width);
+    for (let i = n - 1; i >= 0; i--) for (let j = m - 1; j >= 0; j--) {
+      const at = i * width + j;
+      best[at] = a[start + i] === b[start + j] ? best[at + width + 1] + 1 : Math.max(best[at + width], best[at + 1]);
+    }
+    for (let i = 0, j = 0; i < n || j < m;) {
+      const at = i * width + j;
+      if (i < n && j < m && a[start + i] === b[start + j]) { out.push(["same", a[start + i]]); i++; j++; }
+      else if (i < n && (j === m || best[at + width] >= best[at + 1])) out.push(["del", a[start + i++]]);
+      else out.push(["ins", b[start + j++]]);
+    }
+    return out.concat(tail.reverse());
+  };
+  // One or two words that happen to agree amid changes are no common ground: show the change as one.
+  const FEWEST = 3;
+  const diff = (before, after) => {
+    const runs = [];
+    for (const [kind, word] of steps(words(before), words(after))) {
+      const same = kind === "same";
+      if (!runs.length || runs[runs.length - 1].same !== same) runs.push({ same, words: 0, del: "", ins: "" });
+      const run = runs[runs.length - 1];
+      run.words++;
+      if (kind !== "ins") run.del += word;
+      if (kind !== "del") run.ins += word;
+    }
+    const out = [];
+    runs.forEach((run, i) => {
+      const same = run.same && (run.words >= FEWEST || i === 0 || i === runs.length - 1);
+      const last = out[out.length - 1];
+      if (last && last.same === same) { last.del += run.del; last.ins += run.ins; } else out.push({ same, del: run.del, ins: run.ins });
+    });
+    return out.flatMap((run) => (run.same ? [["same", run.ins]] : [["del", run.del], ["ins", run.ins]])).filter(([, text]) => text);
   };
   const marked = (before, after) => {
     const box = el("div", { class: "text" });
@@ -95,7 +110,7 @@
         [["instruction", changed("i")], ["input", (chosen.n || origin.n) && changed("n")], ["output", changed("o")]]));
       const tabs = el("div", { class: "tabs" }, ...others.map((v) =>
         el("button", { type: "button", "aria-pressed": String(v === chosen), onclick: () => show(v, compare) }, meta.kinds[v.k])));
-      if (chosen) tabs.append(el("button", { type: "button", "aria-pressed": String(compare), onclick: () => show(chosen, !compare) }, "mark changes"));
+      if (chosen) tabs.append(el("button", { type: "button", class: "apart", "aria-pressed": String(compare), onclick: () => show(chosen, !compare) }, "mark changes"));
       panel.replaceChildren(tabs, pair);
     };
     show(others[others.length - 1], true);
@@ -173,6 +188,7 @@
       else line.after(detail(i, await sampleOf(i), cells));
       line.setAttribute("aria-expanded", String(line.nextSibling?.classList.contains("detail") ?? false));
     };
+    line.toggle = toggle;
     line.addEventListener("click", toggle);
     line.addEventListener("keydown", (event) => { if (event.key === "Enter") toggle(); });
     return line;
@@ -195,7 +211,7 @@
     await filter();
     // #sample=<id prefix> opens one
     const asked = new URLSearchParams(location.hash.slice(1)).get("sample");
-    if (asked) { search.value = asked; await filter(); body.querySelector(".row")?.click(); }
+    if (asked) { search.value = asked; await filter(); await body.querySelector(".row")?.toggle(); root.scrollIntoView(); }
     document.documentElement.dataset.ready = "1";
   });
 })();
