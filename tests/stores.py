@@ -144,9 +144,11 @@ def fill(store: Store, dataset: str = "d") -> None:
         origin = variant_id(ids[0], Kind.ORIGIN, one)
         store.insert(conn, "selection_item", [(selection, 0, origin, 0.5, "the best")])
         store.ensure_name(conn, "selection", f"best-{dataset}", selection)
+        store.insert(conn, "batch", [(f"batch-{dataset}", TEACHER, "a worker", now)])
+        store.insert(conn, "batch_event", [(f"batch-{dataset}", now, "taken", "batch_1", None)])
 
 
 VIEWS = (
     *("datasets", "dataset_samples", "samples", "teachers", "prompts", "teacher_texts", "extractions", "variants"),
-    *("students", "losses", "scores", "selections", "selection_items", "current_names"),
+    *("students", "losses", "scores", "selections", "selection_items", "current_names", "batches"),
 )

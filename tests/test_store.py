@@ -407,6 +407,14 @@ def test_a_name_given_many_times_in_a_row_means_the_last(store: Store) -> None:
     assert counted(store, "name") == 50
 
 
+def test_a_name_moves_though_the_clock_was_set_back(store: Store) -> None:
+    with store.write() as conn:
+        store.insert(conn, "name", [("student", "7b", "2999-12-31T23:59:59.999999Z", "old")])
+        store.ensure_name(conn, "student", "7b", "new")
+        store.ensure_name(conn, "student", "7b", "newer")
+    assert store.find_name("student", "7b") == "newer"
+
+
 def test_a_new_prompt_makes_old_variants_superseded(store: Store) -> None:
     stores.register(store)
     ids = stores.add_samples(store, [stores.texts("one"), stores.texts("two", with_input=True)])

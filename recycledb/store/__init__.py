@@ -8,6 +8,7 @@ This package refuses to know what a teacher says or how a loss is computed: it s
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -170,12 +171,12 @@ class Store:
         return str(found[0][0]) if found else None
 
     def ensure_name(self, conn: Connection, kind: str, name: str, identity: str) -> None:
-        """Let `name` mean `identity` from now on."""
-        found = conn.execute(
-            text("SELECT id FROM current_names WHERE kind = :kind AND name = :name"), {"kind": kind, "name": name}
-        ).scalar()
-        if found != identity:
-            self.insert(conn, "name", [(kind, name, utc_now(), identity)])
+        """Let `name` mean `identity` from now on, whatever the clock said when it got its last meaning."""
+        sql = "SELECT id, since FROM current_names WHERE kind = :kind AND name = :name"
+        found = conn.execute(text(sql), {"kind": kind, "name": name}).first()
+        if found is None or found.id != identity:
+            since = utc_now() if found is None else max(utc_now(), _moment_after(found.since))
+            self.insert(conn, "name", [(kind, name, since, identity)])
 
     # -- samples
 
@@ -383,6 +384,11 @@ class Store:
         """Say that a worker is done: what it asked and did not hear of is lost."""
         with self.write() as conn:
             workers.end(conn, worker, utc_now())
+
+
+def _moment_after(moment: str) -> str:
+    """Return the moment one microsecond later: a clock that was set back must not keep a name from moving."""
+    return (datetime.fromisoformat(moment) + timedelta(microseconds=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _sample_parameters(samples: Sequence[str]) -> dict[str, str]:
