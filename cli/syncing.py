@@ -160,7 +160,7 @@ def _events(every_s: float = 1.0) -> "Listener":
 
     def listen(progress: "Progress_") -> None:
         key, now = (progress.step, progress.who), time.monotonic()
-        if now - last.get(key, 0.0) >= every_s:
+        if progress.ended or now - last.get(key, 0.0) >= every_s:
             last[key] = now
             print(json.dumps(progress.as_dict()), file=sys.stderr, flush=True)
 

@@ -98,6 +98,7 @@ class Answered:
     number: int
     admitted: Admitted
     reply: Reply
+    row: tuple[Any, ...] = ()  # as it is stored
 
 
 class Asking:
@@ -135,7 +136,7 @@ class Asking:
         self._admitted: list[Admitted] = []
         self._under_way = 0  # admitted, and not yet committed
         self._asks: set[asyncio.Task[None]] = set()
-        self._unread: deque[tuple[Complete, Candidate]] = deque()
+        self._unread: deque[Complete] = deque()
         self._reading = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -342,20 +343,18 @@ class Asking:
 
     def _store_replies(self, group: list[Answered]) -> None:
         """Commit what came back. Runs in the writer's thread."""
-        self.store.add_replies([self._row(answered) for answered in group])
-
-    def _row(self, answered: Answered) -> tuple[Any, ...]:
-        row = answered.admitted.candidate.row
-        question = (row.variant_id, row.step, self.wanted.teacher_id, row.prompt_id, answered.number)
-        return reply_row(answered.attempt_id, question, answered.reply)
+        for answered in group:
+            row = answered.admitted.candidate.row
+            question = (row.variant_id, row.step, self.wanted.teacher_id, row.prompt_id, answered.number)
+            answered.row = reply_row(answered.attempt_id, question, answered.reply)
+        self.store.add_replies([answered.row for answered in group])
 
     def _committed(self, group: list[Answered]) -> None:
         for answered in group:
             self._under_way -= 1
             self._note(answered)
             if answered.reply.status is ReplyStatus.OK:
-                candidate = answered.admitted.candidate
-                self._unread.append((Complete(self._row(answered), candidate.row), candidate))
+                self._unread.append(Complete(answered.row, answered.admitted.candidate.row))
                 self._readable.set()
         self._wake.set()
 
@@ -398,7 +397,7 @@ class Asking:
             if not self._unread:
                 self._readable.clear()
             self._reading = len(group)
-            found = await self._writer.run(Urgency.READ, self._read_group, [complete for complete, _ in group])
+            found = await self._writer.run(Urgency.READ, self._read_group, group)
             self._reading = 0
             for variant, follow in found:
                 self.result.variants += variant is not None
@@ -441,6 +440,8 @@ class Asking:
         await asyncio.gather(*self._asks, *self._tasks, return_exceptions=True)
         await self._writer.close()
         await asyncio.sleep(0)  # what the writer still had to tell
+        for progress in self.progress.values():
+            progress.ended = True
         self._tell()
 
     async def _beat(self) -> None:

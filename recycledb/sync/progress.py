@@ -19,6 +19,7 @@ class Progress:
     tokens: int = 0
     cost_usd: float | None = None
     utilisation: float | None = None  # scoring: share of the hardware's measured matmul peak
+    ended: bool = False
     started: float = field(default_factory=time.monotonic, repr=False)
 
     @property
@@ -52,6 +53,7 @@ class Progress:
             "tokens_per_minute": round(self.tokens / self.seconds * 60) if self.seconds > 0 else 0,
             "cost_usd": self.cost_usd,
             "utilisation": self.utilisation,
+            "ended": self.ended,
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
         }
 

@@ -77,6 +77,7 @@ class Scoring:
                     self.result.stopped = "stopped on request"
                     break
         self.result.seconds = self.progress.seconds
+        self.progress.ended = True
         self.listener(self.progress)
         return self.result
 
