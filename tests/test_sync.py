@@ -224,7 +224,7 @@ def test_lazy_asks_twice_a_sample_and_the_recipe_picks_what_the_full_run_picks(t
             work.add(folder / "samples.json")
             result = work.sync(lazy=lazy, students=["small"]).as_dict()
             out = folder / "picked.json"
-            work.select("selective", student="small", output=out)
+            work.select("selective", student="small", out=out)
             picked[lazy] = json.loads(out.read_text())
             calls[lazy] = {
                 row["step"]: row["n"]
@@ -439,7 +439,7 @@ def test_the_command_tells_how_it_goes_and_how_it_ended(tmp_path: Path, cli: Cli
         assert (outcome["calls"], outcome["stopped"]) == (20, "the limit of 20 calls is reached")
         assert outcome["cost_usd"] > 0
         text = cli("sync", "--max-cost", "0.00001", code=3).stdout
-        assert "the budget of $0.00001 is reached" in text
+        assert "the budget of $0.000010 is reached" in text
         assert "still missing: " in text
         assert len(server.log) == 20
         cli("sync")

@@ -1,4 +1,4 @@
-"""A sync that is killed, stopped, or refused by its disk: nothing committed is lost or asked again, and the record says what was on the wire."""
+"""A sync that is killed, stopped, or refused by its disk: nothing committed is lost or asked again; what was on the wire is on record."""
 
 import json
 import os
@@ -48,9 +48,9 @@ def kill_often(folder: Path, kills: int, samples: int, seed: int, limit: int | N
     unsaved, on_wire, known = [], [], set[str]()
     with TeacherServer(delay_s=0.3) as server:
         for _ in range(kills):
-            before, received_before = len(server.log), received.stat().st_size if received.exists() else 0
+            calls, received_before = len(server.log), received.stat().st_size if received.exists() else 0
             process = start_sync(url, server.base_url, "--received", str(received), "--concurrency", str(IN_FLIGHT))
-            wait_for(lambda before=before: len(server.log) >= before + IN_FLIGHT)
+            wait_for(lambda calls=calls: len(server.log) >= calls + IN_FLIGHT)
             time.sleep(chance.uniform(0.0, 1.5))
             on_wire.append(server.in_flight)
             process.kill()
@@ -59,7 +59,9 @@ def kill_often(folder: Path, kills: int, samples: int, seed: int, limit: int | N
             came = set(received.read_bytes()[received_before:].decode().split())
             committed = {row["attempt_id"] for row in rows(url, "SELECT attempt_id FROM reply")}
             unsaved.append(len(came - committed))
-            assert known <= (known := stored_texts(url))
+            print(f"kill {len(unsaved)}: {len(came)} replies received, {unsaved[-1]} of them not committed", flush=True)
+            before, known = known, stored_texts(url)
+            assert before <= known
         outcome = run(url, target(server.base_url, concurrency=IN_FLIGHT), limit=limit)
         assert outcome.complete is (limit is None)
         asked = Counter(exchange.question for exchange in server.log)

@@ -196,7 +196,7 @@ class Asking:
             elif self.limit is not None and self._granted >= self.limit:
                 self._close(f"the limit of {self.limit} calls is reached")
             elif not await self._afford(candidate):
-                self._close(f"the budget of ${self.budget.limit:g} is reached")
+                self._close(self.budget.reached)
             else:
                 await self._admit(candidate)
 

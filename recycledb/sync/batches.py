@@ -230,7 +230,7 @@ class Batches:
                 messages = render(self.target.prompts[Step(row.step)], Texts(row.instruction, row.input, row.output))
                 reserved = self.budget.most(messages)
                 if not self.budget.reserve(reserved):
-                    self.asked.stopped = f"the budget of ${self.budget.limit:g} is reached"
+                    self.asked.stopped = self.budget.reached
                     return
                 size = len(self.teacher.line("0" * ID_LENGTH, messages))
                 count += 1

@@ -59,6 +59,12 @@ class Budget:
         prompt = sum(len(message["content"].encode()) + MESSAGE_TOKENS for message in messages) + CONVERSATION_TOKENS
         return self._price(prompt, self._longest, 0)
 
+    @property
+    def reached(self) -> str:
+        """What is said when nothing more can be afforded."""
+        limit = self.limit or 0.0
+        return f"the budget of ${limit:.2f} is reached" if limit >= 1 else f"the budget of ${limit:.6f} is reached"
+
     def reserve(self, amount: float) -> bool:
         """Set an amount aside, if the budget still holds it."""
         if self.limit is not None and self.spent + self.reserved + amount > self.limit:
