@@ -31,7 +31,7 @@ class DuckDB:
     """A store in one DuckDB file."""
 
     name = "duckdb"
-    errors = (duckdb.Error,)  # bulk inserts go past SQLAlchemy, which would wrap them
+    errors: tuple[type[Exception], ...] = (duckdb.Error,)  # bulk inserts go past SQLAlchemy, which would wrap them
 
     def __init__(self, path: Path) -> None:
         if "?" in str(path):  # it puts its log beside what stands before the first question mark
