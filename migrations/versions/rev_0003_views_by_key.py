@@ -3,7 +3,8 @@
 Why: the first form gathered what is current, and the means of all losses, before any condition was looked at. This one reaches
 extractions, parents and losses by their primary keys. Measured by benchmarks/select.py's store of 52,000 samples and 1.66 million
 losses in SQLite: one sample's scores from 4.3 s to less than 0.01 s, one student's current scores from 5.8 s to 2.7 s of processor time.
-Columns and rows are the same.
+Columns and rows are the same. The index holds what a selection reads of a variant beside its texts, so that it need not read those:
+the recipe `selective` took 7.0 s without it and 4.7 s with it.
 
 Revision ID: 0003
 """
@@ -15,7 +16,10 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Replace the two views."""
+    """Replace the two views; add the index, where the backend keeps rows together rather than columns."""
+    if op.get_bind().dialect.name != "duckdb":
+        columns = ["variant_id", "sample_id", "kind", "parent_id", "text_id", "teacher_id", "prompt_id"]
+        op.create_index("ix_variant_without_texts", "variant", columns)
     op.execute("DROP VIEW scores")
     op.execute("DROP VIEW variants")
     op.execute(VARIANTS)

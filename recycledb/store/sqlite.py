@@ -81,6 +81,8 @@ class SQLite:
                 connection.execute(f"PRAGMA synchronous = {'FULL' if self.journal == 'wal' else 'EXTRA'}")
             # Taken only as needed; the default of 2 MB makes bulk inserts into large indexes half as fast.
             connection.execute(f"PRAGMA cache_size = {-65_536 if query_only else -262_144}")
+            if query_only:
+                connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
             register_functions(connection)
 
         @event.listens_for(engine, "begin")

@@ -181,6 +181,20 @@ class Reply(SQLModel, table=True):
 class Variant(SQLModel, table=True):
     """A text to score: a sample as it came, or what one reply made of another variant of it."""
 
+    __table_args__ = (
+        # What a selection reads of a variant, so that it need not read the texts.
+        Index(
+            "ix_variant_without_texts",
+            "variant_id",
+            "sample_id",
+            "kind",
+            "parent_id",
+            "text_id",
+            "teacher_id",
+            "prompt_id",
+        ),
+    )
+
     variant_id: str = Field(primary_key=True)
     sample_id: str = Field(foreign_key="sample.sample_id", index=True)
     kind: str
