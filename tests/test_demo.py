@@ -14,7 +14,9 @@ COMMAND = [sys.executable, "-c", "from recycledb.cli import main; main()"]
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI", "RECYCLEDB"))}
     environment["HF_HUB_OFFLINE"] = "1"
-    return subprocess.run([*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_shows_each_step_and_names_what_it_wrote(demo: Path) -> None:
     printed = (demo / "printed").read_text()
-    for command in ("add", "sync --dry-run", "sync", "status", "select selective", "compare small large", "show", "query"):
+    for command in (
+        "add",
+        "sync --dry-run",
+        "sync",
+        "status",
+        "select selective",
+        "compare small large",
+        "show",
+        "query",
+    ):
         assert f"$ recycledb {command}" in printed
     for name in ("recycledb.toml", "samples.json", "replies.jsonl", "recycle.db", "selective-small.json"):
         assert name in printed

@@ -21,7 +21,9 @@ SHA256 = "f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"
 
 
 def main(folder: Path) -> None:
-    """Make the environment, by the standard way where there is one."""
+    """Make the environment, unless it is there, by the standard way where there is one."""
+    if (folder / "bin" / "pip").exists():
+        return
     if importlib.util.find_spec("ensurepip") is not None:
         venv.create(folder, with_pip=True)
         return
