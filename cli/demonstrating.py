@@ -10,7 +10,9 @@ from recycledb.cli.app import app, session, stderr, stdout
 
 
 @app.command()
-def demo(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to work.")] = Path("recycledb-demo")) -> None:
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to work.")] = Path("recycledb-demo"),
+) -> None:
     """Do the whole job on shipped data: no key, no GPU, no network.
 
     It leaves recycledb.toml and the store in DIR, so that every other command goes on from there.
@@ -49,7 +51,10 @@ def _tour(worth_showing: Any) -> None:
     _say("One sample's history: what the teacher said, what the students made of it, who took it and why.")
     _run("show", sample[:12])
     _say("Everything is SQL.")
-    _run("query", "SELECT kind, student, count(*) AS n, round(avg(ifd_ppl), 3) AS mean_ifd FROM scores GROUP BY kind, student")
+    _run(
+        "query",
+        "SELECT kind, student, count(*) AS n, round(avg(ifd_ppl), 3) AS mean_ifd FROM scores GROUP BY kind, student",
+    )
 
 
 def _say(text: str) -> None:

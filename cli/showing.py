@@ -12,7 +12,9 @@ SCORES = ("ifd_ppl", "rifd_ppl", "ppl_A_condition", "ppl_A_direct", "ppl_Q_condi
 
 @app.command()
 def show(
-    identifier: Annotated[str, typer.Argument(metavar="ID", help="Any unique prefix of the id of a sample, variant or text.")],
+    identifier: Annotated[
+        str, typer.Argument(metavar="ID", help="Any unique prefix of the id of a sample, variant or text.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show one sample: its variants, the teacher's raw texts, scores, costs, and which selections took it and why.
@@ -78,7 +80,11 @@ def _show_text(text: dict[str, Any]) -> None:
         verdict = f"{verdict}: {text['reason']}"
     title = f"{text['step']} · {text['teacher']} · attempt {text['attempt']} · {text['status']}"
     out.rule(f"[bold]{title}[/bold] · {text['text_id'][:12]}", align="left", characters="┄")
-    paid = [f"{text[key]:,} tokens {way}" for key, way in (("prompt_tokens", "in"), ("completion_tokens", "out")) if text[key]]
+    paid = [
+        f"{text[key]:,} tokens {way}"
+        for key, way in (("prompt_tokens", "in"), ("completion_tokens", "out"))
+        if text[key]
+    ]
     if text["cost_usd"] is not None:
         paid.append(f"${text['cost_usd']:.6f}")
     facts = [f"about {text['variant_id'][:12]}", text["created_at"], *paid, f"read as {verdict}" if verdict else ""]
@@ -102,6 +108,8 @@ def _show_selections(found: dict[str, Any]) -> None:
     for item in found["selections"]:
         reason = f": {item['reason']}" if item["reason"] else ""
         kind = kinds[item["variant_id"]]
-        out.print(f"taken by {item['selection']} ({item['recipe']}) at {item['position']} as {kind}{reason}", markup=False)
+        out.print(
+            f"taken by {item['selection']} ({item['recipe']}) at {item['position']} as {kind}{reason}", markup=False
+        )
     for explanation in found["explanations"]:
         out.print(explanation if isinstance(explanation, str) else explanation["text"], markup=False)
