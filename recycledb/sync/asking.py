@@ -25,11 +25,11 @@ from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
 from recycledb.schema import ReplyStatus, Step, Texts
-from recycledb.store import SQLRow, Store
+from recycledb.store import Row, SQLRow, Store
 from recycledb.store.pending import Wanted
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Listener, Progress
-from recycledb.sync.reading import Complete, read_some, reply_row
+from recycledb.sync.reading import Complete, reply_row, verdicts_on
 from recycledb.sync.target import Target
 from recycledb.sync.writing import Urgency, Writer
 
@@ -38,9 +38,10 @@ HEARTBEAT_S = 20.0
 REPORT_S = 0.2
 STOP_CHECK_S = 0.05
 PAGE = 200  # samples whose questions are drawn at once; the next page is fetched when half of it is used up
+CLAIM_GROUP = 32  # questions in one transaction: a reply waits for no more than that
 READ_GROUP = 64
 UNREAD_MOST = 1_000  # replies waiting to be read before no more is asked: reading must not fall behind for good
-SWITCH_S = 0.0005  # Python's default of 5 ms lets a busy event loop hold up the thread that commits
+SWITCH_S = 0.0002  # Python's default of 5 ms lets a busy event loop hold up the thread that commits
 
 
 @dataclass
@@ -288,8 +289,11 @@ class Asking:
     async def _claim(self) -> None:
         while True:
             await self._claimable.wait()
-            self._claimable.clear()
-            group, self._admitted = self._admitted, []
+            group, self._admitted = self._admitted[:CLAIM_GROUP], self._admitted[CLAIM_GROUP:]
+            if not self._admitted:
+                self._claimable.clear()
+            if not group:
+                continue
             rows = [admitted.candidate.row for admitted in group]
             try:
                 claims = await self._writer.run(Urgency.CLAIM, self.store.claim, self.wanted, self.worker, rows)
@@ -397,25 +401,24 @@ class Asking:
             if not self._unread:
                 self._readable.clear()
             self._reading = len(group)
-            found = await self._writer.run(Urgency.READ, self._read_group, group)
+            verdicts = await asyncio.to_thread(
+                verdicts_on, group
+            )  # not in the writer's thread: replies would wait for it
+            await self._writer.run(Urgency.READ, self.store.add_readings, *verdicts)
+            variants = verdicts.variants
+            follow = await asyncio.to_thread(self._follow, variants) if variants and not self._closed else []
             self._reading = 0
-            for variant, follow in found:
-                self.result.variants += variant is not None
-                self.result.unusable += variant is None
-                self._next.extend(follow)
+            self.result.variants += len(variants)
+            self.result.unusable += len(group) - len(variants)
+            self._next.extend(follow)
             self._wake.set()
 
-    def _read_group(self, group: list[Complete]) -> list[tuple[Any, list[Candidate]]]:
-        """Read committed replies, and find what can be asked about the new variants. Runs in the writer's thread."""
-        variants = read_some(self.store, group)
-        new = {variant[0] for variant in variants if variant is not None}
-        follow: dict[str, list[Candidate]] = {}
-        if new and not self._closed:
-            samples = list({variant[1] for variant in variants if variant is not None})
-            for row in self.store.pending_questions(self.wanted, samples):
-                if row.variant_id in new:
-                    follow.setdefault(row.variant_id, []).append(self._prepared(row))
-        return [(variant, follow.get(variant[0], []) if variant else []) for variant in variants]
+    def _follow(self, variants: list[Row]) -> list[Candidate]:
+        """Return what can be asked about new variants."""
+        new = {variant[0] for variant in variants}
+        samples = list({variant[1] for variant in variants})
+        found = self.store.pending_questions(self.wanted, samples)
+        return [self._prepared(row) for row in found if row.variant_id in new]
 
     # -- ending
 

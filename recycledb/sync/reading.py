@@ -6,7 +6,7 @@ extractor re-reads everything without asking anyone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from recycledb.reflection.extraction import EXTRACTOR, extract
 from recycledb.reflection.teachers import Reply
@@ -15,7 +15,7 @@ from recycledb.store import Row, SQLRow, Store
 
 
 class Complete:
-    """A reply that was just committed, as `read_some` wants it: its row along with the texts that it is about."""
+    """A reply that was just committed, as `verdicts_on` wants it: its row along with the texts that it is about."""
 
     __slots__ = (
         "input", "instruction", "kind", "output", "prompt_id", "sample_id", "step", "teacher_id", "text", "text_id", "variant_id"
@@ -71,17 +71,23 @@ def read_all(store: Store) -> Found:
     """Read every reply that the present extractor has not read."""
     found = Found()
     while replies := store.pending_readings(EXTRACTOR):
-        variants = read_some(store, replies)
+        verdicts = verdicts_on(replies)
+        store.add_readings(*verdicts)
         found.read += len(replies)
-        found.unusable += variants.count(None)
-    found.variants = found.read - found.unusable
+        found.variants += len(verdicts.variants)
+    found.unusable = found.read - found.variants
     return found
 
 
-def read_some(store: Store, replies: Sequence[Any]) -> list[Row | None]:
-    """Read these replies and commit the verdicts; return the variants found, None for each that held none."""
+class Verdicts(NamedTuple):
+    """What replies hold: `extraction` rows, one a reply, and `variant` rows."""
+
+    extractions: list[Row]
+    variants: list[Row]
+
+
+def verdicts_on(replies: Sequence[Any]) -> Verdicts:
+    """Return what these replies hold, without storing it."""
     now = utc_now()
     verdicts = [verdict(reply, now) for reply in replies]
-    variants = [variant for _, variant in verdicts]
-    store.add_readings([row for row, _ in verdicts], [variant for variant in variants if variant is not None])
-    return variants
+    return Verdicts([row for row, _ in verdicts], [variant for _, variant in verdicts if variant is not None])

@@ -1,6 +1,6 @@
 """The one thread that writes while questions are under way: replies first, then claims, then everything else.
 
-Invariant: a reply that was handed over is in the next transaction that begins, whatever else waits and however busy the event loop is.
+Invariant: replies that were handed over go before everything else that waits, however busy the event loop is.
 Once the store has refused a write, every later one is refused unheard, so nothing new is claimed or asked; the replies
 that still arrive are kept for one last try.
 This module refuses to know what a reply or a claim is: it calls what it is given.
@@ -16,6 +16,10 @@ from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+# Replies of one transaction, at most. Each row gives the interpreter's lock away and waits for it again, so a large group keeps those that
+# arrive meanwhile waiting; a kill loses the group under way and what waits behind it.
+GROUP = 16
 
 
 class Urgency(IntEnum):
@@ -77,8 +81,7 @@ class Writer(Generic[T]):
             with self._news:
                 while not (self._replies or self._jobs or self._closing):
                     self._news.wait()
-                group = list(self._replies)
-                self._replies.clear()
+                group = [self._replies.popleft() for _ in range(min(GROUP, len(self._replies)))]
                 job = None if group or self._closing else heapq.heappop(self._jobs)
             if group:
                 self._commit_group(group)
