@@ -149,10 +149,18 @@ def vendor_errors(model: str) -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
+def _source(model: str, revision: str | None) -> dict[str, Any]:
+    """Return what to load from: a folder as it is now, or a Hub model at its revision."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return {"pretrained_model_name_or_path": str(folder)}
+    return {"pretrained_model_name_or_path": model, "revision": revision}
+
+
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """Return the model's tokenizer; the model itself is not loaded."""
     with vendor_errors(model):
-        return transformers.AutoTokenizer.from_pretrained(model, revision=revision)
+        return transformers.AutoTokenizer.from_pretrained(**_source(model, revision))
 
 
 def load_network(
@@ -162,7 +170,7 @@ def load_network(
     placement: dict[str, Any] = {"device_map": "auto"} if sharded else {}
     with vendor_errors(model):
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model, revision=revision, dtype=dtype, **placement
+            **_source(model, revision), dtype=dtype, **placement
         )
         if not sharded:
             loaded = loaded.to(device)
