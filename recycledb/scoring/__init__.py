@@ -6,7 +6,7 @@ imported late: importing this package loads neither.
 """
 
 from recycledb.scoring.requests import Progress, Request, Result, TokenCount
-from recycledb.scoring.spans import Span, spans
+from recycledb.scoring.spans import Span
 from recycledb.scoring.templates import TEMPLATES
 
-__all__ = ["TEMPLATES", "Progress", "Request", "Result", "Span", "TokenCount", "spans"]
+__all__ = ["TEMPLATES", "Progress", "Request", "Result", "Span", "TokenCount"]
