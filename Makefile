@@ -10,7 +10,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # pytest-xdist: as many workers as there are cores
 WORKERS ?= auto
 
-.PHONY: demo test lint types unit slow docs clean
+.PHONY: demo test lint types unit browser slow docs clean
 
 demo: .venv/.installed
 	$(BIN)/recycledb demo demo
@@ -30,6 +30,10 @@ types: .venv/.installed
 
 unit: .venv/.installed
 	$(BIN)/pytest -n $(WORKERS)
+
+# The pages, in a real headless Chromium (Debian: apt-get install chromium).
+browser: .venv/.installed
+	$(BIN)/pytest -m browser
 
 slow: .venv/.installed
 	$(BIN)/pytest -m slow
