@@ -29,6 +29,7 @@ from recycledb.errors import TeacherError
 
 BREAKER = 10  # failures in a row that mean "down"
 LONGEST_PROBE_S = 30.0
+FIRST_CONTACT_S = 20.0
 LONGEST_BACKOFF_S = 60.0
 BURST_S = 0.1  # a bucket saves up no more than this, so a minute never holds noticeably more than its limit
 # Rounds of answers in which the places climb from none back to all, but for the stretch round the height of the last
@@ -146,6 +147,7 @@ class Pace:
         self._down_at = now  # when the breaker opened
         self._probes = 0
         self._silent_since: float | None = None  # the first failure since the last answer
+        self._heard = False  # whether the server has ever said anything
         self._last_error, self._last_error_at = "", now
 
     @property
@@ -199,11 +201,18 @@ class Pace:
                 f"{self._wait_s:g}{last}; run sync again then"
             )
         since = self._silent_since
-        if since is not None and self._last_error_at - since >= self._wait_s:
+        if since is not None and self._last_error_at - since >= self._patience_s:
+            if not self._heard:
+                raise TeacherError(f"{self._name} cannot be reached{last}; check its base_url or $OPENAI_BASE_URL")
             raise TeacherError(
                 f"{self._name} has given no answer for {now - since:.0f} s{last}; "
                 "everything that arrived is stored; run sync again when it is back"
             )
+
+    @property
+    def _patience_s(self) -> float:
+        """How long silence is borne: a server that was never heard of is more likely misspelt than down."""
+        return self._wait_s if self._heard else min(self._wait_s, FIRST_CONTACT_S)
 
     def leave(self) -> None:
         """Note that a question is no longer under way."""
@@ -217,6 +226,7 @@ class Pace:
 
     def answered(self) -> None:
         """Note an answer, be it a refusal: the server is there and willing."""
+        self._heard = True
         if self._failures >= BREAKER:
             self._resume_at = self._asked_until
         self._failures = self._probes = self._limited = 0
@@ -232,6 +242,7 @@ class Pace:
 
     def limited(self, sent_at: float, retry_after_s: float | None, error: str) -> None:
         """Note a 429 to a question sent at `sent_at`: fewer places, and a wait as long as the server asks."""
+        self._heard = True
         now = self._note_error(sent_at, error)
         new_round = sent_at >= self._cut_at
         if new_round:
@@ -248,6 +259,7 @@ class Pace:
 
     def failed(self, sent_at: float, error: str) -> None:
         """Note a failure of the server or of the way to it; several in a row open the breaker."""
+        self._heard = self._heard or not error.startswith("connection")
         now = self._note_error(sent_at, error)
         self._failures += 1
         if self._failures == BREAKER:
@@ -264,7 +276,7 @@ class Pace:
 
     def _hold(self, now: float, seconds: float) -> None:
         """Send nothing for so long of our own accord, but try once more when patience ends."""
-        patience = max(now, (self._silent_since or now) + self._wait_s)
+        patience = max(now, (self._silent_since or now) + self._patience_s)
         self._resume_at = max(self._resume_at, min(now + seconds, patience))
 
     def _note_error(self, sent_at: float, error: str) -> float:
