@@ -25,7 +25,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-TIMEOUT_S = 90
+TIMEOUT_S = 60
 
 
 class Browser:
@@ -89,6 +89,17 @@ class Browser:
             assert time.monotonic() < until, f"{condition} never came true; the page said {self.complaints()}"
             time.sleep(0.05)
 
+    def hover(self, selector: str) -> None:
+        """Move the mouse over the first element that a CSS selector finds."""
+        box = self.evaluate(f"""(() => {{
+            const element = document.querySelector({json.dumps(selector)});
+            element.scrollIntoView({{ block: 'center' }});
+            const {{ x, y, width, height }} = element.getBoundingClientRect();
+            return [x + width / 2, y + height / 2];
+        }})()""")
+        for shift in (30, 0):
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + shift, y=box[1])
+
     def complaints(self) -> list[str]:
         """Return what went wrong on the page: errors thrown, and what the policy refused."""
         thrown = [
@@ -117,8 +128,8 @@ def find() -> str:
         if path := shutil.which(name):
             return path
     raise AssertionError(
-        f"no browser: none of {', '.join(NAMES)} is on the PATH; install Debian's `chromium`, or leave these tests out by "
-        "-m 'not browser' and know that the HTML was not looked at"
+        f"no browser: none of {', '.join(NAMES)} is on the PATH; install Debian's `chromium`, and run `make browser` again; "
+        "without it the pages are not looked at"
     )
 
 

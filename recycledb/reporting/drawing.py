@@ -5,7 +5,6 @@ Invariant: every text is escaped, and colours are the page's own, so that a pict
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from recycledb.reporting.page import escape
 
@@ -13,7 +12,8 @@ BAR_HEIGHT, AXIS_HEIGHT = 90, 20
 WIDTH = 270
 
 
-class Flow(NamedTuple):
+@dataclass(frozen=True)
+class Flow:
     """So many samples went from one node to the next."""
 
     source: str

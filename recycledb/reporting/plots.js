@@ -13,7 +13,7 @@
       font: getComputedStyle(document.body).fontFamily,
       view: { stroke: colour("line") },
       axis: { labelColor: colour("soft"), titleColor: colour("soft"), gridColor: colour("line"), domainColor: colour("line"),
-        tickColor: colour("line"), titleFontWeight: "normal", labelFontSize: 12, titleFontSize: 13 },
+        tickColor: colour("line"), titleFontWeight: "normal", labelFontSize: 12, titleFontSize: 13, titleLimit: 500 },
       legend: { labelColor: colour("ink"), titleColor: colour("soft"), titleFontWeight: "normal", labelFontSize: 12, symbolOpacity: 1 },
       header: { labelColor: colour("ink"), labelFontSize: 13 },
       range: { category: ["reflect_instruction", "reflect_response", "reflect_both", "compressed", "origin"].map(colour) },

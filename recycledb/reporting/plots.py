@@ -5,6 +5,7 @@ rather than compiled, so that the page's policy need not allow `eval`.
 """
 
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
@@ -14,13 +15,14 @@ from recycledb.reporting.drawing import Flow, flow_chart
 from recycledb.reporting.page import asset, data_block, escape, figure, number, page, section, table
 from recycledb.selection.compare import Comparison
 
+LIBRARY = "window.vegaEmbed = vegaEmbed;"  # what the page calls of the library
 KINDS = ("origin", "reflect_instruction", "reflect_response", "reflect_both")
 
 
 def comparison_html(comparison: Comparison) -> str:
     """Return a page about how students agree: numbers, scatter, distributions, overlap and flows.
 
-    ConfigError where vl-convert-python, which carries the chart library, is not installed.
+    ConfigError where vl-convert-python, which carries the chart library, is not installed (extra `report`).
     """
     title = f"{' against '.join(comparison.students)}: {comparison.metric}"
     return "".join(page(title, _body(comparison, title), [chart_library(), asset("plots.js")]))
@@ -31,8 +33,8 @@ def chart_library() -> str:
     try:
         import vl_convert
     except ImportError as error:
-        raise ConfigError("pictures need the chart library: pip install vl-convert-python") from error
-    script: str = vl_convert.javascript_bundle()
+        raise ConfigError("pictures need the chart library: pip install 'recycledb[report]'") from error
+    script = vl_convert.javascript_bundle(LIBRARY)
     return script.replace("</script", "<\\/script")
 
 
@@ -116,7 +118,7 @@ def _scatter(found: Comparison, a: int, b: int) -> dict[str, Any]:
         axis: {
             "field": f"v{i}",
             "type": "quantitative",
-            "title": f"{found.metric} under {found.students[i]}",
+            "title": f"{found.metric} under {_label(found.students[i])}",
             "scale": {"domain": [_quantile(values, 0.005), top], "clamp": True, "zero": False},
         }
         for axis, i in (("x", a), ("y", b))
@@ -124,7 +126,10 @@ def _scatter(found: Comparison, a: int, b: int) -> dict[str, Any]:
     tips = [
         {"field": "words", "type": "nominal", "title": "text"},
         {"field": "kind", "type": "nominal"},
-        *({"field": f"v{i}", "type": "quantitative", "title": found.students[i], "format": ".4f"} for i in (a, b)),
+        *(
+            {"field": f"v{i}", "type": "quantitative", "title": _label(found.students[i]), "format": ".4f"}
+            for i in (a, b)
+        ),
         {"field": "id", "type": "nominal", "title": "variant"},
     ]
     points = {
@@ -149,10 +154,9 @@ def _scatter(found: Comparison, a: int, b: int) -> dict[str, Any]:
 
 def _distributions(found: Comparison, charts: dict[str, Any]) -> str:
     values = [value for point in found.points for value in point.values if value is not None]
+    labels = [_label(name) for name in found.students]
     fields = [f"v{i}" for i in range(len(found.students))]
-    names = (
-        "{" + ", ".join(f"{json.dumps(f)}: {json.dumps(s)}" for f, s in zip(fields, found.students, strict=True)) + "}"
-    )
+    names = "{" + ", ".join(f"{json.dumps(f)}: {json.dumps(s)}" for f, s in zip(fields, labels, strict=True)) + "}"
     charts["distributions"] = {
         "transform": [
             {"fold": fields, "as": ["field", "value"]},
@@ -179,7 +183,7 @@ def _distributions(found: Comparison, charts: dict[str, Any]) -> str:
                     "title": None,
                     "axis": {"labels": False, "ticks": False},
                 },
-                "color": {"field": "student", "type": "nominal", "title": "student", "sort": list(found.students)},
+                "color": {"field": "student", "type": "nominal", "title": "student", "sort": labels},
             },
         },
     }
@@ -291,6 +295,11 @@ def _disagreements(found: Comparison) -> str:
 def _colour() -> dict[str, Any]:
     """The page's script puts the page's own colours in, so that they follow light and dark."""
     return {"field": "kind", "type": "nominal", "title": "kind", "scale": {"domain": list(KINDS)}, "sort": list(KINDS)}
+
+
+def _label(name: str) -> str:
+    """Return a name as charts can bear it: Vega's expressions know no line separator within a string."""
+    return "".join(" " if unicodedata.category(each) in ("Cc", "Zl", "Zp") else each for each in name)
 
 
 def _quantile(values: Sequence[float], at: float) -> float:

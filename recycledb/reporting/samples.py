@@ -63,7 +63,7 @@ def read_samples(
     ).fetchall()
     datasets = list(dict.fromkeys(row[1] for row in places))
     number = {dataset: i for i, dataset in enumerate(datasets)}
-    first = {}
+    first: dict[str, tuple[str, int, int]] = {}
     for sample, dataset, position in places:
         first.setdefault(sample, (sample, number[dataset], position))
     order = list(first.values())[:limit]
