@@ -1,6 +1,6 @@
 """Make a store of the size of a published run, without a teacher or a student: invented texts, invented losses.
 
-    python benchmarks/synthetic.py sqlite:///big.db --samples 52000
+    python benchmarks/synthetic.py FOLDER --samples 52000      # FOLDER/recycle.db, with the recycledb.toml that it fulfils
 
 Invariant: the same seed and number of samples give the same content, so two machines measure the same store.
 Text lengths, the share of samples with an input, failures, score distributions and the correlation between the two students follow a
@@ -11,13 +11,13 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from recycledb.config import identity_json
+from recycledb.config import load
+from recycledb.reflection.extraction import EXTRACTOR
 from recycledb.schema import (
-    IDENTITY_LENGTH,
-    SCORED_KINDS,
     Kind,
     Stat,
     Step,
@@ -29,11 +29,27 @@ from recycledb.schema import (
 )
 from recycledb.store import Store
 from recycledb.store.backend import Row
+from recycledb.sync.target import Target, resolve
 
 CHUNK_SAMPLES = 4_000
-STUDENTS = {"7b": 6_738_415_616, "13b": 13_015_864_320}
-TEACHER = {"provider": "openai", "model": "made-up-teacher", "parameters": {"temperature": 0}}
-EXTRACTOR = 1
+CONFIGURATION = """
+[teachers.gpt]
+provider = "openai"
+model = "made-up-teacher"
+
+[students.7b]
+model = "student-7b"
+dtype = "bfloat16"
+
+[students.13b]
+model = "student-13b"
+dtype = "bfloat16"
+
+[sync]
+steps = ["compress", "reflect_instruction", "reflect_response", "score"]
+teacher = "gpt"
+students = ["7b", "13b"]
+"""
 PRICE_IN, PRICE_OUT = 0.15e-6, 0.60e-6  # dollars per token
 STARTS = ("b", "c", "d", "f", "g", "h", "l", "m", "n", "p", "r", "s", "t", "v", "br", "st", "tr", "pl")
 ENDS = ("a", "e", "i", "o", "u", "ai", "er", "on")
@@ -94,30 +110,15 @@ class Rows:
 class Maker:
     """Makes the rows of sample after sample."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, target: Target, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.prose = Prose(self.rng)
         self.now = utc_now()
-        self.teacher = content_id("teacher", TEACHER, length=IDENTITY_LENGTH)
-        self.prompts = {step: content_id("prompt", step, "made up", length=IDENTITY_LENGTH) for step in Step}
-        self.students = {name: content_id("student", name, "made up", length=IDENTITY_LENGTH) for name in STUDENTS}
-
-    def heads(self) -> Iterator[tuple[str, Row]]:
-        """Yield the rows that all others point at."""
-        yield "dataset", ("made-up", self.now)
-        for step, prompt in self.prompts.items():
-            yield "prompt", (prompt, step.value, f"made up for {step}", "synthetic", self.now)
-            yield "name", ("prompt", step.value, self.now, prompt)
-        row = (self.teacher, "gpt", TEACHER["provider"], TEACHER["model"], identity_json(TEACHER), self.now)
-        yield "teacher", row
-        yield "name", ("teacher", "gpt", self.now, self.teacher)
-        for name, student in self.students.items():
-            yield (
-                "student",
-                (student, name, f"made-up/{name}", "0" * 40, "vicuna", 2048, "bfloat16", STUDENTS[name], self.now),
-            )
-            yield "name", ("student", name, self.now, student)
-        yield "name", ("extractor", "extractor", self.now, str(EXTRACTOR))
+        wanted = target.wanted
+        if wanted is None:
+            raise SystemExit("the configuration asks no teacher")
+        self.teacher, self.prompts = wanted.teacher_id, wanted.prompts
+        self.students = [student.student_id for student in target.students]
 
     def chunk(self, first: int, count: int) -> Rows:
         """Make `count` samples from position `first` on, with everything that belongs to them."""
@@ -207,7 +208,7 @@ class Maker:
         answers = np.array([max(2, len(texts.output) // 4) for _, _, texts in scored])
         questions = np.array([max(2, (len(texts.instruction) + len(texts.input)) // 4) for _, _, texts in scored])
         shared = rng.normal(size=(4, count))
-        for number, (_, student) in enumerate(self.students.items()):
+        for number, student in enumerate(self.students):
             own = 0.92 * shared + np.sqrt(1 - 0.92**2) * rng.normal(size=(4, count))
             q_direct = np.maximum(0.5, 4.4 - 0.2 * number + 0.7 * own[0])
             a_direct = np.maximum(0.3, 2.3 - 0.1 * number + 0.45 * own[1])
@@ -231,46 +232,46 @@ class Maker:
                 )
 
 
-def fill(store: Store, samples: int, seed: int = 0) -> None:
-    """Write `samples` samples with their reflections, replies and losses into an empty store."""
-    maker = Maker(seed)
+def prepare(folder: Path) -> Target:
+    """Write a configuration and folders that stand for students into `folder`; return the target that it describes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("7b", "13b"):
+        student = folder / f"student-{name}"
+        student.mkdir(exist_ok=True)
+        (student / "config.json").write_text(f'{{"made_up": "{name}"}}')
+        (student / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    path = folder / "recycledb.toml"
+    path.write_text(CONFIGURATION)
+    return resolve(load(path))
+
+
+def fill(store: Store, target: Target, samples: int, seed: int = 0) -> None:
+    """Write `samples` samples, with all that `target` wants of them, into an empty store."""
+    maker = Maker(target, seed)
+    target.register(store)
     with store.write() as conn:
-        for table, row in maker.heads():
-            store.insert(conn, table, [row])
+        store.insert(conn, "dataset", [("made-up", maker.now)])
+        key = content_id("import", "made-up", samples)
+        row = (key, "made-up", "synthetic", "alpaca", "0" * 64, samples, 0, 0, maker.now)
+        store.insert(conn, "dataset_import", [row])
     for first in range(0, samples, CHUNK_SAMPLES):
         maker.chunk(first, min(CHUNK_SAMPLES, samples - first)).write(store)
-    with store.write() as conn:
-        row = (
-            content_id("import", "made-up", samples),
-            "made-up",
-            "synthetic",
-            "alpaca",
-            "0" * 64,
-            samples,
-            0,
-            0,
-            utc_now(),
-        )
-        store.insert(conn, "dataset_import", [row])
 
 
 def main() -> None:
     """Make a store from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=52_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.perf_counter()
-    with Store.open(options.url, create=True) as store:
-        fill(store, options.samples, options.seed)
-        counts = {
-            table: store.rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("sample", "variant", "reply", "loss")
-        }
-        scored = ", ".join(f"'{kind}'" for kind in SCORED_KINDS)
-        counts["scored variants"] = store.rows(f"SELECT count(*) FROM variant WHERE kind IN ({scored})")[0][0]
+    target = prepare(options.folder)
+    with Store.open(f"sqlite:///{options.folder / 'recycle.db'}", create=True) as store:
+        fill(store, target, options.samples, options.seed)
+        counts = {table: store.rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("variant", "reply", "loss")}
         size = store.backend.path.stat().st_size / 1e6
-    print(f"{options.url}: {counts}, {size:.0f} MB, {time.perf_counter() - started:.1f} s")
+    print(f"{options.samples:,} samples, {counts}, {size:.0f} MB, {time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":
