@@ -15,7 +15,7 @@ from teacher_server import Exchange, Fault, TeacherServer
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
 from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed, open_teacher
-from recycledb.reflection.teachers.pace import BREAKER, Pace, Ticket, retry_delay
+from recycledb.reflection.teachers.pace import FIRST_CONTACT_S, BREAKER, Pace, Ticket, retry_delay
 from recycledb.reflection.teachers.recorded import write_recording
 from recycledb.schema import ReplyStatus, Step, Texts
 
@@ -342,6 +342,7 @@ class Clock:
 def test_time_in_which_nobody_asked_is_no_silence() -> None:
     clock = Clock()
     pace = Pace("t", 4, wait_s=10, clock=clock)
+    pace.answered()
     pace.failed(clock.at, "connection: gone")
     clock.at += 3600
     pace.failed(clock.at - 1, "connection: gone")
@@ -349,6 +350,16 @@ def test_time_in_which_nobody_asked_is_no_silence() -> None:
     clock.at += 11
     pace.failed(clock.at, "connection: gone")
     with pytest.raises(TeacherError, match="no answer"):
+        asyncio.run(pace.admit())
+
+
+def test_a_server_that_was_never_heard_of_is_given_up_soon() -> None:
+    clock = Clock()
+    pace = Pace("t", 4, wait_s=300, clock=clock)
+    pace.failed(clock.at, "connection: refused")
+    clock.at += FIRST_CONTACT_S + 1
+    pace.failed(clock.at - 1, "connection: refused")
+    with pytest.raises(TeacherError, match="cannot be reached .*check its base_url"):
         asyncio.run(pace.admit())
 
 

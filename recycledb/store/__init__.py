@@ -366,7 +366,9 @@ class Store:
 
     def verify(self) -> list[str]:
         """Return what is wrong with the store: the file, references, ids that are not the address of their content."""
-        return [*self.backend.damage(), *verify.references(self.rows), *verify.addresses(self.read)]
+        with _explained(self.backend):
+            damage = self.backend.damage()
+        return [*damage, *verify.references(self.rows), *verify.addresses(self.read)]
 
     # -- workers
 
