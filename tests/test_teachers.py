@@ -15,7 +15,7 @@ from teacher_server import Exchange, Fault, TeacherServer
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
 from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed, open_teacher
-from recycledb.reflection.teachers.pace import FIRST_CONTACT_S, BREAKER, Pace, Ticket, retry_delay
+from recycledb.reflection.teachers.pace import BREAKER, FIRST_CONTACT_S, Pace, Ticket, retry_delay
 from recycledb.reflection.teachers.recorded import write_recording
 from recycledb.schema import ReplyStatus, Step, Texts
 
@@ -359,7 +359,7 @@ def test_a_server_that_was_never_heard_of_is_given_up_soon() -> None:
     pace.failed(clock.at, "connection: refused")
     clock.at += FIRST_CONTACT_S + 1
     pace.failed(clock.at - 1, "connection: refused")
-    with pytest.raises(TeacherError, match="cannot be reached .*check its base_url"):
+    with pytest.raises(TeacherError, match=r"cannot be reached .*check its base_url"):
         asyncio.run(pace.admit())
 
 
