@@ -1,4 +1,4 @@
-"""The one thread that writes while questions are under way: replies first, then claims, then everything else.
+"""Writing while questions are under way: replies first, then claims, then everything else; by a thread, or by the loop itself.
 
 Invariant: replies that were handed over go before everything else that waits, however busy the event loop is.
 Once the store has refused a write, every later one is refused unheard, so nothing new is claimed or asked; the replies
@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
@@ -17,9 +18,10 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-# Replies of one transaction, at most. Each row gives the interpreter's lock away and waits for it again, so a large group keeps those that
-# arrive meanwhile waiting; a kill loses the group under way and what waits behind it.
-GROUP = 16
+# Replies that may wait before the event loop commits them itself rather than take more off the wire. The loop stands still meanwhile, which
+# lets a writer at work finish at once: beside a busy loop, a thread waits for Python's lock far longer than a commit takes.
+WAITING_MOST = 3
+SLOW_S = 0.03  # commits that take longer (a slow disk) are left to the thread, so that the loop goes on
 
 
 class Urgency(IntEnum):
@@ -49,16 +51,21 @@ class Writer(Generic[T]):
         self._jobs: list[tuple[int, int, Callable[[], Any], asyncio.Future[Any]]] = []
         self._order = itertools.count()
         self._closing = False
+        self._committing = threading.Lock()
+        self._commit_s = 0.0  # how long a commit takes, as a running mean
         self.error: Exception | None = None  # what the store said when it refused
         self.unsaved: list[T] = []
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self._thread.start()
 
     def put(self, reply: T) -> None:
-        """Hand over a reply; it is committed with whatever else has arrived by then."""
+        """Hand over a reply; it is committed with whatever else has arrived by then, at once if that is much."""
         with self._news:
             self._replies.append(reply)
             self._news.notify()
+            many = len(self._replies) > WAITING_MOST
+        if many and self._commit_s < SLOW_S:
+            self._commit_waiting()
 
     async def run(self, urgency: Urgency, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a job between replies and return its result; what it raises is raised here."""
@@ -81,10 +88,10 @@ class Writer(Generic[T]):
             with self._news:
                 while not (self._replies or self._jobs or self._closing):
                     self._news.wait()
-                group = [self._replies.popleft() for _ in range(min(GROUP, len(self._replies)))]
-                job = None if group or self._closing else heapq.heappop(self._jobs)
-            if group:
-                self._commit_group(group)
+                waiting = bool(self._replies)
+                job = None if waiting or self._closing else heapq.heappop(self._jobs)
+            if waiting:
+                self._commit_waiting()
             elif job:
                 self._do(job[2], job[3])
             else:
@@ -92,12 +99,23 @@ class Writer(Generic[T]):
         if self.unsaved:  # paid for, and the disk may have room again
             self._try_again()
 
+    def _commit_waiting(self) -> None:
+        """Commit every reply that waits; in whichever thread."""
+        with self._committing:
+            with self._news:
+                group = list(self._replies)
+                self._replies.clear()
+            if group:
+                self._commit_group(group)
+
     def _commit_group(self, group: list[T]) -> None:
         if self.error is None:
+            started = time.monotonic()
             try:
                 self._commit(group)
             except Exception as error:  # whatever it was, the replies must not be dropped
                 self.error = error
+            self._commit_s += (time.monotonic() - started - self._commit_s) / 8
         if self.error is None:
             self._tell(self._committed, group)
         else:
