@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -187,7 +188,17 @@ def test_student_loads_without_a_warning(name: str, caplog: pytest.LogCaptureFix
     assert tokenizer.decode(ids, skip_special_tokens=True) == "A stored reply, é and 中."
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread: texts as short as these gain nothing by a second, and lose much where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow  # the naive loop; test_demo.py looks at the same figures as the engine computes them
+@pytest.mark.usefixtures("one_thread")
 def test_students_have_learned_something_and_disagree() -> None:
     students = example("train_demo_students")
     variants = students.read_variants()
