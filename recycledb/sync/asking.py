@@ -189,12 +189,19 @@ class Asking:
 
     # -- drawing: which question next
 
+    @property
+    def _limited(self) -> bool:
+        return self.limit is not None and self._granted >= self.limit
+
     async def _draw(self) -> None:
         while not self._closed:
             candidate = await self._candidate()
             if candidate is None:
                 self._close()
-            elif self.limit is not None and self._granted >= self.limit:
+                continue
+            while self._limited and self._admitted and not self._closed:
+                await self._pause(0.05)  # a stop withdraws what is admitted: let it be claimed first
+            if self._limited:
                 self._close(f"the limit of {self.limit} calls is reached")
             elif not await self._afford(candidate):
                 self._close(self.budget.reached)

@@ -100,7 +100,7 @@ def resolve(
     without students nothing is scored.
     """
     steps = [Step(step) for step in config.sync.steps if step != "score"]
-    has_teacher = bool(teacher or config.teachers) and bool(steps)
+    has_teacher = bool(teacher or config.teachers or only == "reflect") and bool(steps)
     found = config.get_teacher(teacher) if has_teacher else None
     chosen = config.get_students() if students is None else students
     scored = "score" in config.sync.steps or students is not None
