@@ -11,10 +11,10 @@ where the two strings are equal nothing is missing, and only where they differ a
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby, islice, pairwise, zip_longest
+from itertools import chain, groupby, islice, pairwise, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -204,7 +204,8 @@ class _Merge:
                 newer = _newer_positions(self.source, conn, dataset)  # again, now that nobody else can write
                 self._write(conn, "dataset", self._select("dataset", where))
                 for table in ("place", "closing"):
-                    self._write(conn, table, (row for row in self._select(table, where) if row[1] in newer))
+                    rows = self._select(table, where)
+                    self._write(conn, table, rows if newer is None else (row for row in rows if row[1] in newer))
                 self._write(conn, "dataset_import", self._select("dataset_import", where))
 
     def _datasets(self) -> list[str]:
@@ -227,42 +228,51 @@ class _Merge:
 
     def _copy_rows(self, table: str, column: str, ids: list[str] | None, where: "_Where") -> None:
         if ids is None:
-            self._write_batches(table, self._select(table, where))
-            return
-        parts = (ids[i : i + KEYS] for i in range(0, len(ids), KEYS))
-        self._write_batches(table, (row for part in parts for row in self._select(table, where.and_in(column, part))))
-
-    def _write_batches(self, table: str, rows: Iterator[Row]) -> None:
-        while batch := list(islice(rows, self.batch)):  # read before the target is locked
+            batches = self._batches(table, where)
+        else:
+            parts = (ids[i : i + KEYS] for i in range(0, len(ids), KEYS))
+            batches = _lists(
+                (row for part in parts for row in self._select(table, where.and_in(column, part))), self.size
+            )
+        for batch in batches:  # read before the target is locked
             with self.target.write() as conn:
-                self._write(conn, table, batch)
+                self._insert(conn, table, batch)
 
-    def _write(self, conn: Connection, table: str, rows: Iterable[Row]) -> None:
-        rows, columns = iter(rows), _columns(table)
-        while batch := list(islice(rows, self.batch)):
-            self.result.rows[table] += self.target.backend.insert(conn, table, columns, batch)
-            self.tell(table, self.result.rows[table])
+    def _write(self, conn: Connection, table: str, rows: Iterator[Row]) -> None:
+        for batch in _lists(rows, self.size):
+            self._insert(conn, table, batch)
+
+    def _insert(self, conn: Connection, table: str, batch: list[Row]) -> None:
+        self.result.rows[table] += self.target.backend.insert(conn, table, _columns(table), batch)
+        self.tell(table, self.result.rows[table])
 
     @property
-    def batch(self) -> int:
+    def size(self) -> int:
         return BATCH_ROWS[self.target.backend.name]
 
     def _select(self, table: str, where: "_Where") -> Iterator[Row]:
-        rows = self._read(*where.sql(f"SELECT {', '.join(_columns(table))} FROM {table}"))
+        return chain.from_iterable(self._batches(table, where))
+
+    def _batches(self, table: str, where: "_Where") -> Iterator[list[Row]]:
+        """Yield rows in lists, as the driver makes them: a generator that handles each row costs as much as reading it."""
+        cursor = _execute(self.source, *where.sql(f"SELECT {', '.join(_columns(table))} FROM {table}"))
         flags = [i for i, column in enumerate(metadata.tables[table].columns) if isinstance(column.type, Boolean)]
-        return _with_truth_values(rows, flags) if flags and self.source.dialect.name == "sqlite" else rows
+        while batch := cursor.fetchmany(self.size):
+            yield _with_truth_values(batch, flags) if flags and self.source.dialect.name == "sqlite" else batch
 
-    def _read(self, sql: str, parameters: Row = ()) -> Iterator[Row]:
-        yield from _stream(self.source, sql, parameters)
+    def _read(self, sql: str) -> Iterator[Row]:
+        return _stream(self.source, sql)
 
 
-def _with_truth_values(rows: Iterator[Row], flags: Sequence[int]) -> Iterator[Row]:
-    """Turn SQLite's 0 and 1 into the truth values that they stand for, column by column: rows are many, flags few."""
-    while batch := list(islice(rows, READ_ROWS)):
-        columns = list(zip(*batch, strict=True))
-        for flag in flags:
-            columns[flag] = tuple(map(bool, columns[flag]))
-        yield from zip(*columns, strict=True)
+def _lists(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def _with_truth_values(rows: list[Row], flags: Sequence[int]) -> list[Row]:
+    """Turn SQLite's 0 and 1 into the truth values that they stand for, in columns that stand side by side."""
+    first, end = flags[0], flags[-1] + 1
+    return [(*row[:first], *map(bool, row[first:end]), *row[end:]) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -331,13 +341,15 @@ _HISTORIES = """
 """
 
 
-def _newer_positions(source: Connection, target: Connection, dataset: str) -> set[int]:
-    """Return the positions at which the source's history goes on from the target's.
+def _newer_positions(source: Connection, target: Connection, dataset: str) -> set[int] | None:
+    """Return the positions at which the source's history goes on from the target's; None where the target has no history.
 
     Raises StoreError unless the dataset, once those have travelled, stands as it does in one of the two stores: a mixture of two
     states is a dataset that nobody added. Where both went different ways to the same sample, nothing need travel.
     """
     newer: set[int] = set()
+    if not _execute(target, "SELECT 1 FROM place WHERE dataset = ? LIMIT 1", (dataset,)).fetchall():
+        return None
     if _same_rows(source, target, dataset):
         return newer
     ahead: dict[str, str] = {}  # by store: the first position at which it alone has the later sample
