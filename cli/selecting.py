@@ -29,6 +29,13 @@ Student = Annotated[
 Teacher = Annotated[
     str | None, typer.Option(help="The teacher's name, or best where a recipe allows it. Default: the only one.")
 ]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID[+ID…]",
+        help="See what older prompts made, as if they were in use: the first letters of a prompt_id; of several steps, joined by +.",
+    ),
+]
 DatasetName = Annotated[str | None, typer.Option("--dataset", help="Only samples of this dataset.")]
 LlamaFactory = Annotated[
     Path | None,
@@ -97,6 +104,7 @@ def select(
     sql: Annotated[Path | None, typer.Option("--sql", metavar="FILE", help="A recipe of one's own.")] = None,
     student: Student = None,
     teacher: Teacher = None,
+    prompt: Prompt = None,
     dataset: DatasetName = None,
     top: Annotated[
         str | None, typer.Option(metavar="5%|N", help="How many: a share of the samples, or a number.")
@@ -116,7 +124,8 @@ def select(
     from recycledb.selection.select import select as run
     from recycledb.selection.training import Written
 
-    given = {"student": student, "teacher": teacher, "dataset": dataset, "top": top, **parse_params(param)}
+    named = {"student": student, "teacher": teacher, "prompt": prompt, "dataset": dataset, "top": top}
+    given = {**named, **parse_params(param)}
     given = {key: value for key, value in given.items() if value is not None}
     chosen = _recipe(recipe, sql)
     if output is None and card is not None and llama_factory is None:
@@ -301,7 +310,7 @@ def _sql_text(sql: str | None, file: Path | None) -> str:
 def compare(
     students: Annotated[
         list[str], typer.Argument(metavar="STUDENT STUDENT…", help="Two or more students in the store.")
-    ],
+    ] = [],  # noqa: B006 — typer copies it
     *,
     metric: Annotated[
         str, typer.Option(help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ and a statistic.")
@@ -309,7 +318,17 @@ def compare(
     kind: Annotated[str | None, typer.Option(help="One kind of variant. Default: every scored kind.")] = None,
     top: Annotated[str, typer.Option(metavar="5%|N", help="The top share whose overlap is counted.")] = "5%",
     dataset: DatasetName = None,
-    teacher: Teacher = None,
+    teacher: Annotated[
+        list[str],
+        typer.Option(help="Whose reflections; several times to compare teachers. Default: the only one."),
+    ] = [],  # noqa: B006
+    prompt: Annotated[
+        list[str],
+        typer.Option(
+            metavar="current|ID[+ID…]",
+            help="By which prompts they were made; several times to compare prompts. The first letters of a prompt_id.",
+        ),
+    ] = [],  # noqa: B006
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write pictures: one file that works offline.")
     ] = None,
@@ -317,7 +336,12 @@ def compare(
 ) -> None:
     """Put students' scores side by side: distributions, correlations, overlap, what each would pick, where they differ.
 
+    Likewise two teachers, or two prompts of one, under a student: by what they made of the same samples.
+
     Example: [bold]recycledb compare 7b 13b --top 5% --plot compare.html[/bold]
+
+    Example: [bold]recycledb compare 7b --teacher gpt --teacher claude[/bold], or
+    [bold]recycledb compare 7b --prompt current --prompt 3fa9c2[/bold]
     """
     from recycledb.selection.compare import compare as run
 
@@ -329,7 +353,8 @@ def compare(
             kind=kind,
             top=top,
             dataset=dataset,
-            teacher=teacher,
+            teachers=teacher,
+            prompts=prompt,
             pictures=plot is not None,
         )
     if plot is not None:
@@ -362,24 +387,26 @@ def _table(*columns: str) -> "Table":
 
 def _show_comparison(found: "Comparison") -> None:
     out = stdout()
-    teacher = f", teacher {found.teacher}" if found.teacher else ""
-    out.print(f"{found.metric} of {' and '.join(found.students)} on {found.samples} samples{teacher}", markup=False)
+    under = "" if len(found.students) > 1 else f" under {found.students[0]}"
+    teachers = {side.teacher for side in found.sides}
+    made = f", teacher {found.sides[0].teacher}" if len(teachers) == 1 and found.sides[0].teacher else ""
+    out.print(f"{found.metric} of {' and '.join(found.labels)}{under} on {found.samples} samples{made}", markup=False)
     table = _table("", "kind", "n", "missing", "mean", "median", "sd", "quartiles", "below 1")
     for each in found.summaries:
         quartiles = f"{_number(each.quartile_1)}–{_number(each.quartile_3)}"
         numbers = [_number(value) for value in (each.mean, each.median, each.stddev)]
-        table.add_row(each.student, each.kind, str(each.n), str(each.missing), *numbers, quartiles, str(each.below_1))
+        table.add_row(each.side, each.kind, str(each.n), str(each.missing), *numbers, quartiles, str(each.below_1))
     out.print(table)
     table = _table("", "kind", "n", "Spearman", "Pearson", "Kendall")
     for row in found.correlations:
         numbers = [_number(value) for value in (row.spearman, row.pearson, row.kendall)]
-        table.add_row(" × ".join(row.students), row.kind, str(row.n), *numbers)
+        table.add_row(" × ".join(row.sides), row.kind, str(row.n), *numbers)
     out.print()
     out.print(table)
     table = _table(f"top {found.top}", "kind", "k", "in both", "overlap")
     for overlap in found.top_overlaps:
         share = "–" if overlap.overlap is None else f"{overlap.overlap:.1%}"
-        table.add_row(" × ".join(overlap.students), overlap.kind, str(overlap.k), str(overlap.shared), share)
+        table.add_row(" × ".join(overlap.sides), overlap.kind, str(overlap.k), str(overlap.shared), share)
     out.print()
     out.print(table)
     for confusion in found.confusions:
@@ -389,7 +416,7 @@ def _show_comparison(found: "Comparison") -> None:
 
 def _show_confusion(confusion: "Confusion") -> None:
     out = stdout()
-    first, second = confusion.students
+    first, second = confusion.sides
     table = _table(f"{first} ↓  {second} →", *confusion.labels)
     for label, counts in zip(confusion.labels, confusion.counts, strict=True):
         table.add_row(label, *(str(count) for count in counts))
@@ -407,10 +434,11 @@ def _show_disagreements(found: "Comparison") -> None:
     for each in found.disagreements:
         values = ", ".join(
             f"{name} {value:.3f} (above {share:.0%})"
-            for name, value, share in zip(found.students, each.values, each.percentiles, strict=True)
+            for name, value, share in zip(found.labels, each.values, each.percentiles, strict=True)
         )
         out.print(f"  {each.sample_id[:12]}  {each.kind}: {values}", markup=False, soft_wrap=True)
-        out.print(f"      {printable(each.words)}", markup=False, style="dim", no_wrap=True, overflow="ellipsis")
+        for words in each.words:
+            out.print(f"      {printable(words)}", markup=False, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 # -- out and in
@@ -422,6 +450,7 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     kind: Annotated[str, typer.Option(help="Which variants: origin, compressed, reflect_instruction …")] = "origin",
     teacher: Teacher = None,
+    prompt: Prompt = None,
     dataset: DatasetName = None,
     format: OutFormat = "alpaca",
     student: Annotated[str | None, typer.Option(help="For whom --llama-factory writes the training file.")] = None,
@@ -439,7 +468,7 @@ def export(
 
     with session.open() as store:
         named = find_student(store, student).name if student is not None else None
-        exported = run(store, output, kind=kind, teacher=teacher, dataset=dataset, format=format)
+        exported = run(store, output, kind=kind, teacher=teacher, prompt=prompt, dataset=dataset, format=format)
         written = Written(
             name=output.name.split(".")[0],
             file=output,

@@ -172,7 +172,9 @@ def show_plan(plan: "Plan", target: "Target") -> None:
     from rich.table import Table
 
     out = stdout()
-    if plan.ready == 0 and plan.calls == 0:
+    if target.teacher is None and not target.students:
+        out.print("recycledb.toml asks for nothing: set \\[teachers.NAME] or \\[students.NAME] in it")
+    elif plan.ready == 0 and plan.calls == 0:
         out.print("nothing is missing" if not plan.failed else "nothing to do")
     if plan.unread:
         out.print(f"{plan.unread:,} stored replies will be read again by the present extractor: no calls")

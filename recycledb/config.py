@@ -68,9 +68,13 @@ class TeacherConfig(Settings):
         300.0, description="How long a server may be down before the run stops in order, in seconds."
     )
     price_in: NonNegative | None = Field(
-        None, description="USD per million tokens in; `--max-cost` needs this price and the next."
+        None,
+        description="USD per million tokens in (in batch mode the batch's price); `--max-cost` needs this price and the next.",
     )
     price_out: NonNegative | None = Field(None, description="USD per million tokens out.")
+    price_cached: NonNegative | None = Field(
+        None, description="USD per million tokens in that the server had cached; without it, they cost what others do."
+    )
     file: LocalPath | None = Field(
         None, description="For `recorded`: the JSONL of replies, seen from the configuration's folder."
     )

@@ -147,7 +147,7 @@ class Workspace:
         return select(self.store, found, parameters, name=name, output=output, format=format)
 
     def compare(self, *students: str, **options: Any) -> "Comparison":
-        """Put two or more students side by side.
+        """Put two or more students side by side, or teachers, or prompts; options as in `recycledb.selection.compare.compare`.
 
         >>> round(db.compare("small", "large").correlations[0].spearman, 1) > 0
         True

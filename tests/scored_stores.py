@@ -61,13 +61,20 @@ def origin_of(store: Store, sample: str) -> str:
 Made = tuple[str, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]  # variant id; rows of reply, variant, extraction
 
 
-def make_variant(sample: str, kind: Kind, parent: str, teacher: str = "gpt", mark: str = "") -> Made:
+def make_variant(
+    sample: str,
+    kind: Kind,
+    parent: str,
+    teacher: str = "gpt",
+    mark: str = "",
+    prompts: Mapping[Step, str] = stores.PROMPTS,
+) -> Made:
     """Return the rows of a variant; `mark` makes another one of the same kind."""
     now = utc_now()
     step = STEP_OF[kind]
     made = Texts(f"{kind} of {sample[:6]}", "", f"{teacher}{mark} answers {sample[:6]}")
-    text_id = content_id("reply", parent, kind, teacher, mark)
-    whence = (teacher_id(teacher), stores.PROMPTS[step])
+    text_id = content_id("reply", parent, kind, teacher, mark, prompts[step])
+    whence = (teacher_id(teacher), prompts[step])
     ends = (1, "ok", made.output, "stop", None, None, 1, 1, 0.0, None, 1, now)
     key = variant_id(sample, kind, made, parent, text_id)
     return (
@@ -94,15 +101,20 @@ def add_variant(store: Store, sample: str, kind: Kind, parent: str, *, teacher: 
 
 
 def add_all_kinds(
-    store: Store, samples: Sequence[str], *, teacher: str = "gpt", mark: str = ""
+    store: Store,
+    samples: Sequence[str],
+    *,
+    teacher: str = "gpt",
+    mark: str = "",
+    prompts: Mapping[Step, str] = stores.PROMPTS,
 ) -> list[dict[Kind, str]]:
     """Write each scored kind of each sample and return their ids."""
     found, rows = [], []
     for sample in samples:
         origin = origin_of(store, sample)
-        q = make_variant(sample, Kind.REFLECT_INSTRUCTION, origin, teacher, mark)
-        a = make_variant(sample, Kind.REFLECT_RESPONSE, origin, teacher, mark)
-        qa = make_variant(sample, Kind.REFLECT_BOTH, q[0], teacher, mark)
+        q = make_variant(sample, Kind.REFLECT_INSTRUCTION, origin, teacher, mark, prompts)
+        a = make_variant(sample, Kind.REFLECT_RESPONSE, origin, teacher, mark, prompts)
+        qa = make_variant(sample, Kind.REFLECT_BOTH, q[0], teacher, mark, prompts)
         rows += [q, a, qa]
         kinds = (Kind.ORIGIN, Kind.REFLECT_INSTRUCTION, Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH)
         found.append(dict(zip(kinds, (origin, q[0], a[0], qa[0]), strict=True)))
@@ -140,6 +152,16 @@ def ratios(ifd: float | None, rifd: float | None = 0.5) -> Means:
         Stat.Q_DIRECT: 2.0,
         Stat.Q_CONDITION: None if rifd is None else 2.0 + rifd,
     }
+
+
+def use_prompts(store: Store, **steps: str) -> dict[Step, str]:
+    """Put other prompts of some steps in use; return all that are in use then."""
+    in_use = stores.PROMPTS | {Step(step): key for step, key in steps.items()}
+    with store.write() as conn:
+        for step, key in in_use.items():
+            store.insert(conn, "prompt", [(key, step.value, f"{key}: do {step}", "a file", utc_now())])
+            store.ensure_name(conn, "prompt", step.value, key)
+    return in_use
 
 
 def picked(store: Store, selection: str) -> list[str]:

@@ -4,6 +4,8 @@ import json
 import math
 import random
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recycledb.errors import SelectionError
-from recycledb.schema import Kind
+from recycledb.schema import Kind, Step, utc_now
 from recycledb.selection.compare import MAX_POINTS, compare, inversions, kendall, pearson, ranks
+from recycledb.selection.explain import explain
+from recycledb.selection.recipes import get_recipe
+from recycledb.selection.select import export, select
 from recycledb.store import Store
 
 values = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=40)
@@ -78,7 +83,7 @@ def test_numbers_are_those_that_plain_python_counts(store: Store) -> None:
         )
     found = compare(store, ["7b", "13b"], top="25%")
     for summary in found.summaries:
-        column = [math.exp(x) for each in kinds if (x := ifd[summary.student][each[Kind(summary.kind)]]) is not None]
+        column = [math.exp(x) for each in kinds if (x := ifd[summary.side][each[Kind(summary.kind)]]) is not None]
         assert (summary.n, summary.missing) == (len(column), 40 - len(column))
         assert summary.mean == pytest.approx(np.mean(column))
         assert summary.median == pytest.approx(np.median(column))
@@ -94,13 +99,13 @@ def test_numbers_are_those_that_plain_python_counts(store: Store) -> None:
         assert (overlap.k, overlap.shared) == (k, len(tops[0] & tops[1]))
     [confusion] = found.confusions
     assert sum(map(sum, confusion.counts)) <= 40
-    flows = [flow for flow in found.flows if flow.student == "7b"]
+    flows = [flow for flow in found.flows if flow.side == "7b"]
     assert sum(flow.count for flow in flows if flow.source == "samples") == 40
     for node in {flow.target for flow in flows} & {flow.source for flow in flows}:
         assert sum(f.count for f in flows if f.target == node) == sum(f.count for f in flows if f.source == node)
     widest = found.disagreements[0]
     assert np.ptp(widest.percentiles) == max(np.ptp(each.percentiles) for each in found.disagreements)
-    assert " → " in widest.words
+    assert " → " in widest.words[0]
     json.dumps(found.as_dict(), allow_nan=False)
 
 
@@ -121,7 +126,7 @@ def test_the_same_on_both_backends(tmp_path: "object") -> None:
             found.append(compare(store, ["13b", "7b"], metric="rifd_loss", pictures=True))
     assert found[0] == found[1]
     assert len(found[0].points) == 80 <= MAX_POINTS
-    assert set(found[0].words) == {point.variant_id for point in found[0].points}
+    assert set(found[0].words) == {variant for point in found[0].points for variant in point.variant_ids}
 
 
 def test_one_kind_one_dataset_and_three_students(store: Store) -> None:
@@ -132,7 +137,7 @@ def test_one_kind_one_dataset_and_three_students(store: Store) -> None:
     stores.add_samples(store, [stores.texts("figs")], dataset="b")
     found = compare(store, ["7b", "13b", "gpt2"], kind="origin", dataset="b", metric="ppl_A_condition")
     assert found.samples == 1
-    assert [(s.student, s.n) for s in found.summaries] == [("7b", 1), ("13b", 1), ("gpt2", 1)]
+    assert [(s.side, s.n) for s in found.summaries] == [("7b", 1), ("13b", 1), ("gpt2", 1)]
     assert len(found.correlations) == 3
     assert found.confusions == []
     assert found.correlations[0].spearman is None
@@ -148,7 +153,87 @@ def test_what_cannot_be_compared_is_said(store: Store) -> None:
         (["7b", "13b"], {"kind": "compressed"}, "no scored kind 'compressed'"),
         (["7b", "13b"], {"top": "all"}, "top is 'all'"),
         (["7b", "13b"], {"dataset": "x"}, "no dataset 'x'"),
-        (["7b", "13b"], {"teacher": "x"}, "no teacher 'x'"),
+        (["7b", "13b"], {"teachers": ["x"]}, "no teacher 'x'"),
+        (["7b"], {"teachers": ["gpt"], "prompts": ["current"]}, "several times --teacher or --prompt"),
+        (["7b"], {"prompts": ["zzzz", "current"]}, "'zzzz': no prompt of the store; there are: compress "),
+        (["7b", "13b"], {"teachers": ["best", "gpt"]}, "best is a choice among teachers"),
     ):
         with pytest.raises(SelectionError, match=message):
             compare(store, students, **more)  # type: ignore[arg-type]
+
+
+def other_variants(store: Store, samples: list[str], shift: float, **made: Any) -> list[dict[Kind, str]]:
+    """Give each sample every kind once more, a little harder for both students."""
+    kinds = scored.add_all_kinds(store, samples, **made)
+    for student in ("7b", "13b"):
+        means = {
+            variant: scored.ratios(-0.3 + shift + number * 0.01, -0.25)
+            for number, each in enumerate(kinds)
+            for kind, variant in each.items()
+            if kind is not Kind.ORIGIN
+        }
+        scored.add_losses(store, student, means)
+    return kinds
+
+
+def test_teachers_are_compared_by_what_they_made_of_the_same_samples(store: Store) -> None:
+    samples = scored.two_students(store)
+    scored.add_teachers(store, "claude")
+    other_variants(store, samples[:3], 0.02, teacher="claude")
+    found = compare(store, ["7b"], teachers=["gpt", "claude"], pictures=True)
+    assert (found.labels, found.subject, found.students) == (("gpt", "claude"), "teachers", ("7b",))
+    assert found.kinds == ("reflect_instruction", "reflect_response", "reflect_both")
+    assert {(s.side, s.n, s.missing) for s in found.summaries} == {("gpt", 4, 0), ("claude", 3, 1)}
+    assert [c.n for c in found.correlations] == [3, 3, 3, 9]
+    assert all(len(each.variant_ids) == len(each.words) == 2 for each in found.disagreements)
+    assert {len(point.variant_ids) for point in found.points} == {1, 2}
+    assert sum(map(sum, found.confusions[0].counts)) == 4
+    both = compare(store, ["7b", "13b"], teachers=["gpt", "claude"])
+    assert both.labels == ("7b · gpt", "7b · claude", "13b · gpt", "13b · claude")
+    assert (both.subject, len(both.confusions)) == ("sides", 6)
+    assert "origin" in both.kinds
+    json.dumps(both.as_dict(), allow_nan=False)
+    with pytest.raises(SelectionError, match="an origin is no teacher's"):
+        compare(store, ["7b"], teachers=["gpt", "claude"], kind="origin")
+
+
+def test_an_older_prompt_is_seen_as_if_it_were_in_use(store: Store, tmp_path: Path) -> None:
+    samples = scored.two_students(store)
+    before = select(store, get_recipe("selective"), {"student": "7b"})
+    before_file = tmp_path / "before.json"
+    export(store, before_file, kind="reflect_both")
+    in_use = scored.use_prompts(store, reflect_instruction="feedbeef0001")
+    old = stores.PROMPTS[Step.REFLECT_INSTRUCTION][:8]
+    newer = other_variants(store, samples, 0.2, prompts=in_use)
+    # what followed from the old instructions is not current any more, and what follows from none of them is there twice
+    assert {
+        row[0] for row in store.rows("SELECT variant_id FROM variants WHERE kind = 'reflect_both' AND is_current = 1")
+    } == {each[Kind.REFLECT_BOTH] for each in newer}
+    again = select(store, get_recipe("selective"), {"student": "7b", "prompt": old})
+    assert (again.rows, again.output_sha256) == (before.rows, before.output_sha256)
+    assert again.selection == f"selective-7b-{old}"
+    assert again.parameters["prompt"] == stores.PROMPTS[Step.REFLECT_INSTRUCTION]
+    select(store, get_recipe("selective"), {"student": "7b"}, name="now")
+    assert scored.picked(store, "now") != scored.picked(store, again.selection)
+    export(store, tmp_path / "again.json", kind="reflect_both", prompt=old)
+    assert (tmp_path / "again.json").read_bytes() == before_file.read_bytes()
+
+    found = compare(store, ["7b"], prompts=["current", old], kind="reflect_instruction")
+    assert (found.labels, found.subject) == (("current", old), "prompts")
+    assert [s.n for s in found.summaries] == [4, 4]
+    assert found.summaries[0].mean > found.summaries[1].mean  # type: ignore[operator]
+    steps = {each["selection"]: each["text"] for each in explain(store, samples[0])}
+    assert steps["now"] != steps[again.selection]
+
+
+def test_a_teacher_under_older_parameters_can_be_named(store: Store) -> None:
+    samples = scored.two_students(store)
+    with store.write() as conn:
+        store.insert(conn, "teacher", [("0123456789ab", "gpt", "recorded", "gpt", "{}", utc_now())])
+        store.ensure_name(conn, "teacher", "gpt", "0123456789ab")
+    older = f"gpt@{scored.teacher_id('gpt')[:8]}"
+    assert select(store, get_recipe("selective"), {"student": "7b"}).rows == 0
+    selected = select(store, get_recipe("selective"), {"student": "7b", "teacher": older})
+    assert selected.rows > 0
+    [text] = [each["text"] for each in explain(store, samples[0]) if each["selection"] == selected.selection]
+    assert "missing" not in text

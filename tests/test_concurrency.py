@@ -76,7 +76,7 @@ def test_queries_during_a_long_write_see_every_commit_and_wait_for_nothing(sqlit
             if len(counts) % 2:
                 seen = store.rows(COUNT)[0][0]
             else:  # as `recycledb query` asks
-                with store.backend.sandbox(allow_external=False) as sandbox:
+                with store.backend.sandbox() as sandbox:
                     seen = next(iter(sandbox.execute(COUNT)[1]))[0]
             waits.append(time.perf_counter() - asked)
             counts.append(seen)
@@ -92,7 +92,7 @@ def test_queries_during_a_long_write_see_every_commit_and_wait_for_nothing(sqlit
 
 def test_a_long_read_does_not_hold_up_a_writer(sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store, Store.open(sqlite_url) as other:
-        with store.backend.sandbox(allow_external=False) as sandbox:
+        with store.backend.sandbox() as sandbox:
             numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 10) SELECT i FROM n"
             _, rows = sandbox.execute(f"{numbers}, (SELECT count(*) FROM sample)")
             assert next(iter(rows))[0] == 1

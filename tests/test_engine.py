@@ -24,6 +24,7 @@ from recycledb.schema import LossStatus, Stat, Texts
 from recycledb.scoring.attention import NAME, adapt_torch_varlen
 from recycledb.scoring.batching import Work, by_beginning, by_length, lay_out
 from recycledb.scoring.engine import Engine, count_tokens
+from recycledb.scoring.heads import block_losses, token_losses
 from recycledb.scoring.kernels import Packed, Padded, Single, choose
 from recycledb.scoring.lanes import LocalLane, WorkerLane
 from recycledb.scoring.network import load_network, split
@@ -95,6 +96,25 @@ def random_works(seed: int, count: int, vocabulary: int, longest: int = 120) -> 
 
 
 # ---------------------------------------------------------------- the same numbers as the naive loop
+
+
+@pytest.mark.parametrize("words", [3, 1024, 1025, 2500])
+@pytest.mark.parametrize("rows", [1, 2, 513])
+def test_losses_in_blocks_are_those_of_all_logits_at_once(rows: int, words: int) -> None:
+    chance = torch.Generator().manual_seed(words)
+    hidden, weight, bias = (torch.randn(shape, generator=chance) for shape in ((rows, 8), (words, 8), (words,)))
+    targets = torch.randint(0, words, (rows,), generator=chance)
+    targets[0] = words - 1
+    for offset in (None, bias):
+        found = block_losses(hidden, weight, offset, targets)
+        logits = torch.nn.functional.linear(hidden, weight, offset)
+        torch.testing.assert_close(found, token_losses(logits, targets), rtol=1e-5, atol=1e-5)
+
+
+def test_only_a_linear_head_is_computed_in_blocks() -> None:
+    for architecture in ARCHITECTURES:
+        model = transformers.AutoModelForCausalLM.from_config(config(architecture, 300))
+        assert (split(model).linear is None) is (architecture == "gemma2"), architecture  # it caps its logits
 
 
 @pytest.mark.parametrize("prompt", ["vicuna", "none"])

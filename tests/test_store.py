@@ -107,7 +107,7 @@ def test_a_path_may_hold_spaces_and_signs(backend: str, tmp_path: Path) -> None:
     folder.mkdir()
     with Store.open(f"{backend}:///{folder}/x y.db", create=True) as store:
         stores.add_samples(store, [stores.texts(1)])
-        with store.backend.sandbox(allow_external=False) as sandbox:
+        with store.backend.sandbox() as sandbox:
             assert list(sandbox.execute("SELECT count(*) FROM samples")[1]) == [(1,)]
     assert (folder / "x y.db").is_file()
 
@@ -778,7 +778,7 @@ def test_the_whole_job_runs_on_the_interpreter_s_library_too(sqlite_url: str) ->
     with Store(SQLite(parse_url(sqlite_url)[1], sqlite3)) as store:
         stores.fill(store)
         assert store.verify() == [] and len(store.rows("SELECT * FROM scores")) == 8
-        with store.backend.sandbox(allow_external=False) as sandbox:
+        with store.backend.sandbox() as sandbox:
             assert list(sandbox.execute("SELECT count(*), median(ifd_ppl) > 1 FROM scores")[1]) == [(8, 1)]
             with pytest.raises(QueryError):
                 sandbox.execute("DELETE FROM loss")

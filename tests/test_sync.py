@@ -353,7 +353,6 @@ def spend(folder: Path, seed: int) -> tuple[float, float]:
         )  # fmt: skip
         outcome = run(url, wanted, max_cost=cap)
         billed = sum((e.prompt_tokens * price_in + e.completion_tokens * price_out) / 1e6 for e in server.log)
-        assert outcome.complete or outcome.stopped or outcome.as_dict()["errors"]
         assert outcome.as_dict()["cost_usd"] is None or outcome.as_dict()["cost_usd"] <= billed * 1.000001
     return billed, cap
 

@@ -16,6 +16,7 @@ from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
 from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed, open_teacher
 from recycledb.reflection.teachers.pace import BREAKER, FIRST_CONTACT_S, Pace, Ticket, retry_delay
+from recycledb.reflection.teachers.prices import find_cost
 from recycledb.reflection.teachers.recorded import write_recording
 from recycledb.schema import ReplyStatus, Step, Texts
 
@@ -176,6 +177,18 @@ def test_cost_is_known_by_configured_prices_only(server: TeacherServer) -> None:
     assert reply.prompt_tokens and reply.completion_tokens
     assert reply.cost_usd == pytest.approx((2 * reply.prompt_tokens + 8 * reply.completion_tokens) / 1e6)
     assert asyncio.run(ask_one(config(server, price_in=2.0), question("plain"))).cost_usd is None
+
+
+def test_prices_are_the_configurations_then_the_tables_else_unknown() -> None:
+    openai, listed = "https://api.openai.com/v1", TeacherConfig(name="t", model="gpt-4o-mini")
+    own = find_cost(listed.model_copy(update={"price_in": 2.0, "price_out": 8.0, "price_cached": 0.5}), openai)
+    assert own is not None
+    assert own(1_000_000, 0, 250_000) == pytest.approx(1.5 + 0.125)
+    known = find_cost(listed, openai)
+    assert known is not None
+    assert 0 < known(1000, 0, 1000) < known(1000, 0, 0) < known(0, 1000, 0)
+    assert find_cost(listed, "http://127.0.0.1:8000/v1") is None
+    assert find_cost(TeacherConfig(name="t", model="nobody-knows-it"), openai) is None
 
 
 def test_a_text_that_no_store_holds_is_kept_but_for_those_letters() -> None:

@@ -1,4 +1,4 @@
-"""A comparison of students as pictures: one HTML file with its chart library inside, which opens offline.
+"""A comparison as pictures: one HTML file with its chart library inside, which opens offline.
 
 Invariant: the charts are Vega-Lite specifications, drawn by the library that vl-convert carries; its expressions are interpreted
 rather than compiled, so that the page's policy need not allow `eval`.
@@ -14,17 +14,18 @@ from recycledb.errors import ConfigError
 from recycledb.reporting.drawing import Flow, flow_chart
 from recycledb.reporting.page import asset, data_block, escape, figure, number, page, section, table
 from recycledb.selection.compare import Comparison
+from recycledb.selection.identities import CURRENT
 
 LIBRARY = "window.vegaEmbed = vegaEmbed;"  # what the page calls of the library
 KINDS = ("origin", "reflect_instruction", "reflect_response", "reflect_both")
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """Return a page about how students agree: numbers, scatter, distributions, overlap and flows.
+    """Return a page about how sides agree: numbers, scatter, distributions, overlap and flows.
 
     ConfigError where vl-convert-python, which carries the chart library, is not installed (extra `report`).
     """
-    title = f"{' against '.join(comparison.students)}: {comparison.metric}"
+    title = f"{' against '.join(comparison.labels)}: {comparison.metric}"
     return "".join(page(title, _body(comparison, title), [chart_library(), asset("plots.js")]))
 
 
@@ -49,7 +50,7 @@ def _body(found: Comparison, title: str) -> Iterator[str]:
         _confusions(found),
         _disagreements(found),
     ]
-    about = [f"{found.samples:,} samples", f"teacher {found.teacher}" if found.teacher else "", found.dataset or ""]
+    about = [f"{found.samples:,} samples", found.dataset or "", *_same(found)]
     yield f"<header><h1>{escape(title)}</h1>"
     yield f'<p class="soft">{escape(" · ".join(each for each in about if each))}</p></header><main>'
     yield from parts
@@ -58,13 +59,23 @@ def _body(found: Comparison, title: str) -> Iterator[str]:
     yield data_block("points", _points(found))
 
 
+def _same(found: Comparison) -> list[str]:
+    """Say what all sides have in common."""
+    parts = (
+        ("student", {side.student for side in found.sides}),
+        ("teacher", {side.teacher for side in found.sides}),
+        ("prompt", {side.prompt for side in found.sides} - {CURRENT}),
+    )
+    return [f"{word} {each}" for word, values in parts for each in values if len(values) == 1 and each]
+
+
 def _points(found: Comparison) -> list[dict[str, Any]]:
     """Return the points that all charts draw from; their texts are cut by whoever made the comparison."""
     return [
         {
             "kind": point.kind,
-            "id": point.variant_id[:12],
-            "words": found.words.get(point.variant_id, ""),
+            "id": ", ".join(variant[:12] for variant in point.variant_ids),
+            "words": " | ".join(found.words.get(variant, "") for variant in point.variant_ids),
             **{f"v{i}": value for i, value in enumerate(point.values)},
         }
         for point in found.points
@@ -78,7 +89,7 @@ def _chart(name: str) -> str:
 def _correlations(found: Comparison) -> str:
     rows = [
         [
-            " · ".join(each.students),
+            " · ".join(each.sides),
             each.kind,
             each.n,
             *(_rounded(v) for v in (each.spearman, each.pearson, each.kendall)),
@@ -86,21 +97,20 @@ def _correlations(found: Comparison) -> str:
         for each in found.correlations
     ]
     tops = [
-        [" · ".join(each.students), each.kind, each.k, each.shared, _percent(each.overlap)]
-        for each in found.top_overlaps
+        [" · ".join(each.sides), each.kind, each.k, each.shared, _percent(each.overlap)] for each in found.top_overlaps
     ]
     return section(
         "correlation",
         "Agreement",
-        table(["students", "kind", "variants", "Spearman", "Pearson", "Kendall"], rows),
+        table([found.subject, "kind", "variants", "Spearman", "Pearson", "Kendall"], rows),
         f"<h3>Top {escape(found.top)}</h3>",
-        table(["students", "kind", "k", "in both", "overlap"], tops),
+        table([found.subject, "kind", "k", "in both", "overlap"], tops),
     )
 
 
 def _scatters(found: Comparison, charts: dict[str, Any]) -> str:
     parts = []
-    for a, b in combinations(range(len(found.students)), 2):
+    for a, b in combinations(range(len(found.labels)), 2):
         name = f"scatter-{a}-{b}"
         charts[name] = _scatter(found, a, b)
         parts.append(_chart(name))
@@ -118,7 +128,7 @@ def _scatter(found: Comparison, a: int, b: int) -> dict[str, Any]:
         axis: {
             "field": f"v{i}",
             "type": "quantitative",
-            "title": f"{found.metric} under {_label(found.students[i])}",
+            "title": f"{found.metric} {_on(found)} {_label(found.labels[i])}",
             "scale": {"domain": [_quantile(values, 0.005), top], "clamp": True, "zero": False},
         }
         for axis, i in (("x", a), ("y", b))
@@ -127,7 +137,7 @@ def _scatter(found: Comparison, a: int, b: int) -> dict[str, Any]:
         {"field": "words", "type": "nominal", "title": "text"},
         {"field": "kind", "type": "nominal"},
         *(
-            {"field": f"v{i}", "type": "quantitative", "title": _label(found.students[i]), "format": ".4f"}
+            {"field": f"v{i}", "type": "quantitative", "title": _label(found.labels[i]), "format": ".4f"}
             for i in (a, b)
         ),
         {"field": "id", "type": "nominal", "title": "variant"},
@@ -154,8 +164,8 @@ def _scatter(found: Comparison, a: int, b: int) -> dict[str, Any]:
 
 def _distributions(found: Comparison, charts: dict[str, Any]) -> str:
     values = [value for point in found.points for value in point.values if value is not None]
-    labels = [_label(name) for name in found.students]
-    fields = [f"v{i}" for i in range(len(found.students))]
+    labels = [_label(name) for name in found.labels]
+    fields = [f"v{i}" for i in range(len(found.labels))]
     names = "{" + ", ".join(f"{json.dumps(f)}: {json.dumps(s)}" for f, s in zip(fields, labels, strict=True)) + "}"
     charts["distributions"] = {
         "transform": [
@@ -183,12 +193,12 @@ def _distributions(found: Comparison, charts: dict[str, Any]) -> str:
                     "title": None,
                     "axis": {"labels": False, "ticks": False},
                 },
-                "color": {"field": "student", "type": "nominal", "title": "student", "sort": labels},
+                "color": {"field": "student", "type": "nominal", "title": found.subject[:-1], "sort": labels},
             },
         },
     }
     columns = [
-        "student",
+        found.subject[:-1],
         "kind",
         "variants",
         "missing",
@@ -201,7 +211,7 @@ def _distributions(found: Comparison, charts: dict[str, Any]) -> str:
     ]
     rows = [
         [
-            each.student, each.kind, each.n, each.missing,
+            each.side, each.kind, each.n, each.missing,
             *map(_rounded, (each.mean, each.median, each.stddev, each.quartile_1, each.quartile_3)), each.below_1,
         ]
         for each in found.summaries
@@ -212,7 +222,7 @@ def _distributions(found: Comparison, charts: dict[str, Any]) -> str:
 def _overlaps(found: Comparison, charts: dict[str, Any]) -> str:
     rows = [
         {
-            "pair": " · ".join(each.students),
+            "pair": " · ".join(each.sides),
             "kind": each.kind,
             "share": each.share,
             "overlap": each.overlap,
@@ -242,9 +252,9 @@ def _overlaps(found: Comparison, charts: dict[str, Any]) -> str:
                     },
                     "y": {"field": "overlap", "type": "quantitative", "title": "in both", "axis": {"format": "%"}},
                     "color": _colour(),
-                    "strokeDash": {"field": "pair", "type": "nominal", "title": "students"},
+                    "strokeDash": {"field": "pair", "type": "nominal", "title": found.subject},
                     "tooltip": [
-                        {"field": "pair", "type": "nominal", "title": "students"},
+                        {"field": "pair", "type": "nominal", "title": found.subject},
                         {"field": "kind", "type": "nominal"},
                         {"field": "k", "type": "quantitative", "format": ","},
                         {"field": "overlap", "type": "quantitative", "format": ".1%"},
@@ -253,16 +263,16 @@ def _overlaps(found: Comparison, charts: dict[str, Any]) -> str:
             },
         ],
     }
-    note = "How much two students' top lists share as they grow; the dashed line is what chance would give."
+    note = "How much two top lists share as they grow; the dashed line is what chance would give."
     return section("overlap", "Overlap of the top k", _chart("overlap"), note=note)
 
 
 def _flows(found: Comparison) -> str:
     pictures = []
-    for student in found.students:
-        flows = [Flow(each.source, each.target, each.count) for each in found.flows if each.student == student]
+    for side in found.labels:
+        flows = [Flow(each.source, each.target, each.count) for each in found.flows if each.side == side]
         if flows:
-            pictures.append(figure(f"under {student}", flow_chart(flows, f"decision tree under {student}")))
+            pictures.append(figure(f"{_on(found)} {side}", flow_chart(flows, f"decision tree {_on(found)} {side}")))
     note = (
         "From left to right: whether the new instruction is harder, which text is the candidate, whether it is kept. "
         "A band is as wide as it has samples."
@@ -274,7 +284,7 @@ def _flows(found: Comparison) -> str:
 def _confusions(found: Comparison) -> str:
     parts = []
     for each in found.confusions:
-        first, second = each.students
+        first, second = each.sides
         rows = [[label, *counts] for label, counts in zip(each.labels, each.counts, strict=True)]
         parts.append(
             f"<h3>{escape(first)} (rows) and {escape(second)} (columns) agree on {_percent(each.agreement)}</h3>"
@@ -284,12 +294,16 @@ def _confusions(found: Comparison) -> str:
 
 
 def _disagreements(found: Comparison) -> str:
-    columns = ["kind", *found.students, *(f"percentile, {name}" for name in found.students), "text"]
+    columns = ["kind", *found.labels, *(f"percentile, {name}" for name in found.labels), "text"]
     rows = [
-        [each.kind, *map(_rounded, each.values), *(_percent(p) for p in each.percentiles), each.words]
+        [each.kind, *map(_rounded, each.values), *(_percent(p) for p in each.percentiles), " | ".join(each.words)]
         for each in found.disagreements
     ]
     return section("disagreements", "Largest disagreements", table(columns, rows))
+
+
+def _on(found: Comparison) -> str:
+    return {"students": "under", "teachers": "by", "prompts": "with"}.get(found.subject, "on")
 
 
 def _colour() -> dict[str, Any]:

@@ -29,7 +29,8 @@ from recycledb.scoring.attention import (
     find_varlen,
 )
 from recycledb.scoring.batching import SHARED_MINIMUM, Layout, Work, lay_out, pad
-from recycledb.scoring.network import Network, token_losses
+from recycledb.scoring.heads import token_losses
+from recycledb.scoring.network import Network
 from recycledb.scoring.spans import Ids
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 Invariant: the head is the model's own forward with its body bypassed, so that soft-capping, scaling and biases of any
 architecture stay in; `split` proves on the model at hand that body and head together give the model's own logits.
-Only rows that predict a target token reach the head, in chunks, so that the logits of a whole text over a large
+Only rows that predict a target token reach the head, in parts (heads.py), so that the logits of a whole text over a large
 vocabulary are never held. No KV cache is ever made: with one, packed positions leak across segments in silence.
 """
 
@@ -10,37 +10,24 @@ import contextlib
 import copy
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers as hugging_face
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import linear
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from recycledb.errors import StudentError
+from recycledb.scoring.heads import block_losses, chunk_rows, token_losses
 
 transformers: Any = hugging_face  # only partly typed
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class _Chunk(NamedTuple):
-    """How much goes through the head at once: at most so many rows, and at most so many logits."""
-
-    rows: int
-    logits: int
-
-
-# On CPU 256 rows were the fastest of 64 to 1,024; 2**25 float32 logits are 128 MiB. A GPU wants more rows to be busy.
-_CHUNKS = {"cpu": _Chunk(256, 1 << 25), "cuda": _Chunk(4096, 1 << 27)}
-
-# The log-softmax of so few rows stays in a CPU's cache: a quarter of the time of all rows at once.
-_CACHED_ROWS = 8
 
 
 class _Hidden(BaseModelOutputWithPast):
@@ -62,7 +49,8 @@ class _Bypass(nn.Module):
 class Network:
     """A loaded model on one device (or sharded over several), ready to be scored with.
 
-    `head` is None where the model does not come apart; then only its own forward can be used.
+    `head` is None where the model does not come apart; then only its own forward can be used. `linear` is the head where it is
+    a linear map and nothing else, on the CPU.
     """
 
     model: Any
@@ -71,6 +59,7 @@ class Network:
     device: torch.device
     dtype: torch.dtype
     vocabulary: int
+    linear: nn.Linear | None = None
 
     def hidden(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return the last hidden states: (B, T) token ids to (B, T, H)."""
@@ -80,6 +69,8 @@ class Network:
 
     def losses(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Return the negative log-likelihood of each target: (N, H) hidden rows and (N,) ids to (N,) float32."""
+        if self.linear is not None and len(rows):
+            return block_losses(rows, self.linear.weight, self.linear.bias, targets)
         step = chunk_rows(self.vocabulary, rows.device)
         parts = [
             token_losses(
@@ -88,23 +79,6 @@ class Network:
             for i in range(0, len(rows), step)
         ]
         return torch.cat(parts) if parts else rows.new_empty(0, dtype=torch.float32)
-
-
-def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Return how many rows go through the head at once."""
-    limits = _CHUNKS["cuda" if device.type == "cuda" else "cpu"]
-    return max(1, min(limits.rows, limits.logits // vocabulary))
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the negative log-likelihoods in float32: (N, V) logits and (N,) ids to (N,)."""
-    targets = targets.to(logits.device)
-    step = _CACHED_ROWS if logits.device.type == "cpu" else max(len(logits), 1)
-    parts = [
-        cross_entropy(logits[i : i + step].float(), targets[i : i + step], reduction="none")
-        for i in range(0, len(logits), step)
-    ]
-    return torch.cat(parts)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -195,7 +169,7 @@ def split(model: Any) -> Network:
     if network.head is not None and not _makes_the_whole(network):
         log.warning("%s does not come apart into body and head; texts are scored one by one", type(model).__name__)
         return Network(model, None, None, network.device, network.dtype, network.vocabulary)
-    return network
+    return replace(network, linear=_linear_head(network)) if network.head is not None else network
 
 
 def _fuse(model: Any) -> None:
@@ -214,6 +188,19 @@ def _head(model: Any) -> Any:
     head = copy.copy(model)
     head._modules = {**model._modules, prefix: _Bypass()}
     return head
+
+
+@torch.inference_mode()
+def _linear_head(network: Network) -> nn.Linear | None:
+    """Return the output embeddings where they alone give the head's logits; None where something is done to them, or on a GPU."""
+    output = network.model.get_output_embeddings()
+    if network.device.type != "cpu" or not isinstance(output, nn.Linear) or len(output.weight) != network.vocabulary:
+        return None
+    # So large that soft-capping would show.
+    rows = torch.randn(5, output.in_features, generator=torch.Generator().manual_seed(0)).to(network.dtype) * 64
+    logits = network.head(inputs_embeds=rows[None], use_cache=False).logits[0]
+    found = linear(rows, output.weight, output.bias)
+    return output if logits.shape == found.shape and torch.allclose(logits, found, rtol=1e-4, atol=1e-4) else None
 
 
 @torch.inference_mode()

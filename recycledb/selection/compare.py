@@ -1,14 +1,17 @@
-"""Students side by side: how far their scores and their picks agree.
+"""Sides put side by side: how far their scores and their picks agree.
+
+A side is a student looking at what one teacher made by one set of prompts. Students are compared variant by variant; teachers
+and prompts, who made different texts, by what they made of the same sample, kind by kind.
 
 Invariant: every number is computed from the current variants of samples with an open place; a statistic that is missing
-under a student counts as missing, never as a number. Correlations take the variants that have the metric under both.
+on a side counts as missing, never as a number. Correlations take what has the metric on both sides.
 This module refuses to draw: a `Comparison` holds what pictures need, and `reporting` draws them.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from recycledb.errors import SelectionError
 from recycledb.schema import SCORED_KINDS, Kind, Stat
 from recycledb.selection import identities
 from recycledb.selection.recipes import BEST, bind, get_recipe, parse_top
-from recycledb.store import Sandbox, Store
+from recycledb.store import Meaning, Sandbox, Store
 
 METRICS = (
     *(f"{ratio}_{unit}" for unit in ("ppl", "loss") for ratio in ("ifd", "rifd")),
@@ -35,13 +38,24 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """One student's distribution of the metric over one kind of variant."""
+class Side:
+    """A student, and whose reflections by which prompts it looks at."""
 
+    label: str  # what tells it from the other sides
     student: str
+    teacher: str | None  # None where there are none, "best" for the best per sample
+    prompt: str  # as given: "current", or the ids of older ones
+    as_if: tuple[Meaning, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One side's distribution of the metric over one kind of variant."""
+
+    side: str
     kind: str
     n: int  # variants with a value
-    missing: int  # variants compared that lack one under this student
+    missing: int  # variants compared that lack one on this side
     mean: float | None
     median: float | None
     stddev: float | None
@@ -52,9 +66,9 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """How alike two students order and value the variants of a kind ("all": of every kind compared)."""
+    """How alike two sides order and value the variants of a kind ("all": of every kind compared)."""
 
-    students: tuple[str, str]
+    sides: tuple[str, str]
     kind: str
     n: int
     spearman: float | None
@@ -64,9 +78,9 @@ class Correlation:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What two students' top `share` of the variants of a kind have in common."""
+    """What two sides' top `share` of the variants of a kind have in common."""
 
-    students: tuple[str, str]
+    sides: tuple[str, str]
     kind: str
     share: float  # asked for, of the variants that both have scored, 0 to 1
     k: int  # places in each top list; no more than the longer list has
@@ -76,23 +90,23 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Which kind `selective` with keep = all picks for a sample under each of two students; "none" where it picks nothing."""
+    """Which kind `selective` with keep = all picks for a sample on each of two sides; "none" where it picks nothing."""
 
-    students: tuple[str, str]
+    sides: tuple[str, str]
     labels: tuple[str, ...]  # the kinds and "none", the order of both axes
-    counts: tuple[tuple[int, ...], ...]  # counts[i][j]: labels[i] under the first student, labels[j] under the second
+    counts: tuple[tuple[int, ...], ...]  # counts[i][j]: labels[i] on the first side, labels[j] on the second
     agreement: float | None  # share of samples on the diagonal
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """How many samples went from one node of the decision tree to the next under a student.
+    """How many samples went from one node of the decision tree to the next on a side.
 
     Nodes, in order of depth: "samples"; "ifd(Q) > ifd(ori)", "otherwise" or "not scored"; the candidate
     ("reflect_both", "reflect_instruction", "reflect_response", "origin"); "kept", "ifd not below 1" or "rifd not below 1".
     """
 
-    student: str
+    side: str
     source: str
     target: str
     count: int
@@ -100,9 +114,9 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A variant with its value under each student, in their order; None where there is none."""
+    """A variant, or the sides' variants of one kind of a sample, with the value on each side; None where there is none."""
 
-    variant_id: str
+    variant_ids: tuple[str, ...]  # each once, in the order of the sides
     sample_id: str
     kind: str
     values: tuple[float | None, ...]
@@ -110,26 +124,26 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A variant that the students place far apart."""
+    """A point whose values are far apart."""
 
-    variant_id: str
+    variant_ids: tuple[str, ...]
     sample_id: str
     kind: str
     values: tuple[float, ...]
-    percentiles: tuple[float, ...]  # the share of compared variants of its kind with a lower value, 0 to 1
-    words: str  # its text's first words
+    percentiles: tuple[float, ...]  # the share of points compared of its kind with a lower value, 0 to 1
+    words: tuple[str, ...]  # the first words of each variant's text
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything known about how students agree; `as_dict` leaves the points and their texts out."""
+    """Everything known about how sides agree; `as_dict` leaves the points and their texts out."""
 
+    sides: tuple[Side, ...]
     students: tuple[str, ...]
     metric: str
     kinds: tuple[str, ...]
     top: str  # as given: "5%" or "100"
     dataset: str | None
-    teacher: str | None  # whose variants; None where there are none, "best" for the best per sample
     samples: int  # with an open place
     summaries: list[Summary]
     correlations: list[Correlation]
@@ -141,96 +155,154 @@ class Comparison:
     points: list[Point]  # for pictures only: variants in dataset order, evenly thinned to MAX_POINTS
     words: dict[str, str]  # for pictures only: the first words of the points' and the disagreements' texts
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the sides are called."""
+        return tuple(side.label for side in self.sides)
+
+    @property
+    def subject(self) -> str:
+        """What the sides are: students, teachers, prompts, or sides where they differ in more than one."""
+        differing = [
+            word
+            for word, values in (
+                ("students", {side.student for side in self.sides}),
+                ("teachers", {side.teacher for side in self.sides}),
+                ("prompts", {side.prompt for side in self.sides}),
+            )
+            if len(values) > 1
+        ]
+        return differing[0] if len(differing) == 1 else "sides"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
         found = asdict(self)
         del found["points"], found["words"]
+        for side in found["sides"]:
+            del side["as_if"]
         return found
 
 
 def compare(
     store: Store,
-    students: Sequence[str],
+    students: Sequence[str] = (),
     *,
+    teachers: Sequence[str] = (),
+    prompts: Sequence[str] = (),
     metric: str = "ifd_ppl",
     kind: str | None = None,
     top: str = "5%",
     dataset: str | None = None,
-    teacher: str | None = None,
     disagreements: int = 10,
     pictures: bool = False,
 ) -> Comparison:
-    """Put two or more students side by side by `metric` (see METRICS), over all scored kinds or one.
+    """Put two or more sides side by side by `metric` (see METRICS), over all scored kinds or one.
 
+    The sides are every combination of the students, teachers and prompts named; where none is named, the only one there is, and
+    the prompts in use. A prompt is named as in `identities.find_prompts`. Teachers and prompts are not compared by origins.
     The top share is taken as recipes rank: IFD below 1 from the highest, rIFD from the lowest, any other metric from the highest.
-    With `pictures`, points and words are filled. SelectionError names an unknown metric, kind, student or teacher.
+    With `pictures`, points and words are filled. SelectionError names an unknown metric, kind, student, teacher or prompt.
     """
-    names = _checked(store, students, metric, kind)
-    parse_top(top)
+    _check(metric, kind, top)
+    sides = _sides(store, students, teachers, prompts, kind)
     dataset = None if dataset is None else identities.find_dataset(store, dataset)
-    maker = BEST if teacher == BEST else _teacher(store, teacher, kind)
-    kinds = tuple(each.value for each in SCORED_KINDS if kind is None or each == kind)
-    picking = kind != Kind.ORIGIN or maker is not None
-    with store.backend.sandbox(allow_external=False) as sandbox:
+    same_texts = len({(side.teacher, side.prompt) for side in sides}) == 1
+    one_student = len({side.student for side in sides}) == 1
+    kinds = tuple(
+        each.value for each in SCORED_KINDS if kind in (None, each) and not (one_student and each is Kind.ORIGIN)
+    )
+    picking = kind != Kind.ORIGIN or all(side.teacher is not None for side in sides)
+    with store.backend.sandbox() as sandbox:
         samples = _samples(sandbox, dataset)
-        table = _table(sandbox, names, metric, kinds, dataset, maker)
-    picks = [_picks(store, name, metric, dataset, maker) for name in names] if picking else []
-    pairs = list(combinations(range(len(names)), 2))
+    table = _table(store, sides, metric, kinds, dataset, same_texts)
+    picks = [_picks(store, side, metric, dataset) for side in sides] if picking else []
+    names = tuple(side.label for side in sides)
+    pairs = [(names[a], names[b], a, b) for a, b in combinations(range(len(names)), 2)]
     groups = [(each, np.flatnonzero(table.kinds == i)) for i, each in enumerate(kinds)]
-    wider = [*groups, ("all", np.arange(len(table.variants)))] if len(kinds) > 1 else groups
+    wider = [*groups, ("all", np.arange(len(table.samples)))] if len(kinds) > 1 else groups
     disagreeing = _disagreements(table, groups, disagreements)
-    chosen = _thinned(len(table.variants)) if pictures else []
-    with store.backend.sandbox(allow_external=False) as sandbox:
-        words = _words(sandbox, [table.variants[i] for i in {*chosen, *(i for i, _ in disagreeing)}])
+    chosen = _thinned(len(table.samples)) if pictures else []
+    with store.backend.sandbox() as sandbox:
+        shown = [variant for i in {*chosen, *(i for i, _ in disagreeing)} for variant in table.variants_of(i)]
+        words = _words(sandbox, shown)
     return Comparison(
-        students=names,
+        sides=sides,
+        students=tuple(dict.fromkeys(side.student for side in sides)),
         metric=metric,
         kinds=kinds,
         top=top,
         dataset=dataset,
-        teacher=maker,
         samples=samples,
         summaries=[_summary(name, each, table.values[s, at]) for s, name in enumerate(names) for each, at in groups],
-        correlations=[
-            _correlation((names[a], names[b]), each, *table.both(a, b, at)) for a, b in pairs for each, at in wider
-        ],
+        correlations=[_correlation((x, y), each, *table.both(a, b, at)) for x, y, a, b in pairs for each, at in wider],
         top_overlaps=[
             overlap
-            for a, b in pairs
+            for x, y, a, b in pairs
             for each, at in groups
-            for overlap in _overlaps((names[a], names[b]), each, table.both(a, b, at), metric, [top])
+            for overlap in _overlaps((x, y), each, table.both(a, b, at), metric, [top])
         ],
         overlap_curve=[
             overlap
-            for a, b in pairs
+            for x, y, a, b in pairs
             for each, at in groups
-            for overlap in _overlaps((names[a], names[b]), each, table.both(a, b, at), metric, SHARES)
+            for overlap in _overlaps((x, y), each, table.both(a, b, at), metric, SHARES)
         ],
-        confusions=[_confusion((names[a], names[b]), picks[a], picks[b]) for a, b in pairs] if picks else [],
+        confusions=[_confusion((x, y), picks[a], picks[b]) for x, y, a, b in pairs] if picks else [],
         flows=[flow for name, found in zip(names, picks, strict=False) for flow in _flows(name, found, samples)],
         disagreements=[_disagreement(table, i, at, words) for i, at in disagreeing],
-        points=[table.point(i, kinds) for i in chosen],
+        points=[table.point(i) for i in chosen],
         words=words,
     )
 
 
-def _checked(store: Store, students: Sequence[str], metric: str, kind: str | None) -> tuple[str, ...]:
+def _check(metric: str, kind: str | None, top: str) -> None:
     if metric not in METRICS:
         raise SelectionError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
     if kind is not None and kind not in [each.value for each in SCORED_KINDS]:
         raise SelectionError(f"no scored kind {kind!r}; there are {', '.join(SCORED_KINDS)}")
-    names = tuple(dict.fromkeys(identities.find_student(store, student).name for student in students))
-    if len(names) < 2:
+    parse_top(top)
+
+
+def _sides(
+    store: Store, students: Sequence[str], teachers: Sequence[str], prompts: Sequence[str], kind: str | None
+) -> tuple[Side, ...]:
+    """Return every combination of what is named; SelectionError where that is not two or more that can be compared."""
+    whose = list(dict.fromkeys(identities.find_student(store, student) for student in students))
+    made = list(dict.fromkeys(identities.find_teacher(store, each) for each in teachers if each != BEST))
+    using = {
+        "+".join(each.identity[:8] for each in found) or identities.CURRENT: found for found in _prompts(store, prompts)
+    }
+    if max(len(whose), len(made), len(using)) < 2:
         there = ", ".join(student.name for student in identities.students(store)) or "none"
-        raise SelectionError(f"name two or more different students to compare; there are: {there}")
-    return names
+        raise SelectionError(
+            f"name two or more different students to compare; there are: {there} "
+            "(or one, and several times --teacher or --prompt)"
+        )
+    if BEST in teachers and len(teachers) > 1:
+        raise SelectionError("best is a choice among teachers; name the teachers to compare without it")
+    if (len(made) > 1 or len(using) > 1) and kind == Kind.ORIGIN and len(whose) < 2:
+        raise SelectionError("an origin is no teacher's: compare another kind")
+    whose = whose or [identities.find_student(store, None)]
+    makers: list[identities.Identity | None] = list(made)
+    if not made and BEST not in teachers and not (kind == Kind.ORIGIN and not teachers):
+        makers = [identities.find_teacher(store, None, offer_best=True)]
+    elif not made:
+        makers = [None]
+    sides = []
+    for student, maker, (wording, meanings) in product(whose, makers, using.items()):
+        teacher = BEST if BEST in teachers else maker.name if maker else None
+        parts = [(student.name, len(whose)), (teacher, len(makers)), (wording, len(using))]
+        label = " · ".join(str(part) for part, several in parts if several > 1)
+        as_if = (*meanings, *identities.not_in_use(store, maker))
+        sides.append(Side(label, student.name, teacher, wording, as_if))
+    return tuple(sides)
 
 
-def _teacher(store: Store, teacher: str | None, kind: str | None) -> str | None:
-    if teacher is None and kind == Kind.ORIGIN:  # nobody's reflections are compared
-        return None
-    found = identities.find_teacher(store, teacher, offer_best=True)
-    return found.name if found else None
+def _prompts(store: Store, prompts: Sequence[str]) -> list[tuple[Meaning, ...]]:
+    """Return what the prompts named mean; those in use are named `current`, whichever way they were given."""
+    in_use = {row[0] for row in store.rows("SELECT prompt_id FROM prompts WHERE is_current = 1")}
+    found = [identities.find_prompts(store, each) for each in prompts]
+    return [tuple(each for each in meanings if each.identity not in in_use) for meanings in found] or [()]
 
 
 # -- the table of values
@@ -238,24 +310,28 @@ def _teacher(store: Store, teacher: str | None, kind: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class _Table:
-    """Every variant compared, in dataset order, with its value under each student: NaN where there is none."""
+    """Every point compared, in dataset order, with its value on each side: NaN where there is none."""
 
-    variants: list[str]
+    variants: list[list[str | None]]  # by side, then point: the variant there, None where there is none
     samples: list[str]
-    kinds: Ints  # (n,): indexes into the kinds compared
-    values: Floats  # (students, n)
+    kinds: Ints  # (n,): indexes into kind_names
+    values: Floats  # (sides, n)
     kind_names: tuple[str, ...]
 
     def both(self, a: int, b: int, at: Ints) -> tuple[Floats, Floats]:
-        """Return the values under two students of those variants, among `at`, that both have scored."""
+        """Return the values on two sides of those points, among `at`, that both have."""
         x, y = self.values[a, at], self.values[b, at]
         there = ~(np.isnan(x) | np.isnan(y))
         return x[there], y[there]
 
-    def point(self, i: int, kinds: tuple[str, ...]) -> Point:
-        """Return a variant as a point."""
+    def variants_of(self, i: int) -> tuple[str, ...]:
+        """Return the different variants of a point, in the order of the sides."""
+        return tuple(dict.fromkeys(side[i] for side in self.variants if side[i] is not None))  # type: ignore[misc]
+
+    def point(self, i: int) -> Point:
+        """Return one point."""
         values = tuple(None if np.isnan(value) else float(value) for value in self.values[:, i])
-        return Point(self.variants[i], self.samples[i], kinds[self.kinds[i]], values)
+        return Point(self.variants_of(i), self.samples[i], self.kind_names[self.kinds[i]], values)
 
 
 _SIGHT = """
@@ -272,13 +348,41 @@ def _samples(sandbox: Sandbox, dataset: str | None) -> int:
 
 
 def _table(
-    sandbox: Sandbox,
-    names: tuple[str, ...],
-    metric: str,
-    kinds: tuple[str, ...],
-    dataset: str | None,
-    teacher: str | None,
+    store: Store, sides: Sequence[Side], metric: str, kinds: tuple[str, ...], dataset: str | None, same_texts: bool
 ) -> _Table:
+    """Read the values. Where the sides look at the same texts a point is a variant; else it is a sample's variant of a kind,
+    the one with the smallest id where a teacher made several, as in the recipes.
+    """
+    order = {kind: i for i, kind in enumerate(kinds)}
+    places: dict[
+        tuple[int, int, str], str
+    ] = {}  # by place in the datasets, kind, and what tells points apart: the sample
+    found: list[dict[tuple[int, int, str], tuple[str, float | None]]] = []
+    for side in sides:
+        values: dict[tuple[int, int, str], tuple[str, float | None]] = {}
+        for variant, sample, kind, place, value in _values(store, side, metric, kinds, dataset):
+            key = (place, order[kind], variant if same_texts else "")
+            if key not in values or variant < values[key][0]:
+                values[key] = (variant, value)
+            places[key] = sample
+        found.append(values)
+    keys = sorted(places)
+    nothing = (None, None)
+    return _Table(
+        variants=[[values.get(key, nothing)[0] for key in keys] for values in found],
+        samples=[places[key] for key in keys],
+        kinds=np.array([key[1] for key in keys], dtype=np.int64),
+        values=np.array([[values.get(key, nothing)[1] for key in keys] for values in found], dtype=np.float64).reshape(
+            len(sides), len(keys)
+        ),
+        kind_names=kinds,
+    )
+
+
+def _values(
+    store: Store, side: Side, metric: str, kinds: tuple[str, ...], dataset: str | None
+) -> list[tuple[str, str, str, int, float | None]]:
+    """Return variant, sample, kind, place in the datasets, and value, of what a side looks at."""
     sql = f"""
         {_SIGHT}
         SELECT s.variant_id, s.sample_id, s.kind, p.place, s.{metric}
@@ -286,28 +390,9 @@ def _table(
         WHERE s.student = :student AND s.is_current = 1 AND s.kind IN ({", ".join(f"'{kind}'" for kind in kinds)})
         AND (s.kind = 'origin' OR :teacher = 'best' OR s.teacher = :teacher)
     """
-    facts: dict[str, tuple[int, int, str, str]] = {}
-    found: list[dict[str, float | None]] = []
-    order = {kind: i for i, kind in enumerate(kinds)}
-    for name in names:
-        values: dict[str, float | None] = {}
-        for variant, sample, kind, place, value in sandbox.execute(
-            sql, {"student": name, "dataset": dataset, "teacher": teacher}
-        )[1]:
-            values[variant] = value
-            if variant not in facts:
-                facts[variant] = (place, order[kind], variant, sample)
-        found.append(values)
-    rows = sorted(facts.values())
-    return _Table(
-        variants=[row[2] for row in rows],
-        samples=[row[3] for row in rows],
-        kinds=np.array([row[1] for row in rows], dtype=np.int64),
-        values=np.array([[values.get(row[2]) for row in rows] for values in found], dtype=np.float64).reshape(
-            len(names), len(rows)
-        ),
-        kind_names=kinds,
-    )
+    values = {"student": side.student, "dataset": dataset, "teacher": side.teacher}
+    with store.backend.sandbox(as_if=side.as_if) as sandbox:
+        return list(sandbox.execute(sql, values)[1])
 
 
 def _thinned(n: int) -> list[int]:
@@ -331,13 +416,13 @@ def _words(sandbox: Sandbox, variants: list[str]) -> dict[str, str]:
 # -- statistics
 
 
-def _summary(student: str, kind: str, values: Floats) -> Summary:
+def _summary(side: str, kind: str, values: Floats) -> Summary:
     there = values[~np.isnan(values)]
     if not len(there):
-        return Summary(student, kind, 0, len(values), None, None, None, None, None, 0)
+        return Summary(side, kind, 0, len(values), None, None, None, None, None, 0)
     lower, median, upper = (float(found) for found in np.quantile(there, [0.25, 0.5, 0.75]))
     return Summary(
-        student=student,
+        side=side,
         kind=kind,
         n=len(there),
         missing=len(values) - len(there),
@@ -350,8 +435,8 @@ def _summary(student: str, kind: str, values: Floats) -> Summary:
     )
 
 
-def _correlation(students: tuple[str, str], kind: str, x: Floats, y: Floats) -> Correlation:
-    return Correlation(students, kind, len(x), pearson(ranks(x), ranks(y)), pearson(x, y), kendall(x, y))
+def _correlation(sides: tuple[str, str], kind: str, x: Floats, y: Floats) -> Correlation:
+    return Correlation(sides, kind, len(x), pearson(ranks(x), ranks(y)), pearson(x, y), kendall(x, y))
 
 
 def pearson(x: Floats, y: Floats) -> float | None:
@@ -417,7 +502,7 @@ def inversions(values: Ints) -> int:
 
 
 def _overlaps(
-    students: tuple[str, str], kind: str, both: tuple[Floats, Floats], metric: str, shares: Sequence[float | str]
+    sides: tuple[str, str], kind: str, both: tuple[Floats, Floats], metric: str, shares: Sequence[float | str]
 ) -> list[Overlap]:
     n = len(both[0])
     places = [_positions(values, metric) for values in both]
@@ -429,7 +514,7 @@ def _overlaps(
         asked = int(percent * n / 100 + 1e-9) if percent is not None else count or 0
         k = min(asked, longest)
         shared = int(np.searchsorted(later, k, side="left"))
-        found.append(Overlap(students, kind, min(asked, n) / n if n else 0.0, k, shared, shared / k if k else None))
+        found.append(Overlap(sides, kind, min(asked, n) / n if n else 0.0, k, shared, shared / k if k else None))
     return found
 
 
@@ -444,7 +529,7 @@ def _positions(values: Floats, metric: str) -> Ints:
 
 
 def _disagreements(table: _Table, groups: list[tuple[str, Ints]], wanted: int) -> list[tuple[int, tuple[float, ...]]]:
-    """Return the variants that the students place farthest apart, with their percentiles within their kind."""
+    """Return the points that are placed farthest apart, with their percentiles within their kind."""
     found: list[tuple[float, int, tuple[float, ...]]] = []
     for _, at in groups:
         there = at[~np.isnan(table.values[:, at]).any(axis=0)]
@@ -459,10 +544,9 @@ def _disagreements(table: _Table, groups: list[tuple[str, Ints]], wanted: int) -
 
 def _disagreement(table: _Table, i: int, percentiles: tuple[float, ...], words: dict[str, str]) -> Disagreement:
     values = tuple(float(value) for value in table.values[:, i])
-    variant = table.variants[i]
-    return Disagreement(
-        variant, table.samples[i], table.kind_names[table.kinds[i]], values, percentiles, words.get(variant, "")
-    )
+    variants = table.variants_of(i)
+    texts = tuple(words.get(variant, "") for variant in variants)
+    return Disagreement(variants, table.samples[i], table.kind_names[table.kinds[i]], values, percentiles, texts)
 
 
 # -- what `selective` would pick
@@ -475,29 +559,29 @@ class _Pick:
     verdict: str
 
 
-def _picks(store: Store, student: str, metric: str, dataset: str | None, teacher: str | None) -> list[_Pick]:
-    """Return each sample's candidate under a student: the recipe decides, by ratios of the metric's unit."""
+def _picks(store: Store, side: Side, metric: str, dataset: str | None) -> list[_Pick]:
+    """Return each sample's candidate on a side: the recipe decides, by ratios of the metric's unit."""
     recipe = get_recipe("selective")
     unit = "loss" if "loss" in metric else "ppl"
-    given = {"student": student, "metric": unit, "keep": "candidates", "dataset": dataset, "teacher": teacher}
+    given = {"student": side.student, "metric": unit, "keep": "candidates", "dataset": dataset, "teacher": side.teacher}
     bound = bind(store, recipe, given)
-    with store.backend.sandbox(allow_external=False) as sandbox:
+    with store.backend.sandbox(as_if=side.as_if) as sandbox:
         columns, rows = sandbox.execute(recipe.sql, bound.values)
         at = [columns.index(name) for name in ("sample_id", "kind", "verdict")]
         return [_Pick(*(row[i] for i in at)) for row in rows]
 
 
-def _confusion(students: tuple[str, str], first: list[_Pick], second: list[_Pick]) -> Confusion:
+def _confusion(sides: tuple[str, str], first: list[_Pick], second: list[_Pick]) -> Confusion:
     a, b = (
         {pick.sample_id: pick.kind if pick.verdict == "kept" else NONE for pick in picks} for picks in (first, second)
     )
     counts = Counter((a.get(sample, NONE), b.get(sample, NONE)) for sample in a.keys() | b.keys())
     total, same = sum(counts.values()), sum(count for (x, y), count in counts.items() if x == y)
     table = tuple(tuple(counts[row, column] for column in LABELS) for row in LABELS)
-    return Confusion(students, LABELS, table, same / total if total else None)
+    return Confusion(sides, LABELS, table, same / total if total else None)
 
 
-def _flows(student: str, picks: list[_Pick], samples: int) -> list[Flow]:
+def _flows(side: str, picks: list[_Pick], samples: int) -> list[Flow]:
     edges: Counter[tuple[str, str]] = Counter()
     for pick in picks:
         harder = pick.kind in (Kind.REFLECT_BOTH, Kind.REFLECT_INSTRUCTION)
@@ -505,4 +589,4 @@ def _flows(student: str, picks: list[_Pick], samples: int) -> list[Flow]:
         edges.update([("samples", branch), (branch, pick.kind), (pick.kind, pick.verdict)])
     if samples > len(picks):
         edges["samples", "not scored"] += samples - len(picks)
-    return [Flow(student, source, target, count) for (source, target), count in sorted(edges.items())]
+    return [Flow(side, source, target, count) for (source, target), count in sorted(edges.items())]

@@ -1,17 +1,20 @@
 """Why a sample was taken or left, in the recipe's own terms: the ratios compared, the branch taken, the bound that failed.
 
-Invariant: what is said of a recorded selection is what its recipe decides on the scores as they stand; the record itself says
-what was picked. This module refuses to guess at recipes that are not shipped: of those it says what was recorded.
+Invariant: what is said of a recorded selection is what its recipe decides on the scores as they stand, names and prompts meaning
+what they meant then; the record itself says what was picked. This module refuses to guess at recipes that are not shipped: of
+those it says what was recorded.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from recycledb.schema import Kind
-from recycledb.selection.recipes import BEST
-from recycledb.store import Store
+from recycledb.selection.identities import find_prompts
+from recycledb.selection.recipes import BEST, PROMPT
+from recycledb.store import Meaning, Store
 
 SHORT = {
     Kind.ORIGIN: "ori",
@@ -152,7 +155,8 @@ def _explanation(
     selection: str | None, recipe: str, parameters: dict[str, Any], picked: str | None, steps: Sequence[str]
 ) -> dict[str, Any]:
     student, teacher = parameters.get("student"), parameters.get("teacher")
-    who = ", ".join(f"{label} {name}" for label, name in (("student", student), ("teacher", teacher)) if name)
+    named = (("student", student), ("teacher", teacher), ("prompt", parameters.get(PROMPT)))
+    who = ", ".join(f"{label} {name}" for label, name in named if name)
     if selection is None:
         head = f"{recipe} would say ({who})"
     else:
@@ -179,14 +183,11 @@ def _settings(store: Store, sample_id: str) -> list[tuple[str, str | None]]:
 
 def _selective(store: Store, sample_id: str, parameters: Mapping[str, Any]) -> list[str]:
     metric = "loss" if parameters.get("metric") == "loss" else "ppl"
-    rows = store.rows(
-        f"""
+    sql = f"""
         SELECT variant_id, parent_id, kind, teacher, ifd_{metric} AS ifd, rifd_{metric} AS rifd
         FROM scores WHERE sample_id = :sample AND student = :student AND is_current = 1 ORDER BY variant_id
-        """,
-        sample=sample_id,
-        student=parameters.get("student"),
-    )
+    """
+    rows = _seen(store, sql, sample_id, parameters)
     if not rows:
         return [f"no scores under {parameters.get('student')}"]
     teacher = parameters.get("teacher")
@@ -197,6 +198,18 @@ def _selective(store: Store, sample_id: str, parameters: Mapping[str, Any]) -> l
         steps.extend(said if teacher != BEST else (f"{each}: {step}" for step in said))
     keep = parameters.get("keep", "reflected")
     return [*steps, "keep = reflected: only QA and A are taken"] if keep == "reflected" else steps
+
+
+def _seen(store: Store, sql: str, sample_id: str, parameters: Mapping[str, Any]) -> list[Any]:
+    """Run SQL as the selection saw the store: its student, its teacher and its prompts under their names of then."""
+    as_if = list(find_prompts(store, parameters[PROMPT])) if parameters.get(PROMPT) else []
+    for kind in ("student", "teacher"):
+        name, identity = parameters.get(kind), parameters.get(f"{kind}_id")
+        if name and identity and store.find_name(kind, name) != identity:
+            as_if.append(Meaning(kind, name, identity))
+    with store.backend.sandbox(as_if=as_if) as sandbox:
+        columns, rows = sandbox.execute(sql, {"sample": sample_id, "student": parameters.get("student")})
+        return [SimpleNamespace(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
 def _chosen(rows: Sequence[Any], teacher: str | None) -> dict[Kind, Ratios]:
@@ -217,15 +230,12 @@ def _ranked(store: Store, sample_id: str, parameters: Mapping[str, Any]) -> list
     metric = "loss" if parameters.get("metric") == "loss" else "ppl"
     kind = str(parameters.get("kind") or Kind.ORIGIN.value)
     teacher = parameters.get("teacher")
-    rows = store.rows(
-        f"""
+    sql = f"""
         SELECT ifd_{metric} AS ifd, teacher FROM scores
-        WHERE sample_id = :sample AND student = :student AND kind = :kind AND is_current = 1 ORDER BY variant_id
-        """,
-        sample=sample_id,
-        student=parameters.get("student"),
-        kind=kind,
-    )
+        WHERE sample_id = :sample AND student = :student AND kind = '{Kind(kind).value}' AND is_current = 1
+        ORDER BY variant_id
+    """
+    rows = _seen(store, sql, sample_id, parameters)
     found = [row for row in rows if kind == Kind.ORIGIN or teacher in (BEST, row.teacher)]
     if not found:
         return [f"no {kind} with scores under {parameters.get('student')}"]

@@ -1,14 +1,19 @@
-"""Which student, teacher, dataset or selection a name means.
+"""Which student, teacher, prompt, dataset or selection a name means.
 
 Invariant: a name is resolved as the views show it: an identity that lost its name is `name@1a2b3c4d`. Where none is given and
-the store has one, that one is meant; where it has several, the error lists them.
+the store has one, that one is meant; where it has several, the error lists them. What is not in use any more (an older prompt, a
+teacher under older parameters) must be named, and is then looked at as if it were in use.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recycledb.errors import SelectionError
-from recycledb.store import Store
+from recycledb.schema import Step
+from recycledb.store import Meaning, Store
+
+PREFIX = 4  # letters of an id, at least
+CURRENT = "current"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +30,17 @@ def students(store: Store, template: str | None = None) -> list[Identity]:
     return [Identity(row[0], row[1]) for row in found if template is None or row[2] == template]
 
 
-def teachers(store: Store) -> list[Identity]:
-    """Return the teachers who made variants and still carry their name, by name: only theirs can be current."""
-    found = store.rows("""
+def teachers(store: Store, *, in_use: bool = True) -> list[Identity]:
+    """Return the teachers who made variants, by name; with `in_use` only those who still carry their name."""
+    found = store.rows(
+        """
         SELECT t.teacher, t.teacher_id FROM teachers t
-        WHERE t.teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher')
+        WHERE (:every = 1 OR t.teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher'))
         AND EXISTS (SELECT 1 FROM variant v WHERE v.teacher_id = t.teacher_id)
         ORDER BY t.teacher, t.teacher_id
-    """)
+        """,
+        every=0 if in_use else 1,
+    )
     return [Identity(*row) for row in found]
 
 
@@ -57,13 +65,49 @@ def find_student(store: Store, name: str | None, *, template: str | None = None)
 
 def find_teacher(store: Store, name: str | None, *, offer_best: bool = False) -> Identity | None:
     """Return the teacher of that name, or the only one, or None where no teacher has made anything."""
-    there = teachers(store)
     if name is not None:
-        return _named(store, "teacher", name, there, "its prompts or its parameters may have changed since")
+        return _named(
+            store,
+            "teacher",
+            name,
+            teachers(store, in_use=False),
+            "its prompts or its parameters may have changed since",
+        )
+    there = teachers(store)
     if len(there) > 1:
         best = ", or best for the best per sample" if offer_best else ""
         raise SelectionError(f"several teachers have variants; give --teacher: {_list(there)}{best}")
     return there[0] if there else None
+
+
+def find_prompts(store: Store, text: str) -> tuple[Meaning, ...]:
+    """Return the prompts that a text names: first letters of ids, of several steps joined by +; "current" is none of them."""
+    if text.strip() == CURRENT:
+        return ()
+    there = store.rows("SELECT prompt_id, step, is_current FROM prompts ORDER BY step, created_at, prompt_id")
+    found: dict[str, Meaning] = {}
+    for part in (part.strip() for part in text.split("+")):
+        matching = [row for row in there if len(part) >= PREFIX and row[0].startswith(part)]
+        if len(matching) != 1:
+            listed = "; ".join(
+                f"{step} {', '.join(row[0][:8] + (' (in use)' if row[2] else '') for row in there if row[1] == step)}"
+                for step in (each.value for each in Step)
+                if any(row[1] == step for row in there)
+            )
+            why = "several prompts begin so" if matching else "no prompt of the store"
+            raise SelectionError(f"{part!r}: {why}; there are: {listed or 'none'}; see `prompts` in docs/schema.md")
+        identity, step, _ = matching[0]
+        if step in found:
+            raise SelectionError(f"{text!r} names two prompts of {step}; one of each step can be in use")
+        found[step] = Meaning("prompt", step, identity)
+    return tuple(found[step] for step in sorted(found))
+
+
+def not_in_use(store: Store, teacher: Identity | None) -> tuple[Meaning, ...]:
+    """Return what makes a teacher one that is in use; nothing where it is."""
+    if teacher is None or any(teacher.identity == each.identity for each in teachers(store)):
+        return ()
+    return (Meaning("teacher", teacher.name, teacher.identity),)
 
 
 def find_dataset(store: Store, name: str) -> str:
@@ -83,7 +127,7 @@ def selections(store: Store) -> list[Identity]:
 def find_selection(store: Store, name: str) -> Identity:
     """Return the selection of that name, or whose id begins so."""
     there = selections(store)
-    prefixed = [one for one in there if len(name) >= 4 and one.identity.startswith(name)]
+    prefixed = [one for one in there if len(name) >= PREFIX and one.identity.startswith(name)]
     if len(prefixed) == 1 and name not in {one.name for one in there}:
         return prefixed[0]
     return _named(store, "selection", name, there, "`recycledb select` records one")

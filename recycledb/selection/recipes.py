@@ -35,12 +35,13 @@ from typing import Any
 
 from recycledb.errors import SelectionError
 from recycledb.selection import identities
-from recycledb.store import Store
+from recycledb.store import Meaning, Store
 from recycledb.store.statement import parameters_in
 
 Given = Mapping[str, str | int | float | None]
 TYPES = ("text", "number", "student", "small-student", "teacher", "teacher-or-best", "dataset", "top")
 BEST = "best"
+PROMPT = "prompt"
 
 _DESCRIPTION = re.compile(r"^--\s*@description\s+(.+?)\s*$", re.MULTILINE)
 _PARAMETER = re.compile(
@@ -89,6 +90,7 @@ class Bound:
     values: dict[str, Any] = field(default_factory=dict)
     student_id: str | None = None
     teacher_id: str | None = None
+    as_if: tuple[Meaning, ...] = ()  # what the views take to be in use: prompts, a teacher
 
 
 def recipe_names() -> list[str]:
@@ -157,14 +159,17 @@ def bind(store: Store, recipe: Recipe, given: Given) -> Bound:
     """Return the values of a recipe's parameters, checked against their types and the store.
 
     SelectionError names a parameter that the recipe lacks, a value of the wrong type, and, where the store has several
-    students or teachers and none is given, those that there are.
+    students or teachers and none is given, those that there are. Every recipe also takes `prompt`, which says which wording's
+    reflections it sees; see `identities.find_prompts`.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    prompt = given.pop(PROMPT, None) if PROMPT not in recipe.declares else None
+    as_if = identities.find_prompts(store, str(prompt)) if prompt is not None else ()
     for name in given:
         if name not in recipe.declares:
             has = ", ".join(sorted(recipe.declares)) or "none"
             raise SelectionError(f"recipe {recipe.name} has no parameter {name!r} (it has: {has})")
-    bound = Bound()
+    bound = Bound(said={PROMPT: "+".join(each.identity for each in as_if)} if as_if else {})
     ids: dict[str, str | None] = {}
     for parameter in sorted(recipe.parameters, key=lambda parameter: parameter.type.startswith("teacher")):
         text = given.get(parameter.name, parameter.default)
@@ -175,12 +180,14 @@ def bind(store: Store, recipe: Recipe, given: Given) -> Bound:
             value, ids["student"] = _student(store, parameter, text)
         elif parameter.type.startswith("teacher"):
             value, ids["teacher"] = _teacher(store, parameter, text, bound.said)
+            if value is not None and ids["teacher"] is not None:
+                as_if += identities.not_in_use(store, identities.Identity(value, ids["teacher"]))
         elif parameter.type == "dataset":
             value = identities.find_dataset(store, str(text))
         else:
             value = _plain(recipe, parameter, text)
         _add(bound, parameter, value)
-    return Bound(bound.said, bound.values, ids.get("student"), ids.get("teacher"))
+    return Bound(bound.said, bound.values, ids.get("student"), ids.get("teacher"), as_if)
 
 
 def _add(bound: Bound, parameter: Parameter, value: Any) -> None:

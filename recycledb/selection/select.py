@@ -19,7 +19,7 @@ from typing import Any
 from recycledb.errors import QueryError, SelectionError
 from recycledb.formats import write
 from recycledb.schema import SCORED_KINDS, Kind, canonical_json, content_id, utc_now
-from recycledb.selection.recipes import Bound, Given, Parameter, Recipe, bind, parse_top
+from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, parse_top
 from recycledb.selection.training import data_file
 from recycledb.store import Sandbox, Store
 from recycledb.store.statement import statements_in, without_comments
@@ -91,10 +91,9 @@ def select(
 ) -> Selected:
     """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
 
-    Without a name it is called recipe-student, with the teacher behind where one was given; in a folder its file is called
-    as it is. A `top` that the recipe does
-    not declare cuts its ranking. SelectionError says what is wrong with the recipe or its parameters, or that there
-    are no scores to run it on; picking nothing of what there is gives a `note`.
+    Without a name it is called recipe-student, with the teacher and the prompt behind where they were given; in a folder its
+    file is called as it is. A `top` that the recipe does not declare cuts its ranking. SelectionError says what is wrong with
+    the recipe or its parameters, or that there are no scores to run it on; picking nothing of what there is gives a `note`.
     """
     given = dict(given or {})
     cut = given.pop("top", None) if "top" not in recipe.declares else None
@@ -103,14 +102,14 @@ def select(
         bound.said["top"] = str(cut)
     if format != "alpaca":
         bound.said["format"] = format
-    called = name or "-".join(
-        str(part) for part in (recipe.name, bound.said.get("student"), given.get("teacher")) if part
-    )
+    prompt = bound.said.get(PROMPT)
+    parts = (recipe.name, bound.said.get("student"), given.get("teacher"), str(prompt)[:8] if prompt else None)
+    called = name or "-".join(str(part) for part in parts if part)
     if output is not None and output.is_dir():
         output = data_file(output, called, format)
     samples = count_samples(store, bound.said.get("dataset"))
     _require_scores(store, bound, samples)
-    with store.backend.sandbox(allow_external=False) as sandbox:
+    with store.backend.sandbox(as_if=bound.as_if) as sandbox:
         revision = store_revision(sandbox)
         columns = _columns(sandbox, recipe, bound)
         picks = _Picks(columns, _places_in_cut(recipe, columns, cut, samples))
@@ -292,10 +291,14 @@ def export(
     *,
     kind: str = "origin",
     teacher: str | None = None,
+    prompt: str | None = None,
     dataset: str | None = None,
     format: str = "alpaca",
 ) -> Exported:
-    """Write every current variant of one kind, in dataset order; nothing is recorded. SelectionError where there is none."""
+    """Write every current variant of one kind, in dataset order; nothing is recorded. SelectionError where there is none.
+
+    With `prompt`, what is current is what it would be if those wordings were in use.
+    """
     if kind not in list(Kind):
         raise SelectionError(f"no kind {kind!r}; there are {', '.join(Kind)}")
     declared = (
@@ -304,8 +307,8 @@ def export(
         Parameter("dataset", "dataset", default="none"),
     )
     recipe = Recipe("export", "", _EXPORT, declared)
-    bound = bind(store, recipe, {"kind": kind, "teacher": teacher, "dataset": dataset})
-    with store.backend.sandbox(allow_external=False) as sandbox:
+    bound = bind(store, recipe, {"kind": kind, "teacher": teacher, "dataset": dataset, PROMPT: prompt})
+    with store.backend.sandbox(as_if=bound.as_if) as sandbox:
         if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
             of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
             where = f" in dataset {dataset}" if dataset else ""

@@ -20,12 +20,14 @@ from sqlalchemy.exc import DBAPIError
 from recycledb.errors import StoreError
 from recycledb.schema import random_id, utc_now
 from recycledb.store import migrate, pending, places, verify, workers
-from recycledb.store.backend import Backend, Row, Sandbox
+from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.places import BATCH_ROWS, Place
 from recycledb.store.tables import metadata
 from recycledb.store.workers import HEARTBEAT_TIMEOUT_S
 
-__all__ = ["HEARTBEAT_TIMEOUT_S", "Place", "Row", "Sandbox", "Store", "parse_url", "pending", "revisions", "upgrade"]
+__all__ = [
+    "HEARTBEAT_TIMEOUT_S", "Meaning", "Place", "Row", "Sandbox", "Store", "parse_url", "pending", "revisions", "upgrade",
+]  # fmt: skip
 
 CLAIM_ROWS = 256  # questions in one statement
 

@@ -6,11 +6,19 @@ Every difference between databases lives behind these methods; the rest of the l
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Engine
 
 Row = tuple[Any, ...]
+
+
+class Meaning(NamedTuple):
+    """What a name means: a row of `current_names`, without its date."""
+
+    kind: str  # teacher, student, prompt (named by step), …
+    name: str
+    identity: str
 
 
 class Backend(Protocol):
@@ -34,8 +42,13 @@ class Backend(Protocol):
     def explain(self, error: Exception) -> str:
         """Return one line that says what a driver's error means for the user and what to do."""
 
-    def sandbox(self, *, allow_external: bool) -> AbstractContextManager["Sandbox"]:
-        """Open a connection on which no statement can change the store or, unless allowed, reach other files."""
+    def sandbox(
+        self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()
+    ) -> AbstractContextManager["Sandbox"]:
+        """Open a connection on which no statement can change the store or, unless allowed, reach other files.
+
+        `as_if` makes the views show the store as if these names meant these identities: an older prompt in use again, say.
+        """
 
     def close(self) -> None:
         """Close every connection."""
@@ -49,3 +62,16 @@ class Sandbox(Protocol):
 
     def interrupt(self) -> None:
         """Stop the statement under way, from another thread."""
+
+
+def names_as_if(names: str, meanings: Sequence[Meaning]) -> str:
+    """Return the view that stands in for `names` (current_names) where some names mean something else."""
+
+    def quoted(text: str) -> str:
+        return "'" + text.replace("'", "''") + "'"
+
+    others = " AND ".join(f"NOT (n.kind = {quoted(each.kind)} AND n.name = {quoted(each.name)})" for each in meanings)
+    rows = " UNION ALL ".join(
+        f"SELECT {quoted(each.kind)}, {quoted(each.name)}, {quoted(each.identity)}, ''" for each in meanings
+    )
+    return f"CREATE TEMP VIEW current_names AS SELECT n.kind, n.name, n.id, n.since FROM {names} n WHERE {others} UNION ALL {rows}"

@@ -16,7 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, StoreError
-from recycledb.store.backend import Row
+from recycledb.store.backend import Meaning, Row, names_as_if
 from recycledb.store.statement import with_dollars
 
 
@@ -109,7 +109,7 @@ class DuckDB:
         return f"{self.path}: {text}"
 
     @contextmanager
-    def sandbox(self, *, allow_external: bool) -> Iterator["DuckDBSandbox"]:
+    def sandbox(self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()) -> Iterator["DuckDBSandbox"]:
         """Open the file read-only; lock its configuration, so that no statement can lift the limits."""
         self.close()  # one process may hold a file open either for writing or for reading
         try:
@@ -123,6 +123,10 @@ class DuckDB:
             if not allow_external:
                 connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
+            if as_if:  # DuckDB looks names up when a view is used, and among what is temporary first
+                [(catalog,)] = connection.execute("SELECT current_database()").fetchall()
+                quoted = catalog.replace('"', '""')
+                connection.execute(names_as_if(f'"{quoted}".main.current_names', as_if))
             yield DuckDBSandbox(connection, allow_external)
         finally:
             connection.close()

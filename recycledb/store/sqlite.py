@@ -8,6 +8,7 @@ other library's close would drop ours.
 """
 
 import math
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, StoreError
-from recycledb.store.backend import Row
+from recycledb.store.backend import Meaning, Row, names_as_if
 
 try:
     import pysqlite3.dbapi2 as driver
@@ -131,7 +132,7 @@ class SQLite:
         return f"{self.path}: {text}"
 
     @contextmanager
-    def sandbox(self, *, allow_external: bool) -> Iterator["SQLiteSandbox"]:
+    def sandbox(self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()) -> Iterator["SQLiteSandbox"]:
         """Open a connection with an authorizer that lets nothing through but reading; it sees one state throughout.
 
         With `allow_external` it may ATTACH other databases, and read them too.
@@ -145,6 +146,8 @@ class SQLite:
         )
         try:
             register_functions(connection)
+            if as_if:
+                _stand_in(connection, as_if)
             connection.execute("PRAGMA query_only = ON")
             connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
             if not allow_external:  # ATTACH needs to stand outside a transaction
@@ -161,6 +164,15 @@ class SQLite:
         """Close every connection."""
         self.writer.dispose()
         self.reader.dispose()
+
+
+def _stand_in(connection: Any, as_if: Sequence[Meaning]) -> None:
+    """Make the views anew, temporarily: SQLite looks names up beside the view that holds them, so the stand-in must lie there too."""
+    views = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY rowid").fetchall()
+    connection.execute(names_as_if("main.current_names", as_if))
+    for name, sql in views:
+        if name != "current_names":
+            connection.execute(re.sub(r"(?i)^\s*CREATE\s+VIEW", "CREATE TEMP VIEW", sql, count=1))
 
 
 # Actions that only read: SQLITE_READ, SQLITE_SELECT, SQLITE_FUNCTION, SQLITE_RECURSIVE, and PRAGMAs that tell.

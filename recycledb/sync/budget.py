@@ -57,7 +57,7 @@ class Budget:
         if self._price is None or self._longest is None:
             return 0.0
         prompt = sum(len(message["content"].encode()) + MESSAGE_TOKENS for message in messages) + CONVERSATION_TOKENS
-        return self._price(prompt, self._longest, 0)
+        return max(self._price(prompt, self._longest, cached) for cached in (0, prompt))
 
     @property
     def reached(self) -> str:

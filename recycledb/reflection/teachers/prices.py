@@ -17,11 +17,14 @@ Cost = Callable[[int, int, int], float]
 def find_cost(config: TeacherConfig, base_url: str) -> Cost | None:
     """Return the function that prices a request to `config`'s model at `base_url`; None where no price is known.
 
-    The configuration has no price for cached tokens, so by it they cost what others do.
+    Where the configuration has no price for cached tokens, they cost what others do.
     """
     if config.price_in is not None and config.price_out is not None:
         price_in, price_out = config.price_in, config.price_out
-        return lambda prompt, completion, cached: (prompt * price_in + completion * price_out) / 1e6
+        price_cached = price_in if config.price_cached is None else config.price_cached
+        return lambda prompt, completion, cached: (
+            ((prompt - cached) * price_in + cached * price_cached + completion * price_out) / 1e6
+        )
     if find_spec("genai_prices") is None:
         return None
     table = import_module("genai_prices")
