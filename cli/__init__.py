@@ -3,6 +3,8 @@
 import os
 import sys
 
+INTERRUPTED = 130  # by Ctrl-C: 128 and the signal's number, as shells have it
+
 
 def main() -> None:
     """Run a command; say an error in one line and leave with the contract's exit code."""
@@ -21,11 +23,14 @@ def _run() -> int:
         print(f"recycledb: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("recycledb: stopped", file=sys.stderr)
-        return 130
+        code = INTERRUPTED
     except SystemExit as left:  # how Typer ends every command
-        return left.code if isinstance(left.code, int) else int(left.code is not None)
-    return 0
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    else:
+        code = 0
+    if code == INTERRUPTED:
+        print("recycledb: stopped; what was committed is kept", file=sys.stderr)
+    return code
 
 
 def _leave(code: int) -> None:

@@ -14,6 +14,7 @@ from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 
 if TYPE_CHECKING:
     from recycledb.sync import Listener, Outcome, Plan, Progress, Target
+    from recycledb.sync.plan import ScorePlan
 
 EXIT_MISSING = 3
 
@@ -167,6 +168,12 @@ def _events(every_s: float = 1.0) -> "Listener":
     return listen
 
 
+def _tokens_of(score: "ScorePlan") -> str:
+    if score.tokens is None:
+        return "–"
+    return f"{score.tokens:,}" if score.counted >= score.variants else f"about {score.tokens:,}"
+
+
 def show_plan(plan: "Plan", target: "Target") -> None:
     """Print what a sync would do."""
     from rich.table import Table
@@ -188,9 +195,10 @@ def show_plan(plan: "Plan", target: "Target") -> None:
             table.add_row(ask.step, ask.teacher, *numbers)
         out.print(table)
     if any(score.statistics or score.follow for score in plan.scores):
-        table = Table("step", "student", *_right("variants", "statistics now", "then at most"), box=None)
+        table = Table("step", "student", *_right("variants", "statistics now", "then at most", "tokens now"), box=None)
         for score in plan.scores:
-            table.add_row("score", score.student, f"{score.variants:,}", f"{score.statistics:,}", f"{score.follow:,}")
+            counts = (f"{number:,}" for number in (score.variants, score.statistics, score.follow))
+            table.add_row("score", score.student, *counts, _tokens_of(score))
         out.print(table)
     if plan.counted_by:
         out.print(f"tokens in by {plan.counted_by}{_at_most(plan)}", markup=False)

@@ -40,8 +40,7 @@ def status(store: Store, target: Target | RecycledbError) -> dict[str, Any]:
         "variants": {
             row[0]: row[1] for row in store.rows("SELECT kind, count(*) FROM variant GROUP BY kind ORDER BY kind")
         },
-        "teachers": _dicts(store.rows(_TEACHERS)),
-        "unusable": _dicts(store.rows(_UNUSABLE)),
+        **_replies(store),
         "students": _dicts(store.rows(_STUDENTS)),
         "selections": store.rows("SELECT count(*) FROM selection")[0][0],
         "cost_usd": store.rows("SELECT sum(cost_usd) FROM reply")[0][0],
@@ -62,25 +61,41 @@ _DATASETS = """
     FROM datasets d ORDER BY d.dataset
 """
 
-_TEACHERS = """
-    SELECT t.teacher, t.step, count(*) AS attempts,
-        sum(CASE WHEN t.status = 'ok' THEN 1 ELSE 0 END) AS ok,
-        sum(CASE WHEN t.status = 'failed' THEN 1 ELSE 0 END) AS failed,
-        sum(CASE WHEN t.status = 'error' THEN 1 ELSE 0 END) AS errors,
-        sum(CASE WHEN t.status IN ('sent', 'lost') THEN 1 ELSE 0 END) AS unanswered,
-        sum(CASE WHEN e.status = 'unusable' THEN 1 ELSE 0 END) AS unusable,
-        sum(t.prompt_tokens) AS prompt_tokens, sum(t.completion_tokens) AS completion_tokens,
-        sum(t.cost_usd) AS cost_usd
+# One walk over the replies, which are long, for both tables that `status` shows of them.
+_REPLIES = """
+    SELECT t.teacher, t.step, t.status, e.reason, count(*) AS texts, count(e.reason) AS unusable,
+        sum(t.prompt_tokens) AS prompt_tokens, sum(t.completion_tokens) AS completion_tokens, sum(t.cost_usd) AS cost_usd
     FROM teacher_texts t
     LEFT JOIN extractions e ON e.text_id = t.text_id AND e.is_current = 1
-    GROUP BY t.teacher, t.step ORDER BY t.teacher, t.step
+    GROUP BY t.teacher, t.step, t.status, e.reason ORDER BY t.teacher, t.step, e.reason
 """
+_COLUMN_OF = {"ok": "ok", "failed": "failed", "error": "errors", "sent": "unanswered", "lost": "unanswered"}
 
-_UNUSABLE = """
-    SELECT t.teacher, t.step, e.reason, count(*) AS texts
-    FROM teacher_texts t JOIN extractions e ON e.text_id = t.text_id AND e.is_current = 1
-    WHERE e.status = 'unusable' GROUP BY t.teacher, t.step, e.reason ORDER BY t.teacher, t.step, e.reason
-"""
+
+def _replies(store: Store) -> dict[str, list[dict[str, Any]]]:
+    """Return what teachers gave by step, and the reasons for which texts of theirs could not be used."""
+    steps: dict[tuple[str, str], dict[str, Any]] = {}
+    reasons: dict[tuple[str, str, str], int] = {}
+    for row in store.rows(_REPLIES):
+        counts = ("attempts", "ok", "failed", "errors", "unanswered", "unusable")
+        sums = ("prompt_tokens", "completion_tokens", "cost_usd")
+        empty = {"teacher": row.teacher, "step": row.step, **dict.fromkeys(counts, 0), **dict.fromkeys(sums)}
+        step = steps.setdefault((row.teacher, row.step), empty)
+        step["attempts"] += row.texts
+        step[_COLUMN_OF[row.status]] += row.texts
+        step["unusable"] += row.unusable
+        for name in sums:
+            if getattr(row, name) is not None:
+                step[name] = (step[name] or 0) + getattr(row, name)
+        if row.reason is not None:
+            key = (row.teacher, row.step, row.reason)
+            reasons[key] = reasons.get(key, 0) + row.texts
+    unusable = [
+        {"teacher": teacher, "step": step, "reason": reason, "texts": texts}
+        for (teacher, step, reason), texts in reasons.items()
+    ]
+    return {"teachers": list(steps.values()), "unusable": unusable}
+
 
 # All that was spent, by each recorded selection's samples: what was paid for those that were not chosen is part of their price.
 _SELECTED = """
@@ -94,12 +109,13 @@ _SELECTED = """
 
 _STUDENTS = """
     SELECT s.student, s.model, s.prompt, s.max_length, s.dtype, s.parameters,
-        count(l.stat) AS statistics,
-        sum(CASE WHEN l.stat IS NOT NULL AND l.loss_sum IS NULL THEN 1 ELSE 0 END) AS without_value,
-        sum(CASE WHEN l.truncated THEN 1 ELSE 0 END) AS truncated,
-        sum(CASE WHEN l.merged THEN 1 ELSE 0 END) AS merged
-    FROM students s LEFT JOIN loss l ON l.student_id = s.student_id
-    GROUP BY s.student, s.model, s.prompt, s.max_length, s.dtype, s.parameters ORDER BY s.student
+        coalesce(l.statistics, 0) AS statistics, coalesce(l.without_value, 0) AS without_value,
+        coalesce(l.truncated, 0) AS truncated, coalesce(l.merged, 0) AS merged
+    FROM students s LEFT JOIN (
+        SELECT student_id, count(*) AS statistics, sum(CASE WHEN loss_sum IS NULL THEN 1 ELSE 0 END) AS without_value,
+            sum(CASE WHEN truncated THEN 1 ELSE 0 END) AS truncated, sum(CASE WHEN merged THEN 1 ELSE 0 END) AS merged
+        FROM loss GROUP BY student_id
+    ) l ON l.student_id = s.student_id ORDER BY s.student
 """
 
 

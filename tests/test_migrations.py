@@ -184,7 +184,7 @@ def use(store: Store) -> None:
     assert set(store.count_questions(want)) == {Step.REFLECT_INSTRUCTION, Step.REFLECT_RESPONSE}
     ids = [row[0] for row in store.rows("SELECT sample_id FROM dataset_samples")]
     assert stores.answer_all(store, want, ids) == 3
-    assert store.count_scores(want, stores.STUDENT, stats)[:2] == (4, 16)
+    assert store.count_scores(want, [(stores.STUDENT, stats)])[0][:2] == (4, 16)
     worker = store.start_worker()
     store.beat(worker)
     store.end_worker(worker)

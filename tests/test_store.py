@@ -579,17 +579,17 @@ def test_scores_are_missing_until_each_statistic_is_there(store: Store) -> None:
     missing = store.pending_scores(None, stores.STUDENT, STATS, ids)
     assert {(row.kind, row.present) for row in missing} == {("origin", 0)} and len(missing) == 2
     characters = sum(len(row.instruction) + len(row.input) + len(row.output) for row in missing)
-    assert store.count_scores(None, stores.STUDENT, STATS) == (2, 8, characters)
+    assert store.count_scores(None, [(stores.STUDENT, STATS)])[0] == (2, 8, characters)
     store.add_losses(stores.losses(missing[0].variant_id)[:3])
-    assert store.count_scores(None, stores.STUDENT, STATS)[:2] == (2, 5)
+    assert store.count_scores(None, [(stores.STUDENT, STATS)])[0][:2] == (2, 5)
     found = {row.variant_id: row.present for row in store.pending_scores(None, stores.STUDENT, STATS, ids)}
     assert found == {missing[0].variant_id: 3, missing[1].variant_id: 0}
     assert store.present_stats(stores.STUDENT, list(found)) == {(missing[0].variant_id, stat) for stat in STATS[:3]}
     for row in missing:
         store.add_losses(stores.losses(row.variant_id))
     assert store.pending_scores(None, stores.STUDENT, STATS, ids) == []
-    assert store.count_scores(None, stores.STUDENT, STATS) == (0, 0, 0)
-    assert store.count_scores(None, "another", STATS)[:2] == (2, 8)  # a third student adds only its own
+    assert store.count_scores(None, [(stores.STUDENT, STATS)])[0] == (0, 0, 0)
+    assert store.count_scores(None, [("another", STATS)])[0][:2] == (2, 8)  # a third student adds only its own
     assert store.pending_scores(None, stores.STUDENT, STATS, []) == []
 
 
@@ -600,7 +600,7 @@ def test_only_wanted_variants_are_scored(store: Store) -> None:
     stores.answer_all(store, want, ids)
     kinds = [row.kind for row in store.pending_scores(want, stores.STUDENT, STATS, ids)]
     assert sorted(kinds) == sorted([*SCORED_KINDS] * 2)
-    assert store.count_scores(want, stores.STUDENT, STATS)[0] == 8
+    assert store.count_scores(want, [(stores.STUDENT, STATS)])[0][0] == 8
     other = pending.Wanted("anotherteach", want.prompts, want.extractor)
     assert [row.kind for row in store.pending_scores(other, stores.STUDENT, STATS, ids)] == ["origin", "origin"]
 
@@ -624,7 +624,7 @@ def test_a_statistic_removed_by_hand_is_missing_again(store_url: str, relation: 
     with Store.open(store_url) as store:
         stores.fill(store)
         want = stores.wanted()
-        assert store.count_scores(want, stores.STUDENT, STATS) == (0, 0, 0)
+        assert store.count_scores(want, [(stores.STUDENT, STATS)])[0] == (0, 0, 0)
         one = store.rows("SELECT variant_id FROM loss ORDER BY variant_id")[0][0]
     path = parse_url(store_url)[1]
     # As users do it: with a tool of their own, which knows none of our SQL functions.
@@ -634,7 +634,7 @@ def test_a_statistic_removed_by_hand_is_missing_again(store_url: str, relation: 
     connection.commit()
     connection.close()
     with Store.open(store_url) as store:
-        assert store.count_scores(want, stores.STUDENT, STATS)[:2] == (1, 1)
+        assert store.count_scores(want, [(stores.STUDENT, STATS)])[0][:2] == (1, 1)
 
 
 # --- claims and workers ---------------------------------------------------------------------------

@@ -23,9 +23,12 @@ from recycledb.reflection.extraction import extract
 from recycledb.reflection.teachers import Reply
 from recycledb.reflection.teachers.recorded import write_recording
 from recycledb.schema import ReplyStatus, Stat, Step, Texts
+from recycledb.scoring.requests import Request
+from recycledb.scoring.tokenising import count_tokens
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
-from recycledb.sync import Plan, Sync, resolve
+from recycledb.sync import Plan, Sync, make, resolve
+from recycledb.sync import plan as planning
 from recycledb.sync.reading import read_all, reply_row
 
 STUDENTS = ("small", "large", "third")
@@ -133,6 +136,20 @@ def test_a_plan_writes_nothing_and_says_what_the_run_does(place: Place) -> None:
     assert (outcome.as_dict()["calls"], plan.calls) == (12, 13)
     assert outcome.as_dict()["unusable"] == 1
     assert outcome.as_dict()["statistics"] == 4 * (4 + 3 + 4 + 3)  # origins, new instructions, better answers to each
+
+
+def test_a_plan_counts_the_tokens_to_score_before_a_model_is_loaded(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [score] = place.sync("small").plan().scores
+    requests = [Request(i, sample(i), tuple(Stat)) for i in range(4)]
+    expected = count_tokens(requests, str(place.folder / "small"), max_length=256).tokens
+    assert (score.tokens, score.counted, score.variants) == (expected, 4, 4)
+    monkeypatch.setattr(planning, "SAMPLE", 2)
+    [score] = place.sync("small").plan().scores
+    assert score.counted == 2
+    assert score.tokens == pytest.approx(expected, rel=0.3)
+    assert make(Store.open(place.url), place.sync("small").target).scores[0].tokens is None  # status need not tokenise
 
 
 def test_a_second_run_does_nothing_and_says_so(place: Place) -> None:

@@ -222,7 +222,7 @@ class Store:
 
     def count_unread(self, extractor: int) -> int:
         """Return how many complete replies this extractor has not read."""
-        return int(self.rows(f"SELECT count(*) {pending.UNREAD}", extractor=extractor)[0][0])
+        return int(self.rows(f"SELECT count(*) FROM ({pending.UNREAD}) u", extractor=extractor)[0][0])
 
     def count_failed(self, wanted: pending.Wanted) -> int:
         """Return how many wanted questions failed for good."""
@@ -326,21 +326,32 @@ class Store:
         """Return the variants of these samples that lack statistics under a student, with how many are present."""
         if not samples:
             return []
-        sql = f"""
-            SELECT * FROM ({pending.unscored(wanted, pending.listed(len(samples)), len(stats))}) u
-            WHERE u.present < {len(stats)}
-        """
+        sql = pending.unscored(wanted, pending.listed(len(samples)), len(stats))
         parameters = _score_parameters(wanted, student, stats)
         return self.rows(sql, **parameters, **_sample_parameters(samples))
 
-    def count_scores(self, wanted: pending.Wanted | None, student: str, stats: Sequence[str]) -> tuple[int, int, int]:
-        """Return how many variants lack statistics under a student, how many statistics, and the variants' characters."""
+    def sample_scores(
+        self, wanted: pending.Wanted | None, student: str, stats: Sequence[str], number: int
+    ) -> Sequence[SQLRow]:
+        """Return some of the variants that lack statistics under a student, the first by id: ids are hashes."""
         sql = f"""
-            SELECT count(*), sum({len(stats)} - u.present), sum(length(u.instruction) + length(u.input) + length(u.output))
-            FROM ({pending.unscored(wanted, pending.ALL_SAMPLES, len(stats))}) u WHERE u.present < {len(stats)}
+            SELECT * FROM ({pending.unscored(wanted, pending.ALL_SAMPLES, len(stats))}) u
+            ORDER BY u.variant_id LIMIT {number}
         """
-        row = self.rows(sql, **_score_parameters(wanted, student, stats))[0]
-        return int(row[0]), int(row[1] or 0), int(row[2] or 0)
+        return self.rows(sql, **_score_parameters(wanted, student, stats))
+
+    def count_scores(
+        self, wanted: pending.Wanted | None, students: Sequence[tuple[str, Sequence[str]]]
+    ) -> list[tuple[int, int, int]]:
+        """Return, for each student with its statistics, how many variants lack some, how many those are, and the variants' characters."""
+        if not students:
+            return []
+        sql = pending.count_unscored(wanted, [len(stats) for _, stats in students])
+        parameters = dict(wanted.parameters) if wanted else {}
+        for i, (student, stats) in enumerate(students):
+            parameters |= {f"student_{i}": student, **{f"stat_{i}_{k}": stat for k, stat in enumerate(stats)}}
+        numbers = [int(number or 0) for number in self.rows(sql, **parameters)[0]]
+        return [(numbers[i], numbers[i + 1], numbers[i + 2]) for i in range(0, len(numbers), 3)]
 
     def present_stats(self, student: str, variants: Sequence[str]) -> set[tuple[str, str]]:
         """Return the (variant, stat) that a student has among these variants."""

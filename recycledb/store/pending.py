@@ -5,7 +5,7 @@ by hand is missing again, and nothing that is there is ever asked for twice. The
 DuckDB and PostgreSQL.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from recycledb.schema import SCORED_KINDS, Kind, Step
@@ -75,45 +75,54 @@ def listed(samples: int) -> str:
     return " UNION ALL ".join(f"SELECT CAST(:sample_{i} AS VARCHAR) AS sample_id" for i in range(samples))
 
 
+# What a walk over variants needs to know of them; texts are fetched last, for the few rows that come out.
+_KEYS = "v.variant_id, v.sample_id, v.kind, v.parent_id"
+
+_MAKES = {
+    Step.COMPRESS: (Kind.COMPRESSED,),
+    Step.REFLECT_INSTRUCTION: (Kind.REFLECT_INSTRUCTION,),
+    Step.REFLECT_RESPONSE: (Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH),
+}
+
+
+def _quoted(kinds: Iterable[Kind]) -> str:
+    return ", ".join(f"'{kind}'" for kind in kinds)
+
+
 def chain(wanted: Wanted, samples: str) -> str:
-    """Return the CTEs `seen` (samples) and `usable` (their variants under the wanted teacher, prompts and extractor).
+    """Return the CTEs `seen` (samples) and `usable` (keys of their variants under the wanted teacher, prompts and extractor).
 
     A variant is usable when what it was made from is the origin or usable too: compressed, then reflect_instruction, then reflect_both.
     """
-    made = (
-        " UNION ALL ".join(part for step, part in _MADE.items() if step in wanted.prompts)
-        or "SELECT v.* FROM variant v WHERE 1 = 0"
-    )
-    return f"WITH seen AS ({samples}), made AS ({made}), usable AS ({_USABLE})"
-
-
-def _made(step: Step) -> str:
-    kinds = {
-        Step.COMPRESS: (Kind.COMPRESSED,),
-        Step.REFLECT_INSTRUCTION: (Kind.REFLECT_INSTRUCTION,),
-        Step.REFLECT_RESPONSE: (Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH),
-    }[step]
     return f"""
-        SELECT v.* FROM seen
-        JOIN variant v ON v.sample_id = seen.sample_id
-        JOIN extraction e ON e.text_id = v.text_id AND e.extractor = :extractor AND e.variant_id = v.variant_id
-        WHERE v.kind IN ({", ".join(f"'{kind}'" for kind in kinds)})
-        AND v.teacher_id = :teacher AND v.prompt_id = :prompt_{step}
+        WITH seen AS ({samples}),
+        usable AS (
+            SELECT {_KEYS} FROM seen
+            JOIN variant v ON v.sample_id = seen.sample_id
+            {_READ.format(a="v")}
+            LEFT JOIN variant p ON p.variant_id = v.parent_id
+            LEFT {_READ.format(a="p")}
+            LEFT JOIN variant g ON g.variant_id = p.parent_id
+            LEFT {_READ.format(a="g")}
+            WHERE {_made("v", wanted)} AND (
+                p.kind = 'origin' OR ({_made("p", wanted)} AND (g.kind = 'origin' OR {_made("g", wanted)}))
+            )
+        )
     """
 
 
-_MADE = {step: _made(step) for step in Step}
+# The join to what the extractor in use read in a variant's reply.
+_READ = "JOIN extraction {a}e ON {a}e.text_id = {a}.text_id AND {a}e.extractor = :extractor AND {a}e.variant_id = {a}.variant_id"
 
-_USABLE = """
-    SELECT m.* FROM made m
-    LEFT JOIN variant p ON p.variant_id = m.parent_id
-    WHERE p.kind = 'origin'
-    OR (EXISTS (SELECT 1 FROM made q WHERE q.variant_id = p.variant_id)
-        AND (p.kind <> 'reflect_instruction' OR EXISTS (
-            SELECT 1 FROM variant g WHERE g.variant_id = p.parent_id
-            AND (g.kind = 'origin' OR EXISTS (SELECT 1 FROM made r WHERE r.variant_id = g.variant_id))
-        )))
-"""
+
+def _made(alias: str, wanted: Wanted) -> str:
+    """Return the condition that a variant was made by the wanted teacher and prompt, as the extractor in use reads the reply."""
+    kinds = " OR ".join(
+        f"({alias}.kind IN ({_quoted(kinds)}) AND {alias}.prompt_id = :prompt_{step})"
+        for step, kinds in _MAKES.items()
+        if step in wanted.prompts
+    )
+    return f"({alias}e.text_id IS NOT NULL AND {alias}.teacher_id = :teacher AND ({kinds or '1 = 0'}))"
 
 
 def questions(wanted: Wanted, samples: str) -> str:
@@ -122,7 +131,7 @@ def questions(wanted: Wanted, samples: str) -> str:
     Without the compress step a sample's input is shown to the teacher along with its instruction.
     """
     asks = []
-    origin = "SELECT v.* FROM seen JOIN variant v ON v.sample_id = seen.sample_id WHERE v.kind = 'origin'"
+    origin = f"SELECT {_KEYS} FROM seen JOIN variant v ON v.sample_id = seen.sample_id WHERE v.kind = 'origin'"
     if Step.COMPRESS in wanted.prompts:
         asks.append(_ask(Step.COMPRESS, f"{origin} AND v.input <> ''"))
     if Step.REFLECT_INSTRUCTION in wanted.prompts:
@@ -142,11 +151,11 @@ def questions(wanted: Wanted, samples: str) -> str:
         """
     contest = f", ifd AS ({_IFD})" if wanted.lazy_student else ""
     return f"""
-        {chain(wanted, samples)}{contest}, ask AS ({" UNION ALL ".join(asks)})
-        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.instruction, a.input, a.output,
+        {chain(wanted, samples)}{contest}, ask AS ({" UNION ALL ".join(asks)}),
+        open_question AS MATERIALIZED (SELECT a.* FROM ask a WHERE {_UNANSWERED})
+        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, v.instruction, v.input, v.output,
             (SELECT count(*) FROM attempt t WHERE {_ASKED_BEFORE}) AS attempts
-        FROM ask a
-        WHERE {_UNANSWERED}
+        FROM open_question a JOIN variant v ON v.variant_id = a.variant_id
     """
 
 
@@ -195,8 +204,7 @@ _STAYED = """
 
 def _ask(step: Step, variants: str) -> str:
     return f"""
-        SELECT v.variant_id, v.sample_id, v.kind, '{step}' AS step, CAST(:prompt_{step} AS VARCHAR) AS prompt_id,
-            v.instruction, v.input, v.output
+        SELECT v.variant_id, v.sample_id, v.kind, '{step}' AS step, CAST(:prompt_{step} AS VARCHAR) AS prompt_id
         FROM ({variants}) v
     """
 
@@ -262,7 +270,7 @@ def open_among(questions: int) -> str:
 
 # Complete replies that the present extractor has not read.
 UNREAD = """
-    FROM reply r JOIN variant v ON v.variant_id = r.variant_id
+    SELECT r.text_id FROM reply r
     WHERE r.status = 'ok'
     AND NOT EXISTS (SELECT 1 FROM extraction e WHERE e.text_id = r.text_id AND e.extractor = :extractor)
 """
@@ -270,16 +278,16 @@ UNREAD = """
 UNREAD_PAGE = f"""
     SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id,
         v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output
-    {UNREAD} ORDER BY r.text_id LIMIT :page
+    FROM reply r JOIN variant v ON v.variant_id = r.variant_id
+    WHERE r.text_id IN ({UNREAD} ORDER BY r.text_id LIMIT :page) ORDER BY r.text_id
 """
 
 # Questions about open samples whose last word is a reply that failed for good.
 FAILED = f"""
     SELECT count(*) FROM (
-        SELECT DISTINCT r.variant_id, r.step, r.prompt_id
-        FROM reply r JOIN variant v ON v.variant_id = r.variant_id
+        SELECT DISTINCT r.variant_id, r.step, r.prompt_id FROM reply r
         WHERE r.status = 'failed' AND r.teacher_id = :teacher AND r.prompt_id IN ({", ".join(f":prompt_{step}" for step in Step)})
-        AND v.sample_id IN ({ALL_SAMPLES})
+        AND EXISTS (SELECT 1 FROM variant v WHERE v.variant_id = r.variant_id AND v.sample_id IN ({ALL_SAMPLES}))
         AND NOT EXISTS (
             SELECT 1 FROM reply s WHERE s.variant_id = r.variant_id AND s.step = r.step
             AND s.teacher_id = r.teacher_id AND s.prompt_id = r.prompt_id AND s.status = 'ok'
@@ -288,21 +296,61 @@ FAILED = f"""
 """
 
 
-def unscored(wanted: Wanted | None, samples: str, stats: int) -> str:
-    """Return SQL for the variants that lack one of `stats` statistics under :student: origins, and what the teacher made."""
-    scored = ", ".join(f"'{kind}'" for kind in SCORED_KINDS)
-    origin = "SELECT v.* FROM seen JOIN variant v ON v.sample_id = seen.sample_id WHERE v.kind = 'origin'"
+def _candidates(wanted: Wanted | None, samples: str) -> str:
+    """Return the CTEs up to `candidate`: the keys of the variants to be scored, origins and what the teacher made."""
+    origin = f"SELECT {_KEYS} FROM seen JOIN variant v ON v.sample_id = seen.sample_id WHERE v.kind = 'origin'"
     if wanted is None:
-        head, variants = f"WITH seen AS ({samples})", origin
-    else:
-        head = chain(wanted, samples)
-        variants = f"{origin} UNION ALL SELECT * FROM usable WHERE kind IN ({scored})"
+        return f"WITH seen AS ({samples}), candidate AS ({origin})"
+    usable = f"SELECT * FROM usable WHERE kind IN ({_quoted(SCORED_KINDS)})"
+    return f"{chain(wanted, samples)}, candidate AS ({origin} UNION ALL {usable})"
+
+
+def unscored(wanted: Wanted | None, samples: str, stats: int) -> str:
+    """Return SQL for the variants that lack one of `stats` statistics under :student, with how many are present."""
     names = ", ".join(f":stat_{i}" for i in range(stats))
     return f"""
-        {head}, candidate AS ({variants})
-        SELECT c.variant_id, c.sample_id, c.kind, c.instruction, c.input, c.output, (
-            SELECT count(*) FROM loss l
-            WHERE l.student_id = :student AND l.variant_id = c.variant_id AND l.stat IN ({names})
-        ) AS present
-        FROM candidate c
+        {_candidates(wanted, samples)}, counted AS (
+            SELECT c.variant_id, (
+                SELECT count(*) FROM loss l
+                WHERE l.student_id = :student AND l.variant_id = c.variant_id AND l.stat IN ({names})
+            ) AS present
+            FROM candidate c
+        ),
+        lacking AS MATERIALIZED (SELECT * FROM counted WHERE present < {stats})
+        SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, k.present
+        FROM lacking k JOIN variant v ON v.variant_id = k.variant_id
+    """
+
+
+def count_unscored(wanted: Wanted | None, stats: Sequence[int]) -> str:
+    """Return SQL for what students lack, :student_0 with `stats[0]` statistics and so on, found in one walk over the variants.
+
+    One row; for each student the variants that lack one, the statistics, and the variants' characters. Variants that lack
+    nothing are told apart by one pass over each student's losses; only for the others is each counted.
+    """
+    wanted_stats = [f"l.stat IN ({', '.join(f':stat_{i}_{k}' for k in range(n))})" for i, n in enumerate(stats)]
+    lacking = " OR ".join(
+        f"""c.variant_id NOT IN (
+            SELECT l.variant_id FROM loss l WHERE l.student_id = :student_{i} AND {those}
+            GROUP BY l.variant_id HAVING count(*) = {stats[i]}
+        )"""
+        for i, those in enumerate(wanted_stats)
+    )
+    present = ", ".join(
+        f"""(
+            SELECT count(*) FROM loss l WHERE l.student_id = :student_{i} AND l.variant_id = k.variant_id AND {those}
+        ) AS present_{i}"""
+        for i, those in enumerate(wanted_stats)
+    )
+    length = "length(v.instruction) + length(v.input) + length(v.output)"
+    sums = ", ".join(
+        f"sum(CASE WHEN present_{i} < {n} THEN {value} ELSE 0 END)"
+        for i, n in enumerate(stats)
+        for value in ("1", f"{n} - present_{i}", length)
+    )
+    return f"""
+        {_candidates(wanted, ALL_SAMPLES)},
+        lacking AS MATERIALIZED (SELECT c.variant_id FROM candidate c WHERE {lacking}),
+        counted AS MATERIALIZED (SELECT k.variant_id, {present} FROM lacking k)
+        SELECT {sums} FROM counted k JOIN variant v ON v.variant_id = k.variant_id
     """

@@ -156,7 +156,12 @@ class Attempt(SQLModel, table=True):
 class Reply(SQLModel, table=True):
     """What came back for an attempt: a text, or the reason why there is none."""
 
-    __table_args__ = (Index(None, "variant_id", "step", "teacher_id", "prompt_id"),)
+    __table_args__ = (
+        # Whether a question is answered is known without a look at the texts.
+        Index(
+            "ix_reply_without_text", "variant_id", "step", "teacher_id", "prompt_id", "status", "created_at", "text_id"
+        ),
+    )
 
     text_id: str = Field(primary_key=True)
     attempt_id: str = Field(index=True)
@@ -193,10 +198,21 @@ class Variant(SQLModel, table=True):
             "teacher_id",
             "prompt_id",
         ),
+        # The same from a sample's side, for the walk over what is missing.
+        Index(
+            "ix_variant_of_sample",
+            "sample_id",
+            "kind",
+            "variant_id",
+            "parent_id",
+            "text_id",
+            "teacher_id",
+            "prompt_id",
+        ),
     )
 
     variant_id: str = Field(primary_key=True)
-    sample_id: str = Field(foreign_key="sample.sample_id", index=True)
+    sample_id: str = Field(foreign_key="sample.sample_id")
     kind: str
     parent_id: str | None = Field(foreign_key="variant.variant_id", index=True)
     text_id: str | None = Field(description="the reply; no foreign key, since replies point at variants")

@@ -26,6 +26,7 @@ from recycledb.sync.scoring import Scored, Scoring
 from recycledb.sync.target import Student, Target, resolve
 
 if TYPE_CHECKING:
+    from recycledb.scoring.encodings import Encodings
     from recycledb.sync.batches import Batched
 
 __all__ = ["Listener", "Outcome", "Plan", "Progress", "Student", "Sync", "Target", "make", "resolve"]
@@ -99,15 +100,21 @@ class Sync:
         self.stop, self.listener, self.open_teacher = stop or threading.Event(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
         self.outcome = Outcome()
+        self._plan: Plan | None = None  # as it was last counted
         self._started = utc_now()
 
     def plan(self) -> Plan:
         """Count what is missing."""
-        return make(self.store, self.target, self.retry_before, exact=True)
+        self._plan = make(self.store, self.target, self.retry_before, exact=True)
+        return self._plan
 
     def run(self) -> Outcome:
         """Fill in what is missing until nothing more can be, or a stop, a limit or a budget; return what came of it."""
         self.target.register(self.store)
+        plan = self._plan or make(self.store, self.target, self.retry_before)
+        if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
+            self.outcome.left = plan
+            return self.outcome
         if self.target.reflect:
             self.outcome.read = read_all(self.store).read
         lazy = self.target.lazy and self.target.reflect
@@ -206,23 +213,32 @@ class Sync:
             await teacher.close()
 
     def _score(self, students: Sequence[Student]) -> list[Scored]:
-        """Compute the statistics that can be computed now."""
-        done = []
-        for student in students:
-            if self.stop.is_set() or not self.target.score:
-                break
-            _, total, _ = self.store.count_scores(self.target.wanted, student.student_id, student.stats)
-            if total:
-                scoring = Scoring(
-                    self.store,
-                    student,
-                    self.target.wanted,
-                    total=total,
-                    limit=self.limit,
-                    stop=self.stop,
-                    listener=self.listener,
-                )
-                self.outcome.scored.append(scoring.result)
-                done.append(scoring.run())
-                self.outcome.stopped = scoring.result.stopped or self.outcome.stopped
-        return done
+        """Compute the statistics that can be computed now, one student after the other."""
+        if self.stop.is_set() or not self.target.score:
+            return []
+        counts = self.store.count_scores(self.target.wanted, [(each.student_id, each.stats) for each in students])
+        lacking = [(student, total) for student, (_, total, _) in zip(students, counts, strict=True) if total]
+        if len(lacking) < 2:
+            return [self._score_under(student, total) for student, total in lacking]
+        from recycledb.scoring.encodings import Encodings
+
+        with Encodings() as encodings:
+            return [
+                self._score_under(student, total, encodings) for student, total in lacking if not self.stop.is_set()
+            ]
+
+    def _score_under(self, student: Student, total: int, encodings: "Encodings | None" = None) -> Scored:
+        scoring = Scoring(
+            self.store,
+            student,
+            self.target.wanted,
+            total=total,
+            limit=self.limit,
+            stop=self.stop,
+            listener=self.listener,
+            encodings=encodings,
+        )
+        self.outcome.scored.append(scoring.result)
+        scored = scoring.run()
+        self.outcome.stopped = scored.stopped or self.outcome.stopped
+        return scored

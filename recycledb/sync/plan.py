@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from recycledb.schema import Step
+from recycledb.errors import StudentError
+from recycledb.schema import Stat, Step, Texts
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
 from recycledb.sync.budget import longest_answer, price_of
 from recycledb.sync.target import Student, Target
 from recycledb.sync.tokens import Measure, measure
+
+SAMPLE = 2_000  # variants whose tokens are counted; of more, those of all are projected
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class ScorePlan:
     statistics: int
     follow: int  # statistics
     characters: int
+    tokens: int | None = (
+        None  # for the model to go through, equal work once; None: not counted, for lack of its tokenizer
+    )
+    counted: int = (
+        0  # variants that were tokenised for it; fewer than `variants` is a sample, and `tokens` its projection
+    )
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has no replies to go by."""
     wanted, teacher = target.wanted, target.teacher
     if wanted is None or teacher is None or not target.reflect:
-        return Plan(scores=[_score(store, target, student, 0) for student in target.students] if target.score else [])
+        return Plan(scores=_scores(store, target, 0, exact) if target.score else [])
     measured = measure(store, teacher, wanted, target.prompts, exact=exact)
     asks = _asks(store, target, wanted.retrying(retry_before), measured)
     # A compressed text is not scored, so only the other steps' answers bring statistics.
@@ -108,7 +117,7 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     in_batches, in_processes = store.count_under_way(wanted)
     return Plan(
         asks=asks,
-        scores=[_score(store, target, student, coming) for student in target.students] if target.score else [],
+        scores=_scores(store, target, coming, exact) if target.score else [],
         unread=store.count_unread(wanted.extractor),
         failed=store.count_failed(wanted),
         in_batches=in_batches,
@@ -128,7 +137,7 @@ def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> li
         if Step.REFLECT_INSTRUCTION in target.prompts
         else (0, 0),
     }
-    history = store.reply_history(wanted.teacher_id)
+    history = store.reply_history(wanted.teacher_id) if counted else {}
     return [_ask(target, step, ready[step], before[step], history.get(step), measured) for step in target.prompts]
 
 
@@ -149,6 +158,45 @@ def _ask(
     return AskPlan(step.value, teacher.name, ready[0], before[0], prompt_tokens, completion, cost, most)
 
 
-def _score(store: Store, target: Target, student: Student, coming: int) -> ScorePlan:
-    variants, statistics, characters = store.count_scores(target.wanted, student.student_id, student.stats)
-    return ScorePlan(student.config.name, variants, statistics, coming * len(student.stats), characters)
+def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
+    counts = store.count_scores(target.wanted, [(student.student_id, student.stats) for student in target.students])
+    return [
+        _score(store, target, student, found, coming, exact)
+        for student, found in zip(target.students, counts, strict=True)
+    ]
+
+
+def _score(
+    store: Store, target: Target, student: Student, found: tuple[int, int, int], coming: int, exact: bool
+) -> ScorePlan:
+    variants, statistics, characters = found
+    tokens, counted = _score_tokens(store, target, student, characters) if exact and statistics else (None, 0)
+    follow = coming * len(student.stats)
+    return ScorePlan(student.config.name, variants, statistics, follow, characters, tokens, counted)
+
+
+def _score_tokens(store: Store, target: Target, student: Student, characters: int) -> tuple[int | None, int]:
+    """Return the tokens of what a student lacks, by its own tokenizer, and of how many variants they were counted."""
+    from recycledb.scoring.requests import Request
+    from recycledb.scoring.tokenising import count_tokens
+
+    rows = store.sample_scores(target.wanted, student.student_id, student.stats, SAMPLE)
+    present = store.present_stats(student.student_id, [row.variant_id for row in rows])
+    requests = [
+        Request(
+            row.variant_id,
+            Texts(row.instruction, row.input, row.output),
+            tuple(Stat(stat) for stat in student.stats if (row.variant_id, stat) not in present),
+        )
+        for row in rows
+    ]
+    config = student.config
+    revision = None if student.identity.local else student.identity.revision
+    try:
+        counted = count_tokens(
+            requests, config.model, revision=revision, prompt=config.prompt, max_length=config.max_length
+        )
+    except StudentError:  # it is told when the model is loaded; a plan goes without
+        return None, 0
+    read = sum(len(text) for request in requests for text in request.texts)
+    return round(counted.tokens * (characters / read if read else 1)), len(rows)

@@ -16,6 +16,7 @@ from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.target import Student
 
 if TYPE_CHECKING:
+    from recycledb.scoring.encodings import Encodings
     from recycledb.scoring.engine import Engine
     from recycledb.scoring.requests import Progress as EngineProgress
 
@@ -32,7 +33,7 @@ class Scored:
     stopped: str | None = None
 
 
-def load_engine(student: Student) -> "Engine":
+def load_engine(student: Student, encodings: "Encodings | None" = None) -> "Engine":
     """Load a student's model; StudentError when it cannot be."""
     from recycledb.scoring.engine import Engine
 
@@ -44,6 +45,7 @@ def load_engine(student: Student) -> "Engine":
         max_length=config.max_length,
         dtype=config.dtype,
         device=config.device,
+        encodings=encodings,
     )
 
 
@@ -60,7 +62,9 @@ class Scoring:
         limit: int | None,
         stop: threading.Event,
         listener: Listener,
+        encodings: "Encodings | None" = None,
     ) -> None:
+        self.encodings = encodings  # shared with the students before and after
         self.store, self.student, self.wanted = store, student, wanted
         self.limit, self.stop, self.listener = limit, stop, listener
         self.result = Scored(student.config.name)
@@ -69,7 +73,7 @@ class Scoring:
     def run(self) -> Scored:
         """Compute and commit what is missing; return what came of it."""
         known = lambda pairs: self.store.known_pairs(self.student.student_id, pairs)  # noqa: E731
-        with load_engine(self.student) as engine:
+        with load_engine(self.student, self.encodings) as engine:
             for results in engine.score(self._requests(), known=known, progress=self._note):
                 self.store.add_losses([self._row(result) for result in results])
                 self._count(results)
