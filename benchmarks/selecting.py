@@ -12,7 +12,6 @@ is the ratio; the shortest of the rounds is taken, and peak memory is the proces
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -65,7 +64,6 @@ class Bare:
             import pysqlite3.dbapi2
 
             self.connection: Any = pysqlite3.dbapi2.connect(path)
-            self.connection.create_function("exp", 1, lambda x: None if x is None else math.exp(x), deterministic=True)
             self.connection.execute("PRAGMA cache_size = -65536")
         else:
             import duckdb

@@ -21,6 +21,7 @@ from recycledb.errors import SelectionError
 from recycledb.schema import SCORED_KINDS, Kind, Stat
 from recycledb.selection import identities
 from recycledb.selection.recipes import BEST, bind, get_recipe, parse_top
+from recycledb.selection.select import count_samples
 from recycledb.store import Meaning, Sandbox, Store
 
 METRICS = (
@@ -212,10 +213,10 @@ def compare(
         each.value for each in SCORED_KINDS if kind in (None, each) and not (one_student and each is Kind.ORIGIN)
     )
     picking = kind != Kind.ORIGIN or all(side.teacher is not None for side in sides)
-    with store.backend.sandbox() as sandbox:
-        samples = _samples(sandbox, dataset)
-    table = _table(store, sides, metric, kinds, dataset, same_texts)
-    picks = [_picks(store, side, metric, dataset) for side in sides] if picking else []
+    samples = count_samples(store, dataset)
+    found = [_looked_at(store, side, metric, kinds, dataset, picking=picking) for side in sides]
+    table = _table([points for points, _ in found], kinds, same_texts)
+    picks = [picks for _, picks in found] if picking else []
     names = tuple(side.label for side in sides)
     pairs = [(names[a], names[b], a, b) for a, b in combinations(range(len(names)), 2)]
     groups = [(each, np.flatnonzero(table.kinds == i)) for i, each in enumerate(kinds)]
@@ -248,7 +249,7 @@ def compare(
             for overlap in _overlaps((x, y), each, table.both(a, b, at), metric, SHARES)
         ],
         confusions=[_confusion((x, y), picks[a], picks[b]) for x, y, a, b in pairs] if picks else [],
-        flows=[flow for name, found in zip(names, picks, strict=False) for flow in _flows(name, found, samples)],
+        flows=[flow for name, taken in zip(names, picks, strict=False) for flow in _flows(name, taken, samples)],
         disagreements=[_disagreement(table, i, at, words) for i, at in disagreeing],
         points=[table.point(i) for i in chosen],
         words=words,
@@ -308,6 +309,15 @@ def _prompts(store: Store, prompts: Sequence[str]) -> list[tuple[Meaning, ...]]:
 # -- the table of values
 
 
+@dataclass(frozen=True, slots=True)
+class _Pick:
+    """What `selective` with keep = candidates says of a sample."""
+
+    sample_id: str
+    kind: str
+    verdict: str
+
+
 @dataclass(frozen=True)
 class _Table:
     """Every point compared, in dataset order, with its value on each side: NaN where there is none."""
@@ -334,65 +344,78 @@ class _Table:
         return Point(self.variants_of(i), self.samples[i], self.kind_names[self.kinds[i]], values)
 
 
-_SIGHT = """
-    WITH ordered AS (
-        SELECT sample_id, row_number() OVER (ORDER BY dataset, position) AS place
-        FROM dataset_samples WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
-    ),
-    sight AS (SELECT sample_id, min(place) AS place FROM ordered GROUP BY sample_id)
-"""
+def _looked_at(
+    store: Store, side: Side, metric: str, kinds: tuple[str, ...], dataset: str | None, *, picking: bool
+) -> tuple[list[tuple[Any, ...]], list[_Pick]]:
+    """Return (variant, sample, kind, place in the datasets, value) of what a side looks at, and each sample's candidate there.
+
+    One statement, so that the scores are computed once: the recipe `selective` decides on the very rows that are returned, by
+    ratios of the metric's unit.
+    """
+    recipe = get_recipe("selective")
+    unit = "loss" if "loss" in metric else "ppl"
+    given = {"student": side.student, "metric": unit, "keep": "candidates", "dataset": dataset, "teacher": side.teacher}
+    ratios = [f"{ratio}_{each}" for each in ("ppl", "loss") for ratio in ("ifd", "rifd")]
+    columns = dict.fromkeys(
+        ["sample_id", "variant_id", "parent_id", "kind", "teacher", "student", "is_current", *ratios, metric]
+    )
+    values = {**bind(store, recipe, given).values, "teacher": side.teacher}
+    picked = recipe.sql if picking else "SELECT sample_id, kind, NULL AS verdict FROM scores WHERE 1 = 0"
+    with store.backend.sandbox(as_if=side.as_if) as sandbox:
+        sql = f"""
+            WITH scores AS MATERIALIZED (
+                SELECT {", ".join(columns)} FROM {sandbox.views}.scores WHERE student = :student AND is_current = 1
+            ),
+            ordered_places AS (
+                SELECT sample_id, row_number() OVER (ORDER BY dataset, position) AS place
+                FROM dataset_samples WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
+            ),
+            in_sight AS (SELECT sample_id, min(place) AS place FROM ordered_places GROUP BY sample_id),
+            picked AS (\n{picked}\n)
+            SELECT s.variant_id, s.sample_id, s.kind, p.place, s.{metric}, NULL
+            FROM scores s JOIN in_sight p ON p.sample_id = s.sample_id
+            WHERE s.kind IN ({", ".join(f"'{kind}'" for kind in kinds)})
+            AND (s.kind = 'origin' OR :teacher = 'best' OR s.teacher = :teacher)
+            UNION ALL SELECT NULL, sample_id, kind, NULL, NULL, verdict FROM picked
+        """
+        points: list[tuple[Any, ...]] = []
+        picks: list[_Pick] = []
+        for row in sandbox.execute(sql, values)[1]:
+            if row[0] is not None:
+                points.append(row)
+            else:
+                picks.append(_Pick(row[1], row[2], row[5]))
+    return points, picks
 
 
-def _samples(sandbox: Sandbox, dataset: str | None) -> int:
-    return int(next(iter(sandbox.execute(f"{_SIGHT} SELECT count(*) FROM sight", {"dataset": dataset})[1]))[0])
-
-
-def _table(
-    store: Store, sides: Sequence[Side], metric: str, kinds: tuple[str, ...], dataset: str | None, same_texts: bool
-) -> _Table:
-    """Read the values. Where the sides look at the same texts a point is a variant; else it is a sample's variant of a kind,
-    the one with the smallest id where a teacher made several, as in the recipes.
+def _table(found: Sequence[Sequence[tuple[Any, ...]]], kinds: tuple[str, ...], same_texts: bool) -> _Table:
+    """Put the sides' rows (see `_looked_at`) side by side. Where they look at the same texts a point is a variant; else it is a
+    sample's variant of a kind, the one with the smallest id where a teacher made several, as in the recipes.
     """
     order = {kind: i for i, kind in enumerate(kinds)}
-    places: dict[
+    samples: dict[
         tuple[int, int, str], str
     ] = {}  # by place in the datasets, kind, and what tells points apart: the sample
-    found: list[dict[tuple[int, int, str], tuple[str, float | None]]] = []
-    for side in sides:
-        values: dict[tuple[int, int, str], tuple[str, float | None]] = {}
-        for variant, sample, kind, place, value in _values(store, side, metric, kinds, dataset):
+    columns: list[dict[tuple[int, int, str], tuple[str, float | None]]] = []
+    for rows in found:
+        column: dict[tuple[int, int, str], tuple[str, float | None]] = {}
+        for variant, sample, kind, place, value, _ in rows:
             key = (place, order[kind], variant if same_texts else "")
-            if key not in values or variant < values[key][0]:
-                values[key] = (variant, value)
-            places[key] = sample
-        found.append(values)
-    keys = sorted(places)
+            if key not in column or variant < column[key][0]:
+                column[key] = (variant, value)
+            samples[key] = sample
+        columns.append(column)
+    keys = sorted(samples)
     nothing = (None, None)
     return _Table(
-        variants=[[values.get(key, nothing)[0] for key in keys] for values in found],
-        samples=[places[key] for key in keys],
+        variants=[[column.get(key, nothing)[0] for key in keys] for column in columns],
+        samples=[samples[key] for key in keys],
         kinds=np.array([key[1] for key in keys], dtype=np.int64),
-        values=np.array([[values.get(key, nothing)[1] for key in keys] for values in found], dtype=np.float64).reshape(
-            len(sides), len(keys)
-        ),
+        values=np.array(
+            [[column.get(key, nothing)[1] for key in keys] for column in columns], dtype=np.float64
+        ).reshape(len(columns), len(keys)),
         kind_names=kinds,
     )
-
-
-def _values(
-    store: Store, side: Side, metric: str, kinds: tuple[str, ...], dataset: str | None
-) -> list[tuple[str, str, str, int, float | None]]:
-    """Return variant, sample, kind, place in the datasets, and value, of what a side looks at."""
-    sql = f"""
-        {_SIGHT}
-        SELECT s.variant_id, s.sample_id, s.kind, p.place, s.{metric}
-        FROM scores s JOIN sight p ON p.sample_id = s.sample_id
-        WHERE s.student = :student AND s.is_current = 1 AND s.kind IN ({", ".join(f"'{kind}'" for kind in kinds)})
-        AND (s.kind = 'origin' OR :teacher = 'best' OR s.teacher = :teacher)
-    """
-    values = {"student": side.student, "dataset": dataset, "teacher": side.teacher}
-    with store.backend.sandbox(as_if=side.as_if) as sandbox:
-        return list(sandbox.execute(sql, values)[1])
 
 
 def _thinned(n: int) -> list[int]:
@@ -550,25 +573,6 @@ def _disagreement(table: _Table, i: int, percentiles: tuple[float, ...], words: 
 
 
 # -- what `selective` would pick
-
-
-@dataclass(frozen=True)
-class _Pick:
-    sample_id: str
-    kind: str
-    verdict: str
-
-
-def _picks(store: Store, side: Side, metric: str, dataset: str | None) -> list[_Pick]:
-    """Return each sample's candidate on a side: the recipe decides, by ratios of the metric's unit."""
-    recipe = get_recipe("selective")
-    unit = "loss" if "loss" in metric else "ppl"
-    given = {"student": side.student, "metric": unit, "keep": "candidates", "dataset": dataset, "teacher": side.teacher}
-    bound = bind(store, recipe, given)
-    with store.backend.sandbox(as_if=side.as_if) as sandbox:
-        columns, rows = sandbox.execute(recipe.sql, bound.values)
-        at = [columns.index(name) for name in ("sample_id", "kind", "verdict")]
-        return [_Pick(*(row[i] for i in at)) for row in rows]
 
 
 def _confusion(sides: tuple[str, str], first: list[_Pick], second: list[_Pick]) -> Confusion:

@@ -57,6 +57,8 @@ class Backend(Protocol):
 class Sandbox(Protocol):
     """A read-only connection for SQL that we did not write."""
 
+    views: str  # the schema in which the documented views are found by their qualified names
+
     def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
         """Run one statement; return the column names and an iterator of row tuples."""
 

@@ -140,6 +140,8 @@ class DuckDB:
 class DuckDBSandbox:
     """A connection that can read the store and nothing else."""
 
+    views = "main"
+
     def __init__(self, connection: Any, allow_external: bool) -> None:
         self._connection = connection
         self._allowed = ["SELECT", "EXPLAIN", *(("ATTACH", "DETACH") if allow_external else ())]

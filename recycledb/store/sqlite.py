@@ -154,7 +154,7 @@ class SQLite:
                 connection.execute("BEGIN")
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
             connection.set_authorizer(_authorize_external if allow_external else _authorize)
-            yield SQLiteSandbox(connection, self.library)
+            yield SQLiteSandbox(connection, self.library, views="temp" if as_if else "main")
         except self.library.DatabaseError as error:
             raise StoreError(self.explain(error)) from error
         finally:
@@ -203,7 +203,8 @@ def _authorize_external(action: int, *rest: str | None) -> int:
 class SQLiteSandbox:
     """A connection that can read the store and nothing else."""
 
-    def __init__(self, connection: Any, library: Any) -> None:
+    def __init__(self, connection: Any, library: Any, *, views: str) -> None:
+        self.views = views
         self._connection = connection
         self._errors = (library.Error, library.Warning)  # a second statement is a Warning before Python 3.12
 
@@ -239,8 +240,11 @@ def _refusal(text: str) -> str:
 
 def register_functions(connection: Any) -> None:
     """Give a connection the mathematical functions that the SQL surface promises, whatever SQLite was built with."""
-    for name, function in (("exp", _exp), ("ln", _ln), ("sqrt", _sqrt)):
-        connection.create_function(name, 1, function, deterministic=True)
+    try:
+        connection.execute("SELECT exp(1), ln(1), sqrt(1)").fetchall()
+    except Exception:  # the driver's own; this library was built without them, and its own would be three times as fast
+        for name, function in (("exp", _exp), ("ln", _ln), ("sqrt", _sqrt)):
+            connection.create_function(name, 1, function, deterministic=True)
     connection.create_aggregate("median", 1, _Median)
     connection.create_aggregate("quantile", 2, _Quantile)
     connection.create_aggregate("corr", 2, _Correlation)
