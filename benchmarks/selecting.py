@@ -241,6 +241,7 @@ def main() -> None:
     if not (folder / "recycle.db").exists():
         maker = Path(__file__).with_name("synthetic.py")
         measured([sys.executable, str(maker), str(folder), "--samples", str(options.samples)], Path.cwd())
+    (folder / "empty.db").unlink(missing_ok=True)
     empty = [*RUN, "--store", f"sqlite:///{folder / 'empty.db'}"]
     Store.open(empty[-1], create=True).close()
     start = min(measured([*empty, "status", "--json"], folder).wall_s for _ in range(options.rounds))

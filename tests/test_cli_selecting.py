@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import scored_stores as scored
+import stores
 from conftest import Cli
 
 from recycledb.cli import _run
+from recycledb.schema import Step
 from recycledb.store import Store
 
 
@@ -135,6 +137,41 @@ def test_compare_prints_numbers_and_json(cli: Cli, here: Here, url: str) -> None
     assert [row["n"] for row in found["summaries"]] == [4, 4]
     assert "points" not in found
     assert "no student '70b' in the store; there are: 13b, 7b" in said(here, "compare", "7b", "70b")
+
+
+def test_teachers_and_prompts_are_compared_by_name(here: Here, url: str) -> None:
+    with Store.open(url) as store:
+        scored.use_prompts(store, reflect_instruction="feedbeef0001")
+    older = stores.PROMPTS[Step.REFLECT_INSTRUCTION]
+    picked = json.loads(here("select", "selective", "--student", "7b", "--prompt", older[:6], "--json").stdout)
+    assert picked["counts"] == {"reflect_response": 2, "reflect_both": 2}
+    assert picked["parameters"]["prompt"] == older
+    here("export", "--kind", "reflect_both", "--prompt", older[:6], "-o", "older.json")
+    assert "no current reflect_both" in said(here, "export", "--kind", "reflect_both", "-o", "newer.json")
+    text = here("compare", "7b", "--prompt", "current", "--prompt", older[:6]).stdout
+    assert f"ifd_ppl of current and {older[:8]} under 7b on 4 samples, teacher gpt" in text
+    assert "several times --teacher or --prompt" in said(here, "compare", "7b")
+    assert "no prompt of the store" in said(here, "compare", "7b", "--prompt", "0bad", "--prompt", "current")
+
+
+@pytest.mark.parametrize("format", ["alpaca", "sharegpt", "jsonl", "parquet"])
+def test_datasets_loads_the_rows_that_were_written(here: Here, tmp_path: Path, format: str) -> None:
+    import datasets
+
+    name = f"out.{'parquet' if format == 'parquet' else 'jsonl' if format == 'jsonl' else 'json'}"
+    here("select", "selective", "--student", "7b", "-o", name, "--format", format)
+    here("select", "selective", "--student", "7b", "-o", "plain.json")
+    kind = "parquet" if format == "parquet" else "json"
+    loaded = datasets.load_dataset(kind, data_files=str(tmp_path / name), cache_dir=str(tmp_path / "cache"))["train"]
+    expected = json.loads((tmp_path / "plain.json").read_text())
+    if format == "sharegpt":
+        turns = [[(turn["from"], turn["value"]) for turn in row["conversations"]] for row in loaded]
+        asked = [f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"] for row in expected]
+        assert turns == [
+            [("human", question), ("gpt", row["output"])] for question, row in zip(asked, expected, strict=True)
+        ]
+    else:
+        assert [{key: row[key] for key in ("instruction", "input", "output")} for row in loaded] == expected
 
 
 def test_export_and_what_trainers_want(cli: Cli, here: Here, url: str, tmp_path: Path) -> None:

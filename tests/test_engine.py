@@ -23,6 +23,7 @@ from recycledb.errors import StudentError
 from recycledb.schema import LossStatus, Stat, Texts
 from recycledb.scoring.attention import NAME, adapt_torch_varlen
 from recycledb.scoring.batching import Work, by_beginning, by_length, lay_out
+from recycledb.scoring import engine as engine_module
 from recycledb.scoring.encodings import Encodings
 from recycledb.scoring.engine import Engine, count_tokens
 from recycledb.scoring.heads import block_losses, token_losses
@@ -456,6 +457,28 @@ def test_workers_give_the_same_numbers_and_a_killed_one_is_a_clear_error(
             os.kill(lane.pid, signal.SIGKILL)
         with pytest.raises(StudentError, match=r"scoring process \d+ ended with status -9"):
             list(engine.score(ask(SAMPLES)))
+
+
+def test_a_long_run_goes_on_in_workers(students: dict[str, Path], llama: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_WORKERS_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(engine_module, "_worker_count", lambda shape: 1)
+    texts = [Texts(f"Say {number}.", "", f"{number} it is.") for number in range(200_000)]
+    with load(students["llama"], workers=None) as engine:
+
+        def requests() -> Iterator[Request]:
+            more = 3_000  # once the workers are there, so that they have something to do
+            for request in ask(texts):
+                more -= isinstance(engine._lanes[0], WorkerLane)
+                if more < 0:
+                    return
+                yield request
+
+        results = collect(engine.score(requests()))
+        assert all(isinstance(lane, WorkerLane) for lane in engine._lanes)
+    few = [result for result in results.values() if result.key >= len(results) // len(STATS) - 50]
+    alone = collect(llama.score([Request(r.key, texts[r.key], (r.stat,)) for r in few]))
+    for result in few:
+        assert result.loss_sum == pytest.approx(alone[result.key, result.stat].loss_sum, rel=1e-5)
 
 
 _ENGINE_WITH_WORKERS = """

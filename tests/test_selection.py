@@ -415,6 +415,9 @@ def test_explain_says_the_ratios_the_branch_and_the_bound(store: Store) -> None:
     stores.add_samples(store, [stores.texts("new")], dataset="n")
     [fresh] = store.rows("SELECT sample_id FROM dataset_samples WHERE dataset = 'n'")
     assert "no scores under 7b" in explain(store, fresh[0])[0]["text"]
+    assert "no place" not in said[0]["text"]
+    stores.add_samples(store, [stores.texts("apples")])  # the dataset without the others
+    assert "it has no place in any dataset now" in explain(store, samples[1])[0]["text"]
 
 
 # -- recipes of one's own

@@ -3,11 +3,11 @@
 Two ways, with the same numbers up to rounding:
 
     whole     the model's own head on some rows at a time: whatever an architecture does to its logits stays in
-    blocks    some rows against a part of the vocabulary at a time, on CPU, for a head that is a linear map and nothing else:
-              the logits stay in the cache, and log-sum-exp is carried from part to part
+    blocks    some rows against a part of the vocabulary at a time, in float32 on CPU, for a head that is a linear map and nothing
+              else: the logits stay in the cache, and log-sum-exp is carried from part to part
 
 Measured (2,048 rows, one thread, share of the matrix multiplication peak): a hidden size of 256 and 32,000 words 0.70 whole and 0.95
-in blocks, 768 and 50,257 words 0.60 and 0.9.
+in blocks, 768 and 50,257 words 0.60 and 0.9; in bfloat16 0.81 and 0.77.
 """
 
 import math

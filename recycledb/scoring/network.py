@@ -50,7 +50,7 @@ class Network:
     """A loaded model on one device (or sharded over several), ready to be scored with.
 
     `head` is None where the model does not come apart; then only its own forward can be used. `linear` is the head where it is
-    a linear map and nothing else, on the CPU.
+    a linear map and nothing else, in float32 on the CPU.
     """
 
     model: Any
@@ -192,9 +192,13 @@ def _head(model: Any) -> Any:
 
 @torch.inference_mode()
 def _linear_head(network: Network) -> nn.Linear | None:
-    """Return the output embeddings where they alone give the head's logits; None where something is done to them, or on a GPU."""
+    """Return the output embeddings where they alone give the head's logits; None where something is done to them, or where
+    blocks are no faster: on a GPU, and in bfloat16.
+    """
     output = network.model.get_output_embeddings()
-    if network.device.type != "cpu" or not isinstance(output, nn.Linear) or len(output.weight) != network.vocabulary:
+    if network.device.type != "cpu" or network.dtype is not torch.float32 or not isinstance(output, nn.Linear):
+        return None
+    if len(output.weight) != network.vocabulary:
         return None
     # So large that soft-capping would show.
     rows = torch.randn(5, output.in_features, generator=torch.Generator().manual_seed(0)).to(network.dtype) * 64

@@ -148,7 +148,17 @@ def _recorded(store: Store, sample_id: str, row: Any, parameters: dict[str, Any]
             steps = [f"reason: {row.reason}"] if row.reason else []
     if row.picked:
         steps = [*steps, f"taken at {row.position} of {row.rows}"]
+    if not _in_sight(store, sample_id, parameters.get("dataset")):
+        steps = [*steps, f"it has no place in {parameters.get('dataset') or 'any dataset'} now: a recipe would not see it"]
     return _explanation(row.selection, row.recipe, parameters, row.picked, steps)
+
+
+def _in_sight(store: Store, sample_id: str, dataset: str | None) -> bool:
+    sql = """
+        SELECT 1 FROM dataset_samples
+        WHERE sample_id = :sample AND (CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset) LIMIT 1
+    """
+    return bool(store.rows(sql, sample=sample_id, dataset=dataset))
 
 
 def _explanation(
