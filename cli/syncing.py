@@ -303,12 +303,12 @@ def status(as_json: Json = False) -> None:
     except RecycledbError as error:
         target = error
     with session.open() as store:
-        found = look(store, target)
         plan = None
         if not isinstance(target, RecycledbError):
             from recycledb.sync.plan import make
 
             plan = make(store, target)
+        found = look(store, target, plan)
     emit(found, as_json=as_json, show=lambda: _show_status(found, plan, target))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from recycledb.errors import RecycledbError, StoreError
 from recycledb.store import SQLRow, Store
 from recycledb.store.migrate import HEAD
-from recycledb.sync.plan import make
+from recycledb.sync.plan import Plan, make
 from recycledb.sync.target import Target
 
 SHORTEST_PREFIX = 4
@@ -26,8 +26,8 @@ def _dicts(rows: Sequence[SQLRow]) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]
 
 
-def status(store: Store, target: Target | RecycledbError) -> dict[str, Any]:
-    """Return what there is, by dataset, kind, step and student, and what `target` lacks.
+def status(store: Store, target: Target | RecycledbError, plan: Plan | None = None) -> dict[str, Any]:
+    """Return what there is, by dataset, kind, step and student, and what `target` lacks, which is `plan` where it was made.
 
     Where the target itself cannot be told (a model's folder is gone), its error stands in `missing_unknown`.
     """
@@ -50,7 +50,7 @@ def status(store: Store, target: Target | RecycledbError) -> dict[str, Any]:
     if isinstance(target, RecycledbError):
         result["missing_unknown"] = str(target)
     else:
-        result["missing"] = make(store, target).as_dict()
+        result["missing"] = (plan or make(store, target)).as_dict()
     return result
 
 

@@ -21,9 +21,9 @@ from torch.nn.attention.varlen import varlen_attn
 
 from recycledb.errors import StudentError
 from recycledb.schema import LossStatus, Stat, Texts
+from recycledb.scoring import engine as engine_module
 from recycledb.scoring.attention import NAME, adapt_torch_varlen
 from recycledb.scoring.batching import Work, by_beginning, by_length, lay_out
-from recycledb.scoring import engine as engine_module
 from recycledb.scoring.encodings import Encodings
 from recycledb.scoring.engine import Engine, count_tokens
 from recycledb.scoring.heads import block_losses, token_losses
@@ -459,7 +459,9 @@ def test_workers_give_the_same_numbers_and_a_killed_one_is_a_clear_error(
             list(engine.score(ask(SAMPLES)))
 
 
-def test_a_long_run_goes_on_in_workers(students: dict[str, Path], llama: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_goes_on_in_workers(
+    students: dict[str, Path], llama: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_module, "_WORKERS_AFTER_SECONDS", 0.0)
     monkeypatch.setattr(engine_module, "_worker_count", lambda shape: 1)
     texts = [Texts(f"Say {number}.", "", f"{number} it is.") for number in range(200_000)]

@@ -149,7 +149,10 @@ def _recorded(store: Store, sample_id: str, row: Any, parameters: dict[str, Any]
     if row.picked:
         steps = [*steps, f"taken at {row.position} of {row.rows}"]
     if not _in_sight(store, sample_id, parameters.get("dataset")):
-        steps = [*steps, f"it has no place in {parameters.get('dataset') or 'any dataset'} now: a recipe would not see it"]
+        steps = [
+            *steps,
+            f"it has no place in {parameters.get('dataset') or 'any dataset'} now: a recipe would not see it",
+        ]
     return _explanation(row.selection, row.recipe, parameters, row.picked, steps)
 
 
