@@ -593,6 +593,22 @@ def test_scores_are_missing_until_each_statistic_is_there(store: Store) -> None:
     assert store.pending_scores(None, stores.STUDENT, STATS, []) == []
 
 
+def test_a_page_may_hold_thousands_of_samples(store: Store) -> None:
+    """Several databases limit how many SELECTs one statement may join, or how many values it may bind."""
+    stores.register(store)
+    ids = stores.add_samples(store, [stores.texts(i) for i in range(2_000)])
+    want = stores.wanted()
+    assert [len(page) for page in store.iter_places(page=2_000)] == [2_000]
+    for what in (None, want):
+        rows = store.pending_scores(what, stores.STUDENT, STATS, ids)
+        assert len(rows) == 2_000
+    assert store.present_stats(stores.STUDENT, [row.variant_id for row in rows] * 4) == set()
+    assert store.known_pairs(stores.STUDENT, [row.variant_id for row in rows]) == {}
+    asked = store.pending_questions(want, ids)
+    assert len(asked) == 4_000  # what became of the instruction, and of the response
+    assert len(store.claim(want, store.start_worker(), asked[:600])) == 600
+
+
 def test_only_wanted_variants_are_scored(store: Store) -> None:
     stores.register(store)
     ids = stores.add_samples(store, [stores.texts("one"), stores.texts("two", with_input=True)])

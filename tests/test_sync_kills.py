@@ -50,7 +50,10 @@ def kill_often(folder: Path, kills: int, samples: int, seed: int, limit: int | N
         for _ in range(kills):
             calls, received_before = len(server.log), received.stat().st_size if received.exists() else 0
             process = start_sync(url, server.base_url, "--received", str(received), "--concurrency", str(IN_FLIGHT))
-            wait_for(lambda calls=calls: len(server.log) >= calls + IN_FLIGHT)
+            wait_for(
+                lambda calls=calls, process=process: len(server.log) >= calls + IN_FLIGHT or process.poll() is not None
+            )
+            assert process.poll() is None, "it was done before it could be killed: give it more samples"
             time.sleep(chance.uniform(0.0, 1.5))
             on_wire.append(server.in_flight)
             process.kill()
@@ -89,7 +92,7 @@ def check_record(url: str, asked: Counter[str], ends: Collection[str] = ("ok",))
 
 
 def test_kills_lose_nothing_that_was_committed_and_ask_nothing_twice(tmp_path: Path) -> None:
-    kill_often(tmp_path, 3, 250, seed=1)
+    kill_often(tmp_path, 3, 1_000, seed=1)
 
 
 @pytest.mark.slow

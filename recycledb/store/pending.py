@@ -71,12 +71,18 @@ ALL_SAMPLES = f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o"
 
 
 def listed(samples: int) -> str:
-    """Return SQL for a list of that many sample ids, bound as sample_0, sample_1, …"""
-    return " UNION ALL ".join(f"SELECT CAST(:sample_{i} AS VARCHAR) AS sample_id" for i in range(samples))
+    """Return SQL for a list of that many sample ids, bound as sample_0, sample_1, …
+
+    VALUES, since SQLite takes no more than 500 SELECTs by UNION ALL.
+    """
+    return "VALUES " + ", ".join(f"(CAST(:sample_{i} AS VARCHAR))" for i in range(samples))
 
 
 # What a walk over variants needs to know of them; texts are fetched last, for the few rows that come out.
 _KEYS = "v.variant_id, v.sample_id, v.kind, v.parent_id"
+
+# CROSS JOIN, because SQLite then keeps the order: from the few samples of a page to their variants, not the other way round.
+_OF_SEEN = "seen CROSS JOIN variant v"
 
 _MAKES = {
     Step.COMPRESS: (Kind.COMPRESSED,),
@@ -95,16 +101,15 @@ def chain(wanted: Wanted, samples: str) -> str:
     A variant is usable when what it was made from is the origin or usable too: compressed, then reflect_instruction, then reflect_both.
     """
     return f"""
-        WITH seen AS ({samples}),
+        WITH seen(sample_id) AS ({samples}),
         usable AS (
-            SELECT {_KEYS} FROM seen
-            JOIN variant v ON v.sample_id = seen.sample_id
+            SELECT {_KEYS} FROM {_OF_SEEN}
             {_READ.format(a="v")}
             LEFT JOIN variant p ON p.variant_id = v.parent_id
             LEFT {_READ.format(a="p")}
             LEFT JOIN variant g ON g.variant_id = p.parent_id
             LEFT {_READ.format(a="g")}
-            WHERE {_made("v", wanted)} AND (
+            WHERE v.sample_id = seen.sample_id AND {_made("v", wanted)} AND (
                 p.kind = 'origin' OR ({_made("p", wanted)} AND (g.kind = 'origin' OR {_made("g", wanted)}))
             )
         )
@@ -131,7 +136,7 @@ def questions(wanted: Wanted, samples: str) -> str:
     Without the compress step a sample's input is shown to the teacher along with its instruction.
     """
     asks = []
-    origin = f"SELECT {_KEYS} FROM seen JOIN variant v ON v.sample_id = seen.sample_id WHERE v.kind = 'origin'"
+    origin = f"SELECT {_KEYS} FROM {_OF_SEEN} WHERE v.sample_id = seen.sample_id AND v.kind = 'origin'"
     if Step.COMPRESS in wanted.prompts:
         asks.append(_ask(Step.COMPRESS, f"{origin} AND v.input <> ''"))
     if Step.REFLECT_INSTRUCTION in wanted.prompts:
@@ -145,7 +150,7 @@ def questions(wanted: Wanted, samples: str) -> str:
         asks.append(_ask(Step.REFLECT_RESPONSE, f"{harder} AND {_WON}" if lazy else harder))
     if not asks:
         return f"""
-            WITH seen AS ({samples})
+            WITH seen(sample_id) AS ({samples})
             SELECT v.variant_id, v.sample_id, v.kind, '' AS step, '' AS prompt_id, v.instruction, v.input, v.output, 0 AS attempts
             FROM variant v WHERE 1 = 0
         """
@@ -164,11 +169,11 @@ def questions(wanted: Wanted, samples: str) -> str:
 _IFD = """
     SELECT v.variant_id, v.sample_id, v.kind,
         exp(c.loss_sum / c.n_tokens) / exp(d.loss_sum / d.n_tokens) AS ifd
-    FROM seen
-    JOIN variant v ON v.sample_id = seen.sample_id
+    FROM seen CROSS JOIN variant v
     JOIN loss c ON c.student_id = :lazy_student AND c.variant_id = v.variant_id AND c.stat = 'A_condition'
     JOIN loss d ON d.student_id = :lazy_student AND d.variant_id = v.variant_id AND d.stat = 'A_direct'
-    WHERE v.kind = 'origin' OR v.variant_id IN (SELECT variant_id FROM usable WHERE kind = 'reflect_instruction')
+    WHERE v.sample_id = seen.sample_id
+    AND (v.kind = 'origin' OR v.variant_id IN (SELECT variant_id FROM usable WHERE kind = 'reflect_instruction'))
 """
 
 _WON = """variant_id IN (
@@ -256,13 +261,12 @@ UNDER_WAY = f"""
 
 def open_among(questions: int) -> str:
     """Return SQL for those of so many questions, bound as variant_0, step_0, prompt_0, …, that are open, and their attempts."""
-    listed = " UNION ALL ".join(
-        f"SELECT CAST(:variant_{i} AS VARCHAR) AS variant_id, CAST(:step_{i} AS VARCHAR) AS step, "
-        f"CAST(:prompt_{i} AS VARCHAR) AS prompt_id"
+    listed = ", ".join(
+        f"(CAST(:variant_{i} AS VARCHAR), CAST(:step_{i} AS VARCHAR), CAST(:prompt_{i} AS VARCHAR))"
         for i in range(questions)
     )
     return f"""
-        WITH a AS ({listed})
+        WITH a(variant_id, step, prompt_id) AS (VALUES {listed})
         SELECT a.variant_id, a.step, (SELECT count(*) FROM attempt t WHERE {_ASKED_BEFORE}) AS attempts
         FROM a WHERE {_UNANSWERED}
     """
@@ -298,9 +302,9 @@ FAILED = f"""
 
 def _candidates(wanted: Wanted | None, samples: str) -> str:
     """Return the CTEs up to `candidate`: the keys of the variants to be scored, origins and what the teacher made."""
-    origin = f"SELECT {_KEYS} FROM seen JOIN variant v ON v.sample_id = seen.sample_id WHERE v.kind = 'origin'"
+    origin = f"SELECT {_KEYS} FROM {_OF_SEEN} WHERE v.sample_id = seen.sample_id AND v.kind = 'origin'"
     if wanted is None:
-        return f"WITH seen AS ({samples}), candidate AS ({origin})"
+        return f"WITH seen(sample_id) AS ({samples}), candidate AS ({origin})"
     usable = f"SELECT * FROM usable WHERE kind IN ({_quoted(SCORED_KINDS)})"
     return f"{chain(wanted, samples)}, candidate AS ({origin} UNION ALL {usable})"
 

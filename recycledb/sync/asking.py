@@ -39,7 +39,7 @@ REPORT_S = 0.2
 STOP_CHECK_S = 0.05
 PAGE = 200  # samples whose questions are drawn at once; the next page is fetched when half of it is used up
 CLAIM_GROUP = 16  # questions in one transaction: a reply waits for no more than that
-READ_GROUP = 64
+READ_GROUP = 256
 UNREAD_MOST = 1_000  # replies waiting to be read before no more is asked: reading must not fall behind for good
 SWITCH_S = 0.0002  # Python's default of 5 ms lets a busy event loop hold up the thread that commits
 
