@@ -106,6 +106,6 @@ def _shown(value: Any) -> str:
 def _class(values: Sequence[Any]) -> str:
     """Return the class of a column: n for numbers, d for moments."""
     texts = [value for value in values if isinstance(value, str)]
-    if all(re.fullmatch(r"–|\$?[\d,.]+(\u00a0%)?", text) for text in texts):
+    if all(re.fullmatch(r"–|-?\$?[\d,.]+(\u00a0%)?", text) for text in texts):
         return ' class="n"'
     return ' class="d"' if all(re.fullmatch(r"[\d-]{10}\u00a0[\d:]{5}", text) for text in texts) else ""
