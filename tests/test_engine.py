@@ -22,6 +22,7 @@ from torch.nn.attention.varlen import varlen_attn
 from recycledb.errors import StudentError
 from recycledb.schema import LossStatus, Stat, Texts
 from recycledb.scoring import engine as engine_module
+from recycledb.scoring import network as network_module
 from recycledb.scoring.attention import NAME, adapt_torch_varlen
 from recycledb.scoring.batching import Work, by_beginning, by_length, lay_out
 from recycledb.scoring.encodings import Encodings
@@ -574,6 +575,12 @@ def test_wrong_options_are_one_clear_error(students: dict[str, Path], options: d
 def test_a_missing_gpu_is_one_clear_error(students: dict[str, Path]) -> None:
     with pytest.raises(StudentError, match="device 'cuda:99' was asked for, but"):
         load(students["gpt2"], device="cuda:99")
+
+
+def test_spreading_over_gpus_says_what_it_needs(students: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_module, "find_spec", lambda name: None)
+    with pytest.raises(StudentError, match=r"needs accelerate: pip install 'recycledb\[sharded\]'"):
+        load(students["llama"], sharded=True)
 
 
 def test_a_folder_without_a_model_is_one_clear_error(tmp_path: Path) -> None:

@@ -160,8 +160,8 @@ class Engine:
     ) -> Iterator[list[Result]]:
         """Yield results batch by batch as they are computed, in no particular order.
 
-        `known` is given pair ids and returns (loss_sum, n_tokens) of those that the store has; it is called, and
-        `requests` is read, in the thread that iterates. Raises StudentError where the run cannot go on.
+        `known` is given pair ids and returns (loss_sum, n_tokens) of those that the store has, all that was yielded before
+        among them; it is called, and `requests` is read, in the thread that iterates. Raises StudentError where the run cannot go on.
         """
         peak = measure_peak(self.device, self.dtype) * len(self._gpus()) if progress is not None else None
         run = Run(self, known, progress, peak)

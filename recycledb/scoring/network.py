@@ -11,6 +11,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,10 @@ def load_network(
     model: str, revision: str | None, dtype: torch.dtype, device: torch.device, *, sharded: bool = False
 ) -> Network:
     """Load a causal language model onto `device`, or spread over all visible GPUs where `sharded`."""
+    if sharded and find_spec("accelerate") is None:
+        raise StudentError(
+            f"model {model!r} is to be spread over several GPUs, which needs accelerate: pip install 'recycledb[sharded]'"
+        )
     placement: dict[str, Any] = {"device_map": "auto"} if sharded else {}
     with vendor_errors(model):
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(

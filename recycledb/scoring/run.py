@@ -115,7 +115,10 @@ class Run:
             batch, sums, kernel = future.result()
             self._tokens += batch.tokens
             for work, loss_sum in zip(batch.works, sums, strict=True):
-                self._sums[work.pair_id] = loss_sum
+                if (
+                    self._known is None
+                ):  # else whoever knows has it as soon as it is yielded; millions would fill memory
+                    self._sums[work.pair_id] = loss_sum
                 self._targets += work.n_tokens
                 waiting = self._waiting.pop(work.pair_id)
                 results += [_result(key, span, loss_sum, kernel) for key, span in waiting]
