@@ -207,6 +207,7 @@ class Store:
         """Return the questions that can be asked now about these samples, in their order."""
         if not samples:
             return []
+        samples = _padded(samples)
         sql = pending.questions(wanted, pending.listed(len(samples)))
         order = {sample: i for i, sample in enumerate(samples)}
         found = self.rows(sql, **wanted.parameters, **_sample_parameters(samples))
@@ -310,7 +311,7 @@ class Store:
         found = {}
         for start in range(0, len(asked), CLAIM_ROWS):
             part = asked[start : start + CLAIM_ROWS]
-            size = min(CLAIM_ROWS, 1 << (len(part) - 1).bit_length())  # few sizes, so that few statements are compiled
+            size = _size(len(part))
             values: dict[str, object] = dict(wanted.parameters)
             for i in range(size):
                 row = part[i] if i < len(part) else None
@@ -326,6 +327,7 @@ class Store:
         """Return the variants of these samples that lack statistics under a student, with how many are present."""
         if not samples:
             return []
+        samples = _padded(samples)
         sql = pending.unscored(wanted, pending.listed(len(samples)), len(stats))
         parameters = _score_parameters(wanted, student, stats)
         return self.rows(sql, **parameters, **_sample_parameters(samples))
@@ -404,6 +406,16 @@ class Store:
 def _moment_after(moment: str) -> str:
     """Return the moment one microsecond later: a clock that was set back must not keep a name from moving."""
     return (datetime.fromisoformat(moment) + timedelta(microseconds=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _size(rows: int) -> int:
+    """Return how long a list in a statement is made: there are few sizes, so that few statements are compiled."""
+    return 1 << (rows - 1).bit_length()
+
+
+def _padded(samples: Sequence[str]) -> list[str]:
+    """Return a list of sample ids of one of few lengths; what it is filled up with is no id."""
+    return [*samples, *[""] * (_size(len(samples)) - len(samples))]
 
 
 def _sample_parameters(samples: Sequence[str]) -> dict[str, str]:
