@@ -197,7 +197,7 @@ class Maker:
         question = (variant, step.value, self.teacher, self.prompts[step], number)
         tables["attempt"].append((attempt, *question, "made-up-worker", self.now))
         tokens = (None, None) if text is None else (420 + len(text) // 8, len(text) // 4)
-        cost = None if text is None else tokens[0] * PRICE_IN + tokens[1] * PRICE_OUT  # type: ignore[operator]
+        cost = None if text is None else tokens[0] * PRICE_IN + tokens[1] * PRICE_OUT  # type: ignore[operator] # numbers, where there is a text
         served = (finish, "made-up-teacher", None, *tokens, cost, error, 1_500, self.now)
         tables["reply"].append((key, attempt, *question, status, text, *served))
         return key

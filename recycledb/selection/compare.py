@@ -36,6 +36,9 @@ WORDS_CHARACTERS = 160
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+_Key = tuple[
+    int, int, str
+]  # of a point: its place in the datasets, its kind's number, and what tells it from others there
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +339,7 @@ class _Table:
 
     def variants_of(self, i: int) -> tuple[str, ...]:
         """Return the different variants of a point, in the order of the sides."""
-        return tuple(dict.fromkeys(side[i] for side in self.variants if side[i] is not None))  # type: ignore[misc]
+        return tuple(dict.fromkeys(variant for side in self.variants if (variant := side[i]) is not None))
 
     def point(self, i: int) -> Point:
         """Return one point."""
@@ -393,12 +396,10 @@ def _table(found: Sequence[Sequence[tuple[Any, ...]]], kinds: tuple[str, ...], s
     sample's variant of a kind, the one with the smallest id where a teacher made several, as in the recipes.
     """
     order = {kind: i for i, kind in enumerate(kinds)}
-    samples: dict[
-        tuple[int, int, str], str
-    ] = {}  # by place in the datasets, kind, and what tells points apart: the sample
-    columns: list[dict[tuple[int, int, str], tuple[str, float | None]]] = []
+    samples: dict[_Key, str] = {}
+    columns: list[dict[_Key, tuple[str, float | None]]] = []
     for rows in found:
-        column: dict[tuple[int, int, str], tuple[str, float | None]] = {}
+        column: dict[_Key, tuple[str, float | None]] = {}
         for variant, sample, kind, place, value, _ in rows:
             key = (place, order[kind], variant if same_texts else "")
             if key not in column or variant < column[key][0]:

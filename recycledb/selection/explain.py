@@ -48,7 +48,8 @@ def decide(ratios: Mapping[Kind, Ratios]) -> Decision:
     """Walk the decision tree of Selective Reflection-Tuning (arXiv:2402.10110) and say each step; see recipes/selective.sql."""
     ori, q, a, qa = (ratios.get(kind) for kind in SHORT)
     steps = [_compared("ifd", Kind.REFLECT_INSTRUCTION, q, Kind.ORIGIN, ori, ">")]
-    if _ifd(q) is not None and _ifd(ori) is not None and _ifd(q) > _ifd(ori):  # type: ignore[operator]
+    q_ifd, ori_ifd = _ifd(q), _ifd(ori)
+    if q_ifd is not None and ori_ifd is not None and q_ifd > ori_ifd:
         steps[-1] += ": the new instruction is harder"
         better, kind = _less(qa, q), Kind.REFLECT_INSTRUCTION
         steps.append(_compared("rifd", Kind.REFLECT_BOTH, qa, Kind.REFLECT_INSTRUCTION, q, "<"))

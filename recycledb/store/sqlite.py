@@ -112,7 +112,7 @@ class SQLite:
         with self.reader.connect() as conn:
             copy = self.library.connect(str(target))
             try:
-                conn.connection.driver_connection.backup(copy)  # type: ignore[union-attr]
+                conn.connection.driver_connection.backup(copy)  # type: ignore[union-attr] # it is open, so it is there
             finally:
                 copy.close()
 

@@ -111,7 +111,7 @@ class Sync:
     def run(self) -> Outcome:
         """Fill in what is missing until nothing more can be, or a stop, a limit or a budget; return what came of it."""
         self.target.register(self.store)
-        plan = self._plan or make(self.store, self.target, self.retry_before)
+        plan, self._plan = self._plan or make(self.store, self.target, self.retry_before), None  # good for one run
         if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
             self.outcome.left = plan
             return self.outcome

@@ -1,7 +1,7 @@
 """Ask the teacher: many questions under way at once, each on record before it is sent, each reply committed before it is read.
 
 Invariant: memory is bounded by what is under way, whatever the plan's size; questions are drawn from the store page by page. Tasks
-share an event loop, and one thread does all writing:
+share an event loop, and one writer commits: a thread, or where replies pile up the loop itself (writing.py):
 
     candidates → admit (the teacher's pace) → claim (attempt rows, in groups) → ask → commit (in groups) → read → candidates
 
