@@ -95,8 +95,9 @@ def test_tables_and_migrations_agree_on_duckdb(store_url: str) -> None:
             "SELECT table_name, constraint_column_names FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'"
         )
         keys = {row[0]: list(row[1]) for row in store.rows(sql)}
+        dialect = store.backend.writer.dialect
     wanted = {
-        (table.name, column.name): (str(column.type.compile()), column.nullable)
+        (table.name, column.name): (column.type.compile(dialect), column.nullable)
         for table in metadata.sorted_tables
         for column in table.columns
     }

@@ -21,6 +21,7 @@ from recycledb.errors import StoreError
 from recycledb.schema import random_id, utc_now
 from recycledb.store import migrate, pending, places, verify, workers
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
+from recycledb.store.digest import with_digests
 from recycledb.store.places import BATCH_ROWS, Place
 from recycledb.store.tables import metadata
 from recycledb.store.workers import HEARTBEAT_TIMEOUT_S
@@ -157,9 +158,12 @@ class Store:
             return conn.execute(text(sql), parameters).fetchall()
 
     def insert(self, conn: Connection, table: str, rows: Iterable[Row]) -> int:
-        """Insert full-width rows, in the order of the table's columns, unless they are there; return how many were new."""
+        """Insert rows, in the order of the table's columns, unless they are there; return how many were new.
+
+        Columns that a row lacks at its end are NULL; its digest is added.
+        """
         columns = [column.name for column in metadata.tables[table].columns]
-        rows = iter(rows)
+        rows = with_digests(metadata.tables[table], rows)
         new = 0
         while chunk := list(islice(rows, BATCH_ROWS)):
             new += self.backend.insert(conn, table, columns, chunk)

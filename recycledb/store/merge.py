@@ -36,7 +36,7 @@ KEYS = 1_000  # of one IN list
 
 TABLES = (
     "prompt", "teacher", "student", "sample", "variant", "dataset", "place", "closing", "dataset_import", "attempt", "reply",
-    "batch", "batch_event", "extraction", "loss", "selection", "selection_item", "name",
+    "repeated_reply", "batch", "batch_event", "extraction", "loss", "selection", "selection_item", "name",
 )  # fmt: skip
 
 Tell = Callable[[str, int], None]  # a table's name and how many of its rows are new so far
@@ -90,6 +90,7 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
             work.copy("attempt", "step", (step,))
             work.copy("reply", "step", (step,))
             work.copy("variant", "kind", kinds)
+        work.copy("repeated_reply")
         work.copy_batches()
         work.copy("extraction")
         work.copy_losses()

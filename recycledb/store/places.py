@@ -40,7 +40,7 @@ def replace(store: Inserting, conn: Connection, dataset: str, rows: Iterable[Pla
         counts["added"] += new
         counts["present"] += len(chunk) - new
         counts["places_new"] += opened
-    counts["places_closed"] = _close_others(conn, dataset, now)
+    counts["places_closed"] = _close_others(store, conn, dataset, now)
     return counts
 
 
@@ -88,7 +88,7 @@ def _turns(conn: Connection, dataset: str, first: int, last: int) -> dict[int, t
     return {position: (turn, sample, bool(is_open)) for position, turn, sample, is_open in found}
 
 
-def _close_others(conn: Connection, dataset: str, now: str) -> int:
+def _close_others(store: Inserting, conn: Connection, dataset: str, now: str) -> int:
     """Close the open places that were not kept; return how many."""
     gone = """
         FROM place p
@@ -98,9 +98,6 @@ def _close_others(conn: Connection, dataset: str, now: str) -> int:
             SELECT 1 FROM closing c WHERE c.dataset = p.dataset AND c.position = p.position AND c.turn = p.turn
         )
     """
-    count = conn.execute(text(f"SELECT count(*) {gone}"), {"dataset": dataset}).scalar_one()
-    conn.execute(
-        text(f"INSERT INTO closing SELECT p.dataset, p.position, p.turn, :now {gone}"),
-        {"dataset": dataset, "now": now},
-    )
-    return int(count)
+    found = conn.execute(text(f"SELECT p.position, p.turn {gone}"), {"dataset": dataset}).fetchall()
+    store.insert(conn, "closing", [(dataset, position, turn, now) for position, turn in found])
+    return len(found)

@@ -1,11 +1,11 @@
 """The tables: what the store holds, row by row.
 
-Invariant: the tables here are what the migrations make, column by column; a test holds the two together. Tables are singular
-and hold ids; users query the plural views over them, which are made in `recycledb.migrations`.
+Invariant: the tables here are what the migrations make, column by column; a test holds the two together. Every table but `worker`
+ends in `digest` (see `recycledb.store.digest`), and columns that a later revision added stand just before it. Tables are singular and hold ids; users query the plural views over them, which are made in `recycledb.migrations`.
 Only `recycledb.store` imports this module: what a table looks like is its business.
 """
 
-from sqlalchemy import BigInteger, Double, Index
+from sqlalchemy import BigInteger, Double, Index, Integer
 from sqlmodel import Field, SQLModel
 
 metadata = SQLModel.metadata
@@ -16,11 +16,16 @@ metadata.naming_convention = {
 }
 
 
+# A count of tokens, as a server says it; SQLite's INTEGER has 64 bits anyway.
+_Count = Integer().with_variant(BigInteger(), "duckdb", "postgresql")
+
+
 class Dataset(SQLModel, table=True):
     """A name under which samples were added."""
 
     dataset: str = Field(primary_key=True)
     created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class DatasetImport(SQLModel, table=True):
@@ -37,6 +42,7 @@ class DatasetImport(SQLModel, table=True):
     rejected: int
     cut: int = Field(description="conversations of which only the first turn pair was taken")
     added_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Sample(SQLModel, table=True):
@@ -47,6 +53,7 @@ class Sample(SQLModel, table=True):
     input: str
     output: str
     created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Place(SQLModel, table=True):
@@ -59,6 +66,7 @@ class Place(SQLModel, table=True):
     extra: str = Field(
         description="JSON object: the source row's other fields; original_input where a placeholder stood"
     )
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Closing(SQLModel, table=True):
@@ -68,6 +76,7 @@ class Closing(SQLModel, table=True):
     position: int = Field(primary_key=True)
     turn: int = Field(primary_key=True)
     closed_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Prompt(SQLModel, table=True):
@@ -78,6 +87,7 @@ class Prompt(SQLModel, table=True):
     text: str
     source: str
     created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Teacher(SQLModel, table=True):
@@ -89,6 +99,7 @@ class Teacher(SQLModel, table=True):
     model: str
     parameters: str
     created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Student(SQLModel, table=True):
@@ -103,6 +114,7 @@ class Student(SQLModel, table=True):
     dtype: str
     parameters: int | None = Field(sa_type=BigInteger)
     created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Worker(SQLModel, table=True):
@@ -124,6 +136,7 @@ class Batch(SQLModel, table=True):
     teacher_id: str = Field(foreign_key="teacher.teacher_id")
     worker_id: str = Field(description="the process that handed it over")
     created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class BatchEvent(SQLModel, table=True):
@@ -136,6 +149,7 @@ class BatchEvent(SQLModel, table=True):
     status: str = Field(primary_key=True)
     remote_id: str | None
     detail: str | None
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Attempt(SQLModel, table=True):
@@ -151,6 +165,8 @@ class Attempt(SQLModel, table=True):
     number: int
     worker_id: str = Field(index=True, description="the worker that asks, or the batch")
     sent_at: str
+    reserved_usd: float | None = Field(default=None, sa_type=Double, description="the most that it can cost")
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Reply(SQLModel, table=True):
@@ -175,12 +191,32 @@ class Reply(SQLModel, table=True):
     finish_reason: str | None
     served_model: str | None
     request_id: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
+    prompt_tokens: int | None = Field(sa_type=_Count)
+    completion_tokens: int | None = Field(sa_type=_Count)
     cost_usd: float | None = Field(sa_type=Double)  # plain Float is 32 bits in DuckDB
     error: str | None
     duration_ms: int | None
     created_at: str
+    raw: str | None = Field(default=None, description="what the server said that fits no other column")
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class RepeatedReply(SQLModel, table=True):
+    """An equal answer to another attempt, as a merge of two stores brings it: paid for on its own."""
+
+    __tablename__ = "repeated_reply"
+
+    text_id: str = Field(primary_key=True, foreign_key="reply.text_id")
+    attempt_id: str = Field(primary_key=True, index=True)
+    served_model: str | None
+    request_id: str | None
+    prompt_tokens: int | None = Field(sa_type=BigInteger)
+    completion_tokens: int | None = Field(sa_type=BigInteger)
+    cost_usd: float | None = Field(sa_type=Double)
+    duration_ms: int | None
+    raw: str | None
+    created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Variant(SQLModel, table=True):
@@ -222,6 +258,7 @@ class Variant(SQLModel, table=True):
     input: str
     output: str
     created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Extraction(SQLModel, table=True):
@@ -232,6 +269,7 @@ class Extraction(SQLModel, table=True):
     variant_id: str | None = Field(foreign_key="variant.variant_id")
     reason: str | None
     created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Loss(SQLModel, table=True):
@@ -252,6 +290,7 @@ class Loss(SQLModel, table=True):
     status: str
     pair_id: str | None
     kernel: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Selection(SQLModel, table=True):
@@ -267,6 +306,7 @@ class Selection(SQLModel, table=True):
     counts: str
     output_sha256: str
     created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class SelectionItem(SQLModel, table=True):
@@ -279,6 +319,7 @@ class SelectionItem(SQLModel, table=True):
     variant_id: str = Field(foreign_key="variant.variant_id", index=True)
     rank: float | None = Field(sa_type=Double)
     reason: str | None
+    digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Name(SQLModel, table=True):
@@ -288,3 +329,4 @@ class Name(SQLModel, table=True):
     name: str = Field(primary_key=True)
     since: str = Field(primary_key=True)
     id: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)

@@ -1,0 +1,102 @@
+"""A digest of every row, a place for what a server said oddly, what an attempt may cost, and equal answers of merged stores.
+
+Why `digest`: an id covers a text's content, but neither a reply's price nor a statistic's sum, so a changed bit there went unseen. A row
+written from now on carries a digest of all its other columns (`recycledb.store.digest`); older rows have NULL, and nothing is rewritten.
+Why `reply.raw`: a server may answer with what no column can hold (a count of tokens beyond any model's, a body that is no chat
+completion). The column gets NULL and `raw` what was said. In DuckDB the two counts were 32 bits wide; they are widened.
+Why `attempt.reserved_usd`: a cap over the whole store must charge a request whose price never came back, also after a restart.
+Why `repeated_reply`: two stores that got the same answer to the same question paid twice, but a reply's id is the hash of its content, so
+a merge kept one payment and left the other's attempt without an answer. `teacher_texts` now has a row for each payment.
+
+Revision ID: 0005
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+
+DIGESTED = (
+    "dataset", "dataset_import", "sample", "place", "closing", "prompt", "teacher", "student", "batch", "batch_event",
+    "attempt", "reply", "variant", "extraction", "loss", "selection", "selection_item", "name",
+)  # fmt: skip
+
+
+def upgrade() -> None:
+    """Add the columns and the table; make the view of teachers' texts anew."""
+    op.add_column("attempt", sa.Column("reserved_usd", sa.Double(), nullable=True))
+    op.add_column("reply", sa.Column("raw", sa.String(), nullable=True))
+    if op.get_bind().dialect.name == "duckdb":
+        for column in ("prompt_tokens", "completion_tokens"):
+            op.execute(f"ALTER TABLE reply ALTER {column} TYPE BIGINT")
+    for table in DIGESTED:
+        op.add_column(table, sa.Column("digest", sa.BigInteger(), nullable=True))
+    op.create_table(
+        "repeated_reply",
+        sa.Column("text_id", sa.String(), nullable=False),
+        sa.Column("attempt_id", sa.String(), nullable=False),
+        sa.Column("served_model", sa.String(), nullable=True),
+        sa.Column("request_id", sa.String(), nullable=True),
+        sa.Column("prompt_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("completion_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("cost_usd", sa.Double(), nullable=True),
+        sa.Column("duration_ms", sa.Integer(), nullable=True),
+        sa.Column("raw", sa.String(), nullable=True),
+        sa.Column("created_at", sa.String(), nullable=False),
+        sa.Column("digest", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("text_id", "attempt_id", name="pk_repeated_reply"),
+        *references("repeated_reply", "text_id", "reply.text_id"),
+    )
+    if op.get_bind().dialect.name != "duckdb":
+        op.create_index("ix_repeated_reply_attempt_id", "repeated_reply", ["attempt_id"])
+    op.execute("DROP VIEW teacher_texts")
+    op.execute(TEACHER_TEXTS)
+
+
+def references(table: str, column: str, target: str) -> list[Any]:
+    """Return the foreign key, where the backend should have it."""
+    if op.get_bind().dialect.name == "duckdb":
+        return []
+    return [sa.ForeignKeyConstraint([column], [target], name=f"fk_{table}_{column}")]
+
+
+# A request without a reply is `sent` while its process or its batch lives, and `lost` afterwards: it may have been paid for.
+TEACHER_TEXTS = """
+CREATE VIEW teacher_texts AS
+SELECT
+    r.text_id, r.variant_id, r.step, t.teacher, r.prompt_id, r.number AS attempt, r.status, r.text, r.finish_reason,
+    r.prompt_tokens, r.completion_tokens, r.cost_usd, r.error, r.served_model, r.request_id, r.duration_ms, r.created_at,
+    r.teacher_id, r.attempt_id, r.raw
+FROM reply r
+JOIN teachers t ON t.teacher_id = r.teacher_id
+UNION ALL
+SELECT
+    r.text_id, r.variant_id, r.step, t.teacher, r.prompt_id, r.number, r.status, r.text, r.finish_reason,
+    e.prompt_tokens, e.completion_tokens, e.cost_usd, r.error, e.served_model, e.request_id, e.duration_ms, e.created_at,
+    r.teacher_id, e.attempt_id, e.raw
+FROM repeated_reply e
+JOIN reply r ON r.text_id = e.text_id
+JOIN teachers t ON t.teacher_id = r.teacher_id
+UNION ALL
+SELECT
+    a.attempt_id, a.variant_id, a.step, t.teacher, a.prompt_id, a.number,
+    CASE
+        WHEN EXISTS (SELECT 1 FROM worker w WHERE w.worker_id = a.worker_id AND w.ended_at IS NULL) THEN 'sent'
+        WHEN EXISTS (
+            SELECT 1 FROM batch b WHERE b.batch_id = a.worker_id
+            AND NOT EXISTS (
+                SELECT 1 FROM batch_event e WHERE e.batch_id = b.batch_id AND e.status IN ('taken', 'abandoned')
+            )
+        ) THEN 'sent'
+        ELSE 'lost'
+    END,
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, a.sent_at,
+    a.teacher_id, a.attempt_id, NULL
+FROM attempt a
+JOIN teachers t ON t.teacher_id = a.teacher_id
+WHERE NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id)
+AND NOT EXISTS (SELECT 1 FROM repeated_reply e WHERE e.attempt_id = a.attempt_id)
+"""
