@@ -1,7 +1,8 @@
 """The tables: what the store holds, row by row.
 
 Invariant: the tables here are what the migrations make, column by column; a test holds the two together. Every table but `worker`
-ends in `digest` (see `recycledb.store.digest`), and columns that a later revision added stand just before it. Tables are singular and hold ids; users query the plural views over them, which are made in `recycledb.migrations`.
+ends in `digest` (see `recycledb.store.digest`); columns that a later revision added stand just before it.
+Tables are singular and hold ids; users query the plural views over them, which are made in `recycledb.migrations`.
 Only `recycledb.store` imports this module: what a table looks like is its business.
 """
 
