@@ -246,8 +246,9 @@ def _show_outcome(outcome: "Outcome") -> None:
             f"asked {result['calls']:,} questions: {result['answered']:,} answered ({result['variants']:,} new texts, "
             f"{result['unusable']:,} unusable), {result['failed'] + result['errors']:,} failed{cost}"
         )
-    for reason, count in sorted(result["reasons"].items()):
-        out.print(f"  {reason}: {count:,}")
+    for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
+        example = result["examples"][reason].partition(": ")[2]
+        out.print(f"  {reason}: {count:,}" + (f", for example: {example}" if example else ""), markup=False)
     for scored in outcome.scored:
         rate = f", {scored.tokens / scored.seconds:,.0f} tokens/s" if scored.seconds and scored.tokens else ""
         out.print(f"scored under {scored.student}: {scored.statistics:,} statistics{rate}", markup=False)
@@ -280,8 +281,13 @@ def _show_batches(outcome: "Outcome") -> None:
         )
     if batches.submitted:
         out.print(f"handed over {_batches(batches.submitted)} of {batches.requests:,} questions")
-    elif batches.waiting:
-        out.print(f"{_batches(batches.waiting)} still at work")
+    elif batches.waiting > len(batches.cut_short):
+        out.print(f"{_batches(batches.waiting - len(batches.cut_short))} still at work")
+    for problem in batches.cut_short:
+        out.print(
+            f"{problem}; what is there is stored, and the next sync fetches it again; what it lacks is asked again after a day",
+            markup=False,
+        )
 
 
 def _batches(number: int) -> str:

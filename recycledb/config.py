@@ -63,6 +63,10 @@ class TeacherConfig(Settings):
     rpm: PositiveInt | None = Field(None, description="Requests a minute, at most.")
     tpm: PositiveInt | None = Field(None, description="Tokens a minute, in and out, at most.")
     timeout_s: NonNegative = Field(600.0, description="How long one request may take, in seconds.")
+    max_reply_mb: PositiveInt = Field(
+        16,
+        description="How large one reply may be, unpacked, in megabytes; a larger one is not read, and its question has failed.",
+    )
     max_attempts: PositiveInt = Field(5, description="Requests for one question in one run, at most.")
     wait_s: NonNegative = Field(
         300.0, description="How long a server may be down before the run stops in order, in seconds."

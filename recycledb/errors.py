@@ -11,8 +11,18 @@
         └── QueryError      SQL was refused or failed
 
 A bad *run* raises; a bad *item* (an unreadable row, an unusable reply, a text too long to score) is data: a row with a
-status. Every message names the value that is wrong and, where there is one, the command that mends it.
+status. Every message names the value that is wrong and, where there is one, the command that mends it; a password in an
+address is never part of it (`without_password`).
 """
+
+import re
+
+_USER_IN_ADDRESS = re.compile(r"(?<=://)[^\s\"'<>]*@")
+
+
+def without_password(text: str) -> str:
+    """Return `text` with the user and password of every address in it as `***`; rather too much is hidden than too little."""
+    return _USER_IN_ADDRESS.sub("***@", text)
 
 
 class RecycledbError(Exception):

@@ -29,7 +29,8 @@ from recycledb.store import Store
 from recycledb.store.pending import Wanted
 from recycledb.sync import Plan, Sync, make, resolve
 from recycledb.sync import plan as planning
-from recycledb.sync.reading import read_all, reply_row
+from recycledb.sync.reading import read_all
+from recycledb.sync.storing import reply_row
 
 STUDENTS = ("small", "large", "third")
 EXTRACTOR_BEFORE = 0

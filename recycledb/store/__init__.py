@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
-from recycledb.errors import StoreError
+from recycledb.errors import StoreError, without_password
 from recycledb.schema import random_id, utc_now
 from recycledb.store import migrate, pending, places, verify, workers
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
@@ -38,12 +38,13 @@ SQLRow = _SQLRow[*tuple[Any, ...]]
 def parse_url(url: str) -> tuple[str, Path]:
     """Return the backend's name and the path of a store's URL, or raise StoreError."""
     scheme, separator, rest = url.partition(":///")
+    shown = without_password(url)
     if scheme == "postgresql+psycopg" or url.startswith("postgresql"):
-        raise StoreError(f"{url}: PostgreSQL is not supported yet; use sqlite:///PATH or duckdb:///PATH")
+        raise StoreError(f"{shown}: PostgreSQL is not supported yet; use sqlite:///PATH or duckdb:///PATH")
     if not separator or scheme not in ("sqlite", "duckdb"):
-        raise StoreError(f"{url!r} is not a store's URL; use sqlite:///PATH or duckdb:///PATH")
+        raise StoreError(f"{shown!r} is not a store's URL; use sqlite:///PATH or duckdb:///PATH")
     if not rest or rest == ":memory:":
-        raise StoreError(f"{url!r} names no file; a store lives in one, for example {scheme}:///recycle.db")
+        raise StoreError(f"{shown!r} names no file; a store lives in one, for example {scheme}:///recycle.db")
     return scheme, Path(rest).expanduser()
 
 

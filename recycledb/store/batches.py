@@ -39,6 +39,13 @@ def note(store: Store, batch: str, status: str, remote_id: str | None = None, de
         store.insert(conn, "batch_event", [(batch, utc_now(), status, remote_id, detail)])
 
 
+def first_noted(store: Store, batch: str, status: str) -> str | None:
+    """Return when a batch was first noted to be in a state, None where it never was."""
+    sql = "SELECT min(noted_at) FROM batch_event WHERE batch_id = :batch AND status = :status"
+    found = store.rows(sql, batch=batch, status=status)[0][0]
+    return None if found is None else str(found)
+
+
 def live(store: Store, teacher_id: str) -> Sequence[SQLRow]:
     """Return a teacher's batches that are neither taken nor abandoned, with whether their process is still at it."""
     return store.rows(_LIVE, teacher=teacher_id)

@@ -69,6 +69,7 @@ class Outcome:
             "completion_tokens": sum(a.completion_tokens for a in self.asked),
             "cost_usd": sum(a.cost_usd for a in self.asked) if known else None,
             "reasons": {key: sum(a.reasons.get(key, 0) for a in self.asked) for a in self.asked for key in a.reasons},
+            "examples": {key: text for a in reversed(self.asked) for key, text in a.examples.items()},
             "statistics": sum(s.statistics for s in self.scored),
             "students": [asdict(s) for s in self.scored],
             "batches": asdict(self.batches) if self.batches else None,

@@ -12,26 +12,26 @@ closes the first door only: what is under way is waited for, within bounds, and 
 import asyncio
 import heapq
 import itertools
-import sys
 import threading
 from collections import deque
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from recycledb.errors import RecycledbError
 from recycledb.reflection.prompts import render
-from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop
+from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
 from recycledb.schema import ReplyStatus, Step, Texts
 from recycledb.store import Row, SQLRow, Store
 from recycledb.store.pending import Wanted
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Listener, Progress
-from recycledb.sync.reading import Complete, reply_row, verdicts_on
+from recycledb.sync.reading import Complete, verdicts_on
+from recycledb.sync.storing import Arrived, not_sent, store_readings, store_replies
 from recycledb.sync.target import Target
-from recycledb.sync.writing import Urgency, Writer
+from recycledb.sync.writing import Urgency, Writer, quick_switches
 
 DRAIN_S = 60.0  # how long replies under way are waited for after a stop, at most
 HEARTBEAT_S = 20.0
@@ -41,7 +41,7 @@ PAGE = 200  # samples whose questions are drawn at once; the next page is fetche
 CLAIM_GROUP = 16  # questions in one transaction: a reply waits for no more than that
 READ_GROUP = 256
 UNREAD_MOST = 1_000  # replies waiting to be read before no more is asked: reading must not fall behind for good
-SWITCH_S = 0.0002  # Python's default of 5 ms lets a busy event loop hold up the thread that commits
+DEFECTS_MOST = 10  # replies in a row at which our own code fails: then it is not the replies
 
 
 @dataclass
@@ -59,7 +59,14 @@ class Asked:
     cost_usd: float = 0.0
     cost_known: bool = True
     stopped: str | None = None  # why it ended before everything was asked
-    reasons: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)  # by the kind of error
+    examples: dict[str, str] = field(default_factory=dict)  # the first error of each kind, in full
+
+    def note_failure(self, reply: Reply) -> None:
+        """Count a reply that is none, by its kind."""
+        kind = reply.kind or reply.status.value
+        self.reasons[kind] = self.reasons.get(kind, 0) + 1
+        self.examples.setdefault(kind, reply.error or kind)
 
 
 @dataclass(slots=True)
@@ -93,13 +100,10 @@ class Admitted:
 
 @dataclass(slots=True)
 class Answered:
-    """A question on record as asked, and what came back."""
+    """A question that was asked, and what came back, as it is stored."""
 
-    attempt_id: str
-    number: int
     admitted: Admitted
-    reply: Reply
-    row: tuple[Any, ...] = ()  # as it is stored
+    arrived: Arrived
 
 
 class Asking:
@@ -136,6 +140,8 @@ class Asking:
         self._granted = 0  # admitted, claimed or asked: what the limit counts
         self._admitted: list[Admitted] = []
         self._under_way = 0  # admitted, and not yet committed
+        self._unsent: dict[str, Row] = {}  # questions on record and not yet sent, by their attempts
+        self._defects = 0  # in a row
         self._asks: set[asyncio.Task[None]] = set()
         self._unread: deque[Complete] = deque()
         self._reading = 0
@@ -149,7 +155,7 @@ class Asking:
         """Ask until nothing is left to ask or something stops it; return what came of it. Raises what stopped it badly."""
         self._loop = asyncio.get_running_loop()
         self._wake, self._claimable, self._readable, self._ended = (asyncio.Event() for _ in range(4))
-        with _quick_switches():
+        with quick_switches():
             self._writer = Writer(self._store_replies, self._committed, self._refused)
             try:
                 for work in (self._draw(), self._claim(), self._read(), self._beat(), self._report(), self._heed()):
@@ -303,8 +309,8 @@ class Asking:
                 continue
             rows = [admitted.candidate.row for admitted in group]
             try:
-                claims = await self._writer.run(Urgency.CLAIM, self.store.claim, self.wanted, self.worker, rows)
-            except RecycledbError:
+                claims = await self._writer.run(Urgency.CLAIM, self._claim_group, rows)
+            except BaseException:  # whatever it was, cancellation too: none of them is sent
                 for admitted in group:
                     self._withdraw(admitted)
                 raise
@@ -319,6 +325,16 @@ class Asking:
                 else:
                     self._send(admitted, *claim)
 
+    def _claim_group(self, rows: list[SQLRow]) -> list[tuple[str, int, SQLRow]]:
+        """Claim questions, noting what is on record but not sent. Runs in the writer's thread."""
+        claims = self.store.claim(self.wanted, self.worker, rows)
+        for key, number, row in claims:
+            self._unsent[key] = self._question(row, number)
+        return claims
+
+    def _question(self, row: SQLRow, number: int) -> Row:
+        return (row.variant_id, row.step, self.wanted.teacher_id, row.prompt_id, number)
+
     def _withdraw(self, admitted: Admitted) -> None:
         """Give back the place and the money of a question that is not asked."""
         admitted.ticket.close()
@@ -328,6 +344,7 @@ class Asking:
         self._wake.set()
 
     def _send(self, admitted: Admitted, attempt_id: str, number: int) -> None:
+        del self._unsent[attempt_id]
         self.result.asked += 1
         admitted.candidate.tries += 1
         self.progress[admitted.candidate.step].in_flight += 1
@@ -344,28 +361,33 @@ class Asking:
             except TeacherStop as stop:
                 reply = stop.reply
                 self._halt(stop)
-            except BaseException:  # a defect, or the end of waiting: the attempt stays on record as lost
+            except (RecycledbError, MemoryError, asyncio.CancelledError):  # the attempt stays on record as lost
                 self._under_way -= 1
                 self._wake.set()
                 raise
-        self._writer.put(Answered(attempt_id, number, admitted, reply))
+            except Exception as error:  # a defect that one reply brings out must not cost the others
+                reply = self._defect(error)
+        self._writer.put(Answered(admitted, Arrived(attempt_id, self._question(candidate.row, number), reply)))
+
+    def _defect(self, error: Exception) -> Reply:
+        self._defects += 1
+        if self._defects >= DEFECTS_MOST:
+            self._halt(error)
+        return failed("defect", f"{type(error).__name__}: {error}")
 
     # -- committing
 
     def _store_replies(self, group: list[Answered]) -> None:
         """Commit what came back. Runs in the writer's thread."""
-        for answered in group:
-            row = answered.admitted.candidate.row
-            question = (row.variant_id, row.step, self.wanted.teacher_id, row.prompt_id, answered.number)
-            answered.row = reply_row(answered.attempt_id, question, answered.reply)
-        self.store.add_replies([answered.row for answered in group])
+        store_replies(self.store, [answered.arrived for answered in group])
 
     def _committed(self, group: list[Answered]) -> None:
         for answered in group:
             self._under_way -= 1
             self._note(answered)
-            if answered.reply.status is ReplyStatus.OK:
-                self._unread.append(Complete(answered.row, answered.admitted.candidate.row))
+            if answered.arrived.reply.status is ReplyStatus.OK:
+                self._defects = 0
+                self._unread.append(Complete(answered.arrived.row, answered.admitted.candidate.row))
                 self._readable.set()
         self._wake.set()
 
@@ -374,7 +396,7 @@ class Asking:
         self._halt(error)
 
     def _note(self, answered: Answered) -> None:
-        reply, candidate = answered.reply, answered.admitted.candidate
+        reply, candidate = answered.arrived.reply, answered.admitted.candidate
         result, progress = self.result, self.progress[candidate.step]
         result.prompt_tokens += reply.prompt_tokens or 0
         result.completion_tokens += reply.completion_tokens or 0
@@ -389,8 +411,7 @@ class Asking:
             result.answered += 1
             progress.done += 1
             return
-        kind = reply.kind or reply.status.value
-        result.reasons[kind] = result.reasons.get(kind, 0) + 1
+        result.note_failure(reply)
         if reply.retriable and candidate.tries < self.wanted.max_attempts and not self._closed:
             at = self._loop.time() + retry_delay(candidate.tries, reply)
             heapq.heappush(self._late, (at, next(self._order), candidate))
@@ -411,7 +432,7 @@ class Asking:
             verdicts = await asyncio.to_thread(
                 verdicts_on, group
             )  # not in the writer's thread: replies would wait for it
-            await self._writer.run(Urgency.READ, self.store.add_readings, *verdicts)
+            await self._writer.run(Urgency.READ, store_readings, self.store, *verdicts)
             variants = verdicts.variants
             follow = await asyncio.to_thread(self._follow, variants) if variants and not self._closed else []
             self._reading = 0
@@ -450,9 +471,18 @@ class Asking:
         await asyncio.gather(*self._asks, *self._tasks, return_exceptions=True)
         await self._writer.close()
         await asyncio.sleep(0)  # what the writer still had to tell
+        if self._unsent:
+            await asyncio.to_thread(self._end_unsent)
         for progress in self.progress.values():
             progress.ended = True
         self._tell()
+
+    def _end_unsent(self) -> None:
+        """End the claims on what was never sent: it cost nothing, and may be asked by whoever comes next."""
+        with suppress(
+            Exception
+        ):  # whatever refuses this has refused a reply or a claim before, which is the error that is told
+            store_replies(self.store, [not_sent(key, question) for key, question in self._unsent.items()])
 
     async def _beat(self) -> None:
         while True:
@@ -467,14 +497,3 @@ class Asking:
     def _tell(self) -> None:
         for progress in self.progress.values():
             self.listener(progress)
-
-
-@contextmanager
-def _quick_switches() -> Iterator[None]:
-    """Let threads take turns more often than Python's default, as long as there is a thread that commits."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, SWITCH_S))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)

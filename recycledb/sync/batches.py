@@ -3,31 +3,34 @@
 Invariant: a question is claimed before it is written to a file, and the claim lasts until the batch is taken or abandoned, so it is
 asked in one place at a time, online or in a batch. A batch carries our id; one whose creation was not heard of is looked for by it,
 and given up only when the service does not know it some time after its process died: a batch that may be paid for is never made again.
-What came back is committed group by group, so a kill while taking costs nothing.
+What came back is committed group by group, so a kill while taking costs nothing. An output that is cut short is fetched again, by this
+sync and by later ones, before what it lacks is asked a second time. Prompts lie in no named file that a kill could leave behind.
 """
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 from typing import IO
 
 from recycledb.errors import TeacherError
 from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Message, Reply
-from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, BatchTeacher, Remote, unfinished
+from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, BatchTeacher, Output, Remote, unfinished
 from recycledb.schema import ReplyStatus, Step, Texts
 from recycledb.store import SQLRow, Store, batches
 from recycledb.store.pending import Wanted
 from recycledb.sync.asking import Asked
 from recycledb.sync.budget import Budget
-from recycledb.sync.reading import reply_row
+from recycledb.sync.storing import Arrived, store_replies
 from recycledb.sync.target import Target
 
 GRACE_S = 120.0  # how long a batch may stay unheard of after it was begun before it is given up
+FETCHES = 3  # of an output that comes cut short, in one sync
+CUT_SHORT_S = 86_400.0  # how long an output may stay cut short before what it lacks is asked again
 GROUP = 250  # questions claimed, or replies committed, in one transaction
 ID_LENGTH = 32  # of an attempt
 
@@ -40,6 +43,7 @@ class Batched:
     requests: int = 0  # in them
     taken: int = 0  # batches
     waiting: int = 0  # batches that are not done yet
+    cut_short: list[str] = field(default_factory=list)  # what is wrong with outputs that will be fetched again
 
 
 @dataclass
@@ -64,13 +68,15 @@ class Batches:
         budget: Budget,
         stop: threading.Event,
         grace_s: float = GRACE_S,
+        cut_short_s: float = CUT_SHORT_S,
         most_requests: int = MOST_REQUESTS,
         most_bytes: int = MOST_BYTES,
     ) -> None:
         assert target.teacher is not None
         self.store, self.target, self.wanted, self.budget, self.stop = store, target, wanted, budget, stop
         self.teacher = BatchTeacher(target.teacher)
-        self.grace_s, self.most_requests, self.most_bytes = grace_s, most_requests, most_bytes
+        self.grace_s, self.cut_short_s = grace_s, cut_short_s
+        self.most_requests, self.most_bytes = most_requests, most_bytes
         self.result, self.asked = Batched(), Asked()
 
     def close(self) -> None:
@@ -95,7 +101,7 @@ class Batches:
                 if remote.status != batch.status:
                     batches.note(self.store, batch.batch_id, remote.status, remote.remote_id, remote.detail)
                 continue
-            self._take(batch.batch_id, remote)
+            self._take(batch, remote)
             if remote.status == "failed":
                 refused.append(remote)
         if refused:
@@ -120,13 +126,17 @@ class Batches:
             else:
                 self.result.waiting += 1
 
-    def _take(self, batch: str, remote: Remote) -> None:
-        """Commit the replies of a batch that has ended; what it did not come to is open again."""
-        for file in remote.output_files:
-            replies = self.teacher.iter_replies(file)
-            while group := dict(islice(replies, GROUP)):
-                rows = batches.waiting(self.store, batch, list(group))
-                self._commit((row, group[key]) for key, row in rows.items())
+    def _take(self, row: SQLRow, remote: Remote) -> None:
+        """Commit the replies of a batch that has ended; what it did not come to is open again, if its files are whole."""
+        batch = row.batch_id
+        problem = self._take_files(batch, row.requests, remote)
+        if problem and next(batches.iter_unanswered(self.store, batch), None):
+            since = batches.first_noted(self.store, batch, "cut_short")
+            if since is None or datetime.now(UTC).timestamp() - _seconds(since) < self.cut_short_s:
+                batches.note(self.store, batch, "cut_short", remote.remote_id, problem)
+                self.result.cut_short.append(f"batch {remote.remote_id}: {problem}")
+                self.result.waiting += 1
+                return
         kind, detail = f"batch_{remote.status}", f"the batch ended without an answer ({remote.detail or remote.status})"
         for page in batches.iter_unanswered(self.store, batch):
             self._commit((row, unfinished(kind, detail)) for row in page)
@@ -135,16 +145,35 @@ class Batches:
         )
         self.result.taken += 1
 
+    def _take_files(self, batch: str, requests: int, remote: Remote) -> str | None:
+        """Commit what the files of a batch hold; return what is wrong where they are cut short, however often they are fetched."""
+        for left in reversed(range(FETCHES)):
+            with ExitStack() as stack:
+                outputs: list[Output] = []
+                for file in remote.output_files:
+                    outputs.append(self.teacher.fetch(file, requests))
+                    stack.callback(outputs[-1].close)
+                problem = _cut_short(outputs, remote)
+                if problem is None or not left:
+                    for output in outputs:
+                        self._take_output(batch, output)
+                    return problem
+        return None
+
+    def _take_output(self, batch: str, output: Output) -> None:
+        replies = output.iter_replies()
+        while group := dict(islice(replies, GROUP)):
+            rows = batches.waiting(self.store, batch, list(group))
+            self._commit((row, group[key]) for key, row in rows.items())
+
     def _commit(self, replies: Iterable[tuple[SQLRow, Reply]]) -> None:
-        replies = list(replies)
-        self.store.add_replies(
-            [
-                reply_row(row.attempt_id, (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number), reply)
-                for row, reply in replies
-            ]
-        )
-        for _, reply in replies:
-            self._note(reply)
+        arrived = [
+            Arrived(row.attempt_id, (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number), reply)
+            for row, reply in replies
+        ]
+        store_replies(self.store, arrived)
+        for each in arrived:
+            self._note(each.reply)
 
     def _note(self, reply: Reply) -> None:
         asked = self.asked
@@ -155,8 +184,7 @@ class Batches:
             asked.answered += 1
             asked.cost_known = asked.cost_known and reply.cost_usd is not None
             return
-        kind = reply.kind or reply.status.value
-        asked.reasons[kind] = asked.reasons.get(kind, 0) + 1
+        asked.note_failure(reply)
         asked.failed += reply.status is ReplyStatus.FAILED
         asked.errors += reply.status is ReplyStatus.ERROR
 
@@ -165,19 +193,17 @@ class Batches:
     def submit(self, worker: str, limit: int | None) -> None:
         """Hand over what is open, in as many batches as the service's limits make of it."""
         ready = self._ready(limit)
-        with TemporaryDirectory(prefix="recycledb-") as folder:
-            left: list[Ready] = []
-            while (left or (left := list(islice(ready, 1)))) and not self.stop.is_set():
-                left = self._submit_one(Path(folder), worker, left, ready)
+        left: list[Ready] = []
+        while (left or (left := list(islice(ready, 1)))) and not self.stop.is_set():
+            with TemporaryFile() as file:  # nameless: a process that is killed leaves no prompts
+                left = self._submit_one(file, worker, left, ready)
 
-    def _submit_one(self, folder: Path, worker: str, first: list[Ready], ready: Iterator[Ready]) -> list[Ready]:
+    def _submit_one(self, file: IO[bytes], worker: str, first: list[Ready], ready: Iterator[Ready]) -> list[Ready]:
         """Fill one file, hand it over and record it; return the question that it had no room for."""
         batch = batches.start(self.store, self.wanted.teacher_id, worker)
-        path = folder / f"recycledb-{batch}.jsonl"
-        with path.open("wb") as file:
-            requests, left = self._fill(file, batch, first, ready)
+        requests, left = self._fill(file, batch, first, ready)
         if requests and not self.stop.is_set():
-            remote_id = self.teacher.hand_over(path, batch)
+            remote_id = self.teacher.hand_over(file, batch)
             batches.note(self.store, batch, "submitted", remote_id, _count(requests, "request", "requests"))
             self.result.submitted += 1
             self.result.waiting += 1
@@ -187,7 +213,6 @@ class Batches:
             batches.note(
                 self.store, batch, "abandoned", None, "never handed over: stopped before" if requests else "empty"
             )
-        path.unlink()
         return left
 
     def _fill(self, file: IO[bytes], batch: str, first: list[Ready], ready: Iterator[Ready]) -> tuple[int, list[Ready]]:
@@ -235,6 +260,17 @@ class Batches:
                 size = len(self.teacher.line("0" * ID_LENGTH, messages))
                 count += 1
                 yield Ready(row, messages, size, reserved)
+
+
+def _cut_short(outputs: Sequence[Output], remote: Remote) -> str | None:
+    """Return what is wrong where files of a batch are cut short, None where they are not known to be."""
+    for output in outputs:
+        if output.problem:
+            return output.problem
+    lines = sum(output.lines for output in outputs)
+    if remote.lines is not None and lines < remote.lines:
+        return f"its files have {lines:,} lines, and the service counts {remote.lines:,}"
+    return None
 
 
 def _seconds(moment: str) -> float:

@@ -1,7 +1,7 @@
 """Read stored replies: each gets one verdict of the present extractor, and with it a variant or a reason for none.
 
 Invariant: only committed replies are read, and a verdict depends on nothing but the reply and the texts that it is about, so a better
-extractor re-reads everything without asking anyone.
+extractor re-reads everything without asking anyone. A reply at which the extractor fails is one without a variant, and costs no other.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from recycledb.reflection.extraction import EXTRACTOR, extract
-from recycledb.reflection.teachers import Reply
-from recycledb.schema import Kind, Step, Texts, content_id, utc_now, variant_id
+from recycledb.reflection.teachers import error_line
+from recycledb.schema import Kind, Step, Texts, utc_now, variant_id
 from recycledb.store import Row, SQLRow, Store
+from recycledb.sync.storing import store_readings
 
 
 class Complete:
@@ -25,15 +26,6 @@ class Complete:
         self.text_id, self.step, self.teacher_id, self.prompt_id, self.text = reply[0], *reply[3:6], reply[8]
         self.variant_id, self.sample_id, self.kind = read.variant_id, read.sample_id, read.kind
         self.instruction, self.input, self.output = read.instruction, read.input, read.output
-
-
-def reply_row(attempt_id: str, question: Row, reply: Reply) -> Row:
-    """Return the `reply` row of what came back for an attempt; `question` is variant, step, teacher, prompt and number."""
-    content = (reply.status.value, reply.text, reply.finish_reason)
-    text_id = content_id("reply", *question, *content, reply.error)
-    served = (reply.served_model, reply.request_id)
-    paid = (reply.prompt_tokens, reply.completion_tokens, reply.cost_usd)
-    return (text_id, attempt_id, *question, *content, *served, *paid, reply.error, reply.duration_ms, utc_now())
 
 
 def kind_of(step: Step, read: Kind) -> Kind:
@@ -72,7 +64,7 @@ def read_all(store: Store) -> Found:
     found = Found()
     while replies := store.pending_readings(EXTRACTOR):
         verdicts = verdicts_on(replies)
-        store.add_readings(*verdicts)
+        store_readings(store, *verdicts)
         found.read += len(replies)
         found.variants += len(verdicts.variants)
     found.unusable = found.read - found.variants
@@ -89,5 +81,14 @@ class Verdicts(NamedTuple):
 def verdicts_on(replies: Sequence[Any]) -> Verdicts:
     """Return what these replies hold, without storing it."""
     now = utc_now()
-    verdicts = [verdict(reply, now) for reply in replies]
+    verdicts = [_verdict_whatever(reply, now) for reply in replies]
     return Verdicts([row for row, _ in verdicts], [variant for _, variant in verdicts if variant is not None])
+
+
+def _verdict_whatever(reply: Any, now: str) -> tuple[Row, Row | None]:
+    try:
+        return verdict(reply, now)
+    except MemoryError:
+        raise
+    except Exception as error:  # a defect that one text brings out must not cost the others
+        return (reply.text_id, EXTRACTOR, None, error_line("defect", f"{type(error).__name__}: {error}"), now), None

@@ -9,10 +9,12 @@ This module refuses to know what a reply or a claim is: it calls what it is give
 import asyncio
 import heapq
 import itertools
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +23,7 @@ T = TypeVar("T")
 # Replies that may wait before the event loop commits them itself rather than take more off the wire. The loop stands still meanwhile, which
 # lets a writer at work finish at once: beside a busy loop, a thread waits for Python's lock far longer than a commit takes.
 WAITING_MOST = 3
+SWITCH_S = 0.0002  # Python's default of 5 ms lets a busy event loop hold up the thread that commits
 SLOW_S = 0.03  # commits that take longer (a slow disk) are left to the thread, so that the loop goes on
 
 
@@ -153,3 +156,14 @@ def _resolve(future: "asyncio.Future[Any]", result: Any) -> None:
 def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+@contextmanager
+def quick_switches() -> Iterator[None]:
+    """Let threads take turns more often than Python's default, as long as there is a thread that commits."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

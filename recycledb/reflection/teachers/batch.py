@@ -2,25 +2,26 @@
 
 Invariant: handing over is one upload and one creation, neither of which is tried twice here, since a batch that was created is paid
 for; the batch carries our id in its metadata, so that one whose creation was not heard of is found again. Reading is tried again
-freely. A line of the output is read by the code that reads an answer online.
+freely. A line of the output is read by the code that reads an answer online, and costs no other line, whatever it holds.
 This module refuses to match by order: a line belongs to the attempt that its custom_id names.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import httpx2
 import openai
 
 from recycledb.config import TeacherConfig
-from recycledb.errors import ConfigError, TeacherError
-from recycledb.reflection.teachers import Message, Reply, failed
-from recycledb.reflection.teachers.chat import CONNECT_S, ChatTeacher, _address, _api_key
-from recycledb.schema import ReplyStatus
+from recycledb.errors import ConfigError, TeacherError, without_password
+from recycledb.reflection.teachers import Message, Reply, error_line, failed, storable
+from recycledb.reflection.teachers.chat import CONNECT_S, ChatTeacher
+from recycledb.reflection.teachers.wire import MEGABYTE, find_access, parsed, sync_client
+from recycledb.schema import CONTENT_ID_LENGTH, ReplyStatus
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MOST_REQUESTS = 50_000  # of one file, as published
@@ -28,6 +29,13 @@ MOST_BYTES = 200_000_000
 METADATA_KEY = "recycledb_batch"
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 LISTED = 100
+DETAIL_MOST = 300
+LINE_MORE = 65_536  # bytes of a line beside the answer itself
+
+# What a body of an odd shape makes the SDK's models, or our look at them, raise.
+_ODD: tuple[type[Exception], ...] = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+_ATTEMPT = re.compile(rf"[0-9a-f]{{{CONTENT_ID_LENGTH}}}")
+_NAMES_ATTEMPT = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]{%d})"' % CONTENT_ID_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Remote:
     status: str
     output_files: Sequence[str]
     detail: str | None
+    lines: int | None = None  # how many the files should have together
 
     @property
     def ended(self) -> bool:
@@ -54,10 +63,17 @@ class BatchTeacher:
         self._config, self._chat = config, ChatTeacher(config)
         if config.price_in is None or config.price_out is None:
             self._chat._cost = None  # a price table has the online price, which a batch does not cost
-        where = _address(config)
-        self._who = f"teacher {config.name!r} at {where}"
-        timeout = openai.Timeout(config.timeout_s, connect=min(CONNECT_S, config.timeout_s))
-        self._client = openai.OpenAI(api_key=_api_key(config, where), base_url=where, max_retries=0, timeout=timeout)
+        access = find_access(config)
+        self._who, self._mask = f"teacher {config.name!r} at {access.address}", access.mask
+        self._line_most = config.max_reply_mb * MEGABYTE + LINE_MORE
+        self._client = openai.OpenAI(
+            api_key=access.key,
+            base_url=access.address,
+            default_headers=access.headers,
+            max_retries=0,
+            timeout=openai.Timeout(config.timeout_s, connect=min(CONNECT_S, config.timeout_s)),
+            http_client=sync_client(config.max_reply_mb),
+        )
         self._patient = self._client.with_options(max_retries=4)
 
     def line(self, attempt_id: str, messages: Sequence[Message]) -> bytes:
@@ -66,20 +82,25 @@ class BatchTeacher:
         request = {"custom_id": attempt_id, "method": "POST", "url": ENDPOINT, "body": body}
         return json.dumps(request, ensure_ascii=False).encode() + b"\n"
 
-    def hand_over(self, path: Path, batch: str) -> str:
+    def hand_over(self, file: IO[bytes], batch: str) -> str:
         """Upload a request file and create the batch of it; return the service's id for it."""
+        file.seek(0)
         try:
-            with path.open("rb") as file:
-                uploaded = self._client.files.create(file=(path.name, file), purpose="batch")
+            uploaded = self._client.files.create(file=(f"recycledb-{batch}.jsonl", file), purpose="batch")
             created = self._client.batches.create(
                 completion_window="24h",
                 endpoint=ENDPOINT,
                 input_file_id=uploaded.id,
                 metadata={METADATA_KEY: batch},
             )
-        except (openai.OpenAIError, httpx2.HTTPError, OSError) as error:
+            return self._named(created.id)
+        except (openai.OpenAIError, httpx2.HTTPError, OSError, *_ODD) as error:
             raise self._explained(error, "the batch was not taken") from error
-        return created.id
+
+    def _named(self, found: object) -> str:
+        if not isinstance(found, str) or not found or storable(found) != found:
+            raise ValueError(f"the service named the batch {found!r}, which is no id")
+        return found
 
     def find(self, batches: Collection[str], since: float) -> dict[str, str]:
         """Return the service's ids of those of our batches that it has, going back to a moment (in seconds, Unix time)."""
@@ -88,10 +109,10 @@ class BatchTeacher:
             for remote in self._patient.batches.list(limit=LISTED):
                 ours = (remote.metadata or {}).get(METADATA_KEY)
                 if ours in batches:
-                    found[str(ours)] = remote.id
+                    found[str(ours)] = self._named(remote.id)
                 if len(found) == len(batches) or remote.created_at < since:
                     break
-        except (openai.OpenAIError, httpx2.HTTPError) as error:
+        except (openai.OpenAIError, httpx2.HTTPError, *_ODD) as error:
             raise self._explained(error, "its batches cannot be listed") from error
         return found
 
@@ -99,65 +120,138 @@ class BatchTeacher:
         """Return how a batch stands."""
         try:
             batch = self._patient.batches.retrieve(remote_id)
-        except (openai.OpenAIError, httpx2.HTTPError) as error:
+            files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
+            errors = [item.message or item.code or "" for item in (batch.errors.data or [])] if batch.errors else []
+            counts = batch.request_counts
+            known = counts is not None and isinstance(counts.completed, int) and isinstance(counts.failed, int)
+            lines = counts.completed + counts.failed if counts is not None and known else None
+            done = f"{counts.completed} of {counts.total} done" if counts is not None and known else None
+            detail = self._told("; ".join(dict.fromkeys(errors))) or done
+            return Remote(self._named(batch.id), self._told(batch.status), files, detail, lines)
+        except (openai.OpenAIError, httpx2.HTTPError, *_ODD) as error:
             raise self._explained(error, f"batch {remote_id} cannot be looked at") from error
-        files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
-        errors = [item.message or item.code or "" for item in (batch.errors.data or [])] if batch.errors else []
-        counts = batch.request_counts
-        detail = "; ".join(dict.fromkeys(errors)) or (f"{counts.completed} of {counts.total} done" if counts else None)
-        return Remote(batch.id, batch.status, files, detail)
 
-    def iter_replies(self, file_id: str) -> Iterator[tuple[str, Reply]]:
-        """Yield (attempt id, reply) of an output or error file, in the file's order; lines that name no attempt are left out."""
-        with TemporaryFile() as copy:
-            try:
-                with self._patient.files.with_streaming_response.content(file_id) as response:
-                    for part in response.iter_bytes():
-                        copy.write(part)
-            except (openai.OpenAIError, httpx2.HTTPError) as error:
-                raise self._explained(error, f"file {file_id} cannot be fetched") from error
-            copy.seek(0)
-            for line in copy:  # by newline alone: JSON may hold the other separators that text is split at
-                if (found := self._read_line(line)) is not None:
-                    yield found
+    def _told(self, text: str) -> str:
+        """Return what the service says as it may be stored and shown."""
+        return " ".join(storable(self._mask(without_password(text))).split())[:DETAIL_MOST]
+
+    def fetch(self, file_id: str, requests: int) -> "Output":
+        """Fetch an output or error file of a batch of so many requests."""
+        copy: IO[bytes] = TemporaryFile()  # noqa: SIM115 - closed with the output that it becomes
+        try:
+            return Output(self._chat, copy, self._line_most, self._copy(file_id, copy, requests * self._line_most))
+        except BaseException:
+            copy.close()
+            raise
+
+    def _copy(self, file_id: str, copy: IO[bytes], most: int) -> str | None:
+        """Write a file's content to `copy`; return what was wrong where it came cut short."""
+        try:
+            with self._patient.files.with_streaming_response.content(file_id) as response:
+                for part in response.iter_bytes():
+                    copy.write(part)
+                    if copy.tell() > most:
+                        return f"file {file_id} is larger than all replies that were asked for could be (max_reply_mb)"
+        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.DecodingError) as error:
+            return f"file {file_id} broke off after {copy.tell():,} bytes ({self._told(str(error))})"
+        except openai.APIStatusError as error:
+            if error.status_code in (404, 410):
+                return f"file {file_id} is not there ({error.status_code})"
+            raise self._explained(error, f"file {file_id} cannot be fetched") from error
+        except (openai.OpenAIError, httpx2.HTTPError, OSError, *_ODD) as error:
+            raise self._explained(error, f"file {file_id} cannot be fetched") from error
+        return None
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _read_line(self, line: bytes) -> tuple[str, Reply] | None:
-        try:
-            data = json.loads(line)
-        except ValueError:
-            return None
-        if not isinstance(data, dict) or not isinstance(data.get("custom_id"), str):
-            return None
-        return data["custom_id"], self._read(data)
-
-    def _read(self, data: dict[str, Any]) -> Reply:
-        response, error = data.get("response"), data.get("error")
-        if isinstance(response, dict) and isinstance(response.get("status_code"), int):
-            body = response.get("body")
-            if response["status_code"] == 200:
-                return self._chat._read(json.dumps(body).encode())
-            return self._refused(response["status_code"], body)
-        error = error if isinstance(error, dict) else {}
-        return unfinished(str(error.get("code") or "batch_error"), str(error.get("message") or "no answer came back"))
-
-    def _refused(self, status: int, body: object) -> Reply:
-        inner = body.get("error") if isinstance(body, dict) else None
-        response = httpx2.Response(status, json=body, request=httpx2.Request("POST", ENDPOINT))
-        message = inner.get("message", "") if isinstance(inner, dict) else ""
-        return self._chat._refused(openai.APIStatusError(message, response=response, body=inner))[0]
-
     def _explained(self, error: Exception, what: str) -> TeacherError:
         if isinstance(error, openai.APIStatusError):
-            reply, stop = self._chat._refused(error)
+            response = error.response
+            reply, stop = self._chat._refused(response.status_code, response.headers, response.content)
             return TeacherError(f"{self._who}: {what}: {stop or reply.error}")
-        return TeacherError(f"{self._who}: {what}: {error.__cause__ or error}")
+        return TeacherError(f"{self._who}: {what}: {self._told(str(error.__cause__ or error))}")
+
+
+class Output:
+    """A file of a batch that was fetched; `problem` says how it is known to be cut short, None where it is not."""
+
+    def __init__(self, chat: ChatTeacher, copy: IO[bytes], line_most: int, problem: str | None) -> None:
+        self._chat, self._copy, self._line_most = chat, copy, line_most
+        self.problem = problem
+        self.lines = 0
+        for line, whole in self._iter_lines():
+            self.lines += bool(line.strip()) and whole
+            if not whole and self.problem is None:
+                self.problem = f"its last line breaks off after {len(line):,} bytes"
+
+    def iter_replies(self) -> Iterator[tuple[str, Reply]]:
+        """Yield (attempt id, reply) in the file's order, but not of a last line that breaks off.
+
+        A line that cannot be read is a failed reply, where it can be told whose; those that name no attempt are left out.
+        """
+        for line, whole in self._iter_lines():
+            if whole and (found := self._read_line(line)) is not None:
+                yield found
+
+    def close(self) -> None:
+        """Give the copy back."""
+        self._copy.close()
+
+    def _iter_lines(self) -> Iterator[tuple[bytes, bool]]:
+        """Yield lines, and whether each is there to its end; of one that is longer than the bound, its first piece."""
+        most = self._line_most + 1
+        self._copy.seek(0)
+        while line := self._copy.readline(most):  # by newline alone: JSON may hold the other separators of lines
+            rest = line
+            while len(rest) == most and not rest.endswith(b"\n"):
+                rest = self._copy.readline(most)
+            yield line, rest.endswith(b"\n") or (rest is line and _is_json(line))
+
+    def _read_line(self, line: bytes) -> tuple[str, Reply] | None:
+        if len(line) > self._line_most:
+            most = self._line_most // MEGABYTE
+            return self._by_name(line, failed("too_large", f"its line is larger than {most:,} MB (max_reply_mb)"))
+        try:
+            data = parsed(line)
+            if not isinstance(data, dict) or not isinstance(data.get("custom_id"), str):
+                return None
+            attempt = data["custom_id"]
+            return (attempt, self._chat._masked(self._read(data, line))) if _ATTEMPT.fullmatch(attempt) else None
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever one line makes of our code, the other lines must not be lost by it
+            return self._by_name(line, self._chat._unreadable(f"its line: {type(error).__name__}: {error}", line))
+
+    def _by_name(self, line: bytes, reply: Reply) -> tuple[str, Reply] | None:
+        """Return the reply with the attempt that a line names, though it could not be read."""
+        found = _NAMES_ATTEMPT.search(line)
+        return (found[1].decode(), reply) if found else None
+
+    def _read(self, data: dict[str, Any], line: bytes) -> Reply:
+        response, error = data.get("response"), data.get("error")
+        if isinstance(response, dict):
+            status = response.get("status_code")
+            if status == 200:
+                return self._chat._judge(response.get("body"), line)
+            if isinstance(status, int) and 100 <= status < 600:
+                body = json.dumps(response.get("body")).encode()
+                return self._chat._refused(int(status), {}, body)[0]
+            return self._chat._unreadable("its line has a response without a status", line)
+        error = error if isinstance(error, dict) else {}
+        kind = re.sub(r"\W+", "_", self._chat._mask(str(error.get("code") or "batch_error")))[:60]
+        return unfinished(kind, self._chat._mask(str(error.get("message") or "no answer came back")))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parsed(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def unfinished(kind: str, detail: str) -> Reply:
     """Return the Reply of a question that its batch did not come to: asked again by the next one."""
-    reply = failed(kind, detail)
-    return Reply(status=ReplyStatus.ERROR, error=reply.error)
+    return Reply(status=ReplyStatus.ERROR, error=error_line(kind, detail))

@@ -1,13 +1,12 @@
-"""A teacher behind an OpenAI-compatible server; the only module that imports the openai SDK.
+"""A teacher behind an OpenAI-compatible server, asked by the openai SDK.
 
 Invariant: one `ask` sends one request (the SDK's own retries are off, since each could be billed), and every way in which
 that can end becomes one Reply. The SDK's errors do not leave this module. The body is read here rather than by the SDK,
-which returns HTML with status 200 as a text and a body without choices as a success.
+which returns HTML with status 200 as a text and a body without choices as a success. Whatever one body holds costs no other reply.
 It refuses to guess: no price, no cost; no usage in the reply, no token counts.
 """
 
 import asyncio
-import json
 import os
 import re
 import time
@@ -18,20 +17,31 @@ from email.utils import parsedate_to_datetime
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
 from recycledb.config import TeacherConfig
-from recycledb.errors import TeacherError
-from recycledb.reflection.teachers import RETRIABLE, Message, Question, Reply, TeacherStop, failed, judged, storable
+from recycledb.errors import without_password
+from recycledb.reflection.teachers import (
+    RETRIABLE,
+    SHORT_MOST,
+    Message,
+    Question,
+    Reply,
+    TeacherStop,
+    failed,
+    is_count,
+    judged,
+    storable,
+)  # fmt: skip
 from recycledb.reflection.teachers.pace import Pace, Ticket
 from recycledb.reflection.teachers.prices import find_cost
+from recycledb.reflection.teachers.wire import Mask, Refused, TooLarge, async_client, find_access, parsed, pointed_to
 from recycledb.schema import ReplyStatus
 
 CONNECT_S = 10.0
-OPENAI_URL = "https://api.openai.com/v1"
+BODY_MOST = 65_536  # letters of a body that are kept where it is no answer
 
 # How a request may end without a status: the SDK's errors, and what its transports raise past it.
 _UNREACHED: tuple[type[Exception], ...] = (
@@ -58,18 +68,20 @@ class ChatTeacher:
 
     def __init__(self, config: TeacherConfig) -> None:
         self._config, self._who = config, f"teacher {config.name!r}"
-        self._where = _address(config)
+        access = find_access(config)
+        self._where, self._mask = access.address, access.mask
         self._key_env = config.api_key_env
         self._fixed = {"model": config.model, **config.request_params}
         self._cost = find_cost(config, self._where)
         self._pace = Pace(self._who, config.concurrency, rpm=config.rpm, tpm=config.tpm, wait_s=config.wait_s)
         self._guess = _Guess(config.request_params)
         self._client = openai.AsyncOpenAI(
-            api_key=_api_key(config, self._where),
+            api_key=access.key,
             base_url=self._where,
+            default_headers=access.headers,
             max_retries=0,
             timeout=openai.Timeout(config.timeout_s, connect=min(CONNECT_S, config.timeout_s)),
-            http_client=_http_client(config.concurrency),
+            http_client=async_client(config.concurrency, config.max_reply_mb),
         )
 
     @property
@@ -94,14 +106,17 @@ class ChatTeacher:
             # The SDK's timeout is for each read: a body that trickles in would never meet it.
             async with asyncio.timeout(self._config.timeout_s):
                 response = await self._post(question.messages)
-            headers, reply = response.headers, self._read(response.content)
-        except openai.APIStatusError as error:
+            headers = response.headers
+            reply, stop = self._understood(response)
+        except Refused as error:
             headers = error.response.headers
-            reply, stop = self._refused(error)
+            reply, stop = self._understood(error.response)
+        except TooLarge as error:
+            headers, reply = error.headers, failed("too_large", str(error))
         except _UNREACHED as error:
             reply = self._unreached(error)
         duration_ms = round(1000 * (time.monotonic() - started))
-        reply = replace(reply, request_id=headers.get("x-request-id"), duration_ms=duration_ms)
+        reply = replace(reply, request_id=_request_id(headers, self._mask), duration_ms=duration_ms)
         self._note(question, reply, headers, sent_at, ticket)
         if stop:
             raise TeacherStop(f"{self._who} at {self._where}: {stop}", reply)
@@ -126,45 +141,100 @@ class ChatTeacher:
                 break
         if isinstance(cause, TimeoutError | asyncio.CancelledError):  # our own time-out begins as a cancellation
             return failed("timeout", f"no complete answer within {self._config.timeout_s:g} s")
-        return failed("connection", str(cause) or f"it broke off ({type(cause).__name__})")
+        said = self._mask(without_password(_cause_told(cause)))
+        return failed("connection", f"{said} ({self._where})")
+
+    def _understood(self, response: httpx2.Response) -> tuple[Reply, str | None]:
+        """Return the reply that a response is, and what to tell the user where the run must stop."""
+        try:
+            if response.is_success:
+                return self._masked(self._read(response.content)), None
+            return self._refused(response.status_code, response.headers, response.content)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever one body makes of our code, the other replies must not be lost by it
+            return self._unreadable(f"{type(error).__name__}: {error}", response.content), None
+
+    def _unreadable(self, why: str, body: bytes, **fields: Any) -> Reply:
+        return failed("unreadable", self._mask(why), raw=self._body(body), **fields)
 
     def _read(self, body: bytes) -> Reply:
+        """Return the reply of a body that came with success."""
         try:
-            data = json.loads(body)
+            data = parsed(body)
+        except RecursionError:
+            return self._unreadable("status 200, but nested too deep to be read", body)
         except ValueError:
-            return failed("bad_body", f"status 200, but not JSON: {_excerpt(body)}")
+            return failed("bad_body", f"status 200, but not JSON: {self._excerpt(body)}", raw=self._body(body))
+        return self._judge(data, body)
+
+    def _judge(self, data: object, said: bytes) -> Reply:
+        """Return the reply of a chat completion; `said` is what is kept where it is none."""
         if not isinstance(data, dict):
-            return failed("bad_body", f"status 200, but not a chat completion: {_excerpt(body)}")
+            detail = f"status 200, but not a chat completion: {self._excerpt(said)}"
+            return failed("bad_body", detail, raw=self._body(said))
         usage = data.get("usage")
-        prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        usage = usage if isinstance(usage, dict) else {}
+        prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
         cost_usd = None
-        if self._cost and prompt_tokens is not None and completion_tokens is not None:
+        if self._cost and is_count(prompt_tokens) and is_count(completion_tokens):
             cost_usd = self._cost(prompt_tokens, completion_tokens, _cached(usage))
         fields: dict[str, Any] = {
-            "served_model": data["model"] if isinstance(data.get("model"), str) else None,
+            "served_model": self._shown(data.get("model")),
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "cost_usd": cost_usd,
         }
         choice = _first_choice(data)
         if choice is None:
-            return failed("bad_body", f"status 200, but no choices: {_excerpt(body)}", **fields)
-        message = choice["message"]
-        finish_reason, refusal = choice.get("finish_reason"), message.get("refusal")
+            return failed(
+                "bad_body", f"status 200, but no choices: {self._excerpt(said)}", raw=self._body(said), **fields
+            )
+        content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+        text = _content(content)
+        if text is None and content is not None:
+            fields["raw"] = self._body(said)
         return judged(
-            _content(message.get("content")),
-            finish_reason if isinstance(finish_reason, str) else None,
-            refusal if isinstance(refusal, str) else None,
+            None if text is None else self._mask.in_answer(text),
+            self._shown(choice.get("finish_reason")),
+            self._mask(refusal) if isinstance(refusal, str) else None,
             **fields,
         )
 
-    def _refused(self, error: openai.APIStatusError) -> tuple[Reply, str | None]:
-        """Return the reply of a status other than 200, and what to tell the user where the run must stop."""
-        codes, message = {str(error.code), str(error.type)}, _message(error)
-        stop = self._must_stop(error.status_code, codes, error.param, message)
-        kind = _error_kind(error.status_code, codes, message, stop is not None)
-        retry_after_s = _retry_after(error.response.headers) if kind in RETRIABLE else None
-        return failed(kind, f"{error.status_code}: {message}", retry_after_s=retry_after_s), stop
+    def _masked(self, reply: Reply) -> Reply:
+        return replace(reply, raw=self._mask(reply.raw)) if reply.raw else reply
+
+    def _shown(self, value: object) -> object:
+        return self._mask(value) if isinstance(value, str) else value
+
+    def _body(self, body: bytes) -> str:
+        """Return a body as it is kept where it is no answer. Masked before it is cut, so that no half of a key is left."""
+        return self._mask(body.decode("utf-8", "replace"))[:BODY_MOST]
+
+    def _excerpt(self, body: bytes) -> str:
+        return self._body(body)[:200]
+
+    def _refused(self, status: int, headers: Mapping[str, str], body: bytes) -> tuple[Reply, str | None]:
+        """Return the reply of a status other than success, and what to tell the user where the run must stop."""
+        said = _said(body)
+        codes = {value for name in ("code", "type") if isinstance(value := said.get(name), str)}
+        message = said.get("message")
+        message = self._mask(message if isinstance(message, str) else self._excerpt(body))
+        message = " ".join(without_password(message).split())[:300]
+        param = said.get("param")
+        stop = self._must_stop(status, codes, self._mask(param)[:100] if isinstance(param, str) else None, message)
+        if 300 <= status < 400:
+            message = stop = self._redirected(status, headers)
+        kind = _error_kind(status, codes, message, stop is not None)
+        retry_after_s = _retry_after(headers) if kind in RETRIABLE else None
+        return failed(kind, f"{status}: {message}", retry_after_s=retry_after_s), storable(stop) if stop else None
+
+    def _redirected(self, status: int, headers: Mapping[str, str]) -> str:
+        location = headers.get("location")
+        if not location:
+            return f"it answers {status}, which is no answer to a question; correct base_url"
+        target = self._mask(pointed_to(self._where, location))
+        return f"it redirects ({status}) to {target}, and redirects are not followed; correct base_url"
 
     def _must_stop(self, status: int, codes: set[str], param: str | None, message: str) -> str | None:
         model, said = self._config.model, f"({status}: {message})"
@@ -188,7 +258,7 @@ class ChatTeacher:
         """Tell the pace what came back."""
         if reply.kind == "rate_limited":
             self._pace.limited(sent_at, reply.retry_after_s, reply.error or "")
-        elif reply.status is ReplyStatus.ERROR:
+        elif reply.status is ReplyStatus.ERROR or reply.kind == "unreadable":  # a server whose every answer is, is down
             self._pace.failed(sent_at, reply.error or "")
             self._pace.pause(reply.retry_after_s or 0.0)
         else:
@@ -228,36 +298,6 @@ def _length(messages: Sequence[Message]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
-def _http_client(concurrency: int) -> httpx2.AsyncClient:
-    # With 256 under way, httpx's own pool took twice the processor time of aiohttp's for each request. Idle connections
-    # are given up before a server's usual five seconds, lest a question be sent into a closing one.
-    limits = httpx2.Limits(
-        max_connections=concurrency + 8, max_keepalive_connections=concurrency + 8, keepalive_expiry=4.0
-    )
-    if find_spec("aiohttp") is None:
-        return openai.DefaultAsyncHttpxClient(limits=limits)
-    return openai.DefaultAioHttpClient(limits=limits)
-
-
-def _address(config: TeacherConfig) -> str:
-    address = config.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise TeacherError(f"teacher {config.name!r}: base_url {address!r} is no address such as {OPENAI_URL}")
-    return address
-
-
-def _api_key(config: TeacherConfig, where: str) -> str:
-    key = os.environ.get(config.api_key_env, "").strip()
-    if key and not (key.isascii() and key.isprintable()):
-        raise TeacherError(f"teacher {config.name!r}: {config.api_key_env} holds characters that no key has")
-    if key:
-        return key
-    if (urlsplit(where).hostname or "").endswith("openai.com"):
-        raise TeacherError(f"teacher {config.name!r} needs a key: set {config.api_key_env} in the environment")
-    return "none"  # servers at home ask for no key, but the SDK insists on one
-
-
 def _error_kind(status: int, codes: set[str], message: str, stop: bool) -> str:
     if stop:
         return "stopped"
@@ -284,25 +324,34 @@ def _content(content: object) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _count(usage: object, name: str) -> int | None:
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and value >= 0 else None
+def _cached(usage: Mapping[str, Any]) -> int:
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return cached if isinstance(cached, int) and is_count(cached) else 0
 
 
-def _cached(usage: object) -> int:
-    return _count(usage.get("prompt_tokens_details"), "cached_tokens") or 0 if isinstance(usage, dict) else 0
+def _said(body: bytes) -> Mapping[str, Any]:
+    """Return the error object of a body, however it is wrapped; empty where there is none."""
+    try:
+        data = parsed(body)
+    except (ValueError, RecursionError):
+        return {}
+    inner = data.get("error", data) if isinstance(data, dict) else None
+    if isinstance(inner, str):
+        return {"message": inner}
+    return inner if isinstance(inner, dict) else {}
 
 
-def _excerpt(body: bytes) -> str:
-    return storable(body[:200].decode("utf-8", "replace"))
+def _request_id(headers: Mapping[str, str], mask: Mask) -> str | None:
+    found = headers.get("x-request-id")
+    return None if found is None else storable(mask(found))[:SHORT_MOST]
 
 
-def _message(error: openai.APIStatusError) -> str:
-    body = error.body
-    message = body.get("message") if isinstance(body, dict) else None
-    if not isinstance(message, str):
-        message = _excerpt(error.response.content)
-    return storable(" ".join(message.split()))[:300]
+def _cause_told(cause: BaseException) -> str:
+    """Return why a connection failed, in the system's words rather than in asyncio's."""
+    if (isinstance(cause, ConnectionError) or type(cause) is OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    return getattr(cause, "strerror", None) or str(cause) or f"it broke off ({type(cause).__name__})"
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
