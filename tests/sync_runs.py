@@ -51,6 +51,23 @@ OUTCOMES: dict[str, tuple[str, str | None]] = {
     "filtered_prompt": ("failed", "content_filter"),
     "too_long": ("failed", "too_long"),
     "bad_request": ("failed", "bad_request"),
+    "odd_names": ("ok", None),
+    "long_names": ("ok", None),
+    "wrong_types": ("ok", None),
+    "huge_usage": ("ok", None),
+    "endless_usage": ("ok", None),
+    "nan_usage": ("ok", None),
+    "deep": ("failed", "unreadable"),
+    "not_utf8": ("ok", None),
+    "odd_content": ("failed", "empty"),
+    "no_usage": ("ok", None),
+    "bomb": ("failed", "too_large"),
+    "large": ("failed", "too_large"),
+    "echo": ("failed", "bad_request"),
+    "echo_answer": ("ok", None),
+    "echo_page": ("error", "bad_body"),
+    "odd_charset": ("error", "server_error"),
+    "closed_in_body": ("error", "connection"),
 }
 
 

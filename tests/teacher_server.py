@@ -19,6 +19,7 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -60,6 +61,25 @@ class Fault(StrEnum):
     TOO_LONG = "too_long"  # 400 context_length_exceeded
     BAD_REQUEST = "bad_request"  # 400 of another kind
     UNSUPPORTED = "unsupported"  # 400: a reasoning model refuses max_tokens
+    ODD_NAMES = "odd_names"  # lone surrogates and NUL in model and finish_reason
+    LONG_NAMES = "long_names"  # a model's name of a million letters
+    WRONG_TYPES = "wrong_types"  # a list as model, an object as finish_reason, true and 12.5 as counts of tokens
+    HUGE_USAGE = "huge_usage"  # counts of 2^63 and of -1
+    ENDLESS_USAGE = "endless_usage"  # counts of 401 and of 5,001 digits
+    NAN_USAGE = "nan_usage"  # NaN and Infinity, which are no JSON
+    DEEP = "deep"  # a field nested 100,000 deep
+    NOT_UTF8 = "not_utf8"  # a letter of the text in Latin-1
+    ODD_CONTENT = "odd_content"  # a number in place of the text
+    NO_USAGE = "no_usage"  # a good answer that does not say what it took
+    BOMB = "bomb"  # 600 MB in 600 kB of gzip
+    LARGE = "large"  # 20 MB as they are
+    ECHO = "echo"  # 400, with the key in the message
+    ECHO_ANSWER = "echo_answer"  # the key in every field of a good answer
+    ECHO_PAGE = "echo_page"  # 200, a web page with all headers of the request
+    REDIRECT = "redirect"  # 307 to another address
+    NOT_MODIFIED = "not_modified"  # 304
+    ODD_CHARSET = "odd_charset"  # 500, in a "charset" that is none of letters
+    CLOSED_IN_BODY = "closed_in_body"  # the connection is closed in order in the middle of the body
 
 
 # The status and body of the faults that are no more than that; errors by OpenAI's published shape.
@@ -78,7 +98,18 @@ _ERRORS: dict[Fault, tuple[int, str, str | None]] = {
     Fault.BAD_REQUEST: (400, "invalid_request_error", "Invalid 'messages[0].content'"),
     Fault.UNSUPPORTED: (400, "unsupported_parameter", "Use 'max_completion_tokens' instead of 'max_tokens'."),
 }
+_HEADERS = {Fault.BOMB: {"content-encoding": "gzip"}}
 _PAGE = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
+
+
+_FIXED: dict[Fault, tuple[int, bytes, str]] = {
+    Fault.BAD_GATEWAY: (502, _PAGE, "text/html"),
+    Fault.HTML: (200, _PAGE, "text/html"),
+    Fault.INVALID_JSON: (200, b"upstream said: no", "application/json"),
+    Fault.REDIRECT: (307, b"", "text/html"),
+    Fault.NOT_MODIFIED: (304, b"", "text/html"),
+    Fault.ODD_CHARSET: (500, b"not base64!", "text/plain; charset=base64"),
+}
 
 
 @dataclass(slots=True)
@@ -95,8 +126,8 @@ class Exchange:
     fault: Fault = Fault.NONE
     status: int | None = None
     text: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0  # None where what the server says is no count
     sent_at: float | None = None
     complete: bool = False  # everything that was to be sent was handed to the connection
 
@@ -139,6 +170,7 @@ class TeacherServer:
     hang_s: float = 30.0
     retry_after: str = "1"
     capacity: int | None = None
+    location: str = "https://user:secret@elsewhere.example/v1/chat/completions?token=abc"
     reply_headers: Callable[[Exchange], Mapping[str, str]] | None = None
     port: int = 0
     log_path: Path | None = None
@@ -273,7 +305,11 @@ class TeacherServer:
         headers = dict(self.reply_headers(exchange)) if self.reply_headers else {}
         if fault is Fault.RATE_LIMITED_AFTER:
             headers["retry-after"] = self.retry_after
-        if fault in (Fault.RESET_IN_BODY, Fault.TRICKLE):
+        if fault in _HEADERS:
+            headers |= _HEADERS[fault]
+        if fault is Fault.REDIRECT:
+            headers["location"] = self.location
+        if fault in (Fault.RESET_IN_BODY, Fault.TRICKLE, Fault.CLOSED_IN_BODY):
             return await self._send_partly(exchange, writer, body)
         await self._send(writer, status, body, kind, {"x-request-id": f"req-{exchange.number}", **headers})
         exchange.sent_at, exchange.complete = time.monotonic(), True
@@ -285,6 +321,7 @@ class TeacherServer:
         if exchange.fault is Fault.RESET_IN_BODY:
             await asyncio.sleep(0.01)  # so that the half really leaves before the reset overtakes it
             _reset(writer)
+        if exchange.fault is not Fault.TRICKLE:
             return False
         deadline = time.monotonic() + self.hang_s
         while time.monotonic() < deadline:
@@ -311,13 +348,18 @@ class TeacherServer:
             param = "max_tokens" if fault is Fault.UNSUPPORTED else None
             error = {"message": message, "type": code, "code": code, "param": param}
             return status, json.dumps({"error": error}).encode(), "application/json"
-        if fault is Fault.BAD_GATEWAY:
-            return 502, _PAGE, "text/html"
-        if fault is Fault.HTML:
-            return 200, _PAGE, "text/html"
-        if fault is Fault.INVALID_JSON:
-            return 200, b"upstream said: no", "application/json"
-        body = json.dumps(self._completion(exchange)).encode()
+        if fault in _FIXED:
+            return _FIXED[fault]
+        if fault is Fault.ECHO:
+            error = {"message": f"No such key: {exchange.headers.get('authorization')}", "code": "odd", "type": "odd"}
+            return 400, json.dumps({"error": error}).encode(), "application/json"
+        if fault is Fault.ECHO_PAGE:
+            return 200, f"<html>{exchange.headers}</html>".encode(), "text/html"
+        if fault is Fault.BOMB:
+            return 200, bomb(600), "application/json"
+        completion = self._completion(exchange)
+        _spoil(completion, exchange)
+        body = _written(completion, fault)
         return 200, body[: len(body) // 2] if fault is Fault.CUT_JSON else body, "application/json"
 
     def _completion(self, exchange: Exchange) -> dict[str, Any]:
@@ -359,6 +401,62 @@ class TeacherServer:
         if self.log_path is not None:
             with self.log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(exchange)) + "\n")
+
+
+def _spoil(completion: dict[str, Any], exchange: Exchange) -> None:
+    """Make a good answer one that is odd in the way of the exchange's fault; its text stays as it is."""
+    fault, choice = exchange.fault, completion["choices"][0] if completion["choices"] else {}
+    if fault is Fault.ODD_NAMES:
+        completion["model"], choice["finish_reason"] = "m\ud800\0", "st\udfffop"
+    elif fault is Fault.LONG_NAMES:
+        completion["model"] = "m" * 1_000_000
+    elif fault is Fault.WRONG_TYPES:
+        completion["model"], choice["finish_reason"] = ["m"], {"reason": "stop"}
+    elif fault is Fault.NOT_UTF8:
+        exchange.text = choice["message"]["content"] + " K\ufffdse"  # as it is read
+        choice["message"]["content"] += " Käse"
+    elif fault is Fault.ODD_CONTENT:
+        exchange.text, choice["message"]["content"] = None, 42
+    elif fault is Fault.ECHO_ANSWER:
+        key = exchange.headers.get("authorization", "").removeprefix("Bearer ")
+        completion["model"] = choice["finish_reason"] = key
+        choice["message"]["content"] = exchange.text = f"Your key is {key}, is it not?"
+    if fault in _ODD_COUNTS:
+        completion["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), _ODD_COUNTS[fault], strict=True))
+        exchange.prompt_tokens = exchange.completion_tokens = None
+    elif fault is Fault.NO_USAGE:
+        del completion["usage"]
+        exchange.prompt_tokens = exchange.completion_tokens = None
+
+
+_ODD_COUNTS: dict[Fault, tuple[Any, Any]] = {
+    Fault.HUGE_USAGE: (2**63, -1),
+    Fault.WRONG_TYPES: (True, 12.5),
+    Fault.ENDLESS_USAGE: (10**400, "5,001 digits"),
+    Fault.NAN_USAGE: (float("nan"), float("inf")),
+}
+
+
+def _written(completion: dict[str, Any], fault: Fault) -> bytes:
+    """Return a completion as JSON, or as what the fault makes of it."""
+    body = json.dumps(completion, ensure_ascii=fault is not Fault.NOT_UTF8)
+    if fault is Fault.NOT_UTF8:
+        return body.encode("latin-1")
+    if fault is Fault.ENDLESS_USAGE:
+        body = body.replace('"5,001 digits"', "1" + "0" * 5_000)
+    if fault is Fault.DEEP:
+        body = body[:-1] + ', "more": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    if fault is Fault.LARGE:
+        body = body[:-1] + ', "more": "' + "x" * 20_000_000 + '"}'
+    return body.encode()
+
+
+def bomb(megabytes: int) -> bytes:
+    """Return gzip of so many megabytes: one of zeros, a thousandth as long, over and over."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    head = packer.compress(bytes(1)) + packer.flush(zlib.Z_FULL_FLUSH)
+    again = packer.compress(bytes(1_000_000)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return head + again * megabytes
 
 
 def _head(status: int, length: int, kind: str, headers: Mapping[str, str]) -> bytes:

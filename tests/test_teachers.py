@@ -1,9 +1,11 @@
 """Teachers: the real SDK against a server that fails in every way, the pace that its log shows, a tiny chat model, recordings."""
 
 import asyncio
+import base64
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +16,16 @@ from teacher_server import Exchange, Fault, TeacherServer
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
-from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed, open_teacher
+from recycledb.reflection.teachers import (
+    RAW_MOST,
+    SHORT_MOST,
+    Question,
+    Reply,
+    Teacher,
+    TeacherStop,
+    failed,
+    open_teacher,
+)  # fmt: skip
 from recycledb.reflection.teachers.pace import BREAKER, FIRST_CONTACT_S, Pace, Ticket, retry_delay
 from recycledb.reflection.teachers.prices import find_cost
 from recycledb.reflection.teachers.recorded import write_recording
@@ -101,7 +112,24 @@ OUTCOMES = [
     (Fault.FILTERED_PROMPT, FAILED, "content_filter"),
     (Fault.TOO_LONG, FAILED, "too_long"),
     (Fault.BAD_REQUEST, FAILED, "bad_request"),
+    (Fault.ODD_NAMES, OK, None),
+    (Fault.LONG_NAMES, OK, None),
+    (Fault.WRONG_TYPES, OK, None),
+    (Fault.HUGE_USAGE, OK, None),
+    (Fault.ENDLESS_USAGE, OK, None),
+    (Fault.NAN_USAGE, OK, None),
+    (Fault.DEEP, FAILED, "unreadable"),
+    (Fault.NOT_UTF8, OK, None),
+    (Fault.ODD_CONTENT, FAILED, "empty"),
+    (Fault.NO_USAGE, OK, None),
+    (Fault.LARGE, FAILED, "too_large"),
+    (Fault.ECHO, FAILED, "bad_request"),
+    (Fault.ECHO_ANSWER, OK, None),
+    (Fault.ECHO_PAGE, ERROR, "bad_body"),
+    (Fault.ODD_CHARSET, ERROR, "server_error"),
+    (Fault.CLOSED_IN_BODY, ERROR, "connection"),
 ]
+NO_COUNTS = (Fault.CUT_JSON, Fault.RESET_IN_BODY, Fault.TRICKLE, Fault.CLOSED_IN_BODY, Fault.DEEP, Fault.LARGE)
 
 
 @pytest.mark.parametrize(("fault", "status", "kind"), OUTCOMES)
@@ -109,7 +137,8 @@ def test_each_ending_of_a_request_is_one_reply(
     server: TeacherServer, fault: Fault, status: ReplyStatus, kind: str | None
 ) -> None:
     before = len(server.log)
-    reply = asyncio.run(ask_one(config(server, timeout_s=0.6), question(fault.value)))
+    late = fault in (Fault.HANG, Fault.TRICKLE)
+    reply = asyncio.run(ask_one(config(server, timeout_s=0.6 if late else 20), question(fault.value)))
     assert (reply.status, reply.kind) == (status, kind)
     assert reply.retriable is (status is ERROR)
     assert len(server.log) == before + 1  # the SDK tried once
@@ -119,9 +148,11 @@ def test_each_ending_of_a_request_is_one_reply(
         assert reply.request_id == f"req-{exchange.number}"
     if fault in (Fault.NONE, Fault.SLOW, Fault.CUT_OFF):
         assert (reply.text, reply.served_model) == (exchange.text, "m-2026-01-01")
-    if exchange.completion_tokens and fault is not Fault.CUT_JSON:
+    if exchange.text is not None and fault not in NO_COUNTS:
         tokens = (exchange.prompt_tokens, exchange.completion_tokens)
-        assert fault in (Fault.RESET_IN_BODY, Fault.TRICKLE) or (reply.prompt_tokens, reply.completion_tokens) == tokens
+        assert (reply.prompt_tokens, reply.completion_tokens) == tokens
+    for text in (reply.text, reply.finish_reason, reply.served_model, reply.request_id, reply.error, reply.raw):
+        assert text is None or (text.encode() is not None and "\0" not in text)  # a lone surrogate could not be encoded
 
 
 @pytest.mark.parametrize(
@@ -132,6 +163,8 @@ def test_each_ending_of_a_request_is_one_reply(
         (Fault.UNKNOWN_MODEL, "no model 'm' there"),
         (Fault.NO_QUOTA, "no quota or credit left"),
         (Fault.UNSUPPORTED, "does not take max_tokens"),
+        (Fault.REDIRECT, r"redirects \(307\) to https://\*\*\*@elsewhere.example/v1, .* correct base_url$"),
+        (Fault.NOT_MODIFIED, "it answers 304, which is no answer to a question; correct base_url"),
     ],
 )
 def test_what_no_other_question_would_survive_stops_the_run(server: TeacherServer, fault: Fault, says: str) -> None:
@@ -197,6 +230,94 @@ def test_a_text_that_no_store_holds_is_kept_but_for_those_letters() -> None:
     assert reply.text == "a\ufffdb \ufffd \U0001f600 c"
 
 
+def ask_fault(server: TeacherServer, fault: Fault, **settings: Any) -> Reply:
+    return asyncio.run(ask_one(config(server, **settings), question(fault.value)))
+
+
+def test_what_fits_no_column_is_left_out_and_kept_as_it_was_said(server: TeacherServer) -> None:
+    huge = ask_fault(server, Fault.HUGE_USAGE, price_in=1.0, price_out=1.0)
+    assert (huge.prompt_tokens, huge.completion_tokens, huge.cost_usd) == (None, None, None)
+    assert json.loads(huge.raw or "") == {"prompt_tokens": 2**63, "completion_tokens": -1}
+    wrong = ask_fault(server, Fault.WRONG_TYPES)
+    assert (wrong.served_model, wrong.finish_reason) == (None, None)
+    assert json.loads(wrong.raw or "") == {
+        "served_model": ["m"], "finish_reason": {"reason": "stop"}, "prompt_tokens": True, "completion_tokens": 12.5,
+    }  # fmt: skip
+    endless = json.loads(ask_fault(server, Fault.ENDLESS_USAGE).raw or "")
+    assert [value.partition("… ")[2] for value in endless.values()] == ["(401 digits)", "(5001 digits)"]
+    assert json.loads(ask_fault(server, Fault.NAN_USAGE).raw or "") == {
+        "prompt_tokens": "nan",
+        "completion_tokens": "inf",
+    }
+    assert ask_fault(server, Fault.ODD_NAMES).finish_reason == "st\ufffdop"
+    long = ask_fault(server, Fault.LONG_NAMES)
+    assert (len(long.served_model or ""), json.loads(long.raw or "")["served_model"][:4]) == (SHORT_MOST, '"mmm')
+    assert len(long.raw or "") <= RAW_MOST
+    for fault, kept in (
+        (Fault.DEEP, '"content": "An answer to'),
+        (Fault.HTML, "502 Bad Gateway"),
+        (Fault.ODD_CONTENT, "42"),
+    ):
+        assert kept in (ask_fault(server, fault).raw or "")
+    assert ask_fault(server, Fault.NONE).raw is None
+
+
+def test_a_bomb_is_unpacked_no_further_than_the_bound(server: TeacherServer) -> None:
+    import openai  # noqa: F401 - so that what it takes is not counted
+
+    asyncio.run(ask_one(config(server), question("first")))
+    tracemalloc.start()
+    try:
+        reply = asyncio.run(ask_one(config(server, max_reply_mb=8), question(Fault.BOMB.value)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (reply.status, reply.error) == (
+        FAILED,
+        "too_large: the reply is larger than 8 MB; max_reply_mb sets this bound",
+    )
+    assert peak < 40e6  # of 600 MB; twice the bound, and what the server takes
+    assert ask_fault(server, Fault.LARGE, max_reply_mb=21).status is OK
+
+
+KEY = "sk-proj/very+secret-0123456789"
+
+
+@pytest.mark.parametrize("fault", [Fault.ECHO, Fault.ECHO_ANSWER, Fault.ECHO_PAGE])
+def test_a_key_that_is_echoed_is_masked(server: TeacherServer, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    told = repr(ask_fault(server, fault))
+    assert "***" in told
+    assert KEY not in told and "very+secret" not in told
+    assert KEY in server.log[-1].headers["authorization"]
+
+
+def test_a_short_word_as_key_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "ollama")
+    with TeacherServer(answer=lambda exchange: "Run it with ollama.") as running:
+        assert asyncio.run(ask_one(config(running), question("plain"))).text == "Run it with ollama."
+
+
+def test_a_user_and_password_in_the_address_are_sent_and_never_told(
+    server: TeacherServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    address = server.base_url.replace("http://", "http://me:p%40ssw0rd@")
+    token = base64.b64encode(b"me:p@ssw0rd").decode()
+    for fault in (Fault.NONE, Fault.ECHO, Fault.ECHO_PAGE, Fault.UNAUTHORIZED, Fault.REDIRECT):
+        settings = TeacherConfig(name="t", model="m", base_url=address)
+        try:
+            told = repr(asyncio.run(ask_one(settings, question(fault.value))))
+        except TeacherStop as stop:
+            told = f"{stop} {stop.reply}"
+        assert server.log[-1].headers["authorization"] == f"Basic {token}"
+        assert not {secret for secret in ("p%40ssw0rd", "p@ssw0rd", token) if secret in told}
+    for bad in ("ftp://me:hush@host/v1", "http://me:hush@host:port/v1", "http://me:hush@[::1/v1"):
+        with pytest.raises(TeacherError, match=r"base_url .* is no address") as caught:
+            open_teacher(TeacherConfig(name="t", model="m", base_url=bad))
+        assert "hush" not in str(caught.value)
+
+
 def test_a_key_is_asked_for_only_where_one_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
@@ -213,7 +334,7 @@ def test_no_server_is_a_reply_too() -> None:
     with TeacherServer() as running:
         settings = config(running)
     reply = asyncio.run(ask_one(settings, question("anyone there?")))
-    assert (reply.status, reply.kind) == (ERROR, "connection")
+    assert (reply.status, reply.error) == (ERROR, f"connection: Connection refused ({settings.base_url})")
 
 
 def test_a_cancelled_question_gives_its_place_back(server: TeacherServer) -> None:
@@ -486,6 +607,18 @@ def test_a_bad_line_is_named_before_anything_is_asked(tmp_path: Path, bad: str, 
     with pytest.raises(TeacherError, match=r"r\.jsonl, line 2: not a recorded reply") as caught:
         open_teacher(recorded(tmp_path / "r.jsonl", line(), bad))
     assert says in str(caught.value)
+
+
+def test_a_recording_may_hold_what_no_database_does(tmp_path: Path) -> None:
+    odd = line("a\ud800\0", finish_reason="x" * 300, prompt_tokens=10**30, completion_tokens=-1, served_model="\udfff")
+    broken = line("half \ud800", error="cut\ud800_off: gone")
+    settings = recorded(tmp_path / "r.jsonl", odd, broken)
+    first, second = (asyncio.run(ask_one(settings, question("x", number))) for number in (1, 2))
+    assert (first.text, first.served_model, first.prompt_tokens) == ("a\ufffd\ufffd", "\ufffd", None)
+    assert json.loads(first.raw or "")["prompt_tokens"] == 10**30
+    assert (second.text, second.error) == ("half \ufffd", "cut\ufffd_off: gone")
+    with pytest.raises(TeacherError, match="line 1: not a recorded reply: nested too deep"):
+        open_teacher(recorded(tmp_path / "r.jsonl", line()[:-1] + ', "more": ' + "[" * 100_000 + "]" * 100_000 + "}"))
 
 
 def test_a_missing_recording_is_one_line() -> None:

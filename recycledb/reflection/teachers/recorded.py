@@ -74,7 +74,10 @@ class RecordedTeacher:
             return failed("no_recorded_reply", f"{self._path.name} has none for {question.step} of these texts")
         index = 2 * (min(question.number, len(offsets) // 2) - 1)
         offset, length = offsets[index], offsets[index + 1]
-        row = json.loads(os.pread(self._descriptor, length, offset))
+        try:
+            row = json.loads(os.pread(self._descriptor, length, offset))
+        except ValueError as error:
+            raise TeacherError(f"recording {self._path} was changed meanwhile; run sync again") from error
         fields = {name: row.get(name) for name in _COUNT_FIELDS}
         fields |= {"served_model": row.get("served_model") or self._served_model, "duration_ms": 0}
         if row.get("error"):
@@ -106,8 +109,9 @@ class RecordedTeacher:
             step = Step(row["step"])
             _check_fields(row, reads)
             return question_key(step, reads)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            detail = "nested too deep" if isinstance(error, RecursionError) else detail
             raise TeacherError(f"recording {self._path}, line {number}: not a recorded reply: {detail}") from error
 
 
