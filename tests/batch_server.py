@@ -91,6 +91,13 @@ class BatchServer:
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     online: list[list[dict[str, str]]] = field(default_factory=list)  # messages asked one by one
     uploads: int = 0
+    cuts: list[tuple[int, bool]] = field(
+        default_factory=list
+    )  # of the next files sent: bytes left out, and whether length says so
+    fetched: int = 0  # files sent
+    location: str | None = None  # where every request is redirected
+    gone: bool = False  # no file is there any more
+    headers: list[dict[str, str]] = field(default_factory=list)  # of each request, in lower case
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"service": self})
@@ -137,6 +144,14 @@ class BatchServer:
                 ).encode()
         state["status"] = status
         state["request_counts"] = {"total": len(requests), "completed": len(output), "failed": len(errors)}
+
+    def end_as(self, batch: str, output: bytes, completed: int | None = None) -> None:
+        """End a batch with an output file of these bytes, of which the service says that it has so many lines."""
+        state = self.batches[batch]
+        state["output_file_id"] = f"file-output-{batch}"
+        self.files[state["output_file_id"]] = output
+        counted = len(output.splitlines()) if completed is None else completed
+        state["status"], state["request_counts"] = "completed", {"total": counted, "completed": counted, "failed": 0}
 
     def fail(self, batch: str, message: str) -> None:
         """Let a batch fail before anything of it is asked."""
@@ -203,6 +218,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
+        if self._is_redirected():
+            return
         if self.path == "/v1/files":
             self._send(self.service.upload(body, self.headers["content-type"]))
         elif self.path == "/v1/batches":
@@ -215,17 +232,35 @@ class _Handler(BaseHTTPRequestHandler):
             self._missing()
 
     def do_GET(self) -> None:
+        if self._is_redirected():
+            return
         address = urlsplit(self.path)
         content = re.fullmatch(r"/v1/files/([\w-]+)/content", address.path)
         batch = re.fullmatch(r"/v1/batches/(\w+)", address.path)
-        if content and content[1] in self.service.files:
-            self._send_bytes(200, self.service.files[content[1]], "application/octet-stream")
+        if content and content[1] in self.service.files and not self.service.gone:
+            self._send_file(self.service.files[content[1]])
         elif batch and batch[1] in self.service.batches:
             self._send(self.service.batches[batch[1]])
         elif address.path == "/v1/batches":
             self._send(self.service.listed(parse_qs(address.query)))
         else:
             self._missing()
+
+    def _is_redirected(self) -> bool:
+        self.service.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.service.location is not None:
+            self.send_response(308)
+            self.send_header("location", self.service.location)
+            self.send_header("content-length", "0")
+            self.end_headers()
+        return self.service.location is not None
+
+    def _send_file(self, content: bytes) -> None:
+        self.service.fetched += 1
+        missing, told = self.service.cuts.pop(0) if self.service.cuts else (0, False)
+        sent = content[: len(content) - missing]
+        self._send_bytes(200, sent, "application/octet-stream", len(content) if told else len(sent))
+        self.close_connection = self.close_connection or told
 
     def _missing(self) -> None:
         error = {
@@ -239,10 +274,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, body: Any) -> None:
         self._send_bytes(200, json.dumps(body).encode(), "application/json")
 
-    def _send_bytes(self, status: int, body: bytes, kind: str) -> None:
+    def _send_bytes(self, status: int, body: bytes, kind: str, length: int | None = None) -> None:
         self.send_response(status)
         self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(body)))
+        self.send_header("content-length", str(len(body) if length is None else length))
         with suppress(ConnectionError):  # the client was killed
             self.end_headers()
             self.wfile.write(body)

@@ -445,7 +445,8 @@ def _written(completion: dict[str, Any], fault: Fault) -> bytes:
     if fault is Fault.ENDLESS_USAGE:
         body = body.replace('"5,001 digits"', "1" + "0" * 5_000)
     if fault is Fault.DEEP:
-        body = body[:-1] + ', "more": ' + "[" * 100_000 + "]" * 100_000 + "}"
+        deep = '{"a": [{"]": ' + "[" * 100_000 + "]" * 100_000 + "}, " + '{"b":[' * 50_000 + "]}" * 50_000 + "]}"
+        body = '{"before": ' + deep + ", " + body[1:-1] + ', "more": ' + deep + "}"
     if fault is Fault.LARGE:
         body = body[:-1] + ', "more": "' + "x" * 20_000_000 + '"}'
     return body.encode()

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_server import BatchServer, Line, Lines, answered, expired, refused
+from batch_server import BatchServer, Line, Lines, answered, exchange_of, expired, refused
 from conftest import RUN_COMMAND, Cli, clean_environment
 from sync_runs import make_store, rows, run, target
+from teacher_server import marked_answer
 
 from recycledb.errors import ConfigError, TeacherError
 from recycledb.sync import Outcome
@@ -137,12 +138,127 @@ def test_modes_do_not_ask_for_what_the_other_has_under_way(tmp_path: Path) -> No
         assert sync(url, server).idle
 
 
+def odd_lines(requests: list[Line]) -> bytes:
+    """Return an output of eleven lines, nine of them odd; the attempts of the last three requests have none."""
+    names = [request["custom_id"] for request in requests]
+    lines = [json.dumps(answered(request)) for request in requests[:7]]
+    lines[1] = lines[1].replace('"usage": {', '"usage": {"more": NaN, "prompt_tokens": 9223372036854775808, "a": {')
+    lines[1] = lines[1].replace('}}}, "error"', '}}}}, "error"')
+    lines[2] = lines[2].replace('"model": "', '"model": "\\ud800')
+    lines[3] = lines[3].replace('"object": "chat.completion"', '"object": ' + "[" * 100_000 + "]" * 100_000)
+    lines[4] = lines[4][:-1]  # no JSON
+    bad = [
+        f'{{"custom_id": "{names[5]}", "response": {{"status_code": 400, "body": {{"error": NaN, "a": "\\ud800"}}}}}}'
+    ]
+    bad += ['{"custom_id": "\\ud800", "response": null}', '{"custom_id": 7}', "[]", '"' + "0" * 32 + '"']
+    written = "\n".join([*lines[:5], *bad, lines[6]]).encode()
+    return written.replace(b'"role": "assistant"', b'"role": "\xff"', 1)  # no newline at its end
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
+def test_a_line_that_cannot_be_read_costs_no_other(tmp_path: Path, backend: str) -> None:
+    url = make_store(tmp_path, 10, backend)
+    with BatchServer() as server:
+        sync(url, server)
+        requests = server.requests("batch_1")
+        server.end_as("batch_1", odd_lines(requests))
+        outcome = sync(url, server).as_dict()
+        assert (outcome["answered"], outcome["failed"], outcome["errors"]) == (5, 2, 3)
+        assert outcome["reasons"] == {"unreadable": 1, "bad_request": 1, "batch_completed": 3}
+        assert len(server.requests("batch_2")) == 3
+    stored = {row["attempt_id"]: row for row in rows(url, "SELECT * FROM teacher_texts")}
+    found = [stored[request["custom_id"]] for request in requests]
+    assert [row["status"] for row in found] == ["ok"] * 4 + ["failed"] * 2 + ["ok"] + ["error"] * 3
+    assert (found[1]["prompt_tokens"], json.loads(found[1]["raw"])) == (None, {"prompt_tokens": 2**63})
+    assert found[2]["served_model"] == "\ufffdmade-up"
+    answer = marked_answer(exchange_of(requests[4]["body"]))
+    assert json.dumps(answer) in found[4]["raw"]  # what was paid for is there
+
+
+def test_a_line_larger_than_the_bound_is_not_read(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 3)
+    with BatchServer() as server:
+        sync(url, server)
+        lines = [json.dumps(answered(request)) for request in server.requests("batch_1")]
+        lines[1] = lines[1].replace('"object"', '"more": "' + "x" * 1_100_000 + '", "object"')
+        server.end_as("batch_1", "".join(f"{line}\n" for line in lines).encode())
+        outcome = run(url, target(server.base_url, STEPS, mode="batch", max_reply_mb=1)).as_dict()
+        assert (outcome["answered"], outcome["reasons"]) == (2, {"too_large": 1})
+        assert outcome["examples"]["too_large"] == "too_large: its line is larger than 1 MB (max_reply_mb)"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_output_cut_short_is_fetched_again_and_not_paid_again(tmp_path: Path, told: bool) -> None:
+    url = make_store(tmp_path, 6)
+    with BatchServer() as server:
+        sync(url, server)
+        server.end("batch_1")
+        server.cuts = [(900, told)] * 3
+        first = sync(url, server)
+        assert server.fetched == 3
+        assert (first.batches.taken, first.batches.waiting, first.batches.submitted) == (0, 1, 0)  # type: ignore[union-attr]
+        assert 0 < first.as_dict()["answered"] < 6  # what is whole is stored
+        [problem] = first.batches.cut_short  # type: ignore[union-attr]
+        assert (
+            problem.startswith("batch batch_1: ")
+            and ("broke off after" if told else "its last line breaks off") in problem
+        )
+        assert first.left.in_batches == 6 - first.as_dict()["answered"]
+        server.cuts = [(900, told), (0, False)]
+        assert sync(url, server).complete
+        assert (server.fetched, len(server.batches), set(server.asked().values())) == (5, 1, {1})
+
+
+def test_lines_that_the_service_counts_and_does_not_send_are_asked_again_after_a_day(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 4)
+    with BatchServer() as server:
+        sync(url, server)
+        lines = [json.dumps(answered(request)) for request in server.requests("batch_1")]
+        server.end_as("batch_1", "".join(f"{line}\n" for line in lines[:3]).encode(), completed=4)
+        first = sync(url, server)
+        assert first.batches.cut_short == ["batch batch_1: its files have 3 lines, and the service counts 4"]  # type: ignore[union-attr]
+        assert (first.as_dict()["answered"], batches(url)[0]["status"]) == (3, "cut_short")
+        assert sync(url, server).batches.requests == 0  # type: ignore[union-attr]
+        server.gone = True
+        assert "is not there (404)" in sync(url, server).batches.cut_short[0]  # type: ignore[union-attr]
+        late = sync(url, server, batch_options={"cut_short_s": 0.0})
+        assert (late.batches.taken, late.batches.requests) == (1, 1)  # type: ignore[union-attr]
+
+
+def test_a_batch_service_that_redirects_is_told_and_gets_no_prompt(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 2)
+    with BatchServer() as server, BatchServer() as elsewhere:
+        server.location = f"{elsewhere.base_url.replace('http://', 'http://me:hush@')}/files?key=hush"
+        with pytest.raises(
+            TeacherError, match=r"it redirects \(308\) to http://\*\*\*@127.*correct base_url$"
+        ) as caught:
+            sync(url, server)
+        assert "hush" not in str(caught.value) and "\n" not in str(caught.value)
+        assert elsewhere.headers == []
+
+
+def test_a_batch_service_behind_a_password_is_used_and_the_password_is_not_told(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 2)
+    with BatchServer() as server:
+        address = server.base_url.replace("http://", "http://me:hush-hush@")
+        run(url, target(address, STEPS, mode="batch"))
+        server.fail("batch_1", "Authorization: Basic bWU6aHVzaC1odXNo, hush-hush")
+        with pytest.raises(TeacherError, match="refused 1 batch") as caught:
+            run(url, target(address, STEPS, mode="batch"))
+        assert {headers["authorization"] for headers in server.headers} == {"Basic bWU6aHVzaC1odXNo"}
+    told = f"{caught.value} {batches(url)} {rows(url, 'SELECT * FROM teacher_texts')}"
+    assert "***" in told and "hush-hush" not in told and "bWU6" not in told
+
+
 @pytest.mark.parametrize("created", [True, False])
 def test_a_process_killed_before_it_remembers_a_batch_pays_nothing_twice(tmp_path: Path, created: bool) -> None:
     url = make_store(tmp_path, 5)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     with BatchServer(delay_created_s=5.0 if created else 0.0) as server:
-        process = start_batch_sync(tmp_path, server.base_url)
+        process = start_batch_sync(tmp_path, server.base_url, TMPDIR=str(temporary))
         kill_when(process, lambda: bool(server.batches) if created else bool(server.files))
+        assert list(temporary.iterdir()) == []  # no prompts lie about
         server.delay_created_s = 0.0
         if not created:  # whether the kill came before the creation is chance, so make it so
             server.batches.clear()
@@ -161,12 +277,13 @@ def test_a_process_killed_before_it_remembers_a_batch_pays_nothing_twice(tmp_pat
     assert [row["status"] for row in batches(url)] == (["taken"] if created else ["abandoned", "taken"])
 
 
-def start_batch_sync(folder: Path, base_url: str) -> "subprocess.Popen[str]":
+def start_batch_sync(folder: Path, base_url: str, **environment: str) -> "subprocess.Popen[str]":
     teacher = ["[teachers.t]", 'model = "made-up"', f'base_url = "{base_url}"', 'mode = "batch"']
     lines = ["[store]", 'url = "sqlite:///store.db"', *teacher, "[sync]", 'steps = ["reflect_response"]']
     (folder / "recycledb.toml").write_text("\n".join(lines))
     command = [*RUN_COMMAND, "sync"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, env=clean_environment(), text=True)
+    environment = {**clean_environment(), **environment}
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, env=environment, text=True)
 
 
 def kill_when(process: "subprocess.Popen[str]", condition: Any) -> None:

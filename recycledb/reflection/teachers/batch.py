@@ -247,7 +247,7 @@ class Output:
 def _is_json(line: bytes) -> bool:
     try:
         parsed(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
     return True
 

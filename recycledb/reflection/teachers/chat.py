@@ -162,8 +162,6 @@ class ChatTeacher:
         """Return the reply of a body that came with success."""
         try:
             data = parsed(body)
-        except RecursionError:
-            return self._unreadable("status 200, but nested too deep to be read", body)
         except ValueError:
             return failed("bad_body", f"status 200, but not JSON: {self._excerpt(body)}", raw=self._body(body))
         return self._judge(data, body)
@@ -334,7 +332,7 @@ def _said(body: bytes) -> Mapping[str, Any]:
     """Return the error object of a body, however it is wrapped; empty where there is none."""
     try:
         data = parsed(body)
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
     inner = data.get("error", data) if isinstance(data, dict) else None
     if isinstance(inner, str):

@@ -28,6 +28,8 @@ LEAST_LENGTH = 4  # of a key or password that is looked for: a shorter one would
 KEY_LENGTH = 16  # a shorter "key" (ollama, lm-studio) is a word that an answer may well hold
 _CREDENTIALS = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=*-]{4,}", re.IGNORECASE)
 _BIG_NUMBER = 40  # digits
+DEPTH_MOST = 100  # of a body's nesting; an answer needs five
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]+|[\]}]+', re.DOTALL)  # and texts, whose brackets are none
 
 
 class Mask:
@@ -116,20 +118,42 @@ def pointed_to(where: str, location: str) -> str:
 
 
 def parsed(body: bytes) -> Any:
-    """Return the JSON of a body; ValueError where it is none, RecursionError where it is nested too deep.
+    """Return the JSON of a body; ValueError where it is none.
 
-    Bytes that are no UTF-8 become U+FFFD, and whole numbers too long for Python to read become texts, so that one of them does not
-    cost the answer beside it.
+    What no answer needs must not cost the answer beside it: bytes that are no UTF-8 become U+FFFD, whole numbers too long for Python
+    to read become texts, and what is nested deeper than `DEPTH_MOST` is null.
     """
     try:
         return json.loads(body)
     except UnicodeDecodeError:
         body = body.decode("utf-8", "replace").encode()
+    except RecursionError:
+        body = _pruned(body)
     except json.JSONDecodeError:
         raise
     except ValueError:  # Python reads no number of more than 4,300 digits
         pass
-    return json.loads(body, parse_int=_whole_number)
+    try:
+        return json.loads(body, parse_int=_whole_number)
+    except RecursionError:
+        return json.loads(_pruned(body), parse_int=_whole_number)
+
+
+def _pruned(body: bytes) -> bytes:
+    """Return JSON with null in place of whatever is nested deeper than `DEPTH_MOST`, in one pass over it."""
+    kept, depth, begin = [], 0, 0
+    for token in _BRACKETS.finditer(body):
+        run, before = token[0], depth
+        if run[0] in b"[{":
+            depth += len(run)
+            if before <= DEPTH_MOST < depth:
+                kept.append(body[begin : token.start() + DEPTH_MOST - before])
+        elif run[0] in b"]}":
+            depth -= len(run)
+            if depth <= DEPTH_MOST < before:
+                begin = token.start() + before - DEPTH_MOST
+                kept.append(b"null")
+    return b"".join([*kept, body[begin:] if depth <= DEPTH_MOST else b""])
 
 
 def _whole_number(digits: str) -> int | str:
