@@ -420,7 +420,8 @@ def _spoil(completion: dict[str, Any], exchange: Exchange) -> None:
     elif fault is Fault.ECHO_ANSWER:
         key = exchange.headers.get("authorization", "").removeprefix("Bearer ")
         completion["model"] = choice["finish_reason"] = key
-        choice["message"]["content"] = exchange.text = f"Your key is {key}, is it not?"
+        choice["message"]["content"] = f"Your key is {key}, is it not?"
+        exchange.text = choice["message"]["content"].replace(key, "***" if len(key) >= 16 else key)  # as it is stored
     if fault in _ODD_COUNTS:
         completion["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), _ODD_COUNTS[fault], strict=True))
         exchange.prompt_tokens = exchange.completion_tokens = None

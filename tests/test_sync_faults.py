@@ -1,14 +1,27 @@
 """A sync against a server that fails in every way there is: each call is on record, each item ends stored or failed for a reason."""
 
+import asyncio
 import re
+import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import Cli
 from sync_runs import attempts, disagreements, make_store, rows, run, target
 from teacher_server import Exchange, Fault, TeacherServer
 
-from recycledb.errors import TeacherError
+from recycledb.config import TeacherConfig
+from recycledb.errors import StoreError, TeacherError
+from recycledb.reflection.teachers import Question, Reply, Teacher, open_teacher
+from recycledb.reflection.teachers.pace import Ticket
+from recycledb.schema import ReplyStatus
+from recycledb.store import Store
+from recycledb.store.sqlite import driver  # a second SQLite library in one process would see no locks
+from recycledb.sync.asking import Asking
+from recycledb.sync.reading import verdicts_on
 
 # About one call in three fails, as on a bad day.
 MIX = {
@@ -30,6 +43,18 @@ MIX = {
     Fault.FILTERED: 0.01,
     Fault.TOO_LONG: 0.02,
     Fault.SLOW: 0.05,
+    Fault.ODD_NAMES: 0.01,
+    Fault.WRONG_TYPES: 0.01,
+    Fault.HUGE_USAGE: 0.01,
+    Fault.ENDLESS_USAGE: 0.01,
+    Fault.NAN_USAGE: 0.01,
+    Fault.DEEP: 0.005,
+    Fault.NOT_UTF8: 0.01,
+    Fault.ODD_CONTENT: 0.01,
+    Fault.NO_USAGE: 0.01,
+    Fault.ECHO_ANSWER: 0.01,
+    Fault.ODD_CHARSET: 0.01,
+    Fault.CLOSED_IN_BODY: 0.01,
 }
 
 
@@ -138,3 +163,186 @@ def test_a_server_that_stays_down_ends_the_run_with_one_clear_line(tmp_path: Pat
         assert Counter(row["status"] for tries in attempts(url).values() for row in tries)["ok"] == 10
         server.decide = None
         assert run(url, wanted).complete
+
+
+# --- one odd reply costs no other -----------------------------------------------------------------
+
+ODD = [
+    Fault.ODD_NAMES, Fault.LONG_NAMES, Fault.WRONG_TYPES, Fault.HUGE_USAGE, Fault.ENDLESS_USAGE, Fault.NAN_USAGE, Fault.DEEP,
+    Fault.NOT_UTF8, Fault.ODD_CONTENT, Fault.LARGE, Fault.ECHO, Fault.ECHO_ANSWER,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
+def test_odd_replies_are_stored_beside_the_others_and_asked_once(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789abcdef-secret")
+    url = make_store(tmp_path, 40, backend)
+
+    def decide(exchange: Exchange) -> Fault:
+        return ODD[exchange.number // 3] if exchange.number % 3 == 1 and exchange.number < 36 else Fault.NONE
+
+    with TeacherServer(decide=decide) as server:
+        outcome = run(url, target(server.base_url, ["reflect_response"], price_in=1.0, price_out=1.0))
+        assert (outcome.stopped, len(server.log)) == (None, 40)
+        assert disagreements(url, server.log) == []
+        assert outcome.as_dict()["reasons"] == {"empty": 1, "too_large": 1, "bad_request": 1}
+        assert run(url, target(server.base_url, ["reflect_response"])).idle
+    stored = rows(url, "SELECT * FROM teacher_texts")
+    assert len([row for row in stored if row["raw"]]) == 6
+    assert "sk-0123" not in repr(stored) + repr(outcome.as_dict())
+    assert "***" in repr(stored)
+
+
+class Odd:
+    """A teacher of somebody else's: it makes what comes back from ours into what `make` says."""
+
+    def __init__(self, teacher: Teacher, make: Callable[[Question, Reply], Reply]) -> None:
+        self.teacher, self.make = teacher, make
+
+    @property
+    def concurrency(self) -> int:
+        return self.teacher.concurrency
+
+    def estimate(self, messages: Any) -> int:
+        return self.teacher.estimate(messages)
+
+    async def admit(self, tokens: int = 0) -> Ticket:
+        return await self.teacher.admit(tokens)
+
+    async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
+        return self.make(question, await self.teacher.ask(question, ticket))
+
+    async def close(self) -> None:
+        await self.teacher.close()
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
+def test_a_reply_that_no_store_takes_ends_as_failed_with_its_text_and_its_price(tmp_path: Path, backend: str) -> None:
+    url = make_store(tmp_path, 30, backend)
+    made = {
+        "thing 3 ": Reply(ReplyStatus.OK, "odd \ud800", prompt_tokens=7, completion_tokens=2**70, cost_usd=0.25),
+        "thing 4 ": Reply(ReplyStatus.OK, "good", duration_ms=2**80, cost_usd=0.5),
+        "thing 5 ": Reply(ReplyStatus.OK, "good", request_id="\udfff", raw=["no text"]),  # type: ignore[arg-type]
+    }
+
+    def make(question: Question, reply: Reply) -> Reply:
+        return next((odd for name, odd in made.items() if name in question.read.instruction), reply)
+
+    with TeacherServer() as server:
+        wanted = target(server.base_url, ["reflect_response"])
+        outcome = run(url, wanted, open_teacher=lambda config: Odd(open_teacher(config), make)).as_dict()
+        assert (outcome["answered"], outcome["reasons"], outcome["stopped"]) == (27, {"unstorable": 3}, None)
+        assert outcome["examples"]["unstorable"].startswith("unstorable: ")
+        assert run(url, wanted).idle  # no claim is left, and nothing is paid for again
+    found = rows(url, "SELECT * FROM teacher_texts WHERE status <> 'ok' ORDER BY cost_usd")
+    stored = [(row["text"], row["prompt_tokens"], row["completion_tokens"], row["cost_usd"]) for row in found]
+    assert sorted(stored, key=repr) == [
+        ("good", None, None, 0.5),
+        ("good", None, None, None),
+        ("odd \ufffd", 7, None, 0.25),
+    ]
+    assert {row["error"].partition(":")[0] for row in found} == {"unstorable"}
+
+
+def test_a_defect_of_ours_at_one_reply_is_that_replys_and_at_all_ends_the_run(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 60)
+
+    def fail_one(question: Question, reply: Reply) -> Reply:
+        return {}["gone"] if "thing 3 " in question.read.instruction else reply  # type: ignore[no-any-return]
+
+    def fail(question: Question, reply: Reply) -> Reply:
+        raise RecursionError("too deep")
+
+    with TeacherServer(delay_s=0.02) as server:
+        wanted = target(server.base_url, ["reflect_response"], concurrency=4)
+
+        def broken(make: Callable[[Question, Reply], Reply]) -> Callable[[TeacherConfig], Teacher]:
+            return lambda config: Odd(open_teacher(config), make)
+
+        outcome = run(url, wanted, open_teacher=broken(fail_one), limit=30).as_dict()
+        assert (outcome["answered"], outcome["examples"]) == (29, {"defect": "defect: KeyError: 'gone'"})
+        with pytest.raises(RecursionError, match="too deep"):
+            run(url, wanted, open_teacher=broken(fail))
+        assert len(server.log) < 60
+    counts = Counter(row["status"] for row in rows(url, "SELECT status FROM teacher_texts"))
+    assert counts == {"ok": 29, "failed": len(server.log) - 29}
+
+
+def test_an_extractor_that_fails_at_one_text_leaves_a_reason(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 3)
+    with TeacherServer() as server:
+        run(url, target(server.base_url, ["reflect_response"]))
+    with Store.open(url) as store:
+        with store.write() as conn:
+            conn.exec_driver_sql("DELETE FROM extraction")
+            conn.exec_driver_sql("UPDATE reply SET step = 'guess' WHERE text_id = (SELECT min(text_id) FROM reply)")
+        verdicts = verdicts_on(store.pending_readings(1))
+    assert [row[3] for row in verdicts.extractions] == ["defect: ValueError: 'guess' is not a valid Step", None, None]
+    assert len(verdicts.variants) == 2
+
+
+def test_a_claim_that_was_never_sent_ends_and_costs_nothing(tmp_path: Path) -> None:
+    """The store is locked while a claim is written, and the run is cancelled meanwhile."""
+    url = make_store(tmp_path, 5)
+    with TeacherServer() as server, Store.open(url) as store:
+        wanted = target(server.base_url, ["reflect_response"])
+        wanted.register(store)
+        worker = store.start_worker()
+        asyncio.run(cancelled_while_claiming(store, wanted, worker, tmp_path / "store.db"))
+        assert server.log == []
+        found = store.rows("SELECT status, error, cost_usd FROM teacher_texts")
+        assert {(row.status, row.error.partition(":")[0], row.cost_usd) for row in found} == {
+            ("error", "not_sent", 0.0)
+        }
+        assert store.count_under_way(wanted.wanted) == (0, 0)  # type: ignore[arg-type]
+        store.end_worker(worker)
+        assert run(url, wanted).complete
+        assert set(server.questions.values()) == {1}
+
+
+async def cancelled_while_claiming(store: Store, wanted: Any, worker: str, path: Path) -> None:
+    other = driver.connect(str(path), isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    teacher = open_teacher(wanted.teacher)
+    asking = Asking(store, teacher, wanted, worker, wanted=wanted.wanted, listener=lambda progress: None, totals={})
+    running = asyncio.create_task(asking.run())
+    await asyncio.sleep(0.5)
+    running.cancel()
+    threading.Timer(0.3, other.rollback).start()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await teacher.close()
+    other.close()
+
+
+def test_a_store_that_takes_no_reply_ends_the_run_as_a_full_disk_does(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 5)
+    with Store.open(url) as store, store.write() as conn:
+        conn.exec_driver_sql("CREATE TRIGGER no BEFORE INSERT ON reply BEGIN SELECT RAISE(ABORT, 'not today'); END")
+    with TeacherServer() as server:
+        with pytest.raises(StoreError, match="not today"):
+            run(url, target(server.base_url, ["reflect_response"]))
+        with Store.open(url) as store, store.write() as conn:
+            conn.exec_driver_sql("DROP TRIGGER no")
+        assert run(url, target(server.base_url, ["reflect_response"])).complete
+
+
+def test_a_small_run_says_why_nothing_came_back(tmp_path: Path, cli: Cli) -> None:
+    make_store(tmp_path, 2)
+    with TeacherServer() as server:
+        address = server.base_url
+    lines = ["[teachers.t]", 'model = "m"', f'base_url = "{address}"', "max_attempts = 1"]
+    (tmp_path / "recycledb.toml").write_text("\n".join([*lines, "[sync]", 'steps = ["reflect_response"]']))
+    told = cli("--store", f"sqlite:///{tmp_path}/store.db", "sync", code=3).stdout
+    assert f"connection: 2, for example: Connection refused ({address})" in " ".join(told.split())
+
+
+def test_a_redirect_ends_the_run_with_one_line_and_sends_nothing_on(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 40)
+    with TeacherServer() as elsewhere, TeacherServer(decide=lambda exchange: Fault.REDIRECT) as server:
+        server.location = f"{elsewhere.base_url}/chat/completions"
+        with pytest.raises(TeacherError, match=f"redirects \\(307\\) to {elsewhere.base_url}, .*correct base_url$"):
+            run(url, target(server.base_url, ["reflect_response"], concurrency=4))
+        assert (elsewhere.log, len(server.log) < 40) == ([], True)
