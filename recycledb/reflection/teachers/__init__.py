@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
@@ -160,7 +160,7 @@ def fitted(said: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
     """Say whether `value` can be a count of tokens: a whole number, which JSON's true is not, and of a size that occurs."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= COUNT_MOST
 

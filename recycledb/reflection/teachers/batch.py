@@ -32,8 +32,10 @@ LISTED = 100
 DETAIL_MOST = 300
 LINE_MORE = 65_536  # bytes of a line beside the answer itself
 
-# What a body of an odd shape makes the SDK's models, or our look at them, raise.
-_ODD: tuple[type[Exception], ...] = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+# What a call of the SDK raises; and what a body of an odd shape makes its models, or our look at them, raise.
+_FAILURES: tuple[type[Exception], ...] = (
+    openai.OpenAIError, httpx2.HTTPError, OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError,
+)  # fmt: skip
 _ATTEMPT = re.compile(rf"[0-9a-f]{{{CONTENT_ID_LENGTH}}}")
 _NAMES_ATTEMPT = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]{%d})"' % CONTENT_ID_LENGTH)
 
@@ -94,7 +96,7 @@ class BatchTeacher:
                 metadata={METADATA_KEY: batch},
             )
             return self._named(created.id)
-        except (openai.OpenAIError, httpx2.HTTPError, OSError, *_ODD) as error:
+        except _FAILURES as error:
             raise self._explained(error, "the batch was not taken") from error
 
     def _named(self, found: object) -> str:
@@ -112,7 +114,7 @@ class BatchTeacher:
                     found[str(ours)] = self._named(remote.id)
                 if len(found) == len(batches) or remote.created_at < since:
                     break
-        except (openai.OpenAIError, httpx2.HTTPError, *_ODD) as error:
+        except _FAILURES as error:
             raise self._explained(error, "its batches cannot be listed") from error
         return found
 
@@ -128,7 +130,7 @@ class BatchTeacher:
             done = f"{counts.completed} of {counts.total} done" if counts is not None and known else None
             detail = self._told("; ".join(dict.fromkeys(errors))) or done
             return Remote(self._named(batch.id), self._told(batch.status), files, detail, lines)
-        except (openai.OpenAIError, httpx2.HTTPError, *_ODD) as error:
+        except _FAILURES as error:
             raise self._explained(error, f"batch {remote_id} cannot be looked at") from error
 
     def _told(self, text: str) -> str:
@@ -158,7 +160,7 @@ class BatchTeacher:
             if error.status_code in (404, 410):
                 return f"file {file_id} is not there ({error.status_code})"
             raise self._explained(error, f"file {file_id} cannot be fetched") from error
-        except (openai.OpenAIError, httpx2.HTTPError, OSError, *_ODD) as error:
+        except _FAILURES as error:
             raise self._explained(error, f"file {file_id} cannot be fetched") from error
         return None
 

@@ -325,7 +325,7 @@ def _content(content: object) -> str | None:
 def _cached(usage: Mapping[str, Any]) -> int:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return cached if isinstance(cached, int) and is_count(cached) else 0
+    return cached if is_count(cached) else 0
 
 
 def _said(body: bytes) -> Mapping[str, Any]:
