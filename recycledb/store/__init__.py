@@ -6,12 +6,12 @@ This package refuses to know what a teacher says or how a loss is computed: it s
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy import Row as _SQLRow
@@ -24,15 +24,17 @@ from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
 from recycledb.store.places import BATCH_ROWS, Place
 from recycledb.store.tables import metadata
+from recycledb.store.watch import TimeLimit, stoppable, watched
 from recycledb.store.workers import HEARTBEAT_TIMEOUT_S
 
 __all__ = [
-    "HEARTBEAT_TIMEOUT_S", "Meaning", "Place", "Row", "Sandbox", "Store", "parse_url", "pending", "revisions", "upgrade",
+    "HEARTBEAT_TIMEOUT_S", "Meaning", "Place", "Row", "Sandbox", "Store", "TimeLimit", "parse_url", "pending", "revisions", "upgrade",
 ]  # fmt: skip
 
 CLAIM_ROWS = 256  # questions in one statement
 
 SQLRow = _SQLRow[*tuple[Any, ...]]
+_T = TypeVar("_T")
 
 
 def parse_url(url: str) -> tuple[str, Path]:
@@ -156,6 +158,24 @@ class Store:
         """Return every row of a reading statement with named parameters."""
         with self.read() as conn:
             return conn.execute(text(sql), parameters).fetchall()
+
+    @contextmanager
+    def sandbox(
+        self, *, allow_external: bool = False, as_if: Sequence[Meaning] = (), limit: TimeLimit | None = None
+    ) -> Iterator[Sandbox]:
+        """Open a read-only connection for SQL that we did not write; Ctrl-C and the time limit stop its statements.
+
+        See `Backend.sandbox` for what it may do.
+        """
+        with (
+            self.backend.sandbox(allow_external=allow_external, as_if=as_if) as opened,
+            watched(opened, limit or TimeLimit()) as sandbox,
+        ):
+            yield sandbox
+
+    def stoppable(self, work: Callable[[], _T]) -> _T:
+        """Return what `work` returns, which reads this store by statements that may take long; Ctrl-C stops them."""
+        return stoppable(self.backend.reader, work)
 
     def insert(self, conn: Connection, table: str, rows: Iterable[Row]) -> int:
         """Insert rows, in the order of the table's columns, unless they are there; return how many were new.
