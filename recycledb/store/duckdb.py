@@ -154,13 +154,13 @@ _EXPLAIN = re.compile(
 )
 
 # Attached without a word about it, a database is opened as this one is: for reading only.
+_OPTION = r"(?:read_only(?:\s+true)?|type\s+'?\w+'?|encryption_key\s+'(?:[^']|'')*')"
 _ATTACH = re.compile(
-    r"""
+    rf"""
     attach \s+ (?:or \s+ replace \s+)? (?:database \s+)? (?:if \s+ not \s+ exists \s+)?
     '(?:[^']|'')*' (?:\s* \b as \s+ (?:\w+|"(?:[^"]|"")*"))?
-    (?:\s*\( \s* (?:%(option)s \s* , \s*)* %(option)s \s* \))?
-    """
-    % {"option": r"(?:read_only (?:\s+true)? | type \s+ '?\w+'? | encryption_key \s+ '(?:[^']|'')*')"},
+    (?:\s*\( \s* (?:{_OPTION} \s* , \s*)* {_OPTION} \s* \))?
+    """,
     re.IGNORECASE | re.VERBOSE,
 )
 

@@ -21,7 +21,7 @@ from recycledb.errors import QueryError
 from recycledb.store.backend import Row, Sandbox
 
 BATCH_ROWS = 1_000
-STOP_S = 5.0  # how long a statement may take to end once it was interrupted
+STOP_S = 3.0  # how long a statement may take to end once it was interrupted
 _T = TypeVar("_T")
 
 
