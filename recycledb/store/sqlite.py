@@ -284,7 +284,8 @@ class SQLiteSandbox:
         self.is_left = True
 
     def _refusal(self, text: str) -> str:
-        if "not authorized" in text or "prohibited" in text or "readonly" in text or "VACUUM" in text:
+        signs = ("not authorized", "authorization denied", "prohibited", "readonly", "VACUUM")
+        if any(sign in text for sign in signs):
             more = "" if self._allow_external else "; --allow-external lets it ATTACH and read others"
             return f"refused: a query may only read the store ({text}){more}"
         if text.startswith("Could not decode to UTF-8"):
