@@ -54,8 +54,7 @@ def make_endless(url: str, view: str) -> None:
 
 
 def has_open(process: int, path: Path) -> bool:
-    folder = f"/proc/{process}/fd"
-    return any(os.path.realpath(f"{folder}/{name}") == str(path) for name in os.listdir(folder))
+    return any(os.path.realpath(file) == str(path) for file in Path(f"/proc/{process}/fd").iterdir())
 
 
 def interrupted(

@@ -5,6 +5,7 @@ holds the process's write lock; what `write()` has returned from is on the disk.
 This package refuses to know what a teacher says or how a loss is computed: it stores, finds and counts.
 """
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,12 +47,21 @@ def parse_url(url: str) -> tuple[str, Path]:
         raise StoreError(f"{url!r} is not a store's URL; use sqlite:///PATH or duckdb:///PATH")
     if not rest or rest == ":memory:":
         raise StoreError(f"{url!r} names no file; a store lives in one, for example {scheme}:///recycle.db")
-    return scheme, Path(rest).expanduser()
+    if "\0" in rest:
+        raise StoreError(f"{url!r} is not a store's URL: no path holds a NUL character")
+    try:
+        return scheme, Path(rest).expanduser()
+    except RuntimeError as error:
+        raise StoreError(f"{url!r}: there is no home folder of {rest.split('/')[0]}; give the whole path") from error
 
 
 def open_backend(url: str) -> Backend:
     """Return the backend of a URL, without opening its file."""
     scheme, path = parse_url(url)
+    try:
+        path.exists()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise StoreError(f"{path} cannot be opened: {error.strerror or error}") from error
     if scheme == "duckdb":
         from recycledb.store.duckdb import DuckDB
 
@@ -98,7 +108,12 @@ def upgrade(url: str) -> Path | None:
 def _prepare(backend: Backend, create: bool) -> None:
     """See to it that the newest schema is there; with `create`, make it where there is no file, or an empty one."""
     path = backend.path
+    if path.is_dir():
+        example = f"{backend.name}:///{path / 'recycle.db'}"
+        raise StoreError(f"{path} is a folder; a store is a file, for example {example}")
     if not path.exists():
+        if options := re.search(r"\?\w+=.*", path.name):  # a file may be called so, but none is made under such a name
+            raise StoreError(f"there is no store at {path}: a store's URL takes no options; leave out {options[0]}")
         if not create:
             raise StoreError(f"there is no store at {path}; `recycledb init` or `recycledb add FILE` makes one")
         if not path.parent.is_dir():

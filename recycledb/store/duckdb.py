@@ -38,6 +38,10 @@ class DuckDB:
     def __init__(self, path: Path) -> None:
         if "?" in str(path):  # it puts its log beside what stands before the first question mark
             raise StoreError(f"DuckDB cannot keep a database at {path}: the path holds a question mark")
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise StoreError(f"DuckDB cannot keep a database at {path!r}: the path is not UTF-8") from error
         if path.is_file() and not _is_empty_or_duckdb(path):  # it would read data files into a database in memory
             raise StoreError(f"{path} is not a DuckDB file; check the URL")
         self.path = path

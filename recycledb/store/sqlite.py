@@ -288,6 +288,8 @@ class SQLiteSandbox:
         if any(sign in text for sign in signs):
             more = "" if self._allow_external else "; --allow-external lets it ATTACH and read others"
             return f"refused: a query may only read the store ({text}){more}"
+        if "has no name" in text:
+            return "a parameter is called :name here, not ?; give its value as --param name=…"
         if text.startswith("Could not decode to UTF-8"):
             column = text.partition("column ")[2].partition(" with")[0]
             return f"column {column} holds a text that is not UTF-8; hex(…) of it shows its bytes"
