@@ -29,7 +29,7 @@ def report(
     from recycledb.reporting.report import write_report
 
     with session.open() as store:
-        written = write_report(store, out, limit=samples)
+        written = store.stoppable(lambda: write_report(store, out, limit=samples))
     size = f"{written['bytes'] / 1e6:,.1f} MB"
     some = "" if written["samples"] == written["of"] else f" of {written['of']:,}"
     emit(

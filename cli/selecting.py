@@ -44,6 +44,7 @@ LlamaFactory = Annotated[
 Card = Annotated[
     Path | None, typer.Option("--card", metavar="README.md", help="Write a Hugging Face dataset card with the lineage.")
 ]
+Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop the SQL after so long.")]
 OutFormat = Annotated[str, typer.Option("--format", help="alpaca, sharegpt, jsonl or parquet.")]
 
 
@@ -113,6 +114,7 @@ def select(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
     format: OutFormat = "alpaca",
     name: Annotated[str | None, typer.Option(help="The selection's name. Default: RECIPE-STUDENT.")] = None,
+    timeout: Timeout = None,
     llama_factory: LlamaFactory = None,
     card: Card = None,
     as_json: Json = False,
@@ -131,7 +133,9 @@ def select(
     if output is None and card is not None and llama_factory is None:
         raise typer.BadParameter("--card describes a file: give -o FILE too")
     with session.open() as store:
-        selected = run(store, chosen, given, name=name, output=output or llama_factory, format=format)
+        selected = run(
+            store, chosen, given, name=name, output=output or llama_factory, format=format, timeout_s=timeout
+        )
         if selected.file is not None and selected.file_sha256 is not None:
             written = Written(
                 name=selected.selection,
@@ -298,7 +302,7 @@ def _sql_text(sql: str | None, file: Path | None) -> str:
     if file is None:
         return str(sql)
     try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SelectionError(f"{file} cannot be read: {error}") from error
 
@@ -332,6 +336,7 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write pictures: one file that works offline.")
     ] = None,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> None:
     """Put students' scores side by side: distributions, correlations, overlap, what each would pick, where they differ.
@@ -356,6 +361,7 @@ def compare(
             teachers=teacher,
             prompts=prompt,
             pictures=plot is not None,
+            timeout_s=timeout,
         )
     if plot is not None:
         _plot(found, plot)
@@ -454,6 +460,7 @@ def export(
     dataset: DatasetName = None,
     format: OutFormat = "alpaca",
     student: Annotated[str | None, typer.Option(help="For whom --llama-factory writes the training file.")] = None,
+    timeout: Timeout = None,
     llama_factory: LlamaFactory = None,
     card: Card = None,
     as_json: Json = False,
@@ -468,7 +475,9 @@ def export(
 
     with session.open() as store:
         named = find_student(store, student).name if student is not None else None
-        exported = run(store, output, kind=kind, teacher=teacher, prompt=prompt, dataset=dataset, format=format)
+        exported = run(
+            store, output, kind=kind, teacher=teacher, prompt=prompt, dataset=dataset, format=format, timeout_s=timeout
+        )
         written = Written(
             name=output.name.split(".")[0],
             file=output,

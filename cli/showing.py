@@ -25,7 +25,7 @@ def show(
     from recycledb.selection.explain import explain
 
     with session.open() as store:
-        found = look(store, identifier)
+        found = store.stoppable(lambda: look(store, identifier))
         found["explanations"] = explain(store, found["sample_id"])
     emit(found, as_json=as_json, show=lambda: _show(found))
 

@@ -313,8 +313,8 @@ def status(as_json: Json = False) -> None:
         if not isinstance(target, RecycledbError):
             from recycledb.sync.plan import make
 
-            plan = make(store, target)
-        found = look(store, target, plan)
+            plan = store.stoppable(lambda: make(store, target))
+        found = store.stoppable(lambda: look(store, target, plan))
     emit(found, as_json=as_json, show=lambda: _show_status(found, plan, target))
 
 

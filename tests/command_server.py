@@ -1,11 +1,13 @@
 """Runs the command for tests: each run is a process of its own, forked from one that has the library loaded already.
 
 A run differs from a user's only in what was imported before it; tests/test_imports.py starts interpreters of its own. Reads
-one JSON object a line (arguments, cwd, env, out, err) and answers each with the exit code.
+one JSON object a line (arguments, cwd, env, out, err) and answers each with the exit code; with `start` it answers at once with the
+process's number, and {"wait": number} has the exit code when it is there.
 """
 
 import json
 import os
+import signal
 import sys
 
 import recycledb.adding
@@ -22,6 +24,7 @@ LOADED = (recycledb, commands)
 
 def become(job: dict[str, object]) -> None:
     """Make this process what a shell would have started: arguments, folder, environment, files."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without
     os.chdir(str(job["cwd"]))
     os.environ.clear()
     os.environ.update(job["env"])  # type: ignore[call-overload]
@@ -35,9 +38,10 @@ def become(job: dict[str, object]) -> None:
 
 
 for line in sys.stdin:
-    child = os.fork()
+    job = json.loads(line)
+    child = job.get("wait") or os.fork()
     if child == 0:
-        become(json.loads(line))
+        become(job)
         main()
         break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(child if "start" in job else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

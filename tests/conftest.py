@@ -75,15 +75,28 @@ class CommandServer:
 
     def run(self, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """Run the command once."""
+        code = self._ask(self._job(arguments, cwd, env))
+        out, err = (path.read_text(encoding="utf-8") for path in (self._out, self._err))
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    def start(self, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> int:
+        """Start the command; return its process's number. One at a time, until `wait` was called."""
+        return self._ask({**self._job(arguments, cwd, env), "start": True})
+
+    def wait(self, process: int) -> tuple[int, str]:
+        """Wait for a command that was started; return its exit code and what it wrote to stderr."""
+        return self._ask({"wait": process}), self._err.read_text(encoding="utf-8")
+
+    def _job(self, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> dict[str, object]:
         for path in (self._out, self._err):
             path.write_bytes(b"")
-        job = {"arguments": arguments, "cwd": str(cwd), "env": env, "out": str(self._out), "err": str(self._err)}
+        return {"arguments": arguments, "cwd": str(cwd), "env": env, "out": str(self._out), "err": str(self._err)}
+
+    def _ask(self, job: dict[str, object]) -> int:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        out, err = (path.read_text(encoding="utf-8") for path in (self._out, self._err))
-        return subprocess.CompletedProcess(arguments, code, out, err)
+        return int(self._process.stdout.readline())
 
     def close(self) -> None:
         """End the process."""

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import scored_stores as scored
 import stores
-from conftest import RUN_COMMAND, clean_environment
 
 from recycledb.errors import QueryError
 from recycledb.schema import Texts
@@ -184,22 +181,6 @@ def test_the_clock_runs_while_rows_are_read(sqlite_url: str) -> None:
 def test_rows_come_as_they_are_computed(sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store, query(store, SLOW_ROWS) as result:
         assert [next(result.rows)[0] for _ in range(3)] == [1, 2, 3]
-
-
-def test_ctrl_c_stops_the_statement(store_url: str) -> None:
-    Store.open(store_url).close()
-    process = subprocess.Popen(
-        [*RUN_COMMAND, "--store", store_url, "query", ENDLESS],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean_environment(),
-    )
-    time.sleep(4)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in said
 
 
 def test_a_writer_goes_on_while_a_query_is_open(sqlite_url: str) -> None:

@@ -22,7 +22,7 @@ from recycledb.schema import SCORED_KINDS, Kind, Stat
 from recycledb.selection import identities
 from recycledb.selection.recipes import BEST, bind, get_recipe, parse_top
 from recycledb.selection.select import count_samples
-from recycledb.store import Meaning, Sandbox, Store
+from recycledb.store import Meaning, Sandbox, Store, TimeLimit
 
 METRICS = (
     *(f"{ratio}_{unit}" for unit in ("ppl", "loss") for ratio in ("ifd", "rifd")),
@@ -199,14 +199,17 @@ def compare(
     dataset: str | None = None,
     disagreements: int = 10,
     pictures: bool = False,
+    timeout_s: float | None = None,
 ) -> Comparison:
     """Put two or more sides side by side by `metric` (see METRICS), over all scored kinds or one.
 
     The sides are every combination of the students, teachers and prompts named; where none is named, the only one there is, and
     the prompts in use. A prompt is named as in `identities.find_prompts`. Teachers and prompts are not compared by origins.
     The top share is taken as recipes rank: IFD below 1 from the highest, rIFD from the lowest, any other metric from the highest.
-    With `pictures`, points and words are filled. SelectionError names an unknown metric, kind, student, teacher or prompt.
+    With `pictures`, points and words are filled. SelectionError names an unknown metric, kind, student, teacher or prompt;
+    QueryError says that the SQL took longer than `timeout_s` seconds.
     """
+    limit = TimeLimit(timeout_s)
     _check(metric, kind, top)
     sides = _sides(store, students, teachers, prompts, kind)
     dataset = None if dataset is None else identities.find_dataset(store, dataset)
@@ -217,7 +220,7 @@ def compare(
     )
     picking = kind != Kind.ORIGIN or all(side.teacher is not None for side in sides)
     samples = count_samples(store, dataset)
-    found = [_looked_at(store, side, metric, kinds, dataset, picking=picking) for side in sides]
+    found = [_looked_at(store, side, metric, kinds, dataset, limit, picking=picking) for side in sides]
     table = _table([points for points, _ in found], kinds, same_texts)
     picks = [picks for _, picks in found] if picking else []
     names = tuple(side.label for side in sides)
@@ -226,7 +229,7 @@ def compare(
     wider = [*groups, ("all", np.arange(len(table.samples)))] if len(kinds) > 1 else groups
     disagreeing = _disagreements(table, groups, disagreements)
     chosen = _thinned(len(table.samples)) if pictures else []
-    with store.backend.sandbox() as sandbox:
+    with store.sandbox(limit=limit) as sandbox:
         shown = [variant for i in {*chosen, *(i for i, _ in disagreeing)} for variant in table.variants_of(i)]
         words = _words(sandbox, shown)
     return Comparison(
@@ -348,7 +351,14 @@ class _Table:
 
 
 def _looked_at(
-    store: Store, side: Side, metric: str, kinds: tuple[str, ...], dataset: str | None, *, picking: bool
+    store: Store,
+    side: Side,
+    metric: str,
+    kinds: tuple[str, ...],
+    dataset: str | None,
+    limit: TimeLimit,
+    *,
+    picking: bool,
 ) -> tuple[list[tuple[Any, ...]], list[_Pick]]:
     """Return (variant, sample, kind, place in the datasets, value) of what a side looks at, and each sample's candidate there.
 
@@ -364,7 +374,7 @@ def _looked_at(
     )
     values = {**bind(store, recipe, given).values, "teacher": side.teacher}
     picked = recipe.sql if picking else "SELECT sample_id, kind, NULL AS verdict FROM scores WHERE 1 = 0"
-    with store.backend.sandbox(as_if=side.as_if) as sandbox:
+    with store.sandbox(as_if=side.as_if, limit=limit) as sandbox:
         sql = f"""
             WITH scores AS MATERIALIZED (
                 SELECT {", ".join(columns)} FROM {sandbox.views}.scores WHERE student = :student AND is_current = 1

@@ -221,7 +221,7 @@ def _seen(store: Store, sql: str, sample_id: str, parameters: Mapping[str, Any])
         name, identity = parameters.get(kind), parameters.get(f"{kind}_id")
         if name and identity and store.find_name(kind, name) != identity:
             as_if.append(Meaning(kind, name, identity))
-    with store.backend.sandbox(as_if=as_if) as sandbox:
+    with store.sandbox(as_if=as_if) as sandbox:
         columns, rows = sandbox.execute(sql, {"sample": sample_id, "student": parameters.get("student")})
         return [SimpleNamespace(**dict(zip(columns, row, strict=True))) for row in rows]
 

@@ -10,24 +10,23 @@ import json
 import math
 import secrets
 import shutil
-import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date, datetime
+from datetime import time as time_of_day
+from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from recycledb.errors import QueryError
-from recycledb.store import Row, Sandbox, Store
+from recycledb.store import Row, Sandbox, Store, TimeLimit
 from recycledb.store.statement import parameters_in, statements_in
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 TABLE_ROWS = 1_000  # a table's widths need its rows in memory; for more there are the other formats
-BATCH_ROWS = 1_000
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,16 @@ def query(
     statements = statements_in(sql) if allow_external else [sql]
     if not statements:
         raise QueryError("the query is empty")
-    with store.backend.sandbox(allow_external=allow_external) as sandbox:
-        watch = _Watch(sandbox, timeout_s)
-        try:
-            for statement in statements[:-1]:
-                list(_run(watch, sandbox, statement, given)[1])
-            columns, rows = _run(watch, sandbox, statements[-1], given)
-            yield Result(_unique(columns), _watched(watch, rows))
-        finally:
-            watch.close()
+    with store.sandbox(allow_external=allow_external, limit=TimeLimit(timeout_s)) as sandbox:
+        for statement in statements[:-1]:
+            list(_run(sandbox, statement, given)[1])
+        columns, rows = _run(sandbox, statements[-1], given)
+        yield Result(_unique(columns), rows)
 
 
-def _run(watch: "_Watch", sandbox: Sandbox, sql: str, given: dict[str, Any]) -> tuple[list[str], Iterator[Row]]:
+def _run(sandbox: Sandbox, sql: str, given: dict[str, Any]) -> tuple[list[str], Iterator[Row]]:
     try:
-        return watch.call(lambda: sandbox.execute(sql, given))
+        return sandbox.execute(sql, given)
     except QueryError as error:
         missing = [name for name in parameters_in(sql) if name not in given]
         if missing and ("binding" in str(error) or "syntax error" in str(error) or "arameter" in str(error)):
@@ -77,49 +72,18 @@ def _run(watch: "_Watch", sandbox: Sandbox, sql: str, given: dict[str, Any]) -> 
         raise
 
 
-class _Watch:
-    """Runs calls in a thread of its own, so that the caller's thread hears Ctrl-C and the clock."""
-
-    def __init__(self, sandbox: Sandbox, timeout_s: float | None) -> None:
-        self._sandbox = sandbox
-        self._timeout_s = timeout_s
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="query")
-
-    def call(self, work: Callable[[], _T]) -> _T:
-        """Return what `work` returns; stop the statement and raise when time is up or the user interrupts."""
-        future: Future[_T] = self._thread.submit(work)
-        try:
-            return future.result(None if self._deadline is None else max(0.0, self._deadline - time.monotonic()))
-        except TimeoutError as error:
-            self._stop(future)
-            raise QueryError(f"stopped after {self._timeout_s:g} s (--timeout)") from error
-        except BaseException:
-            self._stop(future)
-            raise
-
-    def _stop(self, future: "Future[Any]") -> None:
-        while not future.done():  # an interrupt that comes before the statement starts is forgotten: say it again
-            self._sandbox.interrupt()
-            time.sleep(0.01)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=True)
-
-
-def _watched(watch: _Watch, rows: Iterator[Row]) -> Iterator[Row]:
-    while batch := watch.call(lambda: list(islice(rows, BATCH_ROWS))):
-        yield from batch
-
-
 def _unique(columns: Sequence[str]) -> list[str]:
     """Return the names with _2, _3 … behind those that stood before, so that each can be a key."""
-    seen: dict[str, int] = {}
+    taken = set(columns)  # a column may be called a_2 of its own accord
+    seen: set[str] = set()
     names = []
     for column in columns:
-        seen[column] = seen.get(column, 0) + 1
-        names.append(column if seen[column] == 1 else f"{column}_{seen[column]}")
+        name = column
+        if column in seen:
+            name = next(each for i in range(2, len(taken) + 2) if (each := f"{column}_{i}") not in taken)
+        seen.add(column)
+        taken.add(name)
+        names.append(name)
     return names
 
 
@@ -175,7 +139,7 @@ def _write_text(result: Result, format: str, file: IO[str], width: int | None) -
         case "csv":
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(result.columns)
-            return _each(result, lambda row: writer.writerow([_plain(value) for value in row]))
+            return _each(result, lambda row: writer.writerow([_flat(value) for value in row]))
     return _write_table(result, file, width)
 
 
@@ -207,6 +171,9 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
+    if isinstance(value, Decimal):
+        number = float(value)  # a number where that loses nothing
+        return number if math.isfinite(number) and Decimal(repr(number)) == value else str(value)
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, list | tuple):
@@ -214,6 +181,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): _plain(inner) for name, inner in value.items()}
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _flat(value: Any) -> Any:
+    """Return a value that stands in one field: lists and structures as JSON."""
+    plain = _plain(value)
+    return json.dumps(plain, ensure_ascii=False) if isinstance(plain, list | dict) else plain
 
 
 def _write_parquet(result: Result, path: Path) -> int:
@@ -236,15 +209,21 @@ def to_arrow(result: Result) -> Any:
     return pa.table([_joined(column, pa) for column in pieces], names=result.columns)
 
 
+_ARROW = str | int | float | bytes | list | dict | Decimal | date | datetime | time_of_day
+
+
 def _arrow_value(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float | bytes | list | dict) else _plain(value)
+    if isinstance(value, time_of_day) and value.tzinfo is not None:  # Arrow has no such type, and would drop the zone
+        return value.isoformat()
+    return value if value is None or isinstance(value, _ARROW) else _plain(value)
 
 
 def _array(values: list[Any], pa: Any) -> Any:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # a number here, a text there: SQLite has no column types
-        return pa.array([None if value is None else str(value) for value in values])
+    # A number here, a text there (SQLite has no column types), or what Arrow has no type for: more than 64 bits, a list of UUIDs.
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return pa.array([None if value is None else str(_flat(value)) for value in values])
 
 
 def _joined(chunks: list[Any], pa: Any) -> Any:
@@ -255,9 +234,20 @@ def _joined(chunks: list[Any], pa: Any) -> Any:
         kind = types.pop()
     elif types == {pa.int64(), pa.float64()}:
         kind = pa.float64()
+    elif all(pa.types.is_decimal(each) for each in types):
+        scale = max(each.scale for each in types)
+        digits = scale + max(each.precision - each.scale for each in types)
+        kind = pa.decimal128(digits, scale) if digits <= 38 else pa.string()
     else:
         kind = pa.string()
-    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], type=kind)
+    return pa.chunked_array([_cast(chunk, kind, pa) for chunk in chunks], type=kind)
+
+
+def _cast(chunk: Any, kind: Any, pa: Any) -> Any:
+    try:
+        return chunk.cast(kind)
+    except pa.ArrowNotImplementedError:  # a list, say, as text
+        return pa.array([None if value is None else str(_flat(value)) for value in chunk.to_pylist()], type=kind)
 
 
 # -- a table for people
@@ -271,7 +261,7 @@ def _write_table(result: Result, file: IO[str], width: int | None) -> int:
         for column in zip(*chain([[_cell(name) for name in result.columns]], cells), strict=True)
     ]
     widths = _fitted(widths, width)
-    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(widths))]
+    numeric = [all(isinstance(row[i], int | float | Decimal | None) for row in rows) for i in range(len(widths))]
     for line in ([_cell(name) for name in result.columns], ["─" * each for each in widths], *cells):
         file.write("  ".join(map(_padded, line, widths, numeric)).rstrip() + "\n")
     rest = sum(1 for _ in result.rows) if len(rows) == TABLE_ROWS else 0
@@ -284,7 +274,7 @@ def _cell(value: Any) -> str:
     """Return a value on one line, without anything that a terminal would obey."""
     if value is None:
         return ""
-    return printable(f"{value:.6g}" if isinstance(value, float) else str(_plain(value)))
+    return printable(f"{value:.6g}" if isinstance(value, float) else str(_flat(value)))
 
 
 def printable(text: str) -> str:

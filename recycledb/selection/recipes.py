@@ -48,6 +48,8 @@ _PARAMETER = re.compile(
     r"^--\s*@param\s+(?P<name>\w+)\s+(?P<type>[\w-]+)(?:\((?P<choices>[^)]*)\))?\s*(?:=\s*(?P<default>[^:]+?))?\s*:\s*(?P<help>.*?)\s*$",
     re.MULTILINE,
 )
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_INT64 = range(-(1 << 63), 1 << 63)
 _SHARE = re.compile(r"(?P<percent>\d+(?:\.\d*)?|\.\d+)\s*%")
 
 
@@ -115,7 +117,7 @@ def get_recipe(name: str) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in a file, named for it."""
     try:
-        return parse(path.stem, path.read_text(encoding="utf-8"))
+        return parse(path.stem, path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise SelectionError(f"{path} cannot be read as a recipe: {error}") from error
 
@@ -249,13 +251,11 @@ def guess(text: Any) -> Any:
     """Return a number where the text is one, else the text."""
     if not isinstance(text, str):
         return text
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        return value if math.isfinite(value) else text
-    return text
+    if not _NUMBER.fullmatch(text):  # Python takes more for a number: 1_000, or digits of other scripts
+        return text
+    if re.fullmatch(r"[+-]?\d+", text):
+        return int(text) if len(text) <= 20 and int(text) in _INT64 else text  # SQL's integers have 64 bits
+    return float(text) if math.isfinite(float(text)) else text
 
 
 def parse_top(text: Any) -> tuple[int | None, float | None]:

@@ -21,7 +21,7 @@ from recycledb.formats import write
 from recycledb.schema import SCORED_KINDS, Kind, canonical_json, content_id, utc_now
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, parse_top
 from recycledb.selection.training import data_file
-from recycledb.store import Sandbox, Store
+from recycledb.store import Sandbox, Store, TimeLimit
 from recycledb.store.statement import statements_in, without_comments
 
 TEXTS = ("instruction", "input", "output")
@@ -88,13 +88,16 @@ def select(
     name: str | None = None,
     output: Path | None = None,
     format: str = "alpaca",
+    timeout_s: float | None = None,
 ) -> Selected:
     """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
 
     Without a name it is called recipe-student, with the teacher and the prompt behind where they were given; in a folder its
     file is called as it is. A `top` that the recipe does not declare cuts its ranking. SelectionError says what is wrong with
     the recipe or its parameters, or that there are no scores to run it on; picking nothing of what there is gives a `note`.
+    QueryError where its SQL, the reading of the rows included, takes longer than `timeout_s` seconds.
     """
+    limit = TimeLimit(timeout_s)
     given = dict(given or {})
     cut = given.pop("top", None) if "top" not in recipe.declares else None
     bound = bind(store, recipe, given)
@@ -109,7 +112,7 @@ def select(
         output = data_file(output, called, format)
     samples = count_samples(store, bound.said.get("dataset"))
     _require_scores(store, bound, samples)
-    with store.backend.sandbox(as_if=bound.as_if) as sandbox:
+    with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
         revision = store_revision(sandbox)
         columns = _columns(sandbox, recipe, bound)
         picks = _Picks(columns, _places_in_cut(recipe, columns, cut, samples))
@@ -294,11 +297,14 @@ def export(
     prompt: str | None = None,
     dataset: str | None = None,
     format: str = "alpaca",
+    timeout_s: float | None = None,
 ) -> Exported:
     """Write every current variant of one kind, in dataset order; nothing is recorded. SelectionError where there is none.
 
-    With `prompt`, what is current is what it would be if those wordings were in use.
+    With `prompt`, what is current is what it would be if those wordings were in use. QueryError where the reading takes longer than
+    `timeout_s` seconds.
     """
+    limit = TimeLimit(timeout_s)
     if kind not in list(Kind):
         raise SelectionError(f"no kind {kind!r}; there are {', '.join(Kind)}")
     declared = (
@@ -308,7 +314,7 @@ def export(
     )
     recipe = Recipe("export", "", _EXPORT, declared)
     bound = bind(store, recipe, {"kind": kind, "teacher": teacher, "dataset": dataset, PROMPT: prompt})
-    with store.backend.sandbox(as_if=bound.as_if) as sandbox:
+    with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
         if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
             of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
             where = f" in dataset {dataset}" if dataset else ""

@@ -5,13 +5,14 @@ holds the process's write lock; what `write()` has returned from is on the disk.
 This package refuses to know what a teacher says or how a loss is computed: it stores, finds and counts.
 """
 
+import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy import Row as _SQLRow
@@ -24,15 +25,17 @@ from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
 from recycledb.store.places import BATCH_ROWS, Place
 from recycledb.store.tables import metadata
+from recycledb.store.watch import TimeLimit, stoppable, watched
 from recycledb.store.workers import HEARTBEAT_TIMEOUT_S
 
 __all__ = [
-    "HEARTBEAT_TIMEOUT_S", "Meaning", "Place", "Row", "Sandbox", "Store", "parse_url", "pending", "revisions", "upgrade",
+    "HEARTBEAT_TIMEOUT_S", "Meaning", "Place", "Row", "Sandbox", "Store", "TimeLimit", "parse_url", "pending", "revisions", "upgrade",
 ]  # fmt: skip
 
 CLAIM_ROWS = 256  # questions in one statement
 
 SQLRow = _SQLRow[*tuple[Any, ...]]
+_T = TypeVar("_T")
 
 
 def parse_url(url: str) -> tuple[str, Path]:
@@ -45,12 +48,21 @@ def parse_url(url: str) -> tuple[str, Path]:
         raise StoreError(f"{shown!r} is not a store's URL; use sqlite:///PATH or duckdb:///PATH")
     if not rest or rest == ":memory:":
         raise StoreError(f"{shown!r} names no file; a store lives in one, for example {scheme}:///recycle.db")
-    return scheme, Path(rest).expanduser()
+    if "\0" in rest:
+        raise StoreError(f"{shown!r} is not a store's URL: no path holds a NUL character")
+    try:
+        return scheme, Path(rest).expanduser()
+    except RuntimeError as error:
+        raise StoreError(f"{shown!r}: there is no home folder of {rest.split('/')[0]}; give the whole path") from error
 
 
 def open_backend(url: str) -> Backend:
     """Return the backend of a URL, without opening its file."""
     scheme, path = parse_url(url)
+    try:
+        path.exists()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise StoreError(f"{path} cannot be opened: {error.strerror or error}") from error
     if scheme == "duckdb":
         from recycledb.store.duckdb import DuckDB
 
@@ -97,7 +109,12 @@ def upgrade(url: str) -> Path | None:
 def _prepare(backend: Backend, create: bool) -> None:
     """See to it that the newest schema is there; with `create`, make it where there is no file, or an empty one."""
     path = backend.path
+    if path.is_dir():
+        example = f"{backend.name}:///{path / 'recycle.db'}"
+        raise StoreError(f"{path} is a folder; a store is a file, for example {example}")
     if not path.exists():
+        if options := re.search(r"\?\w+=.*", path.name):  # a file may be called so, but none is made under such a name
+            raise StoreError(f"there is no store at {path}: a store's URL takes no options; leave out {options[0]}")
         if not create:
             raise StoreError(f"there is no store at {path}; `recycledb init` or `recycledb add FILE` makes one")
         if not path.parent.is_dir():
@@ -157,6 +174,24 @@ class Store:
         """Return every row of a reading statement with named parameters."""
         with self.read() as conn:
             return conn.execute(text(sql), parameters).fetchall()
+
+    @contextmanager
+    def sandbox(
+        self, *, allow_external: bool = False, as_if: Sequence[Meaning] = (), limit: TimeLimit | None = None
+    ) -> Iterator[Sandbox]:
+        """Open a read-only connection for SQL that we did not write; Ctrl-C and the time limit stop its statements.
+
+        See `Backend.sandbox` for what it may do.
+        """
+        with (
+            self.backend.sandbox(allow_external=allow_external, as_if=as_if) as opened,
+            watched(opened, limit or TimeLimit()) as sandbox,
+        ):
+            yield sandbox
+
+    def stoppable(self, work: Callable[[], _T]) -> _T:
+        """Return what `work` returns, which reads this store by statements that may take long; Ctrl-C stops them."""
+        return stoppable(self.backend.reader, work)
 
     def insert(self, conn: Connection, table: str, rows: Iterable[Row]) -> int:
         """Insert rows, in the order of the table's columns, unless they are there; return how many were new.

@@ -65,6 +65,9 @@ class Sandbox(Protocol):
     def interrupt(self) -> None:
         """Stop the statement under way, from another thread."""
 
+    def leave(self) -> None:
+        """Never close the connection: it is at a statement that nothing stops, and closing it would wait for that."""
+
 
 def names_as_if(names: str, meanings: Sequence[Meaning]) -> str:
     """Return the view that stands in for `names` (current_names) where some names mean something else."""

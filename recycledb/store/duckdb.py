@@ -4,6 +4,8 @@ Invariant: one process at a time. DuckDB locks its file for a whole process, eve
 error says so. Rows travel in bulk through Arrow, since its row-wise inserts are a hundred times slower.
 """
 
+import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +19,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, StoreError
 from recycledb.store.backend import Meaning, Row, names_as_if
-from recycledb.store.statement import with_dollars
+from recycledb.store.statement import statements_in, with_dollars, without_comments
 
 
 class DuckDBImpl(DefaultImpl):
@@ -36,6 +38,10 @@ class DuckDB:
     def __init__(self, path: Path) -> None:
         if "?" in str(path):  # it puts its log beside what stands before the first question mark
             raise StoreError(f"DuckDB cannot keep a database at {path}: the path holds a question mark")
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise StoreError(f"DuckDB cannot keep a database at {path!r}: the path is not UTF-8") from error
         if path.is_file() and not _is_empty_or_duckdb(path):  # it would read data files into a database in memory
             raise StoreError(f"{path} is not a DuckDB file; check the URL")
         self.path = path
@@ -116,10 +122,13 @@ class DuckDB:
             connection = duckdb.connect(str(self.path), read_only=True)
         except duckdb.Error as error:
             raise StoreError(self.explain(error)) from error
+        opened = DuckDBSandbox(connection, allow_external)
         try:
             connection.execute("SET autoinstall_known_extensions = false")
             connection.execute("SET autoload_known_extensions = false")
             connection.execute("SET python_enable_replacements = false")  # our variables are no tables
+            with suppress(duckdb.Error):  # built without time zones
+                connection.execute("SET TimeZone = 'UTC'")
             if not allow_external:
                 connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
@@ -127,9 +136,10 @@ class DuckDB:
                 [(catalog,)] = connection.execute("SELECT current_database()").fetchall()
                 quoted = catalog.replace('"', '""')
                 connection.execute(names_as_if(f'"{quoted}".main.current_names', as_if))
-            yield DuckDBSandbox(connection, allow_external)
+            yield opened
         finally:
-            connection.close()
+            if not opened.is_left:
+                connection.close()
 
     def close(self) -> None:
         """Close every connection."""
@@ -137,47 +147,144 @@ class DuckDB:
         self.reader.dispose()
 
 
+# What a plan calls that which writes: files (COPY may stand in a WITH), settings, logs; and SQL that only shows when it runs.
+_WRITING = re.compile(
+    "COPY|INSERT|UPDATE|DELETE|MERGE|CREATE|ALTER|DROP|TRUNCATE|ATTACH|EXPORT|IMPORT|EXECUTE|CHECKPOINT|LOGGING|EXTERNAL_RESOURCE"
+)
+
+_EXPLAIN = re.compile(
+    r"explain\b (?:\s+analyze\b)? (?:\s*\((?!\s*(?:select|with|from|values|table|\())[^()]*\))? (?P<inner>.*)",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+
+# Attached without a word about it, a database is opened as this one is: for reading only.
+_OPTION = r"(?:read_only(?:\s+true)?|type\s+'?\w+'?|encryption_key\s+'(?:[^']|'')*')"
+_ATTACH = re.compile(
+    rf"""
+    attach \s+ (?:or \s+ replace \s+)? (?:database \s+)? (?:if \s+ not \s+ exists \s+)?
+    '(?:[^']|'')*' (?:\s* \b as \s+ (?:\w+|"(?:[^"]|"")*"))?
+    (?:\s*\( \s* (?:{_OPTION} \s* , \s*)* {_OPTION} \s* \))?
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+_WITH_ZONE = "TIMESTAMP WITH TIME ZONE"
+
+
 class DuckDBSandbox:
-    """A connection that can read the store and nothing else."""
+    """A connection that can read the store, other files where that is allowed, and nothing else."""
 
     views = "main"
 
     def __init__(self, connection: Any, allow_external: bool) -> None:
+        self.is_left = False
         self._connection = connection
-        self._allowed = ["SELECT", "EXPLAIN", *(("ATTACH", "DETACH") if allow_external else ())]
+        self._allow_external = allow_external
 
     def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
         """Run one statement; return column names and a lazy iterator of rows."""
+        given = parameters or {}
         try:
-            statements = self._connection.extract_statements(with_dollars(sql, parameters or {}))
-            if len(statements) != 1:
-                raise QueryError(f"one statement at a time, not {len(statements)}")
-            if statements[0].type.name not in self._allowed:
-                raise QueryError("refused: a query may only read the store; use SELECT (or WITH … SELECT, EXPLAIN)")
-            named = {key: value for key, value in (parameters or {}).items() if key in statements[0].named_parameters}
-            result = self._connection.execute(statements[0], named or None)
+            statement = self._checked(with_dollars(sql, given), given)
+            named = _named(statement, given)
+            result = self._connection.execute(statement, named)
+            columns = [column[0] for column in result.description]
+            types = [str(column[1]) for column in result.description]
+            if any(_WITH_ZONE in kind for kind in types):  # the driver asks for a package that it does not bring along
+                result = self._connection.execute(_with_zones_as_text(statement.query, types), named)
         except duckdb.Error as error:
-            raise QueryError(_refusal(str(error))) from error
-        return [column[0] for column in result.description], _rows(result)
+            raise QueryError(self._refusal(error)) from error
+        return columns, self._rows(result)
+
+    def _checked(self, sql: str, given: dict[str, Any]) -> Any:
+        """Return the one statement of a text, having made sure that it only reads."""
+        statement = self._one(sql)
+        match statement.type.name:
+            case "SELECT":
+                self._require_reading(sql, statement, given)
+            case "EXPLAIN":  # ANALYZE runs it; what is looked at is what is run, so without comments
+                found = _EXPLAIN.fullmatch(without_comments(sql).strip())
+                inner = self._one(found["inner"]) if found else None
+                if inner is None or inner.type.name != "SELECT":
+                    raise QueryError(_ONLY_READS)
+                self._require_reading(inner.query, inner, given)
+                statement = self._one(without_comments(sql))
+            case "ATTACH" if self._allow_external:
+                bare = without_comments(sql).strip().rstrip("; \t\r\n")
+                if not _ATTACH.fullmatch(bare):
+                    raise QueryError("refused: ATTACH is taken in the form ATTACH 'FILE' AS name (READ_ONLY)")
+                statement = self._one(bare)
+            case "DETACH" if self._allow_external:
+                pass
+            case _:
+                raise QueryError(_ONLY_READS)
+        return statement
+
+    def _one(self, sql: str) -> Any:
+        statements = self._connection.extract_statements(sql)
+        if not statements:
+            raise QueryError("the query is empty")
+        if len(statements) > 1:
+            raise QueryError(f"one statement at a time, not {len(statements)}")
+        return statements[0]
+
+    def _require_reading(self, sql: str, statement: Any, given: dict[str, Any]) -> None:
+        """Raise QueryError where a SELECT would write a file; without external access the database itself sees to that."""
+        if not self._allow_external:
+            return
+        [(_, plan)] = self._connection.execute(f"EXPLAIN (FORMAT json) {sql}", _named(statement, given)).fetchall()
+        for step in _steps(json.loads(plan)):
+            if _WRITING.search(step):
+                raise QueryError(f"refused: a query may only read ({step})")
+
+    def _rows(self, result: Any) -> Iterator[Row]:
+        try:
+            while rows := result.fetchmany(1024):
+                yield from rows
+        except duckdb.Error as error:
+            raise QueryError(self._refusal(error)) from error
 
     def interrupt(self) -> None:
         """Stop the statement under way."""
         self._connection.interrupt()
 
+    def leave(self) -> None:
+        """Never close the connection."""
+        self.is_left = True
 
-def _rows(result: Any) -> Iterator[Row]:
-    try:
-        while rows := result.fetchmany(1024):
-            yield from rows
-    except duckdb.Error as error:
-        raise QueryError(_refusal(str(error))) from error
+    def _refusal(self, error: Exception) -> str:
+        """Return a driver's message on one line, without the picture of where in the SQL it is."""
+        text = " ".join(str(error).split("\nLINE ")[0].split())
+        signs = ("disabled by configuration", "configuration has been locked", "read-only")
+        if any(sign in text for sign in signs) and "does not exist" not in text:
+            more = "" if self._allow_external else "; --allow-external lets it read other files"
+            return f"refused: a query may only read the store ({text}){more}"
+        return text
 
 
-def _refusal(text: str) -> str:
-    first = text.splitlines()[0]
-    if "disabled by configuration" in first or "configuration has been locked" in first or "read-only" in first:
-        return f"refused: a query may only read the store ({first}); --allow-external lets it read other files"
-    return text
+_ONLY_READS = "refused: a query may only read the store; use SELECT (or WITH … SELECT, EXPLAIN)"
+
+
+def _named(statement: Any, given: dict[str, Any]) -> dict[str, Any] | None:
+    return {key: value for key, value in given.items() if key in statement.named_parameters} or None
+
+
+def _steps(plan: Any) -> Iterator[str]:
+    """Yield the names of a plan's operators and table functions."""
+    for step in plan if isinstance(plan, list) else [plan]:
+        yield str(step.get("name", ""))
+        yield from _steps(step.get("children", []))
+
+
+def _with_zones_as_text(sql: str, types: Sequence[str]) -> str:
+    """Return the query with moments, also those within lists and structures, as texts in UTC."""
+    names = [f"c{i}" for i in range(len(types))]
+    columns = [
+        f"CAST({name} AS {kind.replace(_WITH_ZONE, 'VARCHAR')})" if _WITH_ZONE in kind else name
+        for name, kind in zip(names, types, strict=True)
+    ]
+    [query] = statements_in(sql)
+    return f"SELECT {', '.join(columns)} FROM (\n{query}\n) AS result({', '.join(names)})"
 
 
 def _is_empty_or_duckdb(path: Path) -> bool:

@@ -8,6 +8,7 @@ other library's close would drop ours.
 """
 
 import math
+import os
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, StoreError
 from recycledb.store.backend import Meaning, Row, names_as_if
+from recycledb.store.statement import without_comments
 
 try:
     import pysqlite3.dbapi2 as driver
@@ -135,14 +137,17 @@ class SQLite:
     def sandbox(self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()) -> Iterator["SQLiteSandbox"]:
         """Open a connection with an authorizer that lets nothing through but reading; it sees one state throughout.
 
-        With `allow_external` it may ATTACH other databases, and read them too.
+        With `allow_external` it may ATTACH other databases, read-only, and read them too.
         """
         connection = self.library.connect(
-            f"file:{quote(str(self.path))}?mode=ro",
+            _read_only_uri(self.path),
             uri=True,
             check_same_thread=False,
             timeout=BUSY_TIMEOUT_S,
             isolation_level=None,
+        )
+        opened = SQLiteSandbox(
+            connection, self.library, views="temp" if as_if else "main", allow_external=allow_external
         )
         try:
             register_functions(connection)
@@ -153,12 +158,13 @@ class SQLite:
             if not allow_external:  # ATTACH needs to stand outside a transaction
                 connection.execute("BEGIN")
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-            connection.set_authorizer(_authorize_external if allow_external else _authorize)
-            yield SQLiteSandbox(connection, self.library, views="temp" if as_if else "main")
+            connection.set_authorizer(opened.authorize)
+            yield opened
         except self.library.DatabaseError as error:
             raise StoreError(self.explain(error)) from error
         finally:
-            connection.close()
+            if not opened.is_left:
+                connection.close()
 
     def close(self) -> None:
         """Close every connection."""
@@ -194,48 +200,119 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
     return int(driver.SQLITE_DENY)
 
 
-def _authorize_external(action: int, *rest: str | None) -> int:
-    if action in (driver.SQLITE_ATTACH, driver.SQLITE_DETACH):
-        return int(driver.SQLITE_OK)
-    return _authorize(action, *(rest + (None,) * 4)[:4])
+# What is attached is always opened read-only, so the statement is taken apart; the name of the schema goes through as it is.
+_ATTACH = re.compile(
+    r"""
+    attach \s+ (?:database\s+)?
+    (?: '(?P<single>(?:[^']|'')*)' | "(?P<double>(?:[^"]|"")*)" | [:$@](?P<parameter>\w+) )
+    \s* \b as \s+ (?P<schema>\w+|"(?:[^"]|"")*")
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 class SQLiteSandbox:
-    """A connection that can read the store and nothing else."""
+    """A connection that can read the store, what is attached where that is allowed, and nothing else."""
 
-    def __init__(self, connection: Any, library: Any, *, views: str) -> None:
+    def __init__(self, connection: Any, library: Any, *, views: str, allow_external: bool) -> None:
         self.views = views
+        self.is_left = False
         self._connection = connection
-        self._errors = (library.Error, library.Warning)  # a second statement is a Warning before Python 3.12
+        # A second statement is a Warning before Python 3.12; a number of more than 64 bits cannot be bound.
+        self._errors = (library.Error, library.Warning, OverflowError)
+        self._allow_external = allow_external
+        self._attaching = False
+
+    def authorize(
+        self, action: int, first: str | None, second: str | None, database: str | None, by: str | None
+    ) -> int:
+        """Say whether a step of a statement may be taken; SQLite asks.
+
+        VACUUM INTO attaches too, and would make a file, so ATTACH is allowed to `_attach` alone.
+        """
+        if action == driver.SQLITE_ATTACH and self._attaching:
+            return int(driver.SQLITE_OK)
+        if action == driver.SQLITE_DETACH and self._allow_external:
+            return int(driver.SQLITE_OK)
+        return _authorize(action, first, second, database, by)
 
     def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
         """Run one statement; return column names and a lazy iterator of rows."""
+        bare = without_comments(sql).strip().rstrip("; \t\r\n")
+        if not bare:
+            raise QueryError("the query is empty")
         try:
+            if self._allow_external and bare[:6].lower() == "attach":
+                return self._attach(bare, parameters or {})
             cursor = self._connection.execute(sql, parameters or {})
         except self._errors as error:
-            raise QueryError(_refusal(str(error))) from error
-        if cursor.description is None and sql.lstrip()[:6].lower() not in ("attach", "detach"):
+            raise QueryError(self._refusal(str(error))) from error
+        if cursor.description is None and bare[:6].lower() != "detach":
             raise QueryError(
                 "the query returns no rows; only SELECT (or WITH … SELECT, VALUES, EXPLAIN) can be run here"
             )
         return [column[0] for column in cursor.description or ()], self._rows(cursor)
+
+    def _attach(self, sql: str, parameters: dict[str, Any]) -> tuple[list[str], Any]:
+        found = _ATTACH.fullmatch(sql)
+        if found is None:
+            raise QueryError("refused: ATTACH is taken in the form ATTACH 'FILE' AS name")
+        if found["parameter"] is not None:
+            file = str(parameters.get(found["parameter"], ""))
+        else:
+            file = (found["single"] or "").replace("''", "'") + (found["double"] or "").replace('""', '"')
+        self._attaching = True
+        try:
+            self._connection.execute(f"ATTACH ? AS {found['schema']}", (_read_only(file),))
+        finally:
+            self._attaching = False
+        return [], iter(())
 
     def _rows(self, cursor: Any) -> Iterator[Row]:
         try:
             for row in cursor:  # noqa: UP028 — `yield from` closes the cursor in the end, and by then its connection may be gone
                 yield row
         except self._errors as error:
-            raise QueryError(_refusal(str(error))) from error
+            raise QueryError(self._refusal(str(error))) from error
 
     def interrupt(self) -> None:
         """Stop the statement under way."""
         self._connection.interrupt()
 
+    def leave(self) -> None:
+        """Never close the connection."""
+        self.is_left = True
 
-def _refusal(text: str) -> str:
-    if "not authorized" in text or "prohibited" in text or "readonly" in text or "VACUUM" in text:
-        return f"refused: a query may only read the store ({text}); --allow-external lets it ATTACH and read others"
-    return text
+    def _refusal(self, text: str) -> str:
+        signs = ("not authorized", "authorization denied", "prohibited", "readonly", "VACUUM")
+        if any(sign in text for sign in signs):
+            more = "" if self._allow_external else "; --allow-external lets it ATTACH and read others"
+            return f"refused: a query may only read the store ({text}){more}"
+        if "has no name" in text:
+            return "a parameter is called :name here, not ?; give its value as --param name=…"
+        if text.startswith("Could not decode to UTF-8"):
+            column = text.partition("column ")[2].partition(" with")[0]
+            return f"column {column} holds a text that is not UTF-8; hex(…) of it shows its bytes"
+        return text
+
+
+def _read_only(file: str) -> str:
+    """Return the URI by which SQLite opens a file for reading only and makes none where there is none."""
+    if file.startswith("file:"):
+        path, _, options = file[len("file:") :].partition("#")[0].partition("?")
+        others = [option for option in options.split("&") if option and not option.startswith("mode=")]
+        if not set(others) <= {"immutable=1"}:
+            raise QueryError(f"refused: {file} is attached for reading only, with no option but immutable=1")
+        return f"file:{path}?{'&'.join(['mode=ro', *others])}"
+    if file in ("", ":memory:"):
+        raise QueryError(f"refused: ATTACH {file!r} names no file that could be read")
+    return _read_only_uri(Path(file))
+
+
+def _read_only_uri(path: Path) -> str:
+    """Return the URI of a file for reading only; what follows two slashes would be a host."""
+    name = os.fsencode(path)
+    return f"file:{'//' if name.startswith(b'//') else ''}{quote(name)}?mode=ro"
 
 
 def register_functions(connection: Any) -> None:

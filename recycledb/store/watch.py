@@ -1,0 +1,178 @@
+"""SQL that may run for ever: it runs in a thread of its own, so that the caller's thread hears Ctrl-C and the clock.
+
+Invariant: when a call returns or raises, its statement has ended. One that no interrupt ends (a single call of a function
+that runs for ever: databases look for an interrupt between rows) is left to its thread, and its connection is never closed, since that
+would wait for it; such a thread does not keep the process from ending.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, event
+
+from recycledb.errors import QueryError
+from recycledb.store.backend import Row, Sandbox
+
+BATCH_ROWS = 1_000
+STOP_S = 3.0  # how long a statement may take to end once it was interrupted
+_T = TypeVar("_T")
+
+
+class TimeLimit:
+    """A moment by which statements must be done, if any; several connections may share it."""
+
+    def __init__(self, timeout_s: float | None = None) -> None:
+        if timeout_s is not None and not timeout_s > 0:
+            raise QueryError(f"a time limit of {timeout_s:g} s: give a number of seconds above 0, as in --timeout 60")
+        self._timeout_s = timeout_s
+        self._end = math.inf if timeout_s is None else time.monotonic() + timeout_s
+
+    def left_s(self) -> float | None:
+        """Return how many seconds are left; None where there is no end to wait for."""
+        left = max(0.0, self._end - time.monotonic())
+        return left if left < threading.TIMEOUT_MAX else None
+
+    def passed(self) -> QueryError:
+        """Return the error that says that time is up."""
+        return QueryError(f"stopped after {self._timeout_s:g} s (--timeout)")
+
+
+class Watch:
+    """Runs calls in a thread of its own, one after the other; `interrupt` is what stops the one under way."""
+
+    def __init__(self, interrupt: Callable[[], None], limit: TimeLimit) -> None:
+        self.has_let_go = False  # of a call that nothing ends
+        self._interrupt = interrupt
+        self._limit = limit
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="statement", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, work = call
+            try:
+                future.set_result(work())
+            except BaseException as error:  # whatever it is, the caller's thread raises it
+                future.set_exception(error)
+
+    def call(self, work: Callable[[], _T]) -> _T:
+        """Return what `work` returns; stop it, and raise, when time is up or the user interrupts."""
+        future: Future[_T] = Future()
+        self._calls.put((future, work))
+        try:
+            return future.result(self._limit.left_s())
+        except TimeoutError as error:
+            if future.done():  # just in time, or the error is its own
+                return future.result()
+            self._stop(future.done)
+            raise self._limit.passed() from error
+        except BaseException:
+            self._stop(future.done)
+            raise
+
+    def close(self) -> None:
+        """End the thread, and what it is still doing."""
+        self._calls.put(None)
+        if not self.has_let_go:
+            self._thread.join(0.05)  # for the usual case, in which there is nothing to interrupt
+            self._stop(lambda: not self._thread.is_alive())
+
+    def _stop(self, is_done: Callable[[], bool]) -> None:
+        end = time.monotonic() + STOP_S
+        try:
+            while not is_done():  # an interrupt that comes before the statement starts is forgotten: say it again
+                if time.monotonic() > end:
+                    self.has_let_go = True
+                    return
+                self._interrupt()
+                time.sleep(0.01)
+        except BaseException:  # another Ctrl-C, while waiting: then it is not waited for
+            self.has_let_go = not is_done()
+            raise
+
+
+class WatchedSandbox:
+    """A sandbox whose statements, and the reading of their rows, can be stopped by Ctrl-C and by a time limit."""
+
+    def __init__(self, sandbox: Sandbox, watch: Watch) -> None:
+        self.views = sandbox.views
+        self._sandbox = sandbox
+        self._watch = watch
+
+    def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Iterator[Row]]:
+        """Run one statement; return the column names and an iterator of row tuples."""
+        _require_text("the SQL", sql)
+        if "\0" in sql:
+            raise QueryError(f"the SQL holds a NUL character, at {sql.index(chr(0))}; databases would read no further")
+        for name, value in (parameters or {}).items():
+            if isinstance(value, str):
+                _require_text(f"the value of parameter {name}", value)
+        columns, rows = self._watch.call(lambda: self._sandbox.execute(sql, parameters))
+        return columns, self._rows(rows)
+
+    def _rows(self, rows: Iterator[Row]) -> Iterator[Row]:
+        while batch := self._watch.call(lambda: list(islice(rows, BATCH_ROWS))):
+            yield from batch
+
+    def interrupt(self) -> None:
+        """Stop the statement under way, from another thread."""
+        self._sandbox.interrupt()
+
+    def leave(self) -> None:
+        """Leave the connection open for ever: its statement cannot be stopped."""
+        self._sandbox.leave()
+
+
+def _require_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # what a shell gives that is not UTF-8 comes as lone surrogates
+        raise QueryError(f"{what} is not valid UTF-8 ({text[error.start]!r} at {error.start})") from error
+
+
+@contextmanager
+def watched(sandbox: Sandbox, limit: TimeLimit) -> Iterator[WatchedSandbox]:
+    """Give the same sandbox, watched; what it is still doing at the end is stopped."""
+    watch = Watch(sandbox.interrupt, limit)
+    try:
+        yield WatchedSandbox(sandbox, watch)
+    finally:
+        try:
+            watch.close()
+        finally:
+            if watch.has_let_go:
+                sandbox.leave()
+
+
+def stoppable(engine: Engine, work: Callable[[], _T]) -> _T:
+    """Return what `work` returns, which reads by `engine` only; Ctrl-C stops the statement that it is at, and thereby it."""
+    connections: list[Any] = []
+
+    def opened(connection: Any, record: object) -> None:
+        connections.append(connection)
+
+    def closed(connection: Any, record: object) -> None:
+        connections[:] = [each for each in connections if each is not connection]
+
+    def interrupt() -> None:
+        for connection in list(connections):
+            with suppress(Exception):  # the driver's own: it was closed just now
+                connection.interrupt()
+
+    event.listen(engine, "connect", opened)
+    event.listen(engine, "close", closed)
+    watch = Watch(interrupt, TimeLimit())
+    try:
+        return watch.call(work)
+    finally:
+        watch.close()
+        event.remove(engine, "connect", opened)
+        event.remove(engine, "close", closed)
