@@ -60,18 +60,21 @@ def init(
     Example: [bold]recycledb init my-data[/bold]
     """
     from recycledb.config import DEFAULT_URL, FILE_NAME
+    from recycledb.files import make_folder, write_text
     from recycledb.store import Store
 
     path = folder / FILE_NAME
     if path.exists():
         raise ConfigError(f"{path} is there already; edit it, or remove it first")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     url = session.store_option or f"sqlite:///{folder / DEFAULT_URL.removeprefix('sqlite:///')}"
     with Store.open(url, create=True) as store:
         made = store.backend.path
     written = _seen_from(folder, url, made).replace("\\", "\\\\").replace('"', '\\"')
-    path.write_text(TEMPLATE.format(url=written), encoding="utf-8")
-    stdout().print(f"wrote {path}\nmade {made}\nnext: recycledb add FILE, then recycledb sync --dry-run", markup=False)
+    write_text(path, TEMPLATE.format(url=written))
+    out = stdout()
+    for line in (f"wrote {path}", f"made {made}", "next: recycledb add FILE, then recycledb sync --dry-run"):
+        out.print(line)
 
 
 def _seen_from(folder: Path, url: str, path: Path) -> str:

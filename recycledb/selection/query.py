@@ -6,9 +6,9 @@ This module refuses to translate SQL between dialects.
 """
 
 import csv
+import io
 import json
 import math
-import secrets
 import shutil
 import time
 import unicodedata
@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from recycledb.errors import QueryError
+from recycledb.files import writing, writing_text
 from recycledb.store import Row, Sandbox, Store
 from recycledb.store.statement import parameters_in, statements_in
+from recycledb.terminal import json_visible, visible, visible_line
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 TABLE_ROWS = 1_000  # a table's widths need its rows in memory; for more there are the other formats
@@ -136,11 +138,11 @@ def write_result(result: Result, format: str, output: Path | None, stdout: IO[st
     if format == "parquet":
         if output is None:
             raise QueryError("Parquet is not for a terminal; give -o FILE.parquet")
-        with _replacing(output) as path:
-            return _write_parquet(result, path)
+        with writing(output) as stream:
+            return _write_parquet(result, stream)
     if output is None:
         return _write_text(result, format, stdout, width)
-    with _replacing(output) as path, path.open("w", encoding="utf-8", newline="") as file:
+    with writing_text(output) as file:
         return _write_text(result, format, file, None)
 
 
@@ -150,20 +152,23 @@ def format_of(output: Path | None) -> str:
     return suffix if suffix in FORMATS else "table"
 
 
-@contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """Give a path beside `output` that takes its place when the block ends well."""
-    if output.exists() and not output.is_file():  # a pipe or a device
-        yield output
-        return
-    beside = output.with_name(f".{output.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield beside
-        beside.replace(output)
-    except OSError as error:
-        raise QueryError(f"{output} cannot be written: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+class _Shown(io.TextIOBase):
+    """A terminal that gets JSON or CSV with what it would obey escaped: JSON of the same values, CSV for people to read."""
+
+    def __init__(self, terminal: IO[str], escape: Callable[[str], str]) -> None:
+        self._terminal = terminal
+        self._escape = escape
+
+    def write(self, text: str, /) -> int:
+        self._terminal.write(self._escape(text))
+        return len(text)
+
+
+def shown_on(stdout: IO[str], format: str) -> IO[str]:
+    """Return what `write_result` may write to: `stdout` itself, but a terminal only by way of what makes texts harmless."""
+    if not stdout.isatty() or format == "table":  # whose cells are made so anyway
+        return stdout
+    return cast(IO[str], _Shown(stdout, json_visible if format in ("json", "jsonl") else visible))
 
 
 def _write_text(result: Result, format: str, file: IO[str], width: int | None) -> int:
@@ -216,12 +221,12 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def _write_parquet(result: Result, path: Path) -> int:
+def _write_parquet(result: Result, stream: IO[bytes]) -> int:
     """Write Parquet; a column's type is that of all its values, so the result is held in memory, in Arrow's form."""
     import pyarrow.parquet as pq
 
     table = to_arrow(result)
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, stream, compression="zstd")
     return int(table.num_rows)
 
 
@@ -284,18 +289,7 @@ def _cell(value: Any) -> str:
     """Return a value on one line, without anything that a terminal would obey."""
     if value is None:
         return ""
-    return printable(f"{value:.6g}" if isinstance(value, float) else str(_plain(value)))
-
-
-def printable(text: str) -> str:
-    """Return a text on one line, without characters that a terminal would obey."""
-    return "".join(_harmless(character) for character in text)
-
-
-def _harmless(character: str) -> str:
-    if character == "\n":
-        return "⏎"
-    return "·" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
+    return visible_line((f"{value:.6g}" if isinstance(value, float) else str(_plain(value))).replace("\n", "⏎"))
 
 
 def _width(text: str) -> int:
