@@ -3,7 +3,10 @@
 import os
 import sys
 
+import typer
+
 INTERRUPTED = 130  # by Ctrl-C: 128 and the signal's number, as shells have it
+WRONG_USE = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not export
 
 
 def main() -> None:
@@ -13,24 +16,42 @@ def main() -> None:
 
 def _run() -> int:
     from recycledb.cli import commands
+    from recycledb.cli.printing import make_safe, show_traceback, show_usage_error, tell
     from recycledb.errors import RecycledbError
 
+    make_safe()
     try:
-        commands.app()
+        _require_utf8(sys.argv[1:])
+        left = commands.app(standalone_mode=False)  # in which Typer returns the code of its Exit
+        code = left if isinstance(left, int) else 0
     except RecycledbError as error:
         if commands.session.debug:
-            raise
-        print(f"recycledb: {error}", file=sys.stderr)
+            show_traceback(error)
+        else:
+            tell(str(error))
         return 1
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except SystemExit as left:  # how Typer ends every command
-        code = left.code if isinstance(left.code, int) else int(left.code is not None)
-    else:
-        code = 0
+    except SystemExit as exit_:  # of a library, or of a pipe whose reader is gone
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except (
+        Exception
+    ) as error:  # a wrong use of a command; anything else is a defect, whose traceback is printed harmless too
+        if not isinstance(error, WRONG_USE):
+            show_traceback(error)
+            return 1
+        show_usage_error(error)
+        code = getattr(error, "exit_code", 2)
     if code == INTERRUPTED:
-        print("recycledb: stopped; what was committed is kept", file=sys.stderr)
+        tell("stopped; what was committed is kept")
     return code
+
+
+def _require_utf8(arguments: list[str]) -> None:
+    """Refuse what no store can hold and no terminal shows: bytes that are no text."""
+    for argument in arguments:
+        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise typer.BadParameter(f"an argument is not UTF-8: {argument}; rename the file, or link to it")
 
 
 def _leave(code: int) -> None:

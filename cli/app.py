@@ -5,7 +5,6 @@ may read go to stdout (one JSON object with --json), everything else to stderr.
 """
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from recycledb.terminal import json_visible
 
+if TYPE_CHECKING:
+    from recycledb.cli.printing import Terminal
     from recycledb.config import Config
     from recycledb.store import Store
 
@@ -32,8 +32,6 @@ app = typer.Typer(
 
     [bold]recycledb init && recycledb add data.json && recycledb sync --dry-run[/bold]""",
 )
-
-PIPED_WIDTH = 200  # where there is no terminal whose width would count
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 
@@ -98,27 +96,30 @@ def options(
 def _version() -> None:
     from importlib.metadata import version
 
-    typer.echo(version("recycledb"))
+    print(version("recycledb"))
     raise typer.Exit
 
 
-def stderr() -> "Console":
+def stderr() -> "Terminal":
     """Return the console that people read; plain text when stderr is no terminal."""
-    from rich.console import Console
+    from recycledb.cli.printing import Terminal
 
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPED_WIDTH)
+    return Terminal(stderr=True)
 
 
-def stdout() -> "Console":
+def stdout() -> "Terminal":
     """Return the console for results that people read."""
-    from rich.console import Console
+    from recycledb.cli.printing import Terminal
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    return Terminal()
 
 
 def emit(result: Any, *, as_json: bool, show: Callable[[], None]) -> None:
-    """Print a command's result: as JSON for programs, else as `show` does."""
+    """Print a command's result: as JSON for programs, else as `show` does.
+
+    The JSON escapes what a terminal would obey, which is the same value to whoever parses it.
+    """
     if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        print(json_visible(json.dumps(result, ensure_ascii=False, allow_nan=False)))
     else:
         show()

@@ -58,14 +58,18 @@ def _tour(worth_showing: Any) -> None:
 
 
 def _say(text: str) -> None:
-    stdout().print(f"\n[dim]# {text}[/dim]")
+    out = stdout()
+    out.print()
+    out.print(f"# {text}", style="dim")
 
 
 def _run(*arguments: str) -> None:
     """Print a command as a user would type it, and run it."""
     import shlex
 
-    stdout().print(f"[bold green]$[/bold green] [bold]recycledb {shlex.join(arguments)}[/bold]")
+    out = stdout()
+    out.print("$ ", style="bold green", end="")
+    out.print(f"recycledb {shlex.join(arguments)}", style="bold")
     session.forget()
     code = app(list(arguments), standalone_mode=False)
     if code:
@@ -75,9 +79,11 @@ def _run(*arguments: str) -> None:
 def _close(folder: Path, written: list[str]) -> None:
     out = stdout()
     made = ["recycle.db", "selective-small.json", "selective-large.json"]
-    out.print(f"\n[bold]left in {folder}/[/bold]")
+    out.print()
+    out.print(f"left in {folder}/", style="bold")
     for name in (*written, *made):
         path = folder / name
         size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         out.print(f"  {name:<24} {size / 1e6:8.2f} MB")
-    stderr().print(f"\nnext: cd {folder} && recycledb status, or your own data: recycledb init in another folder")
+    stderr().print()
+    stderr().print(f"next: cd {folder} && recycledb status, or your own data: recycledb init in another folder")

@@ -57,7 +57,7 @@ def merge(
     from recycledb.store.merge import merge, open_source
 
     with open_source(source) as there, session.open(create=True) as here:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"))
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
         with Progress(*columns, console=stderr(), transient=True, disable=not stderr().is_terminal) as progress:
             task = progress.add_task("comparing")
             merged = merge(here, there, lambda table, new: progress.update(task, description=f"{table}: {new:,} new"))

@@ -10,8 +10,7 @@ from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.errors import SelectionError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from recycledb.cli.printing import Table
     from recycledb.selection.compare import Comparison, Confusion
     from recycledb.selection.diff import Diff
     from recycledb.selection.published import Imported
@@ -77,7 +76,8 @@ def recipes(context: typer.Context) -> None:
 
     out = stdout()
     for recipe in iter_recipes():
-        out.print(f"[bold]{recipe.name}[/bold]  {recipe.description}")
+        out.print(recipe.name, style="bold", end="")
+        out.print(f"  {recipe.description}")
         for parameter in recipe.parameters:
             kind = " | ".join(parameter.choices) or parameter.type
             default = f" = {parameter.default}" if parameter.default is not None else ""
@@ -92,7 +92,7 @@ def recipes_show(name: Annotated[str, typer.Argument(help="The recipe's name.")]
     """
     from recycledb.selection.recipes import get_recipe
 
-    typer.echo(get_recipe(name).sql.rstrip("\n"))
+    print(get_recipe(name).sql.rstrip("\n"))  # a shipped file, as it is
 
 
 # -- select
@@ -179,7 +179,8 @@ def _recipe(name: str | None, sql: Path | None) -> "Recipe":
 def _show_selected(selected: "Selected") -> None:
     out = stdout()
     share = f" ({selected.share:.1%})" if selected.share is not None else ""
-    out.print(f"[bold]{selected.selection}[/bold]: {selected.rows} of {selected.samples} samples{share}")
+    out.print(selected.selection, style="bold", end="")
+    out.print(f": {selected.rows} of {selected.samples} samples{share}")
     for kind, count in selected.counts.items():
         out.print(f"  {kind:<20} {count:>8}  {count / selected.rows:6.1%}")
     for name, mean in selected.means.items():
@@ -291,7 +292,8 @@ def query(
         session.open() as store,
         asking.query(store, text, parameters, timeout_s=timeout, allow_external=allow_external) as result,
     ):
-        rows = asking.write_result(result, format or asking.format_of(output), output, sys.stdout, width=width)
+        chosen = format or asking.format_of(output)
+        rows = asking.write_result(result, chosen, output, asking.shown_on(sys.stdout, chosen), width=width)
     if output is not None:
         stderr().print(f"wrote {rows} rows to {output}", markup=False, soft_wrap=True)
 
@@ -369,12 +371,10 @@ def compare(
 
 
 def _plot(found: "Comparison", path: Path) -> None:
+    from recycledb.files import write_text
     from recycledb.reporting.plots import comparison_html
 
-    try:
-        path.write_text(comparison_html(found), encoding="utf-8")
-    except OSError as error:
-        raise SelectionError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_text(path, comparison_html(found))
     stderr().print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
@@ -383,7 +383,7 @@ def _number(value: float | None) -> str:
 
 
 def _table(*columns: str) -> "Table":
-    from rich.table import Table
+    from recycledb.cli.printing import Table
 
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
@@ -427,16 +427,16 @@ def _show_confusion(confusion: "Confusion") -> None:
     for label, counts in zip(confusion.labels, confusion.counts, strict=True):
         table.add_row(label, *(str(count) for count in counts))
     agreement = "" if confusion.agreement is None else f": the same for {confusion.agreement:.1%} of samples"
-    out.print(f"\nwhat selective picks{agreement}", markup=False)
+    out.print()
+    out.print(f"what selective picks{agreement}")
     out.print(table)
 
 
 def _show_disagreements(found: "Comparison") -> None:
-    from recycledb.selection.query import printable
-
     out = stdout()
     if found.disagreements:
-        out.print("\nwhere they differ most")
+        out.print()
+        out.print("where they differ most")
     for each in found.disagreements:
         values = ", ".join(
             f"{name} {value:.3f} (above {share:.0%})"
@@ -444,7 +444,7 @@ def _show_disagreements(found: "Comparison") -> None:
         )
         out.print(f"  {each.sample_id[:12]}  {each.kind}: {values}", markup=False, soft_wrap=True)
         for words in each.words:
-            out.print(f"      {printable(words)}", markup=False, style="dim", no_wrap=True, overflow="ellipsis")
+            out.print(f"      {words}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 # -- out and in

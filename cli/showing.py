@@ -1,11 +1,15 @@
 """The command that shows one sample's whole history: show."""
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.terminal import visible_line
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 SCORES = ("ifd_ppl", "rifd_ppl", "ppl_A_condition", "ppl_A_direct", "ppl_Q_condition", "ppl_Q_direct")
 
@@ -32,7 +36,7 @@ def show(
 
 def _show(found: dict[str, Any]) -> None:
     out = stdout()
-    out.print(f"[bold]sample {found['sample_id']}[/bold]")
+    out.print(f"sample {found['sample_id']}", style="bold")
     for place in found["places"]:
         extra = json.loads(place["extra"])
         note = f"  {json.dumps(extra, ensure_ascii=False)}" if extra else ""
@@ -41,7 +45,8 @@ def _show(found: dict[str, Any]) -> None:
         _show_variant(variant, found["scores"])
     for text in found["teacher_texts"]:
         _show_text(text)
-    out.print(_costs(found["teacher_texts"]), markup=False)
+    out.print()
+    out.print(_costs(found["teacher_texts"]))
     _show_selections(found)
 
 
@@ -49,18 +54,28 @@ def _show_variant(variant: dict[str, Any], scores: list[dict[str, Any]]) -> None
     out = stdout()
     by = f" · {variant['teacher']}" if variant["teacher"] else ""
     old = "" if variant["is_current"] else " · superseded"
-    out.rule(f"[bold]{variant['kind']}[/bold]{by}{old} · {variant['variant_id'][:12]}", align="left", characters="─")
+    rest = f"{by}{old} · {variant['variant_id'][:12]}"
+    out.rule(_title(variant["kind"], rest), align="left", characters="─")
     for label in ("instruction", "input", "output"):
         if variant[label]:
-            out.print(f"[dim]{label}[/dim]")
-            out.print(variant[label], markup=False, soft_wrap=True)
+            out.print(label, style="dim")
+            out.text(variant[label])
     rows = [row for row in scores if row["variant_id"] == variant["variant_id"]]
     if rows:
         out.print(_score_table(rows))
 
 
+def _title(name: str, rest: str) -> "Text":
+    """Return the title of a rule, of which the name is bold."""
+    from rich.text import Text
+
+    return Text.assemble((visible_line(name), "bold"), visible_line(rest))
+
+
 def _score_table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Column, Table
+    from rich.table import Column
+
+    from recycledb.cli.printing import Table
 
     headers = [Column(name.replace("_ppl", "").upper() if "ifd" in name else name, justify="right") for name in SCORES]
     table = Table("student", *headers, box=None, header_style="dim")
@@ -79,7 +94,7 @@ def _show_text(text: dict[str, Any]) -> None:
     if text["reason"]:
         verdict = f"{verdict}: {text['reason']}"
     title = f"{text['step']} · {text['teacher']} · attempt {text['attempt']} · {text['status']}"
-    out.rule(f"[bold]{title}[/bold] · {text['text_id'][:12]}", align="left", characters="┄")
+    out.rule(_title(title, f" · {text['text_id'][:12]}"), align="left", characters="┄")
     paid = [
         f"{text[key]:,} tokens {way}"
         for key, way in (("prompt_tokens", "in"), ("completion_tokens", "out"))
@@ -90,16 +105,16 @@ def _show_text(text: dict[str, Any]) -> None:
     facts = [f"about {text['variant_id'][:12]}", text["created_at"], *paid, f"read as {verdict}" if verdict else ""]
     out.print(" · ".join(fact for fact in facts if fact), style="dim", markup=False)
     if text["error"]:
-        out.print(text["error"], style="red", markup=False)
+        out.text(text["error"], style="red", soft_wrap=False)
     if text["text"]:
-        out.print(text["text"], markup=False, soft_wrap=True)
+        out.text(text["text"])
 
 
 def _costs(texts: list[dict[str, Any]]) -> str:
     tokens = sum((text["prompt_tokens"] or 0) + (text["completion_tokens"] or 0) for text in texts)
     known = [text["cost_usd"] for text in texts if text["cost_usd"] is not None]
     dollars = f"${sum(known):.6f}" if known else "price unknown"
-    return f"\npaid for this sample: {len(texts)} questions, {tokens:,} tokens, {dollars}"
+    return f"paid for this sample: {len(texts)} questions, {tokens:,} tokens, {dollars}"
 
 
 def _show_selections(found: dict[str, Any]) -> None:
@@ -112,4 +127,4 @@ def _show_selections(found: dict[str, Any]) -> None:
             f"taken by {item['selection']} ({item['recipe']}) at {item['position']} as {kind}{reason}", markup=False
         )
     for explanation in found["explanations"]:
-        out.print(explanation if isinstance(explanation, str) else explanation["text"], markup=False)
+        out.text(explanation if isinstance(explanation, str) else explanation["text"], soft_wrap=False)

@@ -60,18 +60,21 @@ def init(
     Example: [bold]recycledb init my-data[/bold]
     """
     from recycledb.config import DEFAULT_URL, FILE_NAME
+    from recycledb.files import make_folder, write_text
     from recycledb.store import Store
 
     path = folder / FILE_NAME
     if path.exists():
         raise ConfigError(f"{path} is there already; edit it, or remove it first")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     url = session.store_option or f"sqlite:///{folder / DEFAULT_URL.removeprefix('sqlite:///')}"
     with Store.open(url, create=True) as store:
         made = store.backend.path
     written = _seen_from(folder, url, made).replace("\\", "\\\\").replace('"', '\\"')
-    path.write_text(TEMPLATE.format(url=written), encoding="utf-8")
-    stdout().print(f"wrote {path}\nmade {made}\nnext: recycledb add FILE, then recycledb sync --dry-run", markup=False)
+    write_text(path, TEMPLATE.format(url=written))
+    out = stdout()
+    for line in (f"wrote {path}", f"made {made}", "next: recycledb add FILE, then recycledb sync --dry-run"):
+        out.print(line)
 
 
 def _seen_from(folder: Path, url: str, path: Path) -> str:
@@ -85,6 +88,9 @@ def add(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="JSON, JSONL or Parquet; plain, gzip or zstd.")],
     dataset: Annotated[str | None, typer.Option(help="The dataset's name. Default: each file's own.")] = None,
     format: Annotated[str, typer.Option(help="auto, alpaca, sharegpt or messages.")] = "auto",
+    max_row_mb: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How large a row may be, unpacked. Default: 64.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Bring samples in; again brings in only what is new.
@@ -92,13 +98,14 @@ def add(
     Examples: [bold]recycledb add data.json[/bold] · [bold]recycledb add part-*.jsonl.gz --dataset mine[/bold]
     """
     from recycledb.adding import add as add_files
-    from recycledb.formats import FORMATS
+    from recycledb.formats import FORMATS, MAX_ROW
 
     if format not in FORMATS:
         raise typer.BadParameter(f"{format!r} is not one of {', '.join(FORMATS)}", param_hint="--format")
     console = stderr()
+    most = MAX_ROW if max_row_mb is None else max_row_mb << 20
     with session.open(create=True) as store, console.status("reading …") as status:
-        reports = add_files(store, paths, dataset, format, lambda rows: status.update(f"{rows:,} rows read"))
+        reports = add_files(store, paths, dataset, format, lambda rows: status.update(f"{rows:,} rows read"), most)
     for report in reports:
         _tell_rejections(report)
     result = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+from recycledb.terminal import visible_line
 
 if TYPE_CHECKING:
     from recycledb.sync import Listener, Outcome, Plan, Progress, Target
@@ -107,12 +108,12 @@ def _drawn(as_json: bool) -> Iterator["Listener"]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:>10}"),
+        TextColumn("{task.fields[rate]:>10}", markup=False),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     tasks: dict[tuple[str, str], Any] = {}
     with Progress(*columns, console=console) as bars:
@@ -120,7 +121,7 @@ def _drawn(as_json: bool) -> Iterator["Listener"]:
         def draw(progress: "Progress_") -> None:
             key = (progress.step, progress.who)
             if key not in tasks:
-                tasks[key] = bars.add_task(f"{progress.step} · {progress.who}", rate="", note="")
+                tasks[key] = bars.add_task(visible_line(f"{progress.step} · {progress.who}"), rate="", note="")
             bars.update(
                 tasks[key],
                 completed=progress.done + progress.failed,
@@ -176,11 +177,11 @@ def _tokens_of(score: "ScorePlan") -> str:
 
 def show_plan(plan: "Plan", target: "Target") -> None:
     """Print what a sync would do."""
-    from rich.table import Table
+    from recycledb.cli.printing import Table
 
     out = stdout()
     if target.teacher is None and not target.students:
-        out.print("recycledb.toml asks for nothing: set \\[teachers.NAME] or \\[students.NAME] in it")
+        out.print("recycledb.toml asks for nothing: set [teachers.NAME] or [students.NAME] in it")
     elif plan.ready == 0 and plan.calls == 0:
         out.print("nothing is missing" if not plan.failed else "nothing to do")
     if plan.unread:
@@ -332,7 +333,7 @@ def batches(as_json: Json = False) -> None:
 
 
 def _show_batch_list(found: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    from recycledb.cli.printing import Table
 
     out = stdout()
     if not found:
@@ -356,7 +357,7 @@ def _show_batch_list(found: list[dict[str, Any]]) -> None:
 
 
 def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> None:
-    from rich.table import Table
+    from recycledb.cli.printing import Table
 
     out = stdout()
     out.print(f"{found['store']} ({found['backend']}, schema {found['schema']})", markup=False)
@@ -377,7 +378,8 @@ def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> Non
         out.print(f"spent: ${found['cost_usd']:,.4f}{_per_selected(found)}", markup=False)
     if found["selections"]:
         out.print(f"selections: {found['selections']:,}")
-    out.print("\n[bold]missing[/bold]")
+    out.print()
+    out.print("missing", style="bold")
     if plan is None:
         out.print(f"unknown: {found['missing_unknown']}", markup=False)
     else:
@@ -390,7 +392,7 @@ def _per_selected(found: dict[str, Any]) -> str:
 
 
 def _teacher_table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+    from recycledb.cli.printing import Table
 
     headers = ("asked", "ok", "unusable", "failed", "errors", "unanswered", "tokens in", "tokens out", "USD")
     table = Table("step", "teacher", *_right(*headers), box=None)
@@ -404,7 +406,7 @@ def _teacher_table(rows: list[dict[str, Any]]) -> Any:
 
 
 def _student_table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+    from recycledb.cli.printing import Table
 
     table = Table(
         "student", *_right("statistics", "without value", "truncated", "merged"), "template", "dtype", "model", box=None

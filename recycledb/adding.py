@@ -63,30 +63,38 @@ def add(
     dataset: str | None = None,
     format: str = "auto",
     progress: Callable[[int], None] | None = None,
+    max_row: int = formats.MAX_ROW,
 ) -> list[Added]:
     """Add files, each as a dataset of its own name, or all in a row under one.
 
-    `progress` is told the rows read so far. Raises FormatError for a file that cannot be read: what was added under other
-    names before it stays.
+    `progress` is told the rows read so far. `max_row`: the bytes of unpacked text that a row may have. Raises FormatError for a
+    file that cannot be read: what was added under other names before it stays.
     """
     if dataset is not None:
-        return [_Adding(store, dataset, list(paths), format, progress).run()]
+        return [_Adding(store, dataset, list(paths), format, progress, max_row).run()]
     names = [dataset_name(path) for path in paths]
     for name in names:
         if names.count(name) > 1:
             same = ", ".join(str(path) for path in paths if dataset_name(path) == name)
             raise FormatError(f"{same} would all be the dataset {name!r}; give --dataset NAME, or add them one by one")
-    return [_Adding(store, name, [path], format, progress).run() for name, path in zip(names, paths, strict=True)]
+    pairs = zip(names, paths, strict=True)
+    return [_Adding(store, name, [path], format, progress, max_row).run() for name, path in pairs]
 
 
 class _Adding:
     """One dataset on its way into the store."""
 
     def __init__(
-        self, store: Store, dataset: str, paths: list[Path], format: str, progress: Callable[[int], None] | None
+        self,
+        store: Store,
+        dataset: str,
+        paths: list[Path],
+        format: str,
+        progress: Callable[[int], None] | None,
+        max_row: int,
     ) -> None:
         self.store = store
-        self.readings = [formats.read(path, format) for path in paths]
+        self.readings = [formats.read(path, format, max_row) for path in paths]
         self.report = Added(dataset, [str(path) for path in paths])
         self.progress = progress
 

@@ -3,6 +3,7 @@
     RecycledbError
     ├── ConfigError         recycledb.toml or an option is wrong
     ├── FormatError         a file cannot be read as samples; nothing of it is stored
+    ├── WriteError          a file cannot be written; what stood in its place still does
     ├── StoreError          the store cannot be opened, is busy, is full or is damaged
     │   └── SchemaError     the store is older or newer than this code
     ├── TeacherError        the run cannot go on: no key, unknown model, no quota, server down
@@ -35,6 +36,10 @@ class ConfigError(RecycledbError):
 
 class FormatError(RecycledbError):
     """A file cannot be read as samples; nothing of it was stored."""
+
+
+class WriteError(RecycledbError):
+    """A file cannot be written; what stood in its place still does."""
 
 
 class StoreError(RecycledbError):

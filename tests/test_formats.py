@@ -19,7 +19,7 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from recycledb.errors import FormatError
+from recycledb.errors import FormatError, WriteError
 from recycledb.formats import OUT_FORMATS, Row, dumps_alpaca, is_placeholder, read, read_scores, write
 from recycledb.formats.containers import Source
 from recycledb.schema import Texts
@@ -497,7 +497,7 @@ def test_where_a_file_can_be_written(tmp_path: Path) -> None:
         (tmp_path, "is a directory"),
         (tmp_path / "no" / "data.json", "cannot be written: No such file"),
     ):
-        with pytest.raises(FormatError, match=message):
+        with pytest.raises(WriteError, match=message):
             write(path, [GOOD], "alpaca")
     with pytest.raises(FormatError, match="unknown format 'csv': one of alpaca, sharegpt, jsonl, parquet"):
         write(tmp_path / "data.csv", [GOOD], "csv")

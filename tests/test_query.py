@@ -13,7 +13,7 @@ import pytest
 import scored_stores as scored
 import stores
 
-from recycledb.errors import QueryError
+from recycledb.errors import QueryError, WriteError
 from recycledb.schema import Texts
 from recycledb.selection.query import Result, format_of, query, to_arrow, write_result
 from recycledb.store import Store
@@ -266,7 +266,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         write_result(Result(["n"], fails()), "csv", path, io.StringIO())
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(QueryError, match="cannot be written"):
+    with pytest.raises(WriteError, match="cannot be written"):
         write_result(result(["n"]), "csv", tmp_path / "no" / "out.csv", io.StringIO())
     assert [format_of(Path(name)) for name in ("a.csv", "a.JSONL", "a.txt")] == ["csv", "jsonl", "table"]
 

@@ -1,10 +1,10 @@
 """The demo's data: samples that the project wrote, recorded replies, two tiny students. See README.md beside this file."""
 
-import shutil
 from importlib import resources
 from pathlib import Path
 
 from recycledb.errors import StoreError
+from recycledb.files import make_folder, write_bytes, write_text
 from recycledb.store import Store
 
 CONFIGURATION = """\
@@ -37,12 +37,15 @@ def lay_out(folder: Path) -> list[str]:
     configuration = folder / "recycledb.toml"
     if configuration.exists() and configuration.read_text(encoding="utf-8") != CONFIGURATION:
         raise StoreError(f"{configuration} is not the demo's; give another folder: recycledb demo DIR")
-    folder.mkdir(parents=True, exist_ok=True)
-    configuration.write_text(CONFIGURATION, encoding="utf-8")
+    make_folder(folder)
+    write_text(configuration, CONFIGURATION)
     with resources.as_file(resources.files("recycledb.demo")) as data:
         for name in ("samples.json", "replies.jsonl"):
-            shutil.copyfile(data / name, folder / name)
-        shutil.copytree(data / "students", folder / "students", dirs_exist_ok=True)
+            write_bytes(folder / name, (data / name).read_bytes())
+        for file in sorted((data / "students").glob("*/*")):
+            copy = folder / file.relative_to(data)
+            make_folder(copy.parent)
+            write_bytes(copy, file.read_bytes())
     return ["recycledb.toml", "samples.json", "replies.jsonl", "students"]
 
 

@@ -6,10 +6,12 @@ what counts as a bad row and what as a bad file, and `reading` for the formats.
 
 from recycledb.formats.reading import FORMATS, Reading, Row, is_placeholder, read
 from recycledb.formats.scores import PublishedScores, read_scores
+from recycledb.formats.values import MAX_ROW
 from recycledb.formats.writing import OUT_FORMATS, dumps_alpaca, write
 
 __all__ = [
     "FORMATS",
+    "MAX_ROW",
     "OUT_FORMATS",
     "PublishedScores",
     "Reading",

@@ -1,8 +1,15 @@
 """Files as sequences of JSON values: JSON lists, JSON lines and Parquet, each plain, gzipped or in zstd.
 
-Invariant: memory is bounded by the longest row, not by the file; and a file that was cut short anywhere but between
-two JSON lines is an error, never a shorter sequence. What a file is follows from its bytes, not from its name.
+Invariant: memory is bounded by the longest row that is allowed (`max_row` bytes of unpacked text), not by the file, however
+far a compressed one unfolds; and a file that was cut short anywhere but between two JSON lines is an error, never a shorter
+sequence. What a file is follows from its bytes, not from its name.
 This module refuses to know what the values mean; that is `reading` for samples and `scores` for statistics.
+
+Bounds: a longer row is an error, which names it. A row has at most MAX_VALUES values and 1,000 levels of nesting, else it is
+`Bad` (or, in a list, an error: where it ends is then not worth the search). A zstd window is at most ZSTD_WINDOW, and a
+Parquet file that is compressed as a whole unpacks, on disk, to at most UNPACKED_SHARE times its size (or UNPACKED_FREE).
+Of Parquet, `max_row` bounds what becomes a row; the pages and dictionaries that pyarrow unpacks to get there are bounded by
+pyarrow alone (2 GiB of text a column and batch).
 
 JSON lists are cut into elements here and parsed one by one, since a parser of the whole refuses all of it for one lone
 surrogate (DuckDB, orjson) or silently replaces it by a question mark (yajl, hence ijson).
@@ -18,12 +25,10 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,12 +36,16 @@ import orjson
 import zstandard
 
 from recycledb.errors import FormatError
+from recycledb.formats.parquet import batch_values
+from recycledb.formats.values import MAX_ROW, MAX_VALUES, Bad, row_too_large, too_many_values
+from recycledb.formats.zstd import ZSTD_WINDOW, WindowTooLarge, ZstdFile
 
 BLOCK = 1 << 20
 HEAD = 1 << 12
-ZSTD_BLOCK = 1 << 16  # of compressed bytes, so that what they unfold to stays in proportion
 PARQUET_ROWS = 256
-MAX_ROW = 1 << 26  # 64 MiB: beyond this a quote or bracket was left open, and the rest of the file would be one row
+MAX_MARKS = 2 * MAX_VALUES  # texts and brackets, each of which the search for a row's end stops at
+UNPACKED_FREE = 1 << 30
+UNPACKED_SHARE = 64  # Parquet is packed within; what shrinks further than this by being packed again is no data
 
 _SPACE = b" \t\r\n"
 _STRUCTURE = re.compile(rb'["{}\[\]]')
@@ -57,11 +66,8 @@ _FOREIGN = {  # how files begin that people take for data, and what to say of th
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"[\x00", b"{\x00", b"\x00[", b"\x00{", b"\x00\x00")
 
 
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """Stands where a row should be that is no JSON value; `reason` is one clause."""
-
-    reason: str
+class TooManyValues(Exception):  # noqa: N818 - not an error of ours; the window says it with the file's name
+    """A value of JSON has more of others in it than a row may have."""
 
 
 class Source:
@@ -72,8 +78,9 @@ class Source:
     Raises FormatError at once for what is visible in the first bytes, and while iterating for the rest.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_row: int = MAX_ROW) -> None:
         self.path = path
+        self.max_row = max_row
         self.sha256 = ""
         _require_file(path)
         with _as_format_errors(path):
@@ -89,22 +96,27 @@ class Source:
             if self.container == "parquet":
                 yield from self._parquet_rows(stream)
             elif self.container == "json":
-                yield from _list_values(self.path, _Window(stream))
+                yield from _list_values(self.path, _Window(stream, self.path, self.max_row))
             else:
-                yield from _line_values(self.path, _Window(stream))
+                yield from _line_values(self.path, _Window(stream, self.path, self.max_row))
             while hashing.read(BLOCK):
                 pass
             self.sha256 = hashing.hash.hexdigest()
 
     def _parquet_rows(self, stream: BinaryIO) -> Iterator[Any]:
         if self.compression == "none":
-            yield from _parquet_values(self.path, self.path)
+            yield from _parquet_values(self.path, self.path, self.max_row)
             return
-        with (
-            tempfile.TemporaryFile() as unpacked
-        ):  # Parquet begins at its end, and a compressed file cannot be sought in
-            shutil.copyfileobj(stream, unpacked, BLOCK)
-            yield from _parquet_values(self.path, unpacked)
+        # Parquet begins at its end, and a compressed file cannot be sought in.
+        with tempfile.TemporaryFile() as unpacked:
+            most = max(UNPACKED_FREE, UNPACKED_SHARE * self.path.stat().st_size)
+            while block := stream.read(BLOCK):
+                if unpacked.tell() + len(block) > most:
+                    raise FormatError(
+                        f"{self.path} unpacks to over {most >> 20} MiB: unpack it first, if that is meant"
+                    )
+                unpacked.write(block)
+            yield from _parquet_values(self.path, unpacked, self.max_row)
 
 
 # --- bytes ----------------------------------------------------------------------------------------
@@ -127,41 +139,6 @@ class _HashingFile(io.RawIOBase):
         return len(block)
 
 
-class _ZstdFile(io.RawIOBase):
-    """A zstd file, frame by frame; unlike zstandard's own reader, it raises EOFError where the last frame is cut."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._frame: Any = None
-        self._packed = b""
-        self._unpacked = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._unpacked:
-            self._unpacked = memoryview(self._unpack())
-        part = self._unpacked[: len(buffer)]
-        buffer[: len(part)] = part
-        self._unpacked = self._unpacked[len(part) :]
-        return len(part)
-
-    def _unpack(self) -> bytes:
-        while block := self._packed or self._file.read(ZSTD_BLOCK):
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            unpacked: bytes = self._frame.decompress(block)
-            self._packed = b""
-            if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
-            if unpacked:
-                return unpacked
-        if self._frame is not None:
-            raise EOFError("the last zstd frame is cut short")
-        return b""
-
-
 def _require_file(path: Path) -> None:
     if path.is_dir():
         raise FormatError(f"{path} is a directory: name the files in it, e.g. {path}/*.json")
@@ -176,6 +153,10 @@ def _as_format_errors(path: Path) -> Iterator[None]:
     """Turn what decompressors and the system raise into FormatError."""
     try:
         yield
+    except WindowTooLarge as error:
+        raise FormatError(
+            f"{path} needs a zstd window of over {ZSTD_WINDOW >> 20} MiB: unpack it first, with `zstd -d --long=31`"
+        ) from error
     except EOFError as error:
         raise FormatError(
             f"{path} is cut short: its compressed data end too early; copy or download it again"
@@ -201,7 +182,7 @@ def _compression_of(head: bytes) -> str:
 def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
     if compression == "gzip":
         return io.BufferedReader(gzip.GzipFile(fileobj=file), BLOCK)
-    return io.BufferedReader(_ZstdFile(file), BLOCK) if compression == "zstd" else file
+    return io.BufferedReader(ZstdFile(file), BLOCK) if compression == "zstd" else file
 
 
 def _container_of(path: Path, head: bytes) -> str:
@@ -229,10 +210,13 @@ def _is_binary(head: bytes) -> bool:
 
 
 class _Window:
-    """The part of a byte stream that is being looked at: `data` from `at` on is not yet used."""
+    """The part of a byte stream that is being looked at: `data` from `at` on is not yet used; `row` is that which begins there."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, path: Path, max_row: int) -> None:
         self._stream = stream
+        self._path = path
+        self.max_row = max_row
+        self.row = 0
         self.data = stream.read(BLOCK).removeprefix(_BOM)
         self.at = 0
 
@@ -242,7 +226,7 @@ class _Window:
         The unused part at least doubles, so that looking for an end from its start again costs linear time in all.
         """
         rest = self.data[self.at :]
-        block = self._stream.read(max(BLOCK, len(rest)))
+        block = self._stream.read(max(BLOCK, min(len(rest), self.max_row - len(rest))))
         self.data, self.at = rest + block, 0
         return bool(block)
 
@@ -255,13 +239,21 @@ class _Window:
         self.at = found.start()
         return self.data[self.at]
 
-    def take(self, path: Path, find_end: Any) -> bytes | None:
-        """Return the bytes up to `find_end(data, at)` and go on behind them; None where the stream ends before."""
-        while (end := find_end(self.data, self.at)) < 0:
-            if len(self.data) - self.at > MAX_ROW:
-                raise FormatError(f"{path} has a row of over {MAX_ROW >> 20} MiB: a quote or bracket is left open")
-            if not self.grow():
-                return None
+    def take(self, find_end: Any) -> bytes | None:
+        """Return the bytes up to `find_end(data, at)` and go on behind them; None where the stream ends before.
+
+        Raises FormatError where there are more than a row may have.
+        """
+        try:
+            while (end := find_end(self.data, self.at)) < 0 and len(self.data) - self.at <= self.max_row:
+                if not self.grow():
+                    return None
+        except TooManyValues as error:
+            raise FormatError(
+                f"{self._path}: row {self.row} (counted from 0) has more than {MAX_MARKS:,} texts, lists and ends of lists in it"
+            ) from error
+        if (len(self.data) if end < 0 else end) - self.at > self.max_row:
+            raise row_too_large(self._path, self.row, self.max_row)
         taken = self.data[self.at : end]
         self.at = end
         return taken
@@ -280,10 +272,13 @@ def _string_end(data: bytes, at: int) -> int:
 
 
 def _nested_end(data: bytes, at: int) -> int:
-    """Return where the object or list that begins at `at` ends, or -1."""
-    depth = 0
+    """Return where the object or list that begins at `at` ends, or -1. TooManyValues where looking on would take minutes."""
+    depth = marks = 0
     while found := _STRUCTURE.search(data, at):
         at, mark = found.end(), found[0]
+        marks += 1
+        if marks > MAX_MARKS:
+            raise TooManyValues
         if mark == b'"':
             at = _string_end(data, at)
             if at < 0:
@@ -324,6 +319,7 @@ def _list_values(path: Path, window: _Window) -> Iterator[Any]:
         value = _simple_object(window)
         yield _element(path, window, position) if value is None else value
         position += 1
+        window.row = position
         mark = window.skip_space()
         if mark == _LIST_END:
             break
@@ -342,7 +338,7 @@ def _simple_object(window: _Window) -> Any:
     That brace is a guess, but what parses up to it begins with an opening brace, so it is the object and nothing else.
     Most rows are like that, and this spares them the search for their end, three times as long as parsing.
     """
-    end = window.data.find(b"}", window.at) + 1
+    end = window.data.find(b"}", window.at, window.at + min(BLOCK, window.max_row)) + 1  # a longer one is counted below
     if not end or window.data[window.at] != _BRACE:
         return None
     try:
@@ -354,7 +350,7 @@ def _simple_object(window: _Window) -> Any:
 
 
 def _element(path: Path, window: _Window, position: int) -> Any:
-    text = window.take(path, _value_end)
+    text = window.take(_value_end)
     if text is None:
         raise FormatError(f"{path} is cut short: its JSON list ends within element {position} (counted from 0)")
     try:
@@ -370,13 +366,14 @@ def _not_separated(path: Path, position: int, mark: int) -> FormatError:
 
 
 def _line_values(path: Path, window: _Window) -> Iterator[Any]:
-    number, good = 0, False
-    while (line := window.take(path, _line_end)) is not None:
+    number, good = 0, False  # window.row counts the rows, which blank lines are not
+    while (line := window.take(_line_end)) is not None:
         number += 1
         if not line.isspace():
             value = _parse_line(line, number)
             good = good or not isinstance(value, Bad)
             yield value
+            window.row += 1
     last = window.data[window.at :]
     if not last or last.isspace():
         return
@@ -394,11 +391,13 @@ def _parse_line(line: bytes, number: int) -> Any:
 
 
 def parse(text: bytes) -> Any:
-    """Return the JSON value in `text`, or `Bad` where it is no UTF-8 or nested too deeply.
+    """Return the JSON value in `text`, or `Bad` where it is no UTF-8, nested too deeply or of too many values.
 
     Raises ValueError where it is no JSON. What orjson refuses the standard library tries: lone surrogates (for the
     reader to name), NaN, control characters.
     """
+    if too_many_values(text):
+        return Bad(f"more than {MAX_VALUES:,} values in it")
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -414,29 +413,27 @@ def parse(text: bytes) -> Any:
 # --- Parquet --------------------------------------------------------------------------------------
 
 
-def _parquet_values(path: Path, file: Path | BinaryIO) -> Iterator[Any]:
+def _parquet_values(path: Path, file: Path | BinaryIO, max_row: int) -> Iterator[Any]:
     import pyarrow as pa  # late, since reading JSON needs none of it
     import pyarrow.parquet as pq
 
     try:
         # Buffered and not read ahead: else a whole row group, often the whole file, is held.
         with pq.ParquetFile(file, buffer_size=BLOCK, pre_buffer=False, page_checksum_verification=True) as table:
+            first = 0
             for batch in table.iter_batches(batch_size=PARQUET_ROWS, use_threads=False):
-                yield from _batch_values(batch)
+                _require_small_rows(path, first, batch, max_row)
+                yield from batch_values(batch)
+                first += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a damaged name of a column
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FormatError(f"{path} is a cut or damaged Parquet file ({reason}): copy or download it again") from error
 
 
-def _batch_values(batch: Any) -> list[Any]:
-    try:
-        return list(batch.to_pylist())
-    except UnicodeDecodeError:
-        return [_row_value(batch.slice(index, 1)) for index in range(batch.num_rows)]
-
-
-def _row_value(row: Any) -> Any:
-    try:
-        return row.to_pylist()[0]
-    except UnicodeDecodeError as error:
-        return Bad(f"not UTF-8 ({error.reason})")
+def _require_small_rows(path: Path, first: int, batch: Any, max_row: int) -> None:
+    """Raise FormatError where a row of a batch is too large, before it becomes Python's texts."""
+    if batch.nbytes <= max_row:
+        return
+    for index in range(batch.num_rows):
+        if batch.slice(index, 1).nbytes > max_row:
+            raise row_too_large(path, first + index, max_row)

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from recycledb.errors import FormatError
-from recycledb.formats.containers import Bad, Source
+from recycledb.formats.containers import Source
+from recycledb.formats.values import MAX_ROW, Bad
 from recycledb.schema import Texts
 
 FORMATS = ("auto", "alpaca", "sharegpt", "messages")
@@ -96,14 +97,15 @@ class Reading:
         self.sha256 = self.source.sha256
 
 
-def read(path: Path, format: str = "auto") -> Reading:
+def read(path: Path, format: str = "auto", max_row: int = MAX_ROW) -> Reading:
     """Open `path` for reading samples; see FORMATS. What it is in (JSON, JSON lines, Parquet; gzip, zstd) is found out.
 
-    Raises FormatError where there is no such file, or it is no data, or no row of it has the format's fields.
+    Raises FormatError where there is no such file, or it is no data, or no row of it has the format's fields. A row of more
+    than `max_row` bytes of unpacked text is an error too, here or while iterating.
     """
     if format not in FORMATS:
         raise FormatError(f"unknown format {format!r}: one of {', '.join(FORMATS)}")
-    source = Source(path)
+    source = Source(path, max_row)
     return Reading(path, _resolved(source, format), source.container, source.compression, source)
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from recycledb.errors import FormatError
-from recycledb.formats.containers import Bad, Source
+from recycledb.formats.containers import Source
+from recycledb.formats.values import Bad
 from recycledb.schema import SCORED_KINDS, Stat
 
 Four = tuple[float | None, float | None, float | None, float | None]

@@ -1,8 +1,7 @@
 """Rows to files: Alpaca JSON, ShareGPT, JSON lines and Parquet.
 
-Invariant: the same rows give the same bytes, and a file is there whole or not at all: it is written beside its place,
-synced, and moved there. Rows are streamed. A name that ends in .gz or .zst is compressed (the hash is then of the
-compressed bytes).
+Invariant: the same rows give the same bytes, and a file is there whole or not at all (see `recycledb.files`). Rows are
+streamed. A name that ends in .gz or .zst is compressed (the hash is then of the compressed bytes).
 This module refuses to choose or to order rows.
 """
 
@@ -11,17 +10,16 @@ import hashlib
 import io
 import json
 import math
-import os
-import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 import zstandard
 
-from recycledb.errors import FormatError
+from recycledb.errors import FormatError, WriteError
+from recycledb.files import writing
 
 OUT_FORMATS = ("alpaca", "sharegpt", "jsonl", "parquet")
 PARQUET_ROWS = 1024
@@ -38,16 +36,16 @@ def write(path: Path, rows: Rows, format: str) -> str:
 
     A row has instruction, input and output. Its other columns go into jsonl and parquet and are left out by alpaca and
     sharegpt, where the human's turn is the instruction and, on the lines after it, the input.
-    Raises FormatError where the file cannot be written or a row lacks a text; what stood at `path` is then still there.
+    Raises WriteError where the file cannot be written and FormatError where a row lacks a text; what stood at `path` is then
+    still there.
     """
     if format not in OUT_FORMATS:
         raise FormatError(f"unknown format {format!r}: one of {', '.join(OUT_FORMATS)}")
-    try:
-        with _replacing(path) as (file, digest), _compressing(file, path) as stream:
+    with writing(path) as file:
+        hashing = _HashingFile(file)
+        with _compressing(cast(IO[bytes], hashing), path) as stream:
             _WRITERS[format](stream, rows)
-        return digest()
-    except OSError as error:
-        raise FormatError(f"{path} cannot be written: {error.strerror or error}") from error
+    return hashing.hash.hexdigest()
 
 
 def dumps_alpaca(rows: Rows) -> bytes:
@@ -84,7 +82,7 @@ def _write_parquet(stream: IO[bytes], rows: Rows) -> None:
         for number, row in enumerate(map(_full_row, _whole(rows))):
             for name, value in row.items():
                 types[name] = _joint_type(types.get(name, "null"), value)
-            spool.write(_json_line(number, row))
+            _spool(spool, _json_line(number, row))
         spool.seek(0)
         schema = pa.schema([(name, arrow.get(kind, pa.string())) for name, kind in types.items()])
         with pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer:
@@ -92,6 +90,14 @@ def _write_parquet(stream: IO[bytes], rows: Rows) -> None:
                 found = [json.loads(line) for line in lines]
                 columns = [[_as_type(row.get(name), kind) for row in found] for name, kind in types.items()]
                 writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _spool(spool: IO[bytes], line: bytes) -> None:
+    try:
+        spool.write(line)
+    except OSError as error:
+        where = tempfile.gettempdir()
+        raise WriteError(f"no room for the rows of a Parquet file in {where}: {error.strerror} ($TMPDIR)") from error
 
 
 def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -216,35 +222,6 @@ class _HashingFile(io.RawIOBase):
         self._file.write(data)
         self.hash.update(data)
         return len(data)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], str]]]:
-    """Open a file that takes the place of `path` when the block ends well; write to devices and pipes directly."""
-    target = path.resolve()  # through links, so that the link stays one
-    if target.is_dir():
-        raise FormatError(f"{path} is a directory: name a file in it")
-    direct = target.exists() and not target.is_file()
-    written = target if direct else target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
-    with ExitStack() as undo:
-        file = undo.enter_context(written.open("wb" if direct else "xb"))
-        if not direct:
-            undo.callback(written.unlink, missing_ok=True)
-        hashing = _HashingFile(file)
-        yield cast(IO[bytes], hashing), hashing.hash.hexdigest
-        file.flush()
-        if not direct:
-            os.fsync(file.fileno())
-            written.replace(target)
-            _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -5,17 +5,15 @@ This module refuses to judge: it shows what is stored, and what the views comput
 """
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from sqlalchemy import Connection
 
-from recycledb.errors import ConfigError
+from recycledb.files import writing_text
 from recycledb.reporting.drawing import histogram
 from recycledb.reporting.page import asset, data_block, escape, figure, number, page, section, share, table
 from recycledb.reporting.samples import BLOCK, KINDS, Samples, blocks, read_samples
@@ -30,20 +28,14 @@ _Scores = dict[str, dict[int, tuple[float | None, float | None]]]
 def write_report(store: Store, path: Path, *, limit: int | None = None) -> dict[str, int]:
     """Write the report to `path`, with the texts of all samples or of the first `limit`; return what is in it.
 
-    The file appears when it is complete. ConfigError where it cannot be written.
+    The file appears when it is complete. WriteError where it cannot be written.
     """
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with new.open("w", encoding="utf-8") as file, store.read() as conn:
-            report = _Report(store, conn, limit)
-            file.writelines(page(f"recycledb: {store.backend.path.name}", report.body(), [asset("samples.js")]))
-        size = new.stat().st_size
-        new.replace(path)
-    except OSError as error:
-        raise ConfigError(f"cannot write the report {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(FileNotFoundError):
-            new.unlink()
+    size = 0
+    with writing_text(path) as file, store.read() as conn:
+        report = _Report(store, conn, limit)
+        for piece in page(f"recycledb: {store.backend.path.name}", report.body(), [asset("samples.js")]):
+            file.write(piece)
+            size += len(piece.encode())
     return {"samples": len(report.samples.order), "of": report.samples.total, "bytes": size}
 
 

@@ -17,13 +17,13 @@ import os
 import re
 import stat
 import struct
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recycledb.errors import StudentError
+from recycledb.errors import StudentError, WriteError
+from recycledb.files import make_folder, write_text
 
 # Which files of a folder transformers reads for a causal language model. Weights in the old format count only where
 # there are none in safetensors, as they are loaded only then.
@@ -192,9 +192,6 @@ def _read_entry(entry: Path) -> str | None:
 
 def _write_entry(entry: Path, digest: str) -> None:
     """Write by rename; a cache that cannot be written is no cache, and no error."""
-    with contextlib.suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=entry.parent)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(digest)
-        Path(temporary).replace(entry)
+    with contextlib.suppress(WriteError):
+        make_folder(entry.parent)
+        write_text(entry, digest)

@@ -6,9 +6,9 @@ This module refuses to translate SQL between dialects.
 """
 
 import csv
+import io
 import json
 import math
-import secrets
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +19,13 @@ from datetime import time as time_of_day
 from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from recycledb.errors import QueryError
+from recycledb.files import writing, writing_text
 from recycledb.store import Row, Sandbox, Store, TimeLimit
 from recycledb.store.statement import parameters_in, statements_in
+from recycledb.terminal import json_visible, visible, visible_line
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 TABLE_ROWS = 1_000  # a table's widths need its rows in memory; for more there are the other formats
@@ -100,11 +102,11 @@ def write_result(result: Result, format: str, output: Path | None, stdout: IO[st
     if format == "parquet":
         if output is None:
             raise QueryError("Parquet is not for a terminal; give -o FILE.parquet")
-        with _replacing(output) as path:
-            return _write_parquet(result, path)
+        with writing(output) as stream:
+            return _write_parquet(result, stream)
     if output is None:
         return _write_text(result, format, stdout, width)
-    with _replacing(output) as path, path.open("w", encoding="utf-8", newline="") as file:
+    with writing_text(output) as file:
         return _write_text(result, format, file, None)
 
 
@@ -114,20 +116,23 @@ def format_of(output: Path | None) -> str:
     return suffix if suffix in FORMATS else "table"
 
 
-@contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """Give a path beside `output` that takes its place when the block ends well."""
-    if output.exists() and not output.is_file():  # a pipe or a device
-        yield output
-        return
-    beside = output.with_name(f".{output.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield beside
-        beside.replace(output)
-    except OSError as error:
-        raise QueryError(f"{output} cannot be written: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+class _Shown(io.TextIOBase):
+    """A terminal that gets JSON or CSV with what it would obey escaped: JSON of the same values, CSV for people to read."""
+
+    def __init__(self, terminal: IO[str], escape: Callable[[str], str]) -> None:
+        self._terminal = terminal
+        self._escape = escape
+
+    def write(self, text: str, /) -> int:
+        self._terminal.write(self._escape(text))
+        return len(text)
+
+
+def shown_on(stdout: IO[str], format: str) -> IO[str]:
+    """Return what `write_result` may write to: `stdout` itself, but a terminal only by way of what makes texts harmless."""
+    if not stdout.isatty() or format == "table":  # whose cells are made so anyway
+        return stdout
+    return cast(IO[str], _Shown(stdout, json_visible if format in ("json", "jsonl") else visible))
 
 
 def _write_text(result: Result, format: str, file: IO[str], width: int | None) -> int:
@@ -167,13 +172,10 @@ def _json(columns: Sequence[str], row: Row) -> str:
 
 def _plain(value: Any) -> Any:
     """Return a database's value as JSON has it: no NaN, no infinity; bytes in hexadecimal; the rest as text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
-    if isinstance(value, Decimal):
-        number = float(value)  # a number where that loses nothing
-        return number if math.isfinite(number) and Decimal(repr(number)) == value else str(value)
+    if isinstance(value, float | Decimal):
+        return _plain_number(value)
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, list | tuple):
@@ -183,18 +185,26 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
+def _plain_number(value: float | Decimal) -> float | str | None:
+    """Return a number as JSON has it, a decimal one as text where a float would lose a part of it."""
+    number = float(value)
+    if isinstance(value, Decimal) and not (math.isfinite(number) and Decimal(repr(number)) == value):
+        return str(value)
+    return number if math.isfinite(number) else None
+
+
 def _flat(value: Any) -> Any:
     """Return a value that stands in one field: lists and structures as JSON."""
     plain = _plain(value)
     return json.dumps(plain, ensure_ascii=False) if isinstance(plain, list | dict) else plain
 
 
-def _write_parquet(result: Result, path: Path) -> int:
+def _write_parquet(result: Result, stream: IO[bytes]) -> int:
     """Write Parquet; a column's type is that of all its values, so the result is held in memory, in Arrow's form."""
     import pyarrow.parquet as pq
 
     table = to_arrow(result)
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, stream, compression="zstd")
     return int(table.num_rows)
 
 
@@ -274,18 +284,7 @@ def _cell(value: Any) -> str:
     """Return a value on one line, without anything that a terminal would obey."""
     if value is None:
         return ""
-    return printable(f"{value:.6g}" if isinstance(value, float) else str(_flat(value)))
-
-
-def printable(text: str) -> str:
-    """Return a text on one line, without characters that a terminal would obey."""
-    return "".join(_harmless(character) for character in text)
-
-
-def _harmless(character: str) -> str:
-    if character == "\n":
-        return "⏎"
-    return "·" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
+    return visible_line((f"{value:.6g}" if isinstance(value, float) else str(_flat(value))).replace("\n", "⏎"))
 
 
 def _width(text: str) -> int:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def select(
         samples=samples,
         share=len(picks.items) / samples if samples else None,
         counts={kind: picks.kinds[kind] for kind in _ordered(picks.kinds)},
-        means={column: math.fsum(found) / len(found) for column, found in picks.numbers.items() if found},
+        means={column: _mean(found) for column, found in picks.numbers.items() if found},
         store_revision=revision,
         output_sha256=sha256,
         format=format,
@@ -138,6 +139,13 @@ def select(
     )
     _record(store, recipe, selected, picks)
     return selected
+
+
+def _mean(values: list[float]) -> float:
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:  # of the sum, not of the mean
+        return math.fsum(value / len(values) for value in values)
 
 
 def _parameters(bound: Bound) -> dict[str, Any]:
@@ -247,17 +255,27 @@ def _rows(sandbox: Sandbox, recipe: Recipe, bound: Bound, picks: _Picks) -> Iter
 
 
 def _note(picks: _Picks, recipe: Recipe, pick: dict[str, Any], kind: str, other: list[str]) -> None:
-    rank, reason = pick.get("rank"), pick.get("reason")
-    try:
-        ranked = None if rank is None else float(rank)
-    except (TypeError, ValueError) as error:
-        raise SelectionError(f"recipe {recipe.name} ranks by {rank!r}, which is no number") from error
-    picks.items.append((pick["variant_id"], ranked, None if reason is None else str(reason)))
+    reason = pick.get("reason")
+    picks.items.append((pick["variant_id"], _rank(recipe, pick), None if reason is None else str(reason)))
     picks.kinds[kind] += 1
     for column in other:
         value = pick[column]
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             picks.numbers.setdefault(column, []).append(float(value))
+
+
+def _rank(recipe: Recipe, pick: dict[str, Any]) -> float | None:
+    """Return a pick's rank, which is a finite number or NULL: only these stand in the same order on every backend, and in JSON."""
+    rank = pick.get("rank")
+    if rank is None:
+        return None
+    if not isinstance(rank, int | float | Decimal) or not math.isfinite(rank):
+        what = "no number" if isinstance(rank, str | bytes) else "no finite number"
+        raise SelectionError(
+            f"recipe {recipe.name} ranks variant {pick['variant_id'][:12]} by {rank!r:.60}, which is {what}: give a number "
+            "(CAST(… AS DOUBLE)) or NULL, which comes last"
+        )
+    return float(rank)
 
 
 # -- exporting

@@ -8,13 +8,13 @@ The hyperparameters are those of Selective Reflection-Tuning (Li et al., arXiv:2
 import json
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recycledb.errors import SelectionError
+from recycledb.files import write_text
 from recycledb.store import Store
 
 SUFFIXES = {"alpaca": ".json", "sharegpt": ".json", "jsonl": ".jsonl", "parquet": ".parquet"}
@@ -62,11 +62,11 @@ def write_llama_factory(store: Store, folder: Path, written: Written, student: s
     entries = _entries(info)
     name = entry_name(written.name)
     entries[name] = _entry(folder, written)
-    _replace(info, json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
+    write_text(info, json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
     if student is None:
         return [info]
     training = folder / f"{name}.yaml"
-    _replace(training, _training(store, folder, name, student))
+    write_text(training, _training(store, folder, name, student))
     return [info, training]
 
 
@@ -152,7 +152,7 @@ def write_card(path: Path, written: Written) -> None:
     }
     said = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in lineage.items())
     counts = "\n".join(f"| {_cell(kind)} | {count} |" for kind, count in written.counts.items())
-    _replace(
+    write_text(
         path,
         f"---\n{yaml}\n---\n\n# {_cell(written.name)}\n\nInstruction-tuning data, chosen by recycledb.\n\n"
         f"## Lineage\n\n| | |\n|---|---|\n{said}\n\n## Kinds\n\n| kind | rows |\n|---|---|\n{counts}\n",
@@ -161,14 +161,3 @@ def write_card(path: Path, written: Written) -> None:
 
 def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise SelectionError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from typing import Any
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
+from recycledb.files import writing_text
 from recycledb.reflection.teachers import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
 from recycledb.schema import ReplyStatus, Step, Texts, content_id
@@ -143,7 +144,7 @@ def recorded_line(step: str, read: Texts, reply: Reply) -> str:
 def write_recording(path: Path, replies: Iterable[tuple[str, Texts, Reply]]) -> int:
     """Write (step, texts read, reply) rows as a recording and return how many; attempts at one question in their order."""
     count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with writing_text(path) as file:
         for step, read, reply in replies:
             file.write(recorded_line(step, read, reply) + "\n")
             count += 1

@@ -1,0 +1,97 @@
+"""The one way to the terminal: consoles, tables and lines that show what a terminal would otherwise obey, and know no markup.
+
+Invariant: whatever text is printed, by a command, by an error, by a warning or by a library's log, no control character of it reaches the
+terminal, and no bracket in it is read as markup. Styles are given as `style=`, never inside a text.
+"""
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from recycledb.terminal import visible, visible_line
+
+PIPED_WIDTH = 200  # where there is no terminal whose width would count
+
+
+class Terminal(Console):
+    """rich's console for texts of any origin: `print` takes a string as one line, `text` as the lines that it has."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        width = None if (sys.stderr if stderr else sys.stdout).isatty() else PIPED_WIDTH
+        super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print on one line; a newline within a string is shown, not obeyed."""
+        super().print(*(visible_line(each) if isinstance(each, str) else each for each in objects), **options)
+
+    def text(self, text: str, **options: Any) -> None:
+        """Print a text that may have several lines, each as long as it is."""
+        super().print(text, **{"soft_wrap": True, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a string as rich's text, before its width is taken."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield what is drawn; here also what became a text elsewhere, such as the columns of a progress bar."""
+        for segment in super().render(renderable, options):
+            shown = segment.text if segment.control else visible(segment.text)
+            yield segment if shown == segment.text else Segment(shown, segment.style)
+
+
+class Table(RichTable):
+    """rich's table without lines around it; a cell's string is one line."""
+
+    def __init__(self, *headers: Any, box: None = None, **options: Any) -> None:
+        super().__init__(*headers, box=box, **options)
+
+    def add_column(self, header: RenderableType = "", *more: Any, **options: Any) -> None:
+        """Add a column."""
+        super().add_column(visible_line(header) if isinstance(header, str) else header, *more, **options)
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row."""
+        super().add_row(*(visible_line(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+def tell(text: str) -> None:
+    """Say something in one line on stderr."""
+    print(f"recycledb: {visible_line(text)}", file=sys.stderr)
+
+
+def show_usage_error(error: Any) -> None:
+    """Print how a command is used and what is wrong; the arguments that it names may hold anything."""
+    from typer.rich_utils import rich_format_error
+
+    for name, value in list(vars(error).items()):
+        if isinstance(value, str):
+            setattr(error, name, visible_line(value))
+    rich_format_error(error)
+
+
+def show_traceback(error: BaseException) -> None:
+    """Print an error with its traceback."""
+    sys.stderr.write(visible("".join(traceback.format_exception(error))))
+
+
+class _VisibleRecord(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        return visible(super().getMessage())
+
+
+def make_safe() -> None:
+    """See to what others print in this process: the libraries' logs and warnings, and characters that the terminal's encoding lacks."""
+    logging.setLogRecordFactory(_VisibleRecord)
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **more: visible(plain(*args, **more))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
