@@ -745,7 +745,7 @@ def test_a_worker_on_another_machine_lives_by_its_heartbeat(store: Store) -> Non
 
 def test_a_process_id_that_is_used_again_is_not_the_worker(store: Store) -> None:
     with store.write() as conn:
-        mine = ("recycled", socket.gethostname(), os.getpid(), "12345", utc_now(), utc_now(), None)
+        mine = ("recycled", str(workers.this_host()), os.getpid(), "12345", utc_now(), utc_now(), None)
         store.insert(conn, "worker", [mine])
     store.start_worker()
     ended = {row[0]: row[1] is not None for row in store.rows("SELECT worker_id, ended_at FROM worker")}
