@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 INTERRUPTED = 130  # by Ctrl-C: 128 and the signal's number, as shells have it
 
@@ -20,7 +21,7 @@ def _run() -> int:
     except RecycledbError as error:
         if commands.session.debug:
             raise
-        print(f"recycledb: {error}", file=sys.stderr)
+        _say("; ".join([f"recycledb: {error}", *getattr(error, "__notes__", [])]))
         return 1
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -29,21 +30,24 @@ def _run() -> int:
     else:
         code = 0
     if code == INTERRUPTED:
-        print("recycledb: stopped; what was committed is kept", file=sys.stderr)
+        _say("recycledb: stopped; what was committed is kept")
     return code
 
 
+def _say(line: str) -> None:
+    with suppress(OSError):  # a closed terminal or pipe: the exit code says it all the same
+        print(line, file=sys.stderr, flush=True)
+
+
 def _leave(code: int) -> None:
-    """End the process.
+    """End the process; where it is to end at once, without waiting for threads that still compute or read.
 
     DuckDB 2.0's binding, once it has read an Arrow table in a process with SQLModel, fills stderr with reports of leaked
     functions while the interpreter is taken down. All files are closed by then, so the taking down is left out.
     """
-    if "duckdb" not in sys.modules:
+    if "duckdb" not in sys.modules and code != INTERRUPTED:
         sys.exit(code)
-    try:
+    with suppress(OSError):  # a closed pipe or terminal
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:
-        pass
     os._exit(code)
