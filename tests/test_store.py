@@ -4,7 +4,6 @@ import math
 import os
 import random
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from hypothesis import strategies as st
 
 from recycledb.errors import QueryError, StoreError
 from recycledb.schema import SCORED_KINDS, Kind, Stat, Step, Texts, sample_id, utc_now, variant_id
-from recycledb.store import Store, parse_url, pending
+from recycledb.store import Store, parse_url, pending, workers
 from recycledb.store.sqlite import SQLite, driver, has_wal_reset_bug, register_functions
 from recycledb.store.tables import metadata
 
