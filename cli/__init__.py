@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -28,7 +29,7 @@ def _run() -> int:
         if commands.session.debug:
             show_traceback(error)
         else:
-            tell(str(error))
+            tell("; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 1
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -55,16 +56,14 @@ def _require_utf8(arguments: list[str]) -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process.
+    """End the process; where it is to end at once, without waiting for threads that still compute or read.
 
     DuckDB 2.0's binding, once it has read an Arrow table in a process with SQLModel, fills stderr with reports of leaked
     functions while the interpreter is taken down. All files are closed by then, so the taking down is left out.
     """
-    if "duckdb" not in sys.modules:
+    if "duckdb" not in sys.modules and code != INTERRUPTED:
         sys.exit(code)
-    try:
+    with suppress(OSError):  # a closed pipe or terminal
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:
-        pass
     os._exit(code)

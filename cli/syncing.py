@@ -1,11 +1,11 @@
 """Commands that fill in what is missing, and say what is: sync, status, batches."""
 
 import json
+import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,7 +14,7 @@ from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.terminal import visible_line
 
 if TYPE_CHECKING:
-    from recycledb.sync import Listener, Outcome, Plan, Progress, Target
+    from recycledb.sync import Listener, Outcome, Plan, Progress, Stop, Target
     from recycledb.sync.plan import ScorePlan
 
 EXIT_MISSING = 3
@@ -77,17 +77,25 @@ def sync(
 
 
 @contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """Let the first Ctrl-C or SIGTERM ask for a stop in order, and the second force one."""
-    stop = threading.Event()
+def _stoppable() -> Iterator["Stop"]:
+    """Let the first Ctrl-C, SIGTERM or SIGHUP (a closed terminal) ask for a stop in order, and the second force one."""
+    from recycledb.sync import Stop
+
+    stop = Stop()
+    terminals = [descriptor for descriptor in (1, 2) if _is_terminal(descriptor)]
 
     def ask(number: int, frame: object) -> None:
-        if stop.is_set():
+        stop.asked += 1
+        if number == _HANG_UP:
+            _leave_terminals(terminals)
+        if stop.asked == 1:
+            _say("recycledb: stopping: what is under way is still committed (again: at once)")
+        elif stop.asked > 2 or not stop.watched:
             raise KeyboardInterrupt
-        stop.set()
-        print("recycledb: stopping: what is under way is still committed (again: at once)", file=sys.stderr)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    # `nohup` has its command ignore SIGHUP, which then means to go on without a terminal.
+    hang_up = [_HANG_UP] if _HANG_UP is not None and signal.getsignal(_HANG_UP) is not signal.SIG_IGN else []
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, *hang_up)}
     try:
         yield stop
     finally:
@@ -95,11 +103,35 @@ def _stoppable() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+_HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+
+
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
+
+
+def _say(line: str) -> None:
+    """Write a line to stderr from a signal handler: past the buffer, in which the handler may have interrupted a write."""
+    with suppress(OSError):  # whoever read it may be gone, which must not end the run
+        os.write(2, f"{line}\n".encode())
+
+
+def _leave_terminals(descriptors: list[int]) -> None:
+    """Let what is still written to a closed terminal, by whatever thread, go nowhere rather than fail."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in descriptors:
+            os.dup2(nowhere, descriptor)
+
+
 @contextmanager
 def _drawn(as_json: bool) -> Iterator["Listener"]:
     """Draw progress on a terminal; with --json print events as lines; otherwise say nothing."""
     if as_json:
-        yield _events()
+        yield _while_read(_events())
         return
     console = stderr()
     if not console.is_terminal:
@@ -116,21 +148,41 @@ def _drawn(as_json: bool) -> Iterator["Listener"]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     tasks: dict[tuple[str, str], Any] = {}
-    with Progress(*columns, console=console) as bars:
+    bars = Progress(*columns, console=console)
 
-        def draw(progress: "Progress_") -> None:
-            key = (progress.step, progress.who)
-            if key not in tasks:
-                tasks[key] = bars.add_task(visible_line(f"{progress.step} · {progress.who}"), rate="", note="")
-            bars.update(
-                tasks[key],
-                completed=progress.done + progress.failed,
-                total=max(progress.total, progress.done + progress.failed),
-                rate=f"{progress.rate:,.1f}/s",
-                note=_note(progress),
-            )
+    def draw(progress: "Progress_") -> None:
+        key = (progress.step, progress.who)
+        if key not in tasks:
+            tasks[key] = bars.add_task(visible_line(f"{progress.step} · {progress.who}"), rate="", note="")
+        bars.update(
+            tasks[key],
+            completed=progress.done + progress.failed,
+            total=max(progress.total, progress.done + progress.failed),
+            rate=f"{progress.rate:,.1f}/s",
+            note=_note(progress),
+        )
 
-        yield draw
+    bars.start()
+    try:
+        yield _while_read(draw)
+    finally:
+        with suppress(OSError):  # the terminal may be gone
+            bars.stop()
+
+
+def _while_read(listener: "Listener") -> "Listener":
+    """Say nothing more once nobody reads it (a closed pipe or terminal): the run goes on."""
+    gone = False
+
+    def listen(progress: "Progress_") -> None:
+        nonlocal gone
+        if not gone:
+            try:
+                listener(progress)
+            except OSError:
+                gone = True
+
+    return listen
 
 
 if TYPE_CHECKING:

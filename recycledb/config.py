@@ -25,7 +25,18 @@ DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens":
 
 LocalPath = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
 T = TypeVar("T", bound="Settings")
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LONGEST_S = 1_000_000.0  # a wait that is longer has no end, as far as anyone who waits can tell
+
+
+def _wait(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= LONGEST_S:
+        shown = f"{value:g}" if isinstance(value, float) or value.bit_length() < 64 else "an integer of so many digits"
+        raise ValueError(f"{shown} is no number of seconds to wait; give one from 0 to {LONGEST_S:,.0f}")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_wait)]
 
 
 class Settings(BaseModel):
@@ -62,13 +73,13 @@ class TeacherConfig(Settings):
     concurrency: PositiveInt = Field(32, description="Questions under way at once, at most.")
     rpm: PositiveInt | None = Field(None, description="Requests a minute, at most.")
     tpm: PositiveInt | None = Field(None, description="Tokens a minute, in and out, at most.")
-    timeout_s: NonNegative = Field(600.0, description="How long one request may take, in seconds.")
+    timeout_s: Seconds = Field(600.0, description="How long one request may take, in seconds.")
     max_reply_mb: PositiveInt = Field(
         16,
         description="How large one reply may be, unpacked, in megabytes; a larger one is not read, and its question has failed.",
     )
     max_attempts: PositiveInt = Field(5, description="Requests for one question in one run, at most.")
-    wait_s: NonNegative = Field(
+    wait_s: Seconds = Field(
         300.0, description="How long a server may be down before the run stops in order, in seconds."
     )
     price_in: NonNegative | None = Field(

@@ -84,9 +84,16 @@ def expired(request: Line) -> Line:
 
 @dataclass
 class BatchServer:
-    """The server. `delay_created_s` is waited before the answer to the creation of a batch, which is there by then."""
+    """The server. `delay_created_s` is waited before the answer to the creation of a batch, which is there by then.
+
+    `delay_uploaded_s` likewise for a file. `hang` names paths whose GET is never answered, `busy` those answered 429 with this Retry-After.
+    """
 
     delay_created_s: float = 0.0
+    delay_uploaded_s: float = 0.0
+    hang: str | None = None  # a pattern
+    busy: tuple[str, str] | None = None  # a pattern, a Retry-After
+    got: list[str] = field(default_factory=list)  # paths of every GET
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     online: list[list[dict[str, str]]] = field(default_factory=list)  # messages asked one by one
@@ -170,6 +177,7 @@ class BatchServer:
         self.uploads += 1
         name = f"file-{self.uploads}"
         self.files[name] = content
+        time.sleep(self.delay_uploaded_s)
         shape = {
             "id": name,
             "object": "file",
@@ -235,6 +243,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self._is_redirected():
             return
         address = urlsplit(self.path)
+        self.service.got.append(address.path)
+        if self.service.hang and re.fullmatch(self.service.hang, address.path):
+            with suppress(OSError):
+                self.rfile.read(1)  # ends when the client hangs up
+            return
+        if self.service.busy and re.fullmatch(self.service.busy[0], address.path):
+            error = {"error": {"message": "busy", "type": "rate_limit_exceeded", "code": None, "param": None}}
+            self._send_bytes(429, json.dumps(error).encode(), "application/json", retry_after=self.service.busy[1])
+            return
         content = re.fullmatch(r"/v1/files/([\w-]+)/content", address.path)
         batch = re.fullmatch(r"/v1/batches/(\w+)", address.path)
         if content and content[1] in self.service.files and not self.service.gone:
@@ -274,8 +291,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, body: Any) -> None:
         self._send_bytes(200, json.dumps(body).encode(), "application/json")
 
-    def _send_bytes(self, status: int, body: bytes, kind: str, length: int | None = None) -> None:
+    def _send_bytes(
+        self, status: int, body: bytes, kind: str, length: int | None = None, retry_after: str | None = None
+    ) -> None:
         self.send_response(status)
+        if retry_after is not None:
+            self.send_header("retry-after", retry_after)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body) if length is None else length))
         with suppress(ConnectionError):  # the client was killed

@@ -4,7 +4,6 @@ import math
 import os
 import random
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from hypothesis import strategies as st
 
 from recycledb.errors import QueryError, StoreError
 from recycledb.schema import SCORED_KINDS, Kind, Stat, Step, Texts, sample_id, utc_now, variant_id
-from recycledb.store import Store, parse_url, pending
+from recycledb.store import Store, parse_url, pending, workers
 from recycledb.store.sqlite import SQLite, driver, has_wal_reset_bug, register_functions
 from recycledb.store.tables import metadata
 
@@ -745,7 +744,7 @@ def test_a_worker_on_another_machine_lives_by_its_heartbeat(store: Store) -> Non
 
 def test_a_process_id_that_is_used_again_is_not_the_worker(store: Store) -> None:
     with store.write() as conn:
-        mine = ("recycled", socket.gethostname(), os.getpid(), "12345", utc_now(), utc_now(), None)
+        mine = ("recycled", str(workers.this_host()), os.getpid(), "12345", utc_now(), utc_now(), None)
         store.insert(conn, "worker", [mine])
     store.start_worker()
     ended = {row[0]: row[1] is not None for row in store.rows("SELECT worker_id, ended_at FROM worker")}

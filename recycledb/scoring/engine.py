@@ -90,6 +90,8 @@ class Engine:
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._computing = ThreadPoolExecutor(max(len(lanes), _MOST_WORKERS) + 1, thread_name_prefix="score")
         self._starting: threading.Thread | None = None
+        self._coming: list[WorkerLane] = []  # being started
+        self._closing = False
 
     @classmethod
     def load(
@@ -157,14 +159,15 @@ class Engine:
         requests: Iterable[Request],
         known: Known | None = None,
         progress: Callable[[Progress], None] | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> Iterator[list[Result]]:
-        """Yield results batch by batch as they are computed, in no particular order.
+        """Yield results batch by batch as they are computed, in no particular order; once `stopped`, only what lanes are at.
 
         `known` is given pair ids and returns (loss_sum, n_tokens) of those that the store has, all that was yielded before
         among them; it is called, and `requests` is read, in the thread that iterates. Raises StudentError where the run cannot go on.
         """
         peak = measure_peak(self.device, self.dtype) * len(self._gpus()) if progress is not None else None
-        run = Run(self, known, progress, peak)
+        run = Run(self, known, progress, peak, stopped)
         try:
             yield from run.results(requests)
         finally:
@@ -174,9 +177,9 @@ class Engine:
         """Return a future of the requests' spans."""
         return self._tokenising.submit(self.tokeniser.spans, requests)
 
-    def compute_ahead(self, batch: Batch) -> Any:
-        """Return a future of a batch's sums, computed on the next idle lane."""
-        return self._computing.submit(self._compute, batch)
+    def compute_ahead(self, batch: Batch, ended: Callable[[], bool]) -> Any:
+        """Return a future of a batch's sums, computed on the next idle lane; of None where the run has `ended` by then."""
+        return self._computing.submit(self._compute, batch, ended)
 
     @property
     def wanted(self) -> int:
@@ -203,11 +206,14 @@ class Engine:
         )
         self._starting.start()
 
-    def close(self) -> None:
-        """Stop the lanes and free the model."""
-        if self._starting is not None:
-            self._starting.join()
-        self._computing.shutdown(wait=True, cancel_futures=True)
+    def close(self, *, at_once: bool = False) -> None:
+        """Stop the lanes and free the model; `at_once` without waiting for what they compute."""
+        self._closing = True
+        while self._starting is not None and self._starting.is_alive():
+            for worker in list(self._coming):  # a large model takes long to load, and nobody needs it any more
+                worker.close()
+            self._starting.join(0.1)
+        self._computing.shutdown(wait=not at_once, cancel_futures=True)
         self._tokenising.shutdown(wait=True, cancel_futures=True)
         for lane in [*self._lanes, *self._retired]:
             lane.close()
@@ -218,16 +224,16 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(at_once=kind is KeyboardInterrupt)
 
     def _gpus(self) -> list[Lane]:
         return self._lanes if self.device.type == "cuda" else self._lanes[:1]
 
-    def _compute(self, batch: Batch) -> Computed:
+    def _compute(self, batch: Batch, ended: Callable[[], bool]) -> Computed | None:
         lane = self._take()
         try:
-            return Computed(batch, lane.sums(batch.works), lane.kernel)
+            return None if ended() else Computed(batch, lane.sums(batch.works), lane.kernel)
         finally:
             self._idle.put(lane)
 
@@ -240,13 +246,17 @@ class Engine:
     def _try_workers(self, setup: Setup) -> None:
         try:
             self._start_workers(setup)
-        except (RecycledbError, OSError) as error:
-            log.warning("scoring goes on in one process: %s", error)
+        except (RecycledbError, OSError, ValueError) as error:  # the last: its pipes were closed
+            if not self._closing:
+                log.warning("scoring goes on in one process: %s", error)
 
     def _start_workers(self, setup: Setup) -> None:
         """Start the workers, and retire the lane of this process once all are ready."""
-        workers = [WorkerLane(setup) for _ in range(self._n_workers)]
+        workers = self._coming
         try:
+            for _ in range(self._n_workers):
+                if not self._closing:
+                    workers.append(WorkerLane(setup))
             for worker in workers:
                 worker.wait_until_ready()
         except BaseException:

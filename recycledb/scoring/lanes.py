@@ -96,6 +96,7 @@ class WorkerLane:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_worker_environment(setup.threads),
+            start_new_session=True,  # Ctrl-C and the end of the terminal are the engine's to handle
         )
         self.pid = self._process.pid
         self.kernel = "cpu/starting"

@@ -19,6 +19,8 @@ from recycledb.scoring.tokenising import windows
 if TYPE_CHECKING:
     from recycledb.scoring.engine import Engine
 
+STOP_CHECK_S = 0.1
+
 Known = Callable[[Sequence[str]], Mapping[str, tuple[float, int]]]
 
 
@@ -34,24 +36,30 @@ class Run:
     """One call of `Engine.score`."""
 
     def __init__(
-        self, engine: "Engine", known: Known | None, progress: Callable[[Progress], None] | None, peak: float | None
+        self,
+        engine: "Engine",
+        known: Known | None,
+        progress: Callable[[Progress], None] | None,
+        peak: float | None,
+        stopped: Callable[[], bool] | None = None,
     ) -> None:
         self._engine = engine
         self._known = known
         self._progress = progress
         self._peak = peak
+        self._stop_asked, self._cancelled = stopped, False
         self._sums: dict[str, float] = {}
         self._waiting: dict[str, list[tuple[Any, Span]]] = defaultdict(list)
-        self._computing: set[Future[Computed]] = set()
+        self._computing: set[Future[Computed | None]] = set()
         self._started = time.monotonic()
         self._results = self._tokens = self._targets = 0
 
     def results(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
-        """Yield the results of all requests."""
+        """Yield the results of all requests; after a stop, only those of the batches that lanes are at."""
         batches: deque[Batch] = deque()
         ahead = self._tokenised(requests)
         more = True
-        while more or batches or self._computing:
+        while (more or batches or self._computing) and not self.ended():
             while more and len(batches) + len(self._computing) < self._engine.wanted:
                 window = next(ahead, None)
                 more = window is not None
@@ -60,16 +68,21 @@ class Run:
                     batches.extend(self._engine.batches(works))
                     yield from self._report(found)
             while batches and len(self._computing) < self._engine.wanted:
-                self._computing.add(self._engine.compute_ahead(batches.popleft()))
+                self._computing.add(self._engine.compute_ahead(batches.popleft(), self.ended))
             if self._computing:
                 yield from self._report(self._finished())
                 if more or batches:
                     self._engine.note_duration(time.monotonic() - self._started)
+        while self._computing:
+            yield from self._report(self._finished())
+
+    def ended(self) -> bool:
+        """Say whether no lane is to begin a batch any more."""
+        return self._cancelled or (self._stop_asked is not None and self._stop_asked())
 
     def cancel(self) -> None:
         """Drop the batches that no lane has begun."""
-        for future in self._computing:
-            future.cancel()
+        self._cancelled = True
 
     def _tokenised(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, list[Span]]]]:
         """Yield windows of requests with their spans, the next one being tokenised meanwhile."""
@@ -108,11 +121,14 @@ class Run:
         return found
 
     def _finished(self) -> list[Result]:
-        """Wait for a batch, and return the results of all that waited for it."""
-        done, self._computing = wait(self._computing, return_when=FIRST_COMPLETED)
+        """Wait a moment for a batch, and return the results of all that waited for it; none where it was not begun any more."""
+        done, self._computing = wait(self._computing, STOP_CHECK_S, return_when=FIRST_COMPLETED)
         results: list[Result] = []
         for future in done:
-            batch, sums, kernel = future.result()
+            computed = future.result()
+            if computed is None:
+                continue
+            batch, sums, kernel = computed
             self._tokens += batch.tokens
             for work, loss_sum in zip(batch.works, sums, strict=True):
                 if (

@@ -6,7 +6,7 @@ writes to standard output, in the same order, what came of each.
 
 Invariant: a worker never outlives its engine. Its input ends when the engine closes it or dies, however it dies; a
 thread that only waits for that ends the process at once, in the middle of a batch if need be. It holds no state that
-could be lost: an unanswered batch is simply not computed. Ctrl-C is the engine's to handle.
+could be lost: an unanswered batch is simply not computed. Signals that ask for an end are the engine's to handle.
 """
 
 import os
@@ -24,7 +24,9 @@ from recycledb.scoring.frames import Failure, Ready, Setup, read_frame, write_fr
 
 def main() -> None:
     """Serve batches until the engine is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # service managers send them to every process of a service
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
     # Whatever a library prints must not end up between the frames.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

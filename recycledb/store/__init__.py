@@ -26,10 +26,11 @@ from recycledb.store.digest import with_digests
 from recycledb.store.places import BATCH_ROWS, Place
 from recycledb.store.tables import metadata
 from recycledb.store.watch import TimeLimit, stoppable, watched
-from recycledb.store.workers import HEARTBEAT_TIMEOUT_S
+from recycledb.store.workers import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S
 
 __all__ = [
-    "HEARTBEAT_TIMEOUT_S", "Meaning", "Place", "Row", "Sandbox", "Store", "TimeLimit", "parse_url", "pending", "revisions", "upgrade",
+    "HEARTBEAT_S", "HEARTBEAT_TIMEOUT_S", "Meaning", "Place", "Row", "Sandbox", "Store", "TimeLimit", "parse_url", "pending",
+    "revisions", "upgrade",
 ]  # fmt: skip
 
 CLAIM_ROWS = 256  # questions in one statement
@@ -133,6 +134,7 @@ class Store:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._lock = threading.RLock()
+        self._watch = workers.Watch()
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> "Store":
@@ -331,6 +333,7 @@ class Store:
         if not asked:
             return []
         with self.write() as conn:
+            workers.revive(conn, worker)  # before the check: what it claimed earlier is under way after all
             attempts = self._open_among(conn, wanted, asked)
             claimed = [
                 (random_id(), attempts[row.variant_id, row.step] + 1, row)
@@ -430,12 +433,12 @@ class Store:
     def start_worker(self) -> str:
         """Record this process as one that asks; end those that died before."""
         with self.write() as conn:
-            return workers.start(self, conn)
+            return workers.start(self, conn, self._watch)
 
     def beat(self, worker: str) -> None:
         """Say that a worker lives; end those that do not."""
         with self.write() as conn:
-            workers.beat(conn, worker)
+            workers.beat(conn, worker, self._watch)
 
     def end_worker(self, worker: str) -> None:
         """Say that a worker is done: what it asked and did not hear of is lost."""

@@ -6,8 +6,10 @@ A batch's attempts name it as their worker, so they are found by it, and they cl
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sqlalchemy import text
+
 from recycledb.schema import random_id, utc_now
-from recycledb.store import SQLRow, Store
+from recycledb.store import SQLRow, Store, workers
 from recycledb.store.pending import LIVE_BATCH
 
 PAGE = 500
@@ -22,6 +24,13 @@ _ATTEMPTS = """
     SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number
     FROM attempt a
     WHERE a.worker_id = :batch AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id)
+"""
+
+
+_GIVEN_UP = "SELECT count(*) FROM batch_event WHERE batch_id = :batch AND status = 'abandoned'"
+_PREPARING = """
+    SELECT count(*) FROM batch b JOIN worker w ON w.worker_id = b.worker_id
+    WHERE b.batch_id = :batch AND w.ended_at IS NULL
 """
 
 
@@ -44,6 +53,22 @@ def first_noted(store: Store, batch: str, status: str) -> str | None:
     sql = "SELECT min(noted_at) FROM batch_event WHERE batch_id = :batch AND status = :status"
     found = store.rows(sql, batch=batch, status=status)[0][0]
     return None if found is None else str(found)
+
+
+def keep(store: Store, batch: str, worker: str) -> bool:
+    """Have the process that fills a batch on record as living; return whether the batch is still its, and so stays until it dies."""
+    with store.write() as conn:
+        workers.revive(conn, worker)
+        return not conn.execute(text(_GIVEN_UP), {"batch": batch}).scalar()
+
+
+def give_up(store: Store, batch: str, detail: str) -> bool:
+    """Let go of a batch that was never handed over, unless its process turns out to live; return whether it was let go."""
+    with store.write() as conn:
+        if conn.execute(text(_PREPARING), {"batch": batch}).scalar():
+            return False
+        store.insert(conn, "batch_event", [(batch, utc_now(), "abandoned", None, detail)])
+    return True
 
 
 def live(store: Store, teacher_id: str) -> Sequence[SQLRow]:

@@ -15,7 +15,7 @@ from recycledb.config import TeacherConfig
 from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
-from recycledb.store import Store
+from recycledb.store import HEARTBEAT_S, Store
 from recycledb.store.pending import Wanted
 from recycledb.sync.asking import Asked, Asking
 from recycledb.sync.budget import Budget
@@ -23,13 +23,17 @@ from recycledb.sync.plan import Plan, make
 from recycledb.sync.progress import Listener, Progress, silent
 from recycledb.sync.reading import read_all
 from recycledb.sync.scoring import Scored, Scoring
+from recycledb.sync.stopping import Stop, at_once
 from recycledb.sync.target import Student, Target, resolve
 
 if TYPE_CHECKING:
     from recycledb.scoring.encodings import Encodings
     from recycledb.sync.batches import Batched
 
-__all__ = ["Listener", "Outcome", "Plan", "Progress", "Student", "Sync", "Target", "make", "resolve"]
+__all__ = ["Listener", "Outcome", "Plan", "Progress", "Stop", "Student", "Sync", "Target", "make", "resolve"]
+
+
+STOPPED = "stopped on request"
 
 
 @dataclass
@@ -116,15 +120,18 @@ class Sync:
         if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
             self.outcome.left = plan
             return self.outcome
+        if self.stop.is_set():  # while it was planned
+            self.outcome.left, self.outcome.stopped = plan, STOPPED
+            return self.outcome
         if self.target.reflect:
-            self.outcome.read = read_all(self.store).read
+            self.outcome.read = read_all(self.store, self.stop).read
         lazy = self.target.lazy and self.target.reflect
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and answers are new texts to score
-        if not lazy or not self.stop.is_set():
+        if not self.stop.is_set():
             self._round(self.target.students)
         if self.stop.is_set():
-            self.outcome.stopped = "stopped on request"
+            self.outcome.stopped = self.outcome.stopped or STOPPED
         self.outcome.left = make(self.store, self.target)
         return self.outcome
 
@@ -134,7 +141,7 @@ class Sync:
 
     def _round(self, students: Sequence[Student]) -> bool:
         """Ask what can be asked, score what can be scored; return whether anything came of it."""
-        asked = self._reflect() if self.target.reflect and self.outcome.stopped is None else None
+        asked = self._reflect() if self.target.reflect and not self._ended else None
         scored = [] if self.stop.is_set() else self._score(students)
         return bool(asked and asked.asked) or any(s.statistics for s in scored)
 
@@ -151,8 +158,12 @@ class Sync:
         if self._calls_left == 0:
             self.outcome.stopped = f"the limit of {self.limit} calls is reached"
             return None
+        if self.stop.is_set():  # a teacher on this machine takes long to load
+            return None
         with self._working() as worker:
             asked = asyncio.run(self._ask(worker, wanted))
+            if at_once(self.stop):
+                raise KeyboardInterrupt  # it was not raised where it came from, so that what had arrived is committed
         self.outcome.stopped = asked.stopped or self.outcome.stopped
         return asked
 
@@ -172,21 +183,44 @@ class Sync:
             raise
         self.store.end_worker(worker)
 
+    @contextmanager
+    def _beating(self, worker: str) -> Iterator[None]:
+        """Say all the time that this process lives, while it waits for others."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(HEARTBEAT_S):
+                with suppress(StoreError):  # whoever needs the store will be told; the next beat may go better
+                    self.store.beat(worker)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def _look_at_batches(self, wanted: Wanted, submit: bool) -> Asked | None:
         """Take what is done and, in batch mode, hand over what is open; return what came of it, None where asking goes on."""
+        from recycledb.reflection.teachers.calls import Stopped
         from recycledb.sync.batches import Batches
 
         assert self.budget is not None
-        with self._working() as worker:
+        with self._working() as worker, self._beating(worker):
             look = Batches(self.store, self.target, wanted, budget=self.budget, stop=self.stop, **self.batch_options)
             self.outcome.asked.append(look.asked)
             self.outcome.batches = look.result
             try:
-                look.take()
-                found = read_all(self.store)
+                with suppress(Stopped):
+                    look.take()
+                found = read_all(self.store, self.stop)
                 look.asked.variants, look.asked.unusable = found.variants, found.unusable
                 if submit and not self.stop.is_set():
-                    look.submit(worker, self._calls_left)
+                    with suppress(
+                        Stopped
+                    ):  # the service may have a batch that it did not tell of: the next look finds it
+                        look.submit(worker, self._calls_left)
             finally:
                 look.close()
         self.outcome.stopped = look.asked.stopped or self.outcome.stopped

@@ -24,17 +24,17 @@ from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
 from recycledb.schema import ReplyStatus, Step, Texts
-from recycledb.store import Row, SQLRow, Store
+from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store
 from recycledb.store.pending import Wanted
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.reading import Complete, verdicts_on
+from recycledb.sync.stopping import at_once, cancel, watched
 from recycledb.sync.storing import Arrived, not_sent, store_readings, store_replies
 from recycledb.sync.target import Target
 from recycledb.sync.writing import Urgency, Writer, quick_switches
 
 DRAIN_S = 60.0  # how long replies under way are waited for after a stop, at most
-HEARTBEAT_S = 20.0
 REPORT_S = 0.2
 STOP_CHECK_S = 0.05
 PAGE = 200  # samples whose questions are drawn at once; the next page is fetched when half of it is used up
@@ -155,10 +155,10 @@ class Asking:
         """Ask until nothing is left to ask or something stops it; return what came of it. Raises what stopped it badly."""
         self._loop = asyncio.get_running_loop()
         self._wake, self._claimable, self._readable, self._ended = (asyncio.Event() for _ in range(4))
-        with quick_switches():
+        with quick_switches(), watched(self.stop):
             self._writer = Writer(self._store_replies, self._committed, self._refused)
             try:
-                for work in (self._draw(), self._claim(), self._read(), self._beat(), self._report(), self._heed()):
+                for work in (self._draw(), self._claim(), self._read(), self._beat(), self._report(), self._watch()):
                     self._tasks.append(self._loop.create_task(self._guard(work)))
                 await self._ended.wait()
                 await self._drain()
@@ -175,7 +175,7 @@ class Asking:
         except Exception as error:  # also a defect of ours: what is under way is committed first, then it is shown
             self._halt(error)
 
-    async def _heed(self) -> None:
+    async def _watch(self) -> None:
         """Watch for a request to stop, which comes from a signal handler or another thread."""
         while not self.stop.is_set():  # noqa: ASYNC110 - a signal handler can set no asyncio.Event
             await asyncio.sleep(STOP_CHECK_S)
@@ -215,8 +215,8 @@ class Asking:
                 await self._admit(candidate)
 
     async def _candidate(self) -> Candidate | None:
-        """Return what to ask next, as soon as there is something; None when nothing is left and nothing can follow."""
-        while True:
+        """Return what to ask next, as soon as there is something; None when nothing is left and nothing can follow, or it is closed."""
+        while not self._closed:
             if self._late and self._late[0][0] <= self._loop.time():
                 return heapq.heappop(self._late)[2]
             if len(self._unread) < UNREAD_MOST:
@@ -229,6 +229,7 @@ class Asking:
                 await self._pause(self._until_late())
             elif not await self._walk_again():
                 return None
+        return None
 
     @property
     def _idle(self) -> bool:
@@ -241,7 +242,10 @@ class Asking:
         """Wait until something happens, or for so long."""
         self._wake.clear()
         try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(
+                seconds
+            ):  # on Python 3.11 `wait_for` swallows a cancellation that comes with the event
+                await self._wake.wait()
         except TimeoutError:
             return
 
@@ -284,7 +288,7 @@ class Asking:
         """Set aside what the question may cost; while others are under way, what they do not use may come back."""
         amount = self.budget.most(candidate.messages)
         while not self.budget.reserve(amount):
-            if self._under_way == 0:
+            if self._under_way == 0 or self._closed:
                 return False
             await self._pause(None)
         return True
@@ -413,7 +417,9 @@ class Asking:
             return
         result.note_failure(reply)
         if reply.retriable and candidate.tries < self.wanted.max_attempts and not self._closed:
-            at = self._loop.time() + retry_delay(candidate.tries, reply)
+            # A time that the server named is waited for by the teacher's pace, which knows when there is no use in it.
+            delay = retry_delay(candidate.tries, reply) if reply.retry_after_s is None else 0.0
+            at = self._loop.time() + delay
             heapq.heappush(self._late, (at, next(self._order), candidate))
             return
         result.failed += reply.status is ReplyStatus.FAILED
@@ -456,19 +462,27 @@ class Asking:
         for admitted in self._admitted:
             self._withdraw(admitted)
         self._admitted = []
-        deadline = self._loop.time() + min(DRAIN_S, self.config.timeout_s)
+        started = self._loop.time()
+        deadline = started + min(DRAIN_S, self.config.timeout_s)
         while self._under_way or ((self._unread or self._reading) and self._writer.error is None):
-            if (left := deadline - self._loop.time()) <= 0:
+            if (left := deadline - self._loop.time()) <= 0 or at_once(self.stop):
+                self._gave_up(len(self._asks), self._loop.time() - started)
                 break
-            await self._pause(min(left, 1.0))
+            await self._pause(min(left, STOP_CHECK_S))
+
+    def _gave_up(self, requests: int, seconds: float) -> None:
+        """Let whoever reads why it ended know what was not waited for."""
+        if requests:
+            said = f"gave up on {requests:,} requests that had no answer after {seconds:.0f} s, and which may be billed"
+            self.result.stopped = f"{self.result.stopped}; {said}"
+            if self._error is not None:
+                self._error.add_note(said)
 
     async def _finish(self) -> None:
         """End every task, commit what has arrived, and end the writer."""
         if self._loading is not None:
             self._tasks.append(self._loading)
-        for task in (*self._asks, *self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._asks, *self._tasks, return_exceptions=True)
+        await cancel((*self._asks, *self._tasks))
         await self._writer.close()
         await asyncio.sleep(0)  # what the writer still had to tell
         if self._unsent:

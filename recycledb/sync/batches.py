@@ -20,6 +20,7 @@ from recycledb.errors import TeacherError
 from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Message, Reply
 from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, BatchTeacher, Output, Remote, unfinished
+from recycledb.reflection.teachers.calls import Stopped
 from recycledb.schema import ReplyStatus, Step, Texts
 from recycledb.store import SQLRow, Store, batches
 from recycledb.store.pending import Wanted
@@ -74,7 +75,7 @@ class Batches:
     ) -> None:
         assert target.teacher is not None
         self.store, self.target, self.wanted, self.budget, self.stop = store, target, wanted, budget, stop
-        self.teacher = BatchTeacher(target.teacher)
+        self.teacher = BatchTeacher(target.teacher, stop)
         self.grace_s, self.cut_short_s = grace_s, cut_short_s
         self.most_requests, self.most_bytes = most_requests, most_bytes
         self.result, self.asked = Batched(), Asked()
@@ -88,7 +89,7 @@ class Batches:
     def take(self) -> None:
         """Take every batch that has ended, and find again those that were handed over unheard.
 
-        TeacherError where the service refused a whole batch; its questions are open again.
+        TeacherError where the service refused a whole batch; its questions are open again. Stopped at a stop.
         """
         self._find_unheard()
         refused = []
@@ -122,7 +123,7 @@ class Batches:
             if row.batch_id in found:
                 batches.note(self.store, row.batch_id, "submitted", found[row.batch_id], "found again")
             elif datetime.now(UTC).timestamp() - _seconds(row.created_at) > self.grace_s:
-                batches.note(self.store, row.batch_id, "abandoned", None, "never handed over: its process died before")
+                batches.give_up(self.store, row.batch_id, "never handed over: its process died before")
             else:
                 self.result.waiting += 1
 
@@ -163,6 +164,8 @@ class Batches:
     def _take_output(self, batch: str, output: Output) -> None:
         replies = output.iter_replies()
         while group := dict(islice(replies, GROUP)):
+            if self.stop.is_set():
+                raise Stopped
             rows = batches.waiting(self.store, batch, list(group))
             self._commit((row, group[key]) for key, row in rows.items())
 
@@ -202,8 +205,7 @@ class Batches:
         """Fill one file, hand it over and record it; return the question that it had no room for."""
         batch = batches.start(self.store, self.wanted.teacher_id, worker)
         requests, left = self._fill(file, batch, first, ready)
-        if requests and not self.stop.is_set():
-            remote_id = self.teacher.hand_over(file, batch)
+        if requests and (remote_id := self._hand_over(file, batch, worker)):
             batches.note(self.store, batch, "submitted", remote_id, _count(requests, "request", "requests"))
             self.result.submitted += 1
             self.result.waiting += 1
@@ -214,6 +216,14 @@ class Batches:
                 self.store, batch, "abandoned", None, "never handed over: stopped before" if requests else "empty"
             )
         return left
+
+    def _hand_over(self, file: IO[bytes], batch: str, worker: str) -> str | None:
+        """Upload the file and create the batch; None where a stop came before, or others have given it up and ask its questions."""
+        try:
+            file_id = self.teacher.upload(file, batch)
+        except Stopped:
+            return None
+        return self.teacher.create(file_id, batch) if batches.keep(self.store, batch, worker) else None
 
     def _fill(self, file: IO[bytes], batch: str, first: list[Ready], ready: Iterator[Ready]) -> tuple[int, list[Ready]]:
         """Write lines until the file or the questions are at their end; return how many, and what had no room."""

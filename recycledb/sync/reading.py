@@ -4,6 +4,7 @@ Invariant: only committed replies are read, and a verdict depends on nothing but
 extractor re-reads everything without asking anyone. A reply at which the extractor fails is one without a variant, and costs no other.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -59,10 +60,10 @@ class Found:
     unusable: int = 0
 
 
-def read_all(store: Store) -> Found:
-    """Read every reply that the present extractor has not read."""
+def read_all(store: Store, stop: threading.Event | None = None) -> Found:
+    """Read every reply that the present extractor has not read, page by page until a stop."""
     found = Found()
-    while replies := store.pending_readings(EXTRACTOR):
+    while not (stop and stop.is_set()) and (replies := store.pending_readings(EXTRACTOR)):
         verdicts = verdicts_on(replies)
         store_readings(store, *verdicts)
         found.read += len(replies)

@@ -74,12 +74,11 @@ class Scoring:
         """Compute and commit what is missing; return what came of it."""
         known = lambda pairs: self.store.known_pairs(self.student.student_id, pairs)  # noqa: E731
         with load_engine(self.student, self.encodings) as engine:
-            for results in engine.score(self._requests(), known=known, progress=self._note):
+            for results in engine.score(self._requests(), known, self._note, self.stop.is_set):
                 self.store.add_losses([self._row(result) for result in results])
                 self._count(results)
-                if self.stop.is_set():
-                    self.result.stopped = "stopped on request"
-                    break
+        if self.stop.is_set():
+            self.result.stopped = "stopped on request"
         self.result.seconds = self.progress.seconds
         self.progress.ended = True
         self.listener(self.progress)

@@ -8,10 +8,11 @@ This module refuses to match by order: a line belongs to the attempt that its cu
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryFile
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import httpx2
 import openai
@@ -19,7 +20,9 @@ import openai
 from recycledb.config import TeacherConfig
 from recycledb.errors import ConfigError, TeacherError, without_password
 from recycledb.reflection.teachers import Message, Reply, error_line, failed, storable
+from recycledb.reflection.teachers.calls import call, pause
 from recycledb.reflection.teachers.chat import CONNECT_S, ChatTeacher
+from recycledb.reflection.teachers.pace import retry_delay
 from recycledb.reflection.teachers.wire import MEGABYTE, find_access, parsed, sync_client
 from recycledb.schema import CONTENT_ID_LENGTH, ReplyStatus
 
@@ -31,6 +34,10 @@ ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 LISTED = 100
 DETAIL_MOST = 300
 LINE_MORE = 65_536  # bytes of a line beside the answer itself
+TRIES = 5  # at reading
+CREATION_S = 60.0  # how long the answer to a creation is waited for after a stop: a batch that is on record need not be looked for
+
+T = TypeVar("T")
 
 # What a call of the SDK raises; and what a body of an odd shape makes its models, or our look at them, raise.
 _FAILURES: tuple[type[Exception], ...] = (
@@ -59,10 +66,11 @@ class Remote:
 class BatchTeacher:
     """The batch service at the address of a chat teacher; `close` when done."""
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(self, config: TeacherConfig, stop: threading.Event | None = None) -> None:
+        """Once `stop` is set, whatever waits for the service raises Stopped."""
         if config.provider != "openai":
             raise ConfigError(f'teacher {config.name!r}: mode = "batch" needs provider = "openai"')
-        self._config, self._chat = config, ChatTeacher(config)
+        self._config, self._chat, self._stop = config, ChatTeacher(config), stop or threading.Event()
         if config.price_in is None or config.price_out is None:
             self._chat._cost = None  # a price table has the online price, which a batch does not cost
         access = find_access(config)
@@ -76,7 +84,6 @@ class BatchTeacher:
             timeout=openai.Timeout(config.timeout_s, connect=min(CONNECT_S, config.timeout_s)),
             http_client=sync_client(config.max_reply_mb),
         )
-        self._patient = self._client.with_options(max_retries=4)
 
     def line(self, attempt_id: str, messages: Sequence[Message]) -> bytes:
         """Return the request file's line for an attempt."""
@@ -84,18 +91,29 @@ class BatchTeacher:
         request = {"custom_id": attempt_id, "method": "POST", "url": ENDPOINT, "body": body}
         return json.dumps(request, ensure_ascii=False).encode() + b"\n"
 
-    def hand_over(self, file: IO[bytes], batch: str) -> str:
-        """Upload a request file and create the batch of it; return the service's id for it."""
-        file.seek(0)
+    def upload(self, file: IO[bytes], batch: str) -> str:
+        """Upload a request file; return the service's id for it."""
+
+        def send() -> str:
+            file.seek(0)
+            return self._client.files.create(file=(f"recycledb-{batch}.jsonl", file), purpose="batch").id
+
         try:
-            uploaded = self._client.files.create(file=(f"recycledb-{batch}.jsonl", file), purpose="batch")
+            return call(send, self._stop)
+        except _FAILURES as error:
+            raise self._explained(error, "the batch was not taken") from error
+
+    def create(self, file_id: str, batch: str) -> str:
+        """Create the batch of an uploaded file; return the service's id for it."""
+
+        def create() -> str:
             created = self._client.batches.create(
-                completion_window="24h",
-                endpoint=ENDPOINT,
-                input_file_id=uploaded.id,
-                metadata={METADATA_KEY: batch},
+                completion_window="24h", endpoint=ENDPOINT, input_file_id=file_id, metadata={METADATA_KEY: batch}
             )
             return self._named(created.id)
+
+        try:
+            return call(create, self._stop, grace_s=CREATION_S)
         except _FAILURES as error:
             raise self._explained(error, "the batch was not taken") from error
 
@@ -106,22 +124,24 @@ class BatchTeacher:
 
     def find(self, batches: Collection[str], since: float) -> dict[str, str]:
         """Return the service's ids of those of our batches that it has, going back to a moment (in seconds, Unix time)."""
-        found: dict[str, str] = {}
-        try:
-            for remote in self._patient.batches.list(limit=LISTED):
+
+        def search() -> dict[str, str]:
+            found: dict[str, str] = {}
+            for remote in self._client.batches.list(limit=LISTED):
                 ours = (remote.metadata or {}).get(METADATA_KEY)
                 if ours in batches:
                     found[str(ours)] = self._named(remote.id)
                 if len(found) == len(batches) or remote.created_at < since:
                     break
-        except _FAILURES as error:
-            raise self._explained(error, "its batches cannot be listed") from error
-        return found
+            return found
+
+        return self._read_again(search, "its batches cannot be listed")
 
     def look(self, remote_id: str) -> Remote:
         """Return how a batch stands."""
-        try:
-            batch = self._patient.batches.retrieve(remote_id)
+
+        def retrieve() -> Remote:
+            batch = self._client.batches.retrieve(remote_id)
             files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
             errors = [item.message or item.code or "" for item in (batch.errors.data or [])] if batch.errors else []
             counts = batch.request_counts
@@ -130,8 +150,8 @@ class BatchTeacher:
             done = f"{counts.completed} of {counts.total} done" if counts is not None and known else None
             detail = self._told("; ".join(dict.fromkeys(errors))) or done
             return Remote(self._named(batch.id), self._told(batch.status), files, detail, lines)
-        except _FAILURES as error:
-            raise self._explained(error, f"batch {remote_id} cannot be looked at") from error
+
+        return self._read_again(retrieve, f"batch {remote_id} cannot be looked at")
 
     def _told(self, text: str) -> str:
         """Return what the service says as it may be stored and shown."""
@@ -148,25 +168,57 @@ class BatchTeacher:
 
     def _copy(self, file_id: str, copy: IO[bytes], most: int) -> str | None:
         """Write a file's content to `copy`; return what was wrong where it came cut short."""
-        try:
-            with self._patient.files.with_streaming_response.content(file_id) as response:
-                for part in response.iter_bytes():
-                    copy.write(part)
-                    if copy.tell() > most:
-                        return f"file {file_id} is larger than all replies that were asked for could be (max_reply_mb)"
-        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.DecodingError) as error:
-            return f"file {file_id} broke off after {copy.tell():,} bytes ({self._told(str(error))})"
-        except openai.APIStatusError as error:
-            if error.status_code in (404, 410):
-                return f"file {file_id} is not there ({error.status_code})"
-            raise self._explained(error, f"file {file_id} cannot be fetched") from error
-        except _FAILURES as error:
-            raise self._explained(error, f"file {file_id} cannot be fetched") from error
-        return None
+
+        def read() -> str | None:
+            copy.seek(0)
+            copy.truncate()
+            try:
+                with self._client.files.with_streaming_response.content(file_id) as response:
+                    for part in response.iter_bytes():
+                        copy.write(part)
+                        if copy.tell() > most:
+                            return (
+                                f"file {file_id} is larger than all replies that were asked for could be (max_reply_mb)"
+                            )
+            except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.DecodingError) as error:
+                return f"file {file_id} broke off after {copy.tell():,} bytes ({self._told(str(error))})"
+            except openai.APIStatusError as error:
+                if error.status_code in (404, 410):
+                    return f"file {file_id} is not there ({error.status_code})"
+                raise
+            return None
+
+        return self._read_again(read, f"file {file_id} cannot be fetched")
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def _read_again(self, read: Callable[[], T], what: str) -> T:
+        """Return what reading brings, tried again where that may go better, after as long as the service asks."""
+        tries = 1
+        while True:
+            try:
+                return call(read, self._stop)
+            except _FAILURES as error:
+                delay = self._delay(tries, error)
+                if delay is None or tries == TRIES:
+                    raise self._explained(error, what) from error
+                if delay > self._config.wait_s:
+                    longer = f"it asks to wait {delay:.0f} s, more than its wait_s of {self._config.wait_s:g}"
+                    raise TeacherError(f"{self._explained(error, what)}; {longer}; run sync again then") from error
+            pause(delay, self._stop)
+            tries += 1
+
+    def _delay(self, tries: int, error: Exception) -> float | None:
+        """Return how long to wait before reading is tried again; None where that cannot go better."""
+        if isinstance(error, openai.APIStatusError):
+            response = error.response
+            reply, stop = self._chat._refused(response.status_code, response.headers, response.content)
+            return retry_delay(tries, reply) if reply.retriable and not stop else None
+        if isinstance(error, openai.APIConnectionError | httpx2.HTTPError | OSError):
+            return retry_delay(tries, failed("connection", ""))
+        return None  # what was sent has an odd shape, and would have it again
 
     def _explained(self, error: Exception, what: str) -> TeacherError:
         if isinstance(error, openai.APIStatusError):

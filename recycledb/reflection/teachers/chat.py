@@ -361,7 +361,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return None if value is None else seconds
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

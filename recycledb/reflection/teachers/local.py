@@ -119,7 +119,10 @@ class LocalTeacher:
         batch = [await self._waiting.get()]
         while len(batch) < self._batch:
             try:
-                batch.append(await asyncio.wait_for(self._waiting.get(), LINGER_S))
+                async with asyncio.timeout(
+                    LINGER_S
+                ):  # on Python 3.11 `wait_for` may swallow the cancellation by `close`
+                    batch.append(await self._waiting.get())
             except TimeoutError:
                 break
         return [item for item in batch if not item.answered.cancelled()]

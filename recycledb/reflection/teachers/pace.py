@@ -37,6 +37,7 @@ BURST_S = 0.1  # a bucket saves up no more than this, so a minute never holds no
 CLIMB_ROUNDS = 32
 NEAR = 0.25
 DECREASE = 0.7  # as TCP's CUBIC does; half, where a fourth too many were under way, would leave much unused
+LONGEST_PAUSE_S = 1e9  # that is written out where a server asks for one: thirty years say enough
 LOOK_AGAIN_S = 0.5  # a pause may end early, when an answer arrives after all
 
 
@@ -168,6 +169,7 @@ class Pace:
         """Wait until one more question of about `tokens` may be sent; TeacherError after `wait_s` of failures."""
         async with self._queue:
             while True:
+                self._check_patience(self._clock())  # also where no place is free: what is under way may take long
                 if self._under_way >= self.concurrency:
                     self._freed.clear()
                     await self._freed.wait()
@@ -185,7 +187,6 @@ class Pace:
 
     def _delay(self, tokens: int) -> float:
         now = self._clock()
-        self._check_patience(now)
         delay = self._resume_at - now
         if self._requests:
             delay = max(delay, self._requests.delay(1, now))
@@ -271,7 +272,7 @@ class Pace:
 
     def pause(self, seconds: float) -> None:
         """Send nothing for as long as the server asks; a longer pause already under way stays."""
-        self._asked_until = max(self._asked_until, self._clock() + seconds)
+        self._asked_until = max(self._asked_until, self._clock() + min(seconds, LONGEST_PAUSE_S))
         self._resume_at = max(self._resume_at, self._asked_until)
 
     def _hold(self, now: float, seconds: float) -> None:
