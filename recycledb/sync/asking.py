@@ -56,10 +56,19 @@ class Asked:
     unusable: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost_usd: float = 0.0
-    cost_known: bool = True
+    cost_usd: float | None = None  # what is known of it
+    charged_usd: float = 0.0  # what was set aside for replies whose cost is unknown
+    unknown: int = 0  # how many those are
     stopped: str | None = None  # why it ended before everything was asked
     reasons: dict[str, int] = field(default_factory=dict)
+
+    def add_cost(self, reply: Reply, reserved: float | None) -> None:
+        """Add what a reply cost, or that it is unknown; nothing was set aside for one that cost nothing anyway."""
+        if reply.cost_usd is not None:
+            self.cost_usd = (self.cost_usd or 0.0) + reply.cost_usd
+        elif reserved != 0.0:
+            self.charged_usd += reserved or 0.0
+            self.unknown += 1
 
 
 @dataclass(slots=True)
@@ -88,7 +97,7 @@ class Admitted:
 
     candidate: Candidate
     ticket: Ticket
-    reserved: float
+    reserved: float | None
 
 
 @dataclass(slots=True)
@@ -140,6 +149,7 @@ class Asking:
         self._unread: deque[Complete] = deque()
         self._reading = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._short = False  # the store's cap does not hold the next question, unless what is under way costs less than was set aside
         self._closed = False
         self._error: BaseException | None = None
 
@@ -203,10 +213,12 @@ class Asking:
                 await self._pause(0.05)  # a stop withdraws what is admitted: let it be claimed first
             if self._limited:
                 self._close(f"the limit of {self.limit} calls is reached")
-            elif not await self._afford(candidate):
+                continue
+            amount = self.budget.most(candidate.messages)
+            if not await self._afford(amount):
                 self._close(self.budget.reached)
             else:
-                await self._admit(candidate)
+                await self._admit(candidate, amount)
 
     async def _candidate(self) -> Candidate | None:
         """Return what to ask next, as soon as there is something; None when nothing is left and nothing can follow."""
@@ -274,19 +286,20 @@ class Asking:
         messages = render(self.target.prompts[Step(row.step)], read)
         return Candidate(row, messages, self.teacher.estimate(messages))
 
-    async def _afford(self, candidate: Candidate) -> bool:
+    async def _afford(self, amount: float | None) -> bool:
         """Set aside what the question may cost; while others are under way, what they do not use may come back."""
-        amount = self.budget.most(candidate.messages)
+        while self._short and self._under_way:
+            await self._pause(None)
         while not self.budget.reserve(amount):
             if self._under_way == 0:
                 return False
             await self._pause(None)
         return True
 
-    async def _admit(self, candidate: Candidate) -> None:
+    async def _admit(self, candidate: Candidate, amount: float | None) -> None:
         """Wait for the teacher's pace; then let the question be claimed."""
         ticket = await self.teacher.admit(candidate.tokens)
-        self._admitted.append(Admitted(candidate, ticket, self.budget.most(candidate.messages)))
+        self._admitted.append(Admitted(candidate, ticket, amount))
         self._granted += 1
         self._under_way += 1
         self._claimable.set()
@@ -302,8 +315,9 @@ class Asking:
             if not group:
                 continue
             rows = [admitted.candidate.row for admitted in group]
+            money = ([admitted.reserved for admitted in group], self.budget.spending)
             try:
-                claims = await self._writer.run(Urgency.CLAIM, self.store.claim, self.wanted, self.worker, rows)
+                claims = await self._writer.run(Urgency.CLAIM, self.store.claim, self.wanted, self.worker, rows, *money)
             except RecycledbError:
                 for admitted in group:
                     self._withdraw(admitted)
@@ -318,6 +332,17 @@ class Asking:
                     self._withdraw(admitted)
                 else:
                     self._send(admitted, *claim)
+            self._put_back(group)
+
+    def _put_back(self, group: list[Admitted]) -> None:
+        """Ask those again later that the store's cap did not hold; where nothing is under way that may bring money back, end."""
+        refused = self.budget.spending.refused if self.budget.spending else ()
+        late = [a.candidate for a in group if (a.candidate.row.variant_id, a.candidate.row.step) in refused]
+        if late:
+            self._next.extendleft(reversed(late))
+            self._short = True
+            if self._under_way == 0:
+                self._close(self.budget.store_reached)
 
     def _withdraw(self, admitted: Admitted) -> None:
         """Give back the place and the money of a question that is not asked."""
@@ -361,6 +386,7 @@ class Asking:
         self.store.add_replies([answered.row for answered in group])
 
     def _committed(self, group: list[Answered]) -> None:
+        self._short = False  # it is looked at again
         for answered in group:
             self._under_way -= 1
             self._note(answered)
@@ -378,12 +404,12 @@ class Asking:
         result, progress = self.result, self.progress[candidate.step]
         result.prompt_tokens += reply.prompt_tokens or 0
         result.completion_tokens += reply.completion_tokens or 0
-        known = self.budget.settle(answered.admitted.reserved, reply)
-        result.cost_usd += reply.cost_usd or 0.0
-        result.cost_known = result.cost_known and known
+        known = self.budget.settle(answered.admitted.reserved, reply, candidate.messages)
+        result.add_cost(reply, answered.admitted.reserved)
         progress.in_flight -= 1
         progress.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
-        if reply.cost_usd is not None:
+        progress.cost_unknown += not known
+        if reply.cost_usd is not None and self.budget.priced:
             progress.cost_usd = (progress.cost_usd or 0.0) + reply.cost_usd
         if reply.status is ReplyStatus.OK:
             result.answered += 1

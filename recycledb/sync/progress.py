@@ -17,7 +17,8 @@ class Progress:
     failed: int = 0
     in_flight: int = 0
     tokens: int = 0
-    cost_usd: float | None = None
+    cost_usd: float | None = None  # what is known of it
+    cost_unknown: int = 0  # replies whose cost is unknown
     utilisation: float | None = None  # scoring: share of the hardware's measured matmul peak
     ended: bool = False
     started: float = field(default_factory=time.monotonic, repr=False)
@@ -52,6 +53,7 @@ class Progress:
             "tokens": self.tokens,
             "tokens_per_minute": round(self.tokens / self.seconds * 60) if self.seconds > 0 else 0,
             "cost_usd": self.cost_usd,
+            "cost_unknown": self.cost_unknown,
             "utilisation": self.utilisation,
             "ended": self.ended,
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),

@@ -28,6 +28,9 @@ MOST_BYTES = 200_000_000
 METADATA_KEY = "recycledb_batch"
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 LISTED = 100
+UNBEGUN_CODES = frozenset(
+    {"batch_expired", "batch_cancelled"}
+)  # the service says that it did not come to that question
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ class BatchTeacher:
                 return self._chat._read(json.dumps(body).encode())
             return self._refused(response["status_code"], body)
         error = error if isinstance(error, dict) else {}
-        return unfinished(str(error.get("code") or "batch_error"), str(error.get("message") or "no answer came back"))
+        code = str(error.get("code") or "batch_error")
+        return unfinished(code, str(error.get("message") or "no answer came back"), begun=code not in UNBEGUN_CODES)
 
     def _refused(self, status: int, body: object) -> Reply:
         inner = body.get("error") if isinstance(body, dict) else None
@@ -157,7 +161,7 @@ class BatchTeacher:
         return TeacherError(f"{self._who}: {what}: {error.__cause__ or error}")
 
 
-def unfinished(kind: str, detail: str) -> Reply:
-    """Return the Reply of a question that its batch did not come to: asked again by the next one."""
+def unfinished(kind: str, detail: str, *, begun: bool = True) -> Reply:
+    """Return the Reply of a question that its batch did not answer: asked again by the next one; free unless it may have been begun."""
     reply = failed(kind, detail)
-    return Reply(status=ReplyStatus.ERROR, error=reply.error)
+    return Reply(status=ReplyStatus.ERROR, error=reply.error, cost_usd=None if begun else 0.0)

@@ -27,7 +27,7 @@ from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
 from recycledb.reflection.teachers import RETRIABLE, Message, Question, Reply, TeacherStop, failed, judged, storable
 from recycledb.reflection.teachers.pace import Pace, Ticket
-from recycledb.reflection.teachers.prices import find_cost
+from recycledb.reflection.teachers.prices import find_cost, is_unbegun, usage_cost
 from recycledb.schema import ReplyStatus
 
 CONNECT_S = 10.0
@@ -40,6 +40,13 @@ _UNREACHED: tuple[type[Exception], ...] = (
     openai.APIConnectionError,
     httpx2.HTTPError,
     *([import_module("aiohttp").ClientError] if find_spec("aiohttp") else []),
+)
+
+# There was no connection to send anything over. httpx's own ConnectTimeout is not among them: the SDK's aiohttp transport raises it for
+# connections that broke later, too.
+_NO_CONNECTION: tuple[type[Exception], ...] = (
+    httpx2.ConnectError,
+    *([import_module("aiohttp").ClientConnectorError] if find_spec("aiohttp") else []),
 )
 
 _NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
@@ -126,7 +133,8 @@ class ChatTeacher:
                 break
         if isinstance(cause, TimeoutError | asyncio.CancelledError):  # our own time-out begins as a cancellation
             return failed("timeout", f"no complete answer within {self._config.timeout_s:g} s")
-        return failed("connection", str(cause) or f"it broke off ({type(cause).__name__})")
+        cost_usd = 0.0 if _never_connected(error) else None
+        return failed("connection", str(cause) or f"it broke off ({type(cause).__name__})", cost_usd=cost_usd)
 
     def _read(self, body: bytes) -> Reply:
         try:
@@ -137,14 +145,11 @@ class ChatTeacher:
             return failed("bad_body", f"status 200, but not a chat completion: {_excerpt(body)}")
         usage = data.get("usage")
         prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        cost_usd = None
-        if self._cost and prompt_tokens is not None and completion_tokens is not None:
-            cost_usd = self._cost(prompt_tokens, completion_tokens, _cached(usage))
         fields: dict[str, Any] = {
             "served_model": data["model"] if isinstance(data.get("model"), str) else None,
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
-            "cost_usd": cost_usd,
+            "cost_usd": usage_cost(self._cost, usage),
         }
         choice = _first_choice(data)
         if choice is None:
@@ -164,7 +169,9 @@ class ChatTeacher:
         stop = self._must_stop(error.status_code, codes, error.param, message)
         kind = _error_kind(error.status_code, codes, message, stop is not None)
         retry_after_s = _retry_after(error.response.headers) if kind in RETRIABLE else None
-        return failed(kind, f"{error.status_code}: {message}", retry_after_s=retry_after_s), stop
+        unbegun = is_unbegun(error.status_code, codes, _NO_QUOTA | _UNKNOWN_MODEL | _UNSUPPORTED)
+        cost_usd = 0.0 if unbegun else None
+        return failed(kind, f"{error.status_code}: {message}", retry_after_s=retry_after_s, cost_usd=cost_usd), stop
 
     def _must_stop(self, status: int, codes: set[str], param: str | None, message: str) -> str | None:
         model, said = self._config.model, f"({status}: {message})"
@@ -289,8 +296,11 @@ def _count(usage: object, name: str) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
-def _cached(usage: object) -> int:
-    return _count(usage.get("prompt_tokens_details"), "cached_tokens") or 0 if isinstance(usage, dict) else 0
+def _never_connected(error: BaseException | None) -> bool:
+    """Say whether a request failed before there was a connection, so that it cost nothing."""
+    while error is not None and not isinstance(error, _NO_CONNECTION):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _excerpt(body: bytes) -> str:
