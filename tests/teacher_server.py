@@ -61,6 +61,21 @@ class Fault(StrEnum):
     BAD_REQUEST = "bad_request"  # 400 of another kind
     UNSUPPORTED = "unsupported"  # 400: a reasoning model refuses max_tokens
 
+    # Money: something was generated and is billed, but the reply does not say how much, or says it wrongly.
+    NO_USAGE = "no_usage"  # a good answer
+    EMPTY_NO_USAGE = "empty_no_usage"
+    REFUSAL_NO_USAGE = "refusal_no_usage"
+    FILTERED_NO_USAGE = "filtered_no_usage"
+    NEGATIVE_USAGE = "negative_usage"
+    ZERO_USAGE = "zero_usage"
+    CACHED_BEYOND_PROMPT = "cached_beyond_prompt"  # more tokens from the cache than the prompt has
+    THOUGHT_APART = "thought_apart"  # tokens of thinking, which are in the total only
+    BILLED_HANG = "billed_hang"  # generated, but no answer until the client gives up
+    BILLED_RESET = "billed_reset"  # generated, then the connection is reset
+    BILLED_ERROR = "billed_error"  # generated, then 500
+    BILLED_FILTER = "billed_filter"  # 400 content_filter: the prompt was evaluated
+    OVERLONG = "overlong"  # ten times as long as max_tokens allows
+
 
 # The status and body of the faults that are no more than that; errors by OpenAI's published shape.
 _ERRORS: dict[Fault, tuple[int, str, str | None]] = {
@@ -78,6 +93,15 @@ _ERRORS: dict[Fault, tuple[int, str, str | None]] = {
     Fault.BAD_REQUEST: (400, "invalid_request_error", "Invalid 'messages[0].content'"),
     Fault.UNSUPPORTED: (400, "unsupported_parameter", "Use 'max_completion_tokens' instead of 'max_tokens'."),
 }
+_ERRORS[Fault.BILLED_ERROR] = _ERRORS[Fault.SERVER_ERROR]
+_ERRORS[Fault.BILLED_FILTER] = _ERRORS[Fault.FILTERED_PROMPT]
+
+_UNBILLED = {
+    *(Fault.RATE_LIMITED, Fault.RATE_LIMITED_AFTER, Fault.NO_QUOTA, Fault.UNAUTHORIZED, Fault.FORBIDDEN),
+    *(Fault.UNKNOWN_MODEL, Fault.UNSUPPORTED),
+}
+_WITHOUT_USAGE = {Fault.NO_USAGE, Fault.EMPTY_NO_USAGE, Fault.REFUSAL_NO_USAGE, Fault.FILTERED_NO_USAGE}
+_GENERATED_UNSEEN = {Fault.BILLED_HANG, Fault.BILLED_RESET, Fault.BILLED_ERROR, Fault.BILLED_FILTER}
 _PAGE = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 
 
@@ -104,6 +128,12 @@ class Exchange:
     def prompt(self) -> str:
         """All messages' texts."""
         return "\n".join(message["content"] for message in self.body["messages"])
+
+    def bill(self, price_in: float, price_out: float) -> float:
+        """What the server bills for it, in dollars, at prices for a million tokens: whatever it generated, told or not."""
+        if self.fault in _UNBILLED:
+            return 0.0
+        return (self.prompt_tokens * price_in + self.completion_tokens * price_out) / 1e6
 
 
 def marked_answer(exchange: Exchange) -> str:
@@ -261,11 +291,13 @@ class TeacherServer:
             await asyncio.sleep(self.delay_s)
         if fault is Fault.SLOW:
             await asyncio.sleep(self.slow_s)
-        if fault is Fault.HANG:
+        if fault in _GENERATED_UNSEEN:
+            self._completion(exchange)
+        if fault in (Fault.HANG, Fault.BILLED_HANG):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(reader.read(1), self.hang_s)  # ends when the client hangs up
             return False
-        if fault is Fault.RESET:
+        if fault in (Fault.RESET, Fault.BILLED_RESET):
             _reset(writer)
             return False
         status, body, kind = self._compose(exchange)
@@ -328,15 +360,19 @@ class TeacherServer:
         finish_reason = "stop"
         if fault is Fault.CUT_OFF:
             finish_reason, text = "length", text[: len(text) // 2]
-        elif fault is Fault.FILTERED:
+        elif fault in (Fault.FILTERED, Fault.FILTERED_NO_USAGE):
             finish_reason, text = "content_filter", None
-        elif fault is Fault.EMPTY:
+        elif fault in (Fault.EMPTY, Fault.EMPTY_NO_USAGE):
             text = ""
-        elif fault is Fault.REFUSAL:
+        elif fault in (Fault.REFUSAL, Fault.REFUSAL_NO_USAGE):
             message["refusal"], text = "I cannot help with that.", None
         message["content"] = text
         exchange.text = text
         exchange.completion_tokens = max(1, len(text or "") // 4)
+        if fault in (Fault.EMPTY_NO_USAGE, Fault.REFUSAL_NO_USAGE, Fault.FILTERED_NO_USAGE, Fault.THOUGHT_APART):
+            exchange.completion_tokens = int(exchange.body["max_tokens"])  # it went into thinking, or was held back
+        elif fault is Fault.OVERLONG:
+            exchange.completion_tokens = 10 * int(exchange.body["max_tokens"])
         choice = {
             "index": 0,
             "message": None if fault is Fault.NULL_MESSAGE else message,
@@ -348,17 +384,29 @@ class TeacherServer:
             "created": 1_700_000_000,
             "model": f"{exchange.body['model']}-2026-01-01",
             "choices": [] if fault is Fault.NO_CHOICES else [choice],
-            "usage": {
-                "prompt_tokens": exchange.prompt_tokens,
-                "completion_tokens": exchange.completion_tokens,
-                "total_tokens": exchange.prompt_tokens + exchange.completion_tokens,
-            },
+            **({} if fault in _WITHOUT_USAGE else {"usage": _usage(exchange, len(text or "") // 4)}),
         }
 
     def _write_log(self, exchange: Exchange) -> None:
         if self.log_path is not None:
             with self.log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(exchange)) + "\n")
+
+
+def _usage(exchange: Exchange, seen: int) -> dict[str, Any]:
+    """Return what the server says of the tokens; `seen` are those of the text alone."""
+    prompt, completion = exchange.prompt_tokens, exchange.completion_tokens
+    total: dict[str, Any] = {"total_tokens": prompt + completion}
+    match exchange.fault:
+        case Fault.NEGATIVE_USAGE:
+            return {"prompt_tokens": -prompt, "completion_tokens": -completion, "total_tokens": -1}
+        case Fault.ZERO_USAGE:
+            return {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        case Fault.CACHED_BEYOND_PROMPT:
+            total["prompt_tokens_details"] = {"cached_tokens": 1_000 * prompt}
+        case Fault.THOUGHT_APART:
+            completion = max(1, seen)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, **total}
 
 
 def _head(status: int, length: int, kind: str, headers: Mapping[str, str]) -> bytes:

@@ -24,6 +24,16 @@ def known(alias: str) -> str:
     return f"({alias}.cost_usd >= 0 AND {alias}.cost_usd < {MOST_USD})"
 
 
+def unknown(alias: str) -> str:
+    """Return 1 where a row of `teacher_texts` stands for a request that cost something, nobody knows what, else 0."""
+    return f"""CASE
+        WHEN {known(alias)} THEN 0
+        WHEN (SELECT i.provider FROM teacher i WHERE i.teacher_id = {alias}.teacher_id) <> 'openai' THEN 0
+        WHEN (SELECT s.reserved_usd FROM attempt s WHERE s.attempt_id = {alias}.attempt_id) = 0 THEN 0
+        ELSE 1
+    END"""
+
+
 _NEVER_HANDED_OVER = "a.worker_id IN (SELECT x.batch_id FROM batch_event x WHERE x.status = 'abandoned')"
 
 _PAID = f"""(

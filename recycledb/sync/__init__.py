@@ -17,10 +17,10 @@ from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
-from recycledb.sync.asking import Asked, Asking
+from recycledb.sync.asking import Asking
 from recycledb.sync.budget import Budget, measure, require_prices
 from recycledb.sync.plan import Plan, make
-from recycledb.sync.progress import Listener, Progress, silent
+from recycledb.sync.progress import Asked, Listener, Progress, silent
 from recycledb.sync.reading import read_all
 from recycledb.sync.scoring import Scored, Scoring
 from recycledb.sync.target import Student, Target, resolve

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from recycledb.errors import RecycledbError
@@ -28,7 +28,7 @@ from recycledb.schema import ReplyStatus, Step, Texts
 from recycledb.store import Row, SQLRow, Store
 from recycledb.store.pending import Wanted
 from recycledb.sync.budget import Budget
-from recycledb.sync.progress import Listener, Progress
+from recycledb.sync.progress import Asked, Listener, Progress
 from recycledb.sync.reading import Complete, reply_row, verdicts_on
 from recycledb.sync.target import Target
 from recycledb.sync.writing import Urgency, Writer
@@ -42,33 +42,6 @@ CLAIM_GROUP = 16  # questions in one transaction: a reply waits for no more than
 READ_GROUP = 256
 UNREAD_MOST = 1_000  # replies waiting to be read before no more is asked: reading must not fall behind for good
 SWITCH_S = 0.0002  # Python's default of 5 ms lets a busy event loop hold up the thread that commits
-
-
-@dataclass
-class Asked:
-    """What came of a run of questions."""
-
-    asked: int = 0
-    answered: int = 0
-    failed: int = 0
-    errors: int = 0
-    variants: int = 0
-    unusable: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float | None = None  # what is known of it
-    charged_usd: float = 0.0  # what was set aside for replies whose cost is unknown
-    unknown: int = 0  # how many those are
-    stopped: str | None = None  # why it ended before everything was asked
-    reasons: dict[str, int] = field(default_factory=dict)
-
-    def add_cost(self, reply: Reply, reserved: float | None) -> None:
-        """Add what a reply cost, or that it is unknown; nothing was set aside for one that cost nothing anyway."""
-        if reply.cost_usd is not None:
-            self.cost_usd = (self.cost_usd or 0.0) + reply.cost_usd
-        elif reserved != 0.0:
-            self.charged_usd += reserved or 0.0
-            self.unknown += 1
 
 
 @dataclass(slots=True)

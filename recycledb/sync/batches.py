@@ -22,8 +22,8 @@ from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, Batch
 from recycledb.schema import ReplyStatus, Step, Texts
 from recycledb.store import SQLRow, Store, batches
 from recycledb.store.pending import Wanted
-from recycledb.sync.asking import Asked
 from recycledb.sync.budget import Budget
+from recycledb.sync.progress import Asked
 from recycledb.sync.reading import reply_row
 from recycledb.sync.target import Target
 

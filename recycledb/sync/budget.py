@@ -1,23 +1,23 @@
 """Money: what a run, and what a whole store, may still spend.
 
-Invariant: a question is asked only when the most that it can cost still fits, so a cap is not passed, whatever length the replies have and
-however they end. Unknown is never free. What a request counts as, once it was claimed:
+Invariant: a question is asked only when the most that it can cost still fits, so a cap is not passed, whatever length the
+replies have and however they end. Unknown is never free. What a request counts as, once it was claimed:
 
 | how it ended | counts as | because |
 |---|---|---|
-| an answer, whole or cut off, with believable usage | its cost by that usage, the dearer reading where there are two | that is billed |
-| an answer without usage, or with counts that cannot be true; empty, refused, filtered | what was set aside | it was generated |
-| 200 with a body that is none; 5xx; 408; 409; a time-out; a connection that broke | what was set aside | it may have been generated |
-| 400, 413, 422: a filtered or too long prompt, a bad request | what was set aside | Azure bills prompts that its filter or limit turned away |
-| 401, 402, 403, 404, 405, 429, a redirect; a code that names quota, model or parameter | 0 | refused at the gate |
+| an answer, whole or cut off, with believable usage | its cost by that usage | of two readings the dearer one |
+| no usage, or counts that cannot be true; empty, refused, filtered | what was set aside | it was generated |
+| 200 with a body that is none; 5xx, 408, 409; a time-out; a broken connection | what was set aside | it may have been generated |
+| 400, 413, 422: a filtered or too long prompt, a bad request | what was set aside | Azure bills prompts that its filter turned away |
+| 401, 402, 403, 404, 405, 429, a redirect; a code for quota, model, parameter | 0 | refused at the gate |
 | no connection came about | 0 | nothing was sent |
-| a batch's line `batch_expired` or `batch_cancelled`; a batch that failed as a whole; one never handed over | 0 | it was not begun |
+| a batch's line batch_expired or batch_cancelled; a batch that failed whole, or was never handed over | 0 | it was not begun |
 | no reply is on record: under way, lost with its process, in a batch | what was set aside | it may have been sent |
 | a teacher in this process, or a recording | 0 | nobody bills it |
 
-What no client can know: whether a server keeps to the bound on answers and to its prices, counts truly, or bills by other things than tokens
-(searches, a dearer tier). Where a reply cost more than was set aside, that is counted in full, and as much more is set aside from then on;
-at most the questions that were under way at that moment can have passed the cap.
+What no client can know: whether a server keeps to its prices and to the bound on answers, counts truly, or bills by other
+things than tokens (searches, a dearer tier). A reply that cost more than was set aside is counted in full, and as much more is
+set aside from then on; at most the questions that were under way at that moment can have passed the cap.
 """
 
 import json
@@ -69,8 +69,8 @@ def _is_count(value: object) -> bool:
 
 
 def dollars(amount: float) -> str:
-    """Return an amount for people: cents, or where it is less than a dollar millionths."""
-    return f"${amount:,.2f}" if amount >= 1 else f"${amount:.6f}"
+    """Return an amount for people: in cents, or in millionths of a dollar where it is less than one."""
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.6f}"
 
 
 def described(known_usd: float | None, unknown: int) -> str:
@@ -79,6 +79,16 @@ def described(known_usd: float | None, unknown: int) -> str:
     if not known_usd:
         return "cost unknown" if unknown else ""
     return " + ".join(part for part in (f"${known_usd:,.4f}", count) if part)
+
+
+def budget_line(spending: Spending) -> str:
+    """Return what there is of the store's budget, what was spent of it, and what is left."""
+    spent = _said(spending.recorded_usd, spending.charged_usd, spending.unknown)
+    if spending.unpriced:
+        left = f"nothing is left as long as model {spending.unpriced[0].model!r} has no prices in recycledb.toml"
+    else:
+        left = f"{dollars(spending.left_usd or 0.0)} left"
+    return f"budget of the store: {dollars(spending.limit_usd or 0.0)} ([sync] budget_usd): {spent}, {left}"
 
 
 class Budget:

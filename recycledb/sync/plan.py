@@ -170,7 +170,7 @@ def _ask(
     price, longest = price_of(teacher), longest_answer(teacher)
     cost: float | None = 0.0 if calls == 0 or teacher.provider != "openai" else None
     # A table's prices are those of questions asked one by one: of a batch they are a bound only, and its cost will not be recorded.
-    told = teacher.mode == "online" or teacher.price_in is not None
+    told = teacher.mode == "online" or None not in (teacher.price_in, teacher.price_out)
     if calls and price and completion is not None and told:
         cost = price(prompt_tokens, completion, 0)
     most = dearest(price, prompt_tokens, calls * longest) if calls and price and longest else cost

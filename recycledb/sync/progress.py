@@ -1,9 +1,11 @@
-"""What a sync says of itself while it works: plain numbers, which the command line draws and --json prints."""
+"""What a sync says of itself, while it works and of what came of its questions: plain numbers, drawn or printed by the command line."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from recycledb.reflection.teachers import Reply
 
 
 @dataclass
@@ -58,6 +60,33 @@ class Progress:
             "ended": self.ended,
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
         }
+
+
+@dataclass
+class Asked:
+    """What came of a run of questions."""
+
+    asked: int = 0
+    answered: int = 0
+    failed: int = 0
+    errors: int = 0
+    variants: int = 0
+    unusable: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None  # what is known of it
+    charged_usd: float = 0.0  # what was set aside for replies whose cost is unknown
+    unknown: int = 0  # how many those are
+    stopped: str | None = None  # why it ended before everything was asked
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def add_cost(self, reply: Reply, reserved: float | None) -> None:
+        """Add what a reply cost, or that it is unknown; nothing was set aside for one that cost nothing anyway."""
+        if reply.cost_usd is not None:
+            self.cost_usd = (self.cost_usd or 0.0) + reply.cost_usd
+        elif reserved != 0.0:
+            self.charged_usd += reserved or 0.0
+            self.unknown += 1
 
 
 Listener = Callable[[Progress], None]
