@@ -282,7 +282,7 @@ def _show_outcome(outcome: "Outcome") -> None:
         for status, count in sorted(scored.without_value.items()):
             out.print(f"  {status}: {count:,} without a value")
     if outcome.stopped:
-        out.print(outcome.stopped)
+        out.print(outcome.stopped, markup=False)
     if not outcome.complete:
         left = outcome.left
         missing = (

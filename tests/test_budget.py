@@ -218,10 +218,10 @@ def test_teachers_in_this_process_and_recordings_cost_nothing(tmp_path: Path) ->
 
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 def test_a_stores_budget_is_held_over_runs(tmp_path: Path, backend: str) -> None:
-    url, budget = make_store(tmp_path, 20, backend), 4 * DEAREST
+    url, budget = make_store(tmp_path, 12, backend), 3 * DEAREST
     with TeacherServer(seed=1, faults={Fault.EMPTY_NO_USAGE: 0.3, Fault.BILLED_ERROR: 0.2}) as server:
-        wanted = target(server.base_url, STEPS, **PRICES, max_attempts=1, concurrency=4, budget_usd=budget)
-        for _ in range(3):
+        wanted = target(server.base_url, STEPS, **PRICES, max_attempts=1, concurrency=16, budget_usd=budget)
+        for _ in range(2):
             outcome = run(url, wanted)
             assert billed(server.log) <= spending(url).total_usd * 1.000001 <= budget
         assert outcome.stopped is not None and not outcome.complete
@@ -232,7 +232,7 @@ def test_a_stores_budget_is_held_over_runs(tmp_path: Path, backend: str) -> None
         assert plan["budget_usd"] == budget and plan["budget_unknown"] == found.unknown > 0
         assert plan["budget_left_usd"] == pytest.approx(budget - found.total_usd)
         calls = len(server.log)
-        again = target(server.base_url, STEPS, **PRICES, max_attempts=1, concurrency=4, budget_usd=2 * budget)
+        again = target(server.base_url, STEPS, **PRICES, max_attempts=1, concurrency=16, budget_usd=2 * budget)
         run(url, again)
         assert len(server.log) > calls and billed(server.log) <= 2 * budget
 
@@ -490,7 +490,8 @@ def test_the_command_shows_the_budget_and_what_is_left(tmp_path: Path, cli: Cli)
         assert json.loads(cli("status", "--json").stdout)["budget_left_usd"] == told["budget_left_usd"]
         capped = cli("sync", "--dry-run", "--max-cost", "0.0001").stdout
         assert (
-            "this run may spend $0.000100 (--max-cost)" in capped and "the run will end before all are asked" in capped
+            "this run may spend $0.000100 (--max-cost)" in capped
+            and "the run will end before they are all asked" in capped
         )
 
 
