@@ -113,7 +113,10 @@ def _show_text(text: dict[str, Any]) -> None:
 def _costs(texts: list[dict[str, Any]]) -> str:
     tokens = sum((text["prompt_tokens"] or 0) + (text["completion_tokens"] or 0) for text in texts)
     known = [text["cost_usd"] for text in texts if text["cost_usd"] is not None]
-    dollars = f"${sum(known):.6f}" if known else "price unknown"
+    lacking = len(texts) - len(known)
+    dollars = f"${sum(known):.6f}" + (f" + {lacking} of unknown cost" if lacking else "")
+    if not any(known) and (lacking or not texts):
+        dollars = "price unknown"
     return f"paid for this sample: {len(texts)} questions, {tokens:,} tokens, {dollars}"
 
 

@@ -48,6 +48,7 @@ model = "gpt-4o-mini"
 steps = ["compress", "reflect_instruction", "reflect_response", "score"]
 teacher = "gpt"
 # students = ["7b"]                          # default: all of the above
+# budget_usd = 20                            # what all requests of the store may cost, over all runs
 """
 
 

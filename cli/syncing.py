@@ -14,6 +14,7 @@ from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.terminal import visible_line
 
 if TYPE_CHECKING:
+    from recycledb.store.spending import Spending
     from recycledb.sync import Listener, Outcome, Plan, Progress, Stop, Target
     from recycledb.sync.plan import ScorePlan
 
@@ -31,7 +32,12 @@ def sync(
         list[str] | None, typer.Option(help="A student of recycledb.toml, or NAME=HF_ID_OR_PATH.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most N teacher calls, and N variants a student.")] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="Spend at most so many USD; never overshot.")] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Spend at most so many USD in this run; budget_usd in recycledb.toml caps the whole store."
+        ),
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed for good.")] = False,
     lazy: Annotated[
         bool,
@@ -190,6 +196,8 @@ if TYPE_CHECKING:
 
 
 def _note(progress: "Progress_") -> str:
+    from recycledb.sync.budget import described
+
     parts = []
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
@@ -201,8 +209,8 @@ def _note(progress: "Progress_") -> str:
         parts.append(f"{rate:,.0f} tokens/{'min' if per_minute else 's'}")
     if progress.utilisation is not None:
         parts.append(f"{progress.utilisation:.0%} of peak")
-    if progress.cost_usd is not None:
-        parts.append(f"${progress.cost_usd:,.4f}")
+    if cost := described(progress.cost_usd, progress.cost_unknown):
+        parts.append(cost)
     return ", ".join(parts)
 
 
@@ -255,12 +263,31 @@ def show_plan(plan: "Plan", target: "Target") -> None:
         out.print(table)
     if plan.counted_by:
         out.print(f"tokens in by {plan.counted_by}{_at_most(plan)}", markup=False)
+    _show_budget(plan)
     if plan.in_batches:
         out.print(f"{plan.in_batches:,} questions are in batches (recycledb batches)")
     if plan.in_processes:
         out.print(f"{plan.in_processes:,} questions are under way in another process")
     if plan.failed:
         out.print(f"{plan.failed:,} questions failed for good earlier; --retry-failed asks them again")
+
+
+def _show_budget(plan: "Plan") -> None:
+    """Say what the caps leave for the calls, and when it is less than they are expected to cost."""
+    from recycledb.sync.budget import budget_line, dollars
+
+    out, expected, caps = stdout(), plan.as_dict()["cost_usd"], []
+    if plan.spending is not None:
+        out.print(budget_line(plan.spending), markup=False)
+        caps.append(plan.spending.left_usd or 0.0)
+    if plan.max_cost_usd is not None:
+        out.print(f"this run may spend {dollars(plan.max_cost_usd)} (--max-cost)", markup=False)
+        caps.append(plan.max_cost_usd)
+    if caps and expected and expected > min(caps):
+        out.print(
+            f"the calls are expected to cost {dollars(expected)}: the run will end before they are all asked",
+            markup=False,
+        )
 
 
 def _at_most(plan: "Plan") -> str:
@@ -283,8 +310,10 @@ def _dollars(cost: float | None) -> str:
 
 
 def _show_outcome(outcome: "Outcome") -> None:
-    out = stdout()
-    result = outcome.as_dict()
+    from recycledb.sync.budget import described
+
+    out, result = stdout(), outcome.as_dict()
+    cost = described(result["spent_usd"], result["cost_unknown"])
     if outcome.idle and outcome.stopped is None:
         if outcome.complete:
             out.print("nothing to do: the store holds everything that the configuration asks for")
@@ -294,10 +323,9 @@ def _show_outcome(outcome: "Outcome") -> None:
         out.print(f"read {outcome.read:,} stored replies again")
     _show_batches(outcome)
     if result["calls"] and not outcome.batches:
-        cost = "" if result["cost_usd"] is None else f", ${result['cost_usd']:,.4f}"
         out.print(
             f"asked {result['calls']:,} questions: {result['answered']:,} answered ({result['variants']:,} new texts, "
-            f"{result['unusable']:,} unusable), {result['failed'] + result['errors']:,} failed{cost}"
+            f"{result['unusable']:,} unusable), {result['failed'] + result['errors']:,} failed{', ' + cost if cost else ''}"
         )
     for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
         example = result["examples"][reason].partition(": ")[2]
@@ -308,7 +336,7 @@ def _show_outcome(outcome: "Outcome") -> None:
         for status, count in sorted(scored.without_value.items()):
             out.print(f"  {status}: {count:,} without a value")
     if outcome.stopped:
-        out.print(outcome.stopped)
+        out.print(outcome.stopped, markup=False)
     if not outcome.complete:
         left = outcome.left
         missing = (
@@ -325,12 +353,16 @@ def _show_outcome(outcome: "Outcome") -> None:
 
 def _show_batches(outcome: "Outcome") -> None:
     """Say what was taken from batches and what was handed over."""
+    from recycledb.sync.budget import described
+
     out, result, batches = stdout(), outcome.as_dict(), outcome.batches
     if batches is None:
         return
     if batches.taken:
+        cost = described(result["spent_usd"], result["cost_unknown"])
         out.print(
             f"took {_batches(batches.taken)}: {result['answered']:,} answered, {result['failed'] + result['errors']:,} not"
+            f"{', ' + cost if cost else ''}"
         )
     if batches.submitted:
         out.print(f"handed over {_batches(batches.submitted)} of {batches.requests:,} questions")
@@ -354,6 +386,7 @@ def status(as_json: Json = False) -> None:
     Example: [bold]recycledb status --json[/bold]
     """
     from recycledb.errors import RecycledbError
+    from recycledb.inspecting import spending_of
     from recycledb.inspecting import status as look
     from recycledb.sync.target import resolve
 
@@ -367,8 +400,9 @@ def status(as_json: Json = False) -> None:
             from recycledb.sync.plan import make
 
             plan = store.stoppable(lambda: make(store, target))
-        found = store.stoppable(lambda: look(store, target, plan))
-    emit(found, as_json=as_json, show=lambda: _show_status(found, plan, target))
+        spending = spending_of(store, session.config)
+        found = store.stoppable(lambda: look(store, target, plan, spending))
+    emit(found, as_json=as_json, show=lambda: _show_status(found, plan, target, spending))
 
 
 @app.command()
@@ -408,8 +442,9 @@ def _show_batch_list(found: list[dict[str, Any]]) -> None:
     out.print(table)
 
 
-def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> None:
+def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any, spending: "Spending | None") -> None:
     from recycledb.cli.printing import Table
+    from recycledb.sync.budget import budget_line, described
 
     out = stdout()
     out.print(f"{found['store']} ({found['backend']}, schema {found['schema']})", markup=False)
@@ -426,8 +461,10 @@ def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> Non
         out.print("unusable replies: " + "; ".join(reasons), markup=False)
     if found["students"]:
         out.print(_student_table(found["students"]))
-    if found["cost_usd"] is not None:
-        out.print(f"spent: ${found['cost_usd']:,.4f}{_per_selected(found)}", markup=False)
+    if spent := described(found["cost_usd"], found["cost_unknown"]):
+        out.print(f"spent: {spent}{_per_selected(found)}", markup=False)
+    if spending is not None:
+        out.print(budget_line(spending), markup=False)
     if found["selections"]:
         out.print(f"selections: {found['selections']:,}")
     out.print()
@@ -451,10 +488,16 @@ def _teacher_table(rows: list[dict[str, Any]]) -> Any:
     for row in rows:
         counts = [row[key] for key in ("attempts", "ok", "unusable", "failed", "errors", "unanswered")]
         tokens = [row[key] for key in ("prompt_tokens", "completion_tokens")]
-        cost = "unknown" if row["cost_usd"] is None else f"{row['cost_usd']:,.4f}"
+        cost = _spent(row["cost_usd"], row["cost_unknown"])
         numbers = [f"{value:,}" if value is not None else "unknown" for value in (*counts, *tokens)]
         table.add_row(row["step"], row["teacher"], *numbers, cost)
     return table
+
+
+def _spent(known: float | None, unknown: int) -> str:
+    if not known:
+        return "unknown" if unknown else "0"
+    return f"{known:,.4f} + {unknown:,} unknown" if unknown else f"{known:,.4f}"
 
 
 def _student_table(rows: list[dict[str, Any]]) -> Any:

@@ -37,6 +37,7 @@ def _wait(value: Any) -> Any:
 
 
 Seconds = Annotated[float, BeforeValidator(_wait)]
+Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
@@ -82,12 +83,13 @@ class TeacherConfig(Settings):
     wait_s: Seconds = Field(
         300.0, description="How long a server may be down before the run stops in order, in seconds."
     )
-    price_in: NonNegative | None = Field(
+    price_in: Dollars | None = Field(
         None,
-        description="USD per million tokens in (in batch mode the batch's price); `--max-cost` needs this price and the next.",
+        description="USD per million tokens in (in batch mode the batch's price), 0 where they cost nothing; "
+        "`--max-cost` and `budget_usd` need this price and the next.",
     )
-    price_out: NonNegative | None = Field(None, description="USD per million tokens out.")
-    price_cached: NonNegative | None = Field(
+    price_out: Dollars | None = Field(None, description="USD per million tokens out.")
+    price_cached: Dollars | None = Field(
         None, description="USD per million tokens in that the server had cached; without it, they cost what others do."
     )
     file: LocalPath | None = Field(
@@ -182,6 +184,12 @@ class SyncSettings(Settings):
     teacher: str | None = Field(None, description="The teacher to ask; without it, the only one there is.")
     students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="The students to score under; without it, all there are."
+    )
+    budget_usd: Dollars | None = Field(
+        None,
+        description="The most that the store's requests may cost, of all teachers and runs together: what is recorded, and for requests "
+        "whose cost is unknown (lost, under way, in batches) the most that they can cost. Nothing is asked that might pass it. "
+        "`--max-cost` is a cap for one run.",
     )
     lazy: bool = Field(
         False,

@@ -6,10 +6,13 @@ Invariant: reading only, through the views that users query too.
 from collections.abc import Sequence
 from typing import Any
 
+from recycledb.config import Config
 from recycledb.errors import RecycledbError, StoreError
 from recycledb.store import SQLRow, Store
 from recycledb.store.migrate import HEAD
-from recycledb.sync.plan import Plan, make
+from recycledb.store.spending import Spending, known, unknown
+from recycledb.sync.budget import measure
+from recycledb.sync.plan import Plan, make, money
 from recycledb.sync.target import Target
 
 SHORTEST_PREFIX = 4
@@ -26,11 +29,23 @@ def _dicts(rows: Sequence[SQLRow]) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]
 
 
-def status(store: Store, target: Target | RecycledbError, plan: Plan | None = None) -> dict[str, Any]:
+def spending_of(store: Store, config: Config) -> Spending | None:
+    """Return what the store's requests have cost and what is left of the configuration's budget; None where there is none."""
+    if config.sync.budget_usd is None:
+        return None
+    return measure(store, config.sync.budget_usd, tuple(config.teachers.values()))
+
+
+def status(
+    store: Store, target: Target | RecycledbError, plan: Plan | None = None, spending: Spending | None = None
+) -> dict[str, Any]:
     """Return what there is, by dataset, kind, step and student, and what `target` lacks, which is `plan` where it was made.
 
     Where the target itself cannot be told (a model's folder is gone), its error stands in `missing_unknown`.
     """
+    replies = _replies(store)
+    costs = [step["cost_usd"] for step in replies["teachers"] if step["cost_usd"] is not None]
+    total = sum(costs) if costs else None
     result: dict[str, Any] = {
         "store": str(store.backend.path),
         "backend": store.backend.name,
@@ -40,11 +55,13 @@ def status(store: Store, target: Target | RecycledbError, plan: Plan | None = No
         "variants": {
             row[0]: row[1] for row in store.rows("SELECT kind, count(*) FROM variant GROUP BY kind ORDER BY kind")
         },
-        **_replies(store),
+        **replies,
         "students": _dicts(store.rows(_STUDENTS)),
         "selections": store.rows("SELECT count(*) FROM selection")[0][0],
-        "cost_usd": store.rows("SELECT sum(cost_usd) FROM reply")[0][0],
-        "selected": _dicts(store.rows(_SELECTED)),
+        "cost_usd": total,  # as far as it is known
+        "cost_unknown": sum(step["cost_unknown"] for step in replies["teachers"]),
+        **money(spending),
+        "selected": _dicts(store.rows(_SELECTED, total=total)),
         "missing": None,
     }
     if isinstance(target, RecycledbError):
@@ -62,9 +79,11 @@ _DATASETS = """
 """
 
 # One walk over the replies, which are long, for both tables that `status` shows of them.
-_REPLIES = """
+_REPLIES = f"""
     SELECT t.teacher, t.step, t.status, e.reason, count(*) AS texts, count(e.reason) AS unusable,
-        sum(t.prompt_tokens) AS prompt_tokens, sum(t.completion_tokens) AS completion_tokens, sum(t.cost_usd) AS cost_usd
+        sum(t.prompt_tokens) AS prompt_tokens, sum(t.completion_tokens) AS completion_tokens,
+        sum(CASE WHEN {known("t")} THEN t.cost_usd END) AS cost_usd,
+        sum({unknown("t")}) AS cost_unknown
     FROM teacher_texts t
     LEFT JOIN extractions e ON e.text_id = t.text_id AND e.is_current = 1
     GROUP BY t.teacher, t.step, t.status, e.reason ORDER BY t.teacher, t.step, e.reason
@@ -77,13 +96,14 @@ def _replies(store: Store) -> dict[str, list[dict[str, Any]]]:
     steps: dict[tuple[str, str], dict[str, Any]] = {}
     reasons: dict[tuple[str, str, str], int] = {}
     for row in store.rows(_REPLIES):
-        counts = ("attempts", "ok", "failed", "errors", "unanswered", "unusable")
+        counts = ("attempts", "ok", "failed", "errors", "unanswered", "unusable", "cost_unknown")
         sums = ("prompt_tokens", "completion_tokens", "cost_usd")
         empty = {"teacher": row.teacher, "step": row.step, **dict.fromkeys(counts, 0), **dict.fromkeys(sums)}
         step = steps.setdefault((row.teacher, row.step), empty)
         step["attempts"] += row.texts
         step[_COLUMN_OF[row.status]] += row.texts
         step["unusable"] += row.unusable
+        step["cost_unknown"] += row.cost_unknown
         for name in sums:
             if getattr(row, name) is not None:
                 step[name] = (step[name] or 0) + getattr(row, name)
@@ -100,7 +120,7 @@ def _replies(store: Store) -> dict[str, list[dict[str, Any]]]:
 # All that was spent, by each recorded selection's samples: what was paid for those that were not chosen is part of their price.
 _SELECTED = """
     SELECT s.selection, count(DISTINCT v.sample_id) AS samples,
-        (SELECT sum(cost_usd) FROM reply) / count(DISTINCT v.sample_id) AS cost_per_sample_usd
+        CAST(:total AS DOUBLE) / count(DISTINCT v.sample_id) AS cost_per_sample_usd
     FROM selections s
     JOIN selection_item i ON i.selection_id = s.selection_id
     JOIN variant v ON v.variant_id = i.variant_id

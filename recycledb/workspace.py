@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from recycledb.adding import Added, add
 from recycledb.config import Config, load
-from recycledb.inspecting import show, status
+from recycledb.inspecting import show, spending_of, status
 from recycledb.store import Row, Store
 from recycledb.sync import Listener, Outcome, Plan, Sync, Target, resolve
 from recycledb.sync.progress import silent
@@ -171,4 +171,4 @@ class Workspace:
         >>> db.status()["samples"]
         40
         """
-        return status(self.store, resolve(self.config))
+        return status(self.store, resolve(self.config), spending=spending_of(self.store, self.config))

@@ -2,9 +2,10 @@
 
 Run as a program it is a sync in a process of its own, to be killed:
 
-    python tests/sync_runs.py STORE_URL BASE_URL [--received FILE] [--concurrency N] [--max-attempts N]
+    python tests/sync_runs.py STORE_URL BASE_URL [--received FILE] [--concurrency N] [--max-attempts N] [--configured JSON]
 
-`--received` appends a line for each reply at the moment at which the client has it, by a write that survives a SIGKILL.
+`--configured` gives further arguments of `target`. `--received` appends a line for each reply at the moment at which the client
+has it, by a write that survives a SIGKILL.
 """
 
 import argparse
@@ -85,11 +86,14 @@ def make_store(folder: Path, samples: int, backend: str = "sqlite") -> str:
     return url
 
 
-def configuration(base_url: str, steps: Sequence[str] = (), **teacher: Any) -> Config:
+def configuration(
+    base_url: str, steps: Sequence[str] = (), *, budget_usd: float | None = None, **teacher: Any
+) -> Config:
     """Return a configuration with one teacher at `base_url`, and no student."""
     steps = steps or ("compress", "reflect_instruction", "reflect_response")
     values = {"model": "made-up", "base_url": base_url, "timeout_s": 10, "concurrency": 64, **teacher}
-    table = {"teachers": {"t": values}, "sync": {"teacher": "t", "steps": list(steps)}}
+    budget = {} if budget_usd is None else {"budget_usd": budget_usd}
+    table = {"teachers": {"t": values}, "sync": {"teacher": "t", "steps": list(steps), **budget}}
     return parse(table, Path("recycledb.toml").resolve())
 
 
@@ -145,10 +149,7 @@ def disagreements(url: str, log: Sequence[Any]) -> list[str]:
             found = (row["status"], row["error"].partition(":")[0] if row["error"] else None)
             if found != (status, kind):
                 wrong.append(f"call {exchange.number} met {exchange.fault}, but is stored as {found}: {row['error']}")
-            elif status == "ok" and (row["text"], row["completion_tokens"]) != (
-                exchange.text,
-                exchange.completion_tokens,
-            ):
+            elif status == "ok" and (row["text"], row["completion_tokens"]) != (exchange.text, exchange.told[1]):
                 wrong.append(f"call {exchange.number} is stored with another text")
     return wrong
 
@@ -192,13 +193,15 @@ def main() -> None:
     parser.add_argument("--received", type=Path)
     parser.add_argument("--concurrency", type=int, default=200)
     parser.add_argument("--max-attempts", type=int, default=5)
+    parser.add_argument("--configured", type=json.loads, default={})
     options = parser.parse_args()
 
     def opened(config: TeacherConfig) -> Teacher:
         teacher = open_teacher(config)
         return Noting(teacher, options.received) if options.received else teacher
 
-    wanted = target(options.base_url, concurrency=options.concurrency, max_attempts=options.max_attempts)
+    values = {"concurrency": options.concurrency, "max_attempts": options.max_attempts, **options.configured}
+    wanted = target(options.base_url, **values)
     outcome = run(options.url, wanted, open_teacher=opened)
     json.dump(outcome.as_dict(), sys.stdout)
 

@@ -81,6 +81,20 @@ class Fault(StrEnum):
     ODD_CHARSET = "odd_charset"  # 500, in a "charset" that is none of letters
     CLOSED_IN_BODY = "closed_in_body"  # the connection is closed in order in the middle of the body
 
+    # Money: something was generated and is billed, but the reply does not say how much, or says it wrongly.
+    EMPTY_NO_USAGE = "empty_no_usage"
+    REFUSAL_NO_USAGE = "refusal_no_usage"
+    FILTERED_NO_USAGE = "filtered_no_usage"
+    NEGATIVE_USAGE = "negative_usage"
+    ZERO_USAGE = "zero_usage"
+    CACHED_BEYOND_PROMPT = "cached_beyond_prompt"  # more tokens from the cache than the prompt has
+    THOUGHT_APART = "thought_apart"  # tokens of thinking, which are in the total only
+    BILLED_HANG = "billed_hang"  # generated, but no answer until the client gives up
+    BILLED_RESET = "billed_reset"  # generated, then the connection is reset
+    BILLED_ERROR = "billed_error"  # generated, then 500
+    BILLED_FILTER = "billed_filter"  # 400 content_filter: the prompt was evaluated
+    OVERLONG = "overlong"  # ten times as long as max_tokens allows
+
 
 # The status and body of the faults that are no more than that; errors by OpenAI's published shape.
 _ERRORS: dict[Fault, tuple[int, str, str | None]] = {
@@ -99,6 +113,15 @@ _ERRORS: dict[Fault, tuple[int, str, str | None]] = {
     Fault.UNSUPPORTED: (400, "unsupported_parameter", "Use 'max_completion_tokens' instead of 'max_tokens'."),
 }
 _HEADERS = {Fault.BOMB: {"content-encoding": "gzip"}}
+_ERRORS[Fault.BILLED_ERROR] = _ERRORS[Fault.SERVER_ERROR]
+_ERRORS[Fault.BILLED_FILTER] = _ERRORS[Fault.FILTERED_PROMPT]
+
+_UNBILLED = {
+    *(Fault.RATE_LIMITED, Fault.RATE_LIMITED_AFTER, Fault.NO_QUOTA, Fault.UNAUTHORIZED, Fault.FORBIDDEN),
+    *(Fault.UNKNOWN_MODEL, Fault.UNSUPPORTED),
+}
+_WITHOUT_USAGE = {Fault.NO_USAGE, Fault.EMPTY_NO_USAGE, Fault.REFUSAL_NO_USAGE, Fault.FILTERED_NO_USAGE}
+_GENERATED_UNSEEN = {Fault.BILLED_HANG, Fault.BILLED_RESET, Fault.BILLED_ERROR, Fault.BILLED_FILTER}
 _PAGE = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 
 
@@ -126,8 +149,8 @@ class Exchange:
     fault: Fault = Fault.NONE
     status: int | None = None
     text: str | None = None
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0  # None where what the server says is no count
+    prompt_tokens: int = 0  # what was generated, whatever the server says of it
+    completion_tokens: int = 0
     sent_at: float | None = None
     complete: bool = False  # everything that was to be sent was handed to the connection
 
@@ -135,6 +158,22 @@ class Exchange:
     def prompt(self) -> str:
         """All messages' texts."""
         return "\n".join(message["content"] for message in self.body["messages"])
+
+    @property
+    def told(self) -> tuple[int | None, int | None]:
+        """The counts of tokens that can be read in the answer, in and out; None where what it says is no count."""
+        if self.fault in _WITHOUT_USAGE or self.fault in _ODD_COUNTS or self.fault is Fault.NEGATIVE_USAGE:
+            return None, None
+        if self.fault is Fault.ZERO_USAGE:
+            return 0, 0
+        seen = self.fault is Fault.THOUGHT_APART
+        return self.prompt_tokens, max(1, len(self.text or "") // 4) if seen else self.completion_tokens
+
+    def bill(self, price_in: float, price_out: float) -> float:
+        """What the server bills for it, in dollars, at prices for a million tokens: whatever it generated, told or not."""
+        if self.fault in _UNBILLED:
+            return 0.0
+        return (self.prompt_tokens * price_in + self.completion_tokens * price_out) / 1e6
 
 
 def marked_answer(exchange: Exchange) -> str:
@@ -293,11 +332,13 @@ class TeacherServer:
             await asyncio.sleep(self.delay_s)
         if fault is Fault.SLOW:
             await asyncio.sleep(self.slow_s)
-        if fault is Fault.HANG:
+        if fault in _GENERATED_UNSEEN:
+            self._completion(exchange)
+        if fault in (Fault.HANG, Fault.BILLED_HANG):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(reader.read(1), self.hang_s)  # ends when the client hangs up
             return False
-        if fault is Fault.RESET:
+        if fault in (Fault.RESET, Fault.BILLED_RESET):
             _reset(writer)
             return False
         status, body, kind = self._compose(exchange)
@@ -370,15 +411,19 @@ class TeacherServer:
         finish_reason = "stop"
         if fault is Fault.CUT_OFF:
             finish_reason, text = "length", text[: len(text) // 2]
-        elif fault is Fault.FILTERED:
+        elif fault in (Fault.FILTERED, Fault.FILTERED_NO_USAGE):
             finish_reason, text = "content_filter", None
-        elif fault is Fault.EMPTY:
+        elif fault in (Fault.EMPTY, Fault.EMPTY_NO_USAGE):
             text = ""
-        elif fault is Fault.REFUSAL:
+        elif fault in (Fault.REFUSAL, Fault.REFUSAL_NO_USAGE):
             message["refusal"], text = "I cannot help with that.", None
         message["content"] = text
         exchange.text = text
         exchange.completion_tokens = max(1, len(text or "") // 4)
+        if fault in (Fault.EMPTY_NO_USAGE, Fault.REFUSAL_NO_USAGE, Fault.FILTERED_NO_USAGE, Fault.THOUGHT_APART):
+            exchange.completion_tokens = int(exchange.body["max_tokens"])  # it went into thinking, or was held back
+        elif fault is Fault.OVERLONG:
+            exchange.completion_tokens = 10 * int(exchange.body["max_tokens"])
         choice = {
             "index": 0,
             "message": None if fault is Fault.NULL_MESSAGE else message,
@@ -390,11 +435,7 @@ class TeacherServer:
             "created": 1_700_000_000,
             "model": f"{exchange.body['model']}-2026-01-01",
             "choices": [] if fault is Fault.NO_CHOICES else [choice],
-            "usage": {
-                "prompt_tokens": exchange.prompt_tokens,
-                "completion_tokens": exchange.completion_tokens,
-                "total_tokens": exchange.prompt_tokens + exchange.completion_tokens,
-            },
+            **({} if fault in _WITHOUT_USAGE else {"usage": _usage(exchange, len(text or "") // 4)}),
         }
 
     def _write_log(self, exchange: Exchange) -> None:
@@ -424,10 +465,6 @@ def _spoil(completion: dict[str, Any], exchange: Exchange) -> None:
         exchange.text = choice["message"]["content"].replace(key, "***" if len(key) >= 16 else key)  # as it is stored
     if fault in _ODD_COUNTS:
         completion["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), _ODD_COUNTS[fault], strict=True))
-        exchange.prompt_tokens = exchange.completion_tokens = None
-    elif fault is Fault.NO_USAGE:
-        del completion["usage"]
-        exchange.prompt_tokens = exchange.completion_tokens = None
 
 
 _ODD_COUNTS: dict[Fault, tuple[Any, Any]] = {
@@ -459,6 +496,22 @@ def bomb(megabytes: int) -> bytes:
     head = packer.compress(bytes(1)) + packer.flush(zlib.Z_FULL_FLUSH)
     again = packer.compress(bytes(1_000_000)) + packer.flush(zlib.Z_FULL_FLUSH)
     return head + again * megabytes
+
+
+def _usage(exchange: Exchange, seen: int) -> dict[str, Any]:
+    """Return what the server says of the tokens; `seen` are those of the text alone."""
+    prompt, completion = exchange.prompt_tokens, exchange.completion_tokens
+    total: dict[str, Any] = {"total_tokens": prompt + completion}
+    match exchange.fault:
+        case Fault.NEGATIVE_USAGE:
+            return {"prompt_tokens": -prompt, "completion_tokens": -completion, "total_tokens": -1}
+        case Fault.ZERO_USAGE:
+            return {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        case Fault.CACHED_BEYOND_PROMPT:
+            total["prompt_tokens_details"] = {"cached_tokens": 1_000 * prompt}
+        case Fault.THOUGHT_APART:
+            completion = max(1, seen)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, **total}
 
 
 def _head(status: int, length: int, kind: str, headers: Mapping[str, str]) -> bytes:

@@ -360,19 +360,30 @@ def spend(folder: Path, seed: int) -> tuple[float, float]:
     def answer(exchange: Exchange) -> str:
         return "word " * int(random.Random(f"{seed} {exchange.question}").uniform(0, longest * 4 / 5))
 
-    faults = {Fault.SERVER_ERROR: 0.05, Fault.RESET_IN_BODY: 0.05, Fault.CUT_JSON: 0.05}
+    faults = {Fault.SERVER_ERROR: 0.05, Fault.RESET_IN_BODY: 0.05, Fault.CUT_JSON: 0.05, **money_faults(chance)}
     cap = chance.uniform(1, 9) * (2_500 * price_in + longest * price_out) / 1e6  # of a few questions
     folder.mkdir()
     url = make_store(folder, 12)
     with TeacherServer(seed=seed, faults=faults, answer=answer) as server:
         wanted = target(
-            server.base_url, ["reflect_response"], price_in=price_in, price_out=price_out,
-            params={"max_tokens": longest}, concurrency=chance.choice([1, 4, 32]), max_attempts=2,
+            server.base_url, ["reflect_response"], price_in=price_in, price_out=price_out, price_cached=price_in / 10,
+            params={"max_tokens": longest}, concurrency=chance.choice([1, 4, 32]), max_attempts=2, timeout_s=1,
         )  # fmt: skip
-        outcome = run(url, wanted, max_cost=cap)
-        billed = sum((e.prompt_tokens * price_in + e.completion_tokens * price_out) / 1e6 for e in server.log)
-        assert outcome.as_dict()["cost_usd"] is None or outcome.as_dict()["cost_usd"] <= billed * 1.000001
+        told = run(url, wanted, max_cost=cap).as_dict()
+        billed = sum(exchange.bill(price_in, price_out) for exchange in server.log)
+        assert told["spent_usd"] is None or 0 <= told["spent_usd"] <= billed * 1.000001
+        assert billed <= ((told["spent_usd"] or 0.0) + told["charged_usd"]) * 1.000001 <= cap * 1.000001
     return billed, cap
+
+
+def money_faults(chance: random.Random) -> dict[Fault, float]:
+    """Return shares of the ways in which a server bills what it does not tell, or tells wrongly: none, or up to one request in two."""
+    kinds = [
+        *(Fault.NO_USAGE, Fault.EMPTY_NO_USAGE, Fault.REFUSAL_NO_USAGE, Fault.FILTERED_NO_USAGE, Fault.NEGATIVE_USAGE),
+        *(Fault.ZERO_USAGE, Fault.CACHED_BEYOND_PROMPT, Fault.THOUGHT_APART, Fault.BILLED_HANG, Fault.BILLED_RESET),
+        *(Fault.BILLED_ERROR, Fault.BILLED_FILTER, Fault.RATE_LIMITED),
+    ]
+    return {fault: chance.choice([0, 0, 0.1]) for fault in chance.sample(kinds, 5)}
 
 
 def check_caps(folder: Path, runs: int) -> None:
@@ -381,11 +392,11 @@ def check_caps(folder: Path, runs: int) -> None:
         billed, cap = spend(folder / str(seed), seed)
         assert billed <= cap
         shares.append(billed / cap)
-    print(f"{runs} runs: {max(shares):.3f} of the cap at most, {sum(shares) / runs:.3f} on average, overshot in none")
+    print(f"{runs} runs: {max(shares):.3f} of the cap at most, {sum(shares) / runs:.3f} on average, passed in none")
 
 
 def test_a_cap_on_cost_is_never_exceeded(tmp_path: Path) -> None:
-    check_caps(tmp_path, 6)
+    check_caps(tmp_path, 4)
 
 
 @pytest.mark.slow

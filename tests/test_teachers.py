@@ -151,8 +151,7 @@ def test_each_ending_of_a_request_is_one_reply(
     if fault in (Fault.NONE, Fault.SLOW, Fault.CUT_OFF):
         assert (reply.text, reply.served_model) == (exchange.text, "m-2026-01-01")
     if exchange.text is not None and fault not in NO_COUNTS:
-        tokens = (exchange.prompt_tokens, exchange.completion_tokens)
-        assert (reply.prompt_tokens, reply.completion_tokens) == tokens
+        assert (reply.prompt_tokens, reply.completion_tokens) == exchange.told
     for text in (reply.text, reply.finish_reason, reply.served_model, reply.request_id, reply.error, reply.raw):
         assert text is None or (text.encode() is not None and "\0" not in text)  # a lone surrogate could not be encoded
 

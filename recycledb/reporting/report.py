@@ -19,6 +19,7 @@ from recycledb.reporting.page import asset, data_block, escape, figure, number, 
 from recycledb.reporting.samples import BLOCK, KINDS, Samples, blocks, read_samples
 from recycledb.schema import SCORED_KINDS, utc_now
 from recycledb.store import Store
+from recycledb.store.spending import known, unknown
 
 BINS, LOW, HIGH = 50, 0.0, 2.0
 
@@ -85,14 +86,15 @@ class _Report:
         yield from blocks(self.conn, self.samples)
 
     def _cards(self) -> str:
-        cost = self._rows("SELECT sum(cost_usd) FROM reply")[0][0]
+        sums = f"sum(CASE WHEN {known('t')} THEN t.cost_usd END), sum({unknown('t')})"
+        cost, lacking = self._rows(f"SELECT {sums} FROM teacher_texts t")[0]
         counts = {
             "samples": number(self.samples.total),
             "variants": number(self._count("variant")),
             "teacher's replies": number(self._count("reply")),
             "statistics": number(self._count("loss")),
             "selections": number(self._count("selection")),
-            "paid": "–" if cost is None else f"${cost:,.2f}",
+            "paid": _dollars(cost, lacking) or "–",
         }
         return (
             '<dl class="cards">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in counts.items()) + "</dl>"
@@ -126,14 +128,15 @@ class _Report:
         )
 
     def _paid(self) -> str:
-        rows = self._rows("""
-            SELECT t.teacher, n.step, n.n, n.ok, n.failed, n.error, n.tokens_in, n.tokens_out, n.cost
+        rows = self._rows(f"""
+            SELECT t.teacher, n.step, n.n, n.ok, n.failed, n.error, n.tokens_in, n.tokens_out, n.cost, n.lacking
             FROM teachers t JOIN (
                 SELECT teacher_id, step, count(*) AS n, sum(CASE WHEN status = 'ok' THEN 1 ELSE 0 END) AS ok,
                     sum(CASE WHEN status = 'failed' THEN 1 ELSE 0 END) AS failed,
                     sum(CASE WHEN status = 'error' THEN 1 ELSE 0 END) AS error,
-                    sum(prompt_tokens) AS tokens_in, sum(completion_tokens) AS tokens_out, sum(cost_usd) AS cost
-                FROM reply GROUP BY teacher_id, step
+                    sum(prompt_tokens) AS tokens_in, sum(completion_tokens) AS tokens_out,
+                    sum(CASE WHEN {known("r")} THEN r.cost_usd END) AS cost, sum({unknown("r")}) AS lacking
+                FROM reply r GROUP BY teacher_id, step
             ) n ON n.teacher_id = t.teacher_id ORDER BY t.teacher, n.step
         """)
         lost = {
@@ -151,9 +154,9 @@ class _Report:
                 lost.get((teacher, step), 0),
                 _whole(read),
                 _whole(written),
-                _dollars(cost),
+                _dollars(cost, lacking),
             ]
-            for teacher, step, *counts, read, written, cost in rows
+            for teacher, step, *counts, read, written, cost, lacking in rows
         ]
         columns = [
             "teacher",
@@ -286,8 +289,11 @@ def _when(moment: str | None) -> str | None:
     return None if moment is None else moment[:16].replace("T", "\u00a0")
 
 
-def _dollars(value: float | None) -> str | None:
-    return None if value is None else f"${value:,.2f}"
+def _dollars(known_usd: float | None, lacking: int | None) -> str | None:
+    """Return what was paid, along with how many requests' cost is unknown; None where all of it is."""
+    if not known_usd:
+        return None if lacking or known_usd is None else "$0.00"
+    return f"${known_usd:,.2f} + {lacking:,} unknown" if lacking else f"${known_usd:,.2f}"
 
 
 def _pairs(text: str) -> str:

@@ -24,6 +24,7 @@ from recycledb.store import migrate, pending, places, verify, workers
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
 from recycledb.store.places import BATCH_ROWS, Place
+from recycledb.store.spending import Spending
 from recycledb.store.tables import metadata
 from recycledb.store.watch import TimeLimit, stoppable, watched
 from recycledb.store.workers import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S
@@ -325,28 +326,42 @@ class Store:
         with self.write() as conn:
             self.insert(conn, "loss", losses)
 
-    def claim(self, wanted: pending.Wanted, worker: str, asked: Sequence[SQLRow]) -> list[tuple[str, int, SQLRow]]:
+    def claim(
+        self,
+        wanted: pending.Wanted,
+        worker: str,
+        asked: Sequence[SQLRow],
+        reserved: Sequence[float | None] = (),
+        spending: Spending | None = None,
+    ) -> list[tuple[str, int, SQLRow]]:
         """Claim questions by writing their attempts; return (attempt_id, number, question) for those still open.
 
-        The check and the claim are one write transaction, so no two processes ask the same question.
+        `reserved` is the most that each can cost, in dollars. With `spending`, those that its limit does not hold any more are left
+        out, and named in its `refused`. The checks and the claim are one write transaction, so no two processes ask the same
+        question, or pass the limit together.
         """
         if not asked:
             return []
+        amounts = reserved or [None] * len(asked)
         with self.write() as conn:
             workers.revive(conn, worker)  # before the check: what it claimed earlier is under way after all
             attempts = self._open_among(conn, wanted, asked)
-            claimed = [
-                (random_id(), attempts[row.variant_id, row.step] + 1, row)
-                for row in asked
+            found = [
+                (random_id(), attempts[row.variant_id, row.step] + 1, row, amount)
+                for row, amount in zip(asked, amounts, strict=True)
                 if (row.variant_id, row.step) in attempts
             ]
+            if spending is not None:
+                fit = spending.affordable(conn, [amount for *_, amount in found])
+                spending.refused = {(row.variant_id, row.step) for _, _, row, _ in found[fit:]}
+                found = found[:fit]
             now = utc_now()
             rows = [
-                (key, row.variant_id, row.step, wanted.teacher_id, row.prompt_id, number, worker, now)
-                for key, number, row in claimed
+                (key, row.variant_id, row.step, wanted.teacher_id, row.prompt_id, number, worker, now, amount)
+                for key, number, row, amount in found
             ]
             self.insert(conn, "attempt", rows)
-        return claimed
+        return [(key, number, row) for key, number, row, _ in found]
 
     @staticmethod
     def _open_among(conn: Connection, wanted: pending.Wanted, asked: Sequence[SQLRow]) -> dict[tuple[str, str], int]:

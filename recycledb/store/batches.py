@@ -21,7 +21,7 @@ _LIVE = f"""
 """
 
 _ATTEMPTS = """
-    SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number
+    SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number, a.reserved_usd
     FROM attempt a
     WHERE a.worker_id = :batch AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id)
 """

@@ -166,7 +166,9 @@ class Attempt(SQLModel, table=True):
     number: int
     worker_id: str = Field(index=True, description="the worker that asks, or the batch")
     sent_at: str
-    reserved_usd: float | None = Field(default=None, sa_type=Double, description="the most that it can cost")
+    reserved_usd: float | None = Field(
+        default=None, sa_type=Double, description="the most that it can cost; NULL where no price was known"
+    )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 

@@ -8,7 +8,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from recycledb.config import TeacherConfig
@@ -17,10 +17,10 @@ from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_S, Store
 from recycledb.store.pending import Wanted
-from recycledb.sync.asking import Asked, Asking
-from recycledb.sync.budget import Budget
+from recycledb.sync.asking import Asking
+from recycledb.sync.budget import Budget, measure, require_prices
 from recycledb.sync.plan import Plan, make
-from recycledb.sync.progress import Listener, Progress, silent
+from recycledb.sync.progress import Asked, Listener, Progress, silent
 from recycledb.sync.reading import read_all
 from recycledb.sync.scoring import Scored, Scoring
 from recycledb.sync.stopping import Stop, at_once
@@ -54,6 +54,12 @@ class Outcome:
         return not (left.ready or left.failed or left.in_batches or left.in_processes)
 
     @property
+    def spent_usd(self) -> float | None:
+        """What the replies are known to have cost; None where no cost is known."""
+        costs = [asked.cost_usd for asked in self.asked if asked.cost_usd is not None]
+        return sum(costs) if costs else None
+
+    @property
     def idle(self) -> bool:
         """Whether there was nothing to do."""
         taken = self.batches.taken if self.batches else 0
@@ -64,14 +70,17 @@ class Outcome:
         asked = [asdict(a) for a in self.asked]
         counts = ("asked", "answered", "failed", "errors", "variants", "unusable")
         totals = {key: sum(a[key] for a in asked) for key in counts}
-        known = all(a.cost_known for a in self.asked)
+        spent, unknown = self.spent_usd, sum(a.unknown for a in self.asked)
         return {
             "read": self.read,
             "calls": totals["asked"],
             **{key: value for key, value in totals.items() if key != "asked"},
             "prompt_tokens": sum(a.prompt_tokens for a in self.asked),
             "completion_tokens": sum(a.completion_tokens for a in self.asked),
-            "cost_usd": sum(a.cost_usd for a in self.asked) if known else None,
+            "cost_usd": None if unknown else spent or 0.0,
+            "spent_usd": spent,
+            "charged_usd": sum(a.charged_usd for a in self.asked),
+            "cost_unknown": unknown,
             "reasons": {key: sum(a.reasons.get(key, 0) for a in self.asked) for a in self.asked for key in a.reasons},
             "examples": {key: text for a in reversed(self.asked) for key, text in a.examples.items()},
             "statistics": sum(s.statistics for s in self.scored),
@@ -100,7 +109,7 @@ class Sync:
         batch_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.store, self.target, self.limit = store, target, limit
-        self.budget = Budget(target.teacher, max_cost) if target.teacher else None
+        self.budget = _budget(target, max_cost)
         self.retry_before = utc_now() if retry_failed else ""
         self.stop, self.listener, self.open_teacher = stop or threading.Event(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
@@ -110,8 +119,16 @@ class Sync:
 
     def plan(self) -> Plan:
         """Count what is missing."""
-        self._plan = make(self.store, self.target, self.retry_before, exact=True)
+        self._plan = self._with_money(make(self.store, self.target, self.retry_before, exact=True))
         return self._plan
+
+    def _with_money(self, plan: Plan) -> Plan:
+        """Return a plan along with the caps on what it may cost; ConfigError where a part of what was spent has no price."""
+        spending = None
+        if self.budget and self.budget.store_limit is not None:
+            spending = measure(self.store, self.budget.store_limit, self.target.teachers)
+            require_prices(spending)
+        return replace(plan, spending=spending, max_cost_usd=self.budget.limit if self.budget else None)
 
     def run(self) -> Outcome:
         """Fill in what is missing until nothing more can be, or a stop, a limit or a budget; return what came of it."""
@@ -132,7 +149,7 @@ class Sync:
             self._round(self.target.students)
         if self.stop.is_set():
             self.outcome.stopped = self.outcome.stopped or STOPPED
-        self.outcome.left = make(self.store, self.target)
+        self.outcome.left = self._with_money(make(self.store, self.target))
         return self.outcome
 
     @property
@@ -227,7 +244,8 @@ class Sync:
         return look.asked if submit else None
 
     async def _ask(self, worker: str, wanted: Wanted) -> Asked:
-        assert self.target.teacher is not None
+        assert self.target.teacher is not None and self.budget is not None
+        self.budget.begin(self.store)
         teacher = self.open_teacher(self.target.teacher)
         try:
             asking = Asking(
@@ -277,3 +295,10 @@ class Sync:
         scored = scoring.run()
         self.outcome.stopped = scored.stopped or self.outcome.stopped
         return scored
+
+
+def _budget(target: Target, max_cost: float | None) -> Budget | None:
+    """Return the caps on what a run may ask a teacher; None where it asks none."""
+    if target.teacher is None or not target.reflect:
+        return None
+    return Budget(target.teacher, max_cost, store_limit=target.budget_usd, teachers=target.teachers)

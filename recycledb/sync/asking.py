@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Coroutine, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from recycledb.errors import RecycledbError
@@ -26,8 +26,9 @@ from recycledb.reflection.teachers.pace import Ticket, retry_delay
 from recycledb.schema import ReplyStatus, Step, Texts
 from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store
 from recycledb.store.pending import Wanted
+from recycledb.store.spending import Spending
 from recycledb.sync.budget import Budget
-from recycledb.sync.progress import Listener, Progress
+from recycledb.sync.progress import Asked, Listener, Progress
 from recycledb.sync.reading import Complete, verdicts_on
 from recycledb.sync.stopping import at_once, cancel, watched
 from recycledb.sync.storing import Arrived, not_sent, store_readings, store_replies
@@ -42,31 +43,6 @@ CLAIM_GROUP = 16  # questions in one transaction: a reply waits for no more than
 READ_GROUP = 256
 UNREAD_MOST = 1_000  # replies waiting to be read before no more is asked: reading must not fall behind for good
 DEFECTS_MOST = 10  # replies in a row at which our own code fails: then it is not the replies
-
-
-@dataclass
-class Asked:
-    """What came of a run of questions."""
-
-    asked: int = 0
-    answered: int = 0
-    failed: int = 0
-    errors: int = 0
-    variants: int = 0
-    unusable: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
-    cost_known: bool = True
-    stopped: str | None = None  # why it ended before everything was asked
-    reasons: dict[str, int] = field(default_factory=dict)  # by the kind of error
-    examples: dict[str, str] = field(default_factory=dict)  # the first error of each kind, in full
-
-    def note_failure(self, reply: Reply) -> None:
-        """Count a reply that is none, by its kind."""
-        kind = reply.kind or reply.status.value
-        self.reasons[kind] = self.reasons.get(kind, 0) + 1
-        self.examples.setdefault(kind, reply.error or kind)
 
 
 @dataclass(slots=True)
@@ -95,7 +71,7 @@ class Admitted:
 
     candidate: Candidate
     ticket: Ticket
-    reserved: float
+    reserved: float | None
 
 
 @dataclass(slots=True)
@@ -146,6 +122,7 @@ class Asking:
         self._unread: deque[Complete] = deque()
         self._reading = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._short = False  # the store's cap does not hold the next question, unless what is under way costs less than was set aside
         self._closed = False
         self._error: BaseException | None = None
 
@@ -209,10 +186,12 @@ class Asking:
                 await self._pause(0.05)  # a stop withdraws what is admitted: let it be claimed first
             if self._limited:
                 self._close(f"the limit of {self.limit} calls is reached")
-            elif not await self._afford(candidate):
+                continue
+            amount = self.budget.most(candidate.messages)
+            if not await self._afford(amount):
                 self._close(self.budget.reached)
             else:
-                await self._admit(candidate)
+                await self._admit(candidate, amount)
 
     async def _candidate(self) -> Candidate | None:
         """Return what to ask next, as soon as there is something; None when nothing is left and nothing can follow, or it is closed."""
@@ -284,19 +263,20 @@ class Asking:
         messages = render(self.target.prompts[Step(row.step)], read)
         return Candidate(row, messages, self.teacher.estimate(messages))
 
-    async def _afford(self, candidate: Candidate) -> bool:
+    async def _afford(self, amount: float | None) -> bool:
         """Set aside what the question may cost; while others are under way, what they do not use may come back."""
-        amount = self.budget.most(candidate.messages)
+        while self._short and self._under_way:
+            await self._pause(None)
         while not self.budget.reserve(amount):
             if self._under_way == 0 or self._closed:
                 return False
             await self._pause(None)
         return True
 
-    async def _admit(self, candidate: Candidate) -> None:
+    async def _admit(self, candidate: Candidate, amount: float | None) -> None:
         """Wait for the teacher's pace; then let the question be claimed."""
         ticket = await self.teacher.admit(candidate.tokens)
-        self._admitted.append(Admitted(candidate, ticket, self.budget.most(candidate.messages)))
+        self._admitted.append(Admitted(candidate, ticket, amount))
         self._granted += 1
         self._under_way += 1
         self._claimable.set()
@@ -312,8 +292,9 @@ class Asking:
             if not group:
                 continue
             rows = [admitted.candidate.row for admitted in group]
+            money = ([admitted.reserved for admitted in group], self.budget.spending)
             try:
-                claims = await self._writer.run(Urgency.CLAIM, self._claim_group, rows)
+                claims = await self._writer.run(Urgency.CLAIM, self._claim_group, rows, *money)
             except BaseException:  # whatever it was, cancellation too: none of them is sent
                 for admitted in group:
                     self._withdraw(admitted)
@@ -328,10 +309,23 @@ class Asking:
                     self._withdraw(admitted)
                 else:
                     self._send(admitted, *claim)
+            self._put_back(group)
 
-    def _claim_group(self, rows: list[SQLRow]) -> list[tuple[str, int, SQLRow]]:
+    def _put_back(self, group: list[Admitted]) -> None:
+        """Ask those again later that the store's cap did not hold; where nothing is under way that may bring money back, end."""
+        refused = self.budget.spending.refused if self.budget.spending else ()
+        late = [a.candidate for a in group if (a.candidate.row.variant_id, a.candidate.row.step) in refused]
+        if late:
+            self._next.extendleft(reversed(late))
+            self._short = True
+            if self._under_way == 0:
+                self._close(self.budget.store_reached)
+
+    def _claim_group(
+        self, rows: list[SQLRow], reserved: list[float | None], spending: Spending | None
+    ) -> list[tuple[str, int, SQLRow]]:
         """Claim questions, noting what is on record but not sent. Runs in the writer's thread."""
-        claims = self.store.claim(self.wanted, self.worker, rows)
+        claims = self.store.claim(self.wanted, self.worker, rows, reserved, spending)
         for key, number, row in claims:
             self._unsent[key] = self._question(row, number)
         return claims
@@ -386,6 +380,7 @@ class Asking:
         store_replies(self.store, [answered.arrived for answered in group])
 
     def _committed(self, group: list[Answered]) -> None:
+        self._short = False  # it is looked at again
         for answered in group:
             self._under_way -= 1
             self._note(answered)
@@ -404,12 +399,12 @@ class Asking:
         result, progress = self.result, self.progress[candidate.step]
         result.prompt_tokens += reply.prompt_tokens or 0
         result.completion_tokens += reply.completion_tokens or 0
-        known = self.budget.settle(answered.admitted.reserved, reply)
-        result.cost_usd += reply.cost_usd or 0.0
-        result.cost_known = result.cost_known and known
+        known = self.budget.settle(answered.admitted.reserved, reply, candidate.messages)
+        result.add_cost(reply, answered.admitted.reserved)
         progress.in_flight -= 1
         progress.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
-        if reply.cost_usd is not None:
+        progress.cost_unknown += not known
+        if reply.cost_usd is not None and self.budget.priced:
             progress.cost_usd = (progress.cost_usd or 0.0) + reply.cost_usd
         if reply.status is ReplyStatus.OK:
             result.answered += 1

@@ -24,8 +24,8 @@ from recycledb.reflection.teachers.calls import Stopped
 from recycledb.schema import ReplyStatus, Step, Texts
 from recycledb.store import SQLRow, Store, batches
 from recycledb.store.pending import Wanted
-from recycledb.sync.asking import Asked
 from recycledb.sync.budget import Budget
+from recycledb.sync.progress import Asked
 from recycledb.sync.storing import Arrived, store_replies
 from recycledb.sync.target import Target
 
@@ -54,7 +54,7 @@ class Ready:
     row: SQLRow
     messages: Sequence[Message]
     size: int
-    reserved: float
+    reserved: float | None
 
 
 class Batches:
@@ -79,6 +79,7 @@ class Batches:
         self.grace_s, self.cut_short_s = grace_s, cut_short_s
         self.most_requests, self.most_bytes = most_requests, most_bytes
         self.result, self.asked = Batched(), Asked()
+        self._full = False  # the store's cap holds no further question
 
     def close(self) -> None:
         """Close the connections."""
@@ -139,8 +140,9 @@ class Batches:
                 self.result.waiting += 1
                 return
         kind, detail = f"batch_{remote.status}", f"the batch ended without an answer ({remote.detail or remote.status})"
+        begun = remote.status != "failed" or bool(remote.output_files)
         for page in batches.iter_unanswered(self.store, batch):
-            self._commit((row, unfinished(kind, detail)) for row in page)
+            self._commit((row, unfinished(kind, detail, begun=begun)) for row in page)
         batches.note(
             self.store, batch, "taken", remote.remote_id, f"{remote.status}: {remote.detail or ''}".strip(": ")
         )
@@ -170,22 +172,21 @@ class Batches:
             self._commit((row, group[key]) for key, row in rows.items())
 
     def _commit(self, replies: Iterable[tuple[SQLRow, Reply]]) -> None:
-        arrived = [
-            Arrived(row.attempt_id, (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number), reply)
+        pairs = [
+            (row, Arrived(row.attempt_id, (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number), reply))
             for row, reply in replies
         ]
-        store_replies(self.store, arrived)
-        for each in arrived:
-            self._note(each.reply)
+        store_replies(self.store, [arrived for _, arrived in pairs])
+        for row, arrived in pairs:
+            self._note(row, arrived.reply)
 
-    def _note(self, reply: Reply) -> None:
+    def _note(self, row: SQLRow, reply: Reply) -> None:
         asked = self.asked
         asked.prompt_tokens += reply.prompt_tokens or 0
         asked.completion_tokens += reply.completion_tokens or 0
-        asked.cost_usd += reply.cost_usd or 0.0
+        asked.add_cost(reply, row.reserved_usd)
         if reply.status is ReplyStatus.OK:
             asked.answered += 1
-            asked.cost_known = asked.cost_known and reply.cost_usd is not None
             return
         asked.note_failure(reply)
         asked.failed += reply.status is ReplyStatus.FAILED
@@ -195,11 +196,21 @@ class Batches:
 
     def submit(self, worker: str, limit: int | None) -> None:
         """Hand over what is open, in as many batches as the service's limits make of it."""
+        self.budget.begin(self.store)  # what was taken above is counted with it
         ready = self._ready(limit)
         left: list[Ready] = []
-        while (left or (left := list(islice(ready, 1)))) and not self.stop.is_set():
+        while (left or (left := list(islice(ready, 1)))) and not (self.stop.is_set() or self._too_dear(left[0])):
             with TemporaryFile() as file:  # nameless: a process that is killed leaves no prompts
                 left = self._submit_one(file, worker, left, ready)
+
+    def _too_dear(self, first: Ready) -> bool:
+        """Say whether the store's cap does not hold even the next question: then no batch is begun."""
+        if self.budget.spending and not self.budget.spending.fits(first.reserved or 0.0):
+            self._end_for_money()
+        return self._full
+
+    def _end_for_money(self) -> None:
+        self._full, self.asked.stopped = True, self.budget.store_reached
 
     def _submit_one(self, file: IO[bytes], worker: str, first: list[Ready], ready: Iterator[Ready]) -> list[Ready]:
         """Fill one file, hand it over and record it; return the question that it had no room for."""
@@ -244,7 +255,10 @@ class Batches:
 
     def _write(self, file: IO[bytes], batch: str, questions: Sequence[Ready]) -> int:
         """Claim these questions for the batch, and write the lines of those that were still open."""
-        claims = self.store.claim(self.wanted, batch, [question.row for question in questions])
+        money = ([question.reserved for question in questions], self.budget.spending)
+        claims = self.store.claim(self.wanted, batch, [question.row for question in questions], *money)
+        if self.budget.spending and self.budget.spending.refused:
+            self._end_for_money()
         won = {(row.variant_id, row.step): attempt for attempt, _, row in claims}
         for question in questions:
             attempt = won.get((question.row.variant_id, question.row.step))
@@ -259,6 +273,8 @@ class Batches:
         count = 0
         for samples in self.store.iter_places():
             for row in self.store.pending_questions(self.wanted, samples):
+                if self._full:
+                    return
                 if limit is not None and count >= limit:
                     self.asked.stopped = f"the limit of {limit} calls is reached"
                     return

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from recycledb.errors import StudentError
+from recycledb.reflection.teachers.prices import dearest
 from recycledb.schema import Stat, Step, Texts
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
+from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
 from recycledb.sync.target import Student, Target
 from recycledb.sync.tokens import Measure, measure
@@ -66,6 +68,8 @@ class Plan:
     in_batches: int = 0  # questions that a batch will answer
     in_processes: int = 0  # questions that another process has under way
     counted_by: str | None = None  # how characters became tokens
+    spending: Spending | None = None  # of the store so far, where there is a cap on it
+    max_cost_usd: float | None = None  # the cap of this run
 
     @property
     def ready(self) -> int:
@@ -95,9 +99,22 @@ class Plan:
             "failed": self.failed,
             "in_batches": self.in_batches,
             "in_processes": self.in_processes,
+            **money(self.spending),
+            "max_cost_usd": self.max_cost_usd,
             "steps": steps,
             "students": [asdict(score) for score in self.scores],
         }
+
+
+def money(spending: Spending | None) -> dict[str, Any]:
+    """Return a store's budget and what was spent of it as JSON has it."""
+    return {
+        "budget_usd": spending.limit_usd if spending else None,
+        "budget_spent_usd": spending.recorded_usd if spending else None,
+        "budget_charged_usd": spending.charged_usd if spending else None,
+        "budget_unknown": spending.unknown if spending else None,
+        "budget_left_usd": spending.left_usd if spending else None,
+    }
 
 
 def _total(values: list[Any]) -> Any:
@@ -151,10 +168,12 @@ def _ask(
     prompt_tokens = measured.tokens(ready[1] + before[1] + calls * prompt)
     completion = 0 if calls == 0 else round(calls * history.completion_tokens) if history else None
     price, longest = price_of(teacher), longest_answer(teacher)
-    cost: float | None = 0.0 if calls == 0 else None
-    if calls and price and completion is not None:
+    cost: float | None = 0.0 if calls == 0 or teacher.provider != "openai" else None
+    # A table's prices are those of questions asked one by one: of a batch they are a bound only, and its cost will not be recorded.
+    told = teacher.mode == "online" or None not in (teacher.price_in, teacher.price_out)
+    if calls and price and completion is not None and told:
         cost = price(prompt_tokens, completion, 0)
-    most = price(prompt_tokens, calls * longest, 0) if calls and price and longest else cost
+    most = dearest(price, prompt_tokens, calls * longest) if calls and price and longest else cost
     return AskPlan(step.value, teacher.name, ready[0], before[0], prompt_tokens, completion, cost, most)
 
 

@@ -1,9 +1,11 @@
-"""What a sync says of itself while it works: plain numbers, which the command line draws and --json prints."""
+"""What a sync says of itself, while it works and of what came of its questions: plain numbers, drawn or printed by the command line."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from recycledb.reflection.teachers import Reply
 
 
 @dataclass
@@ -17,7 +19,8 @@ class Progress:
     failed: int = 0
     in_flight: int = 0
     tokens: int = 0
-    cost_usd: float | None = None
+    cost_usd: float | None = None  # what is known of it
+    cost_unknown: int = 0  # replies whose cost is unknown
     utilisation: float | None = None  # scoring: share of the hardware's measured matmul peak
     ended: bool = False
     started: float = field(default_factory=time.monotonic, repr=False)
@@ -52,10 +55,45 @@ class Progress:
             "tokens": self.tokens,
             "tokens_per_minute": round(self.tokens / self.seconds * 60) if self.seconds > 0 else 0,
             "cost_usd": self.cost_usd,
+            "cost_unknown": self.cost_unknown,
             "utilisation": self.utilisation,
             "ended": self.ended,
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
         }
+
+
+@dataclass
+class Asked:
+    """What came of a run of questions."""
+
+    asked: int = 0
+    answered: int = 0
+    failed: int = 0
+    errors: int = 0
+    variants: int = 0
+    unusable: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None  # what is known of it
+    charged_usd: float = 0.0  # what was set aside for replies whose cost is unknown
+    unknown: int = 0  # how many those are
+    stopped: str | None = None  # why it ended before everything was asked
+    reasons: dict[str, int] = field(default_factory=dict)  # by the kind of error
+    examples: dict[str, str] = field(default_factory=dict)  # the first error of each kind, in full
+
+    def note_failure(self, reply: Reply) -> None:
+        """Count a reply that is none, by its kind."""
+        kind = reply.kind or reply.status.value
+        self.reasons[kind] = self.reasons.get(kind, 0) + 1
+        self.examples.setdefault(kind, reply.error or kind)
+
+    def add_cost(self, reply: Reply, reserved: float | None) -> None:
+        """Add what a reply cost, or that it is unknown; nothing was set aside for one that cost nothing anyway."""
+        if reply.cost_usd is not None:
+            self.cost_usd = (self.cost_usd or 0.0) + reply.cost_usd
+        elif reserved != 0.0:
+            self.charged_usd += reserved or 0.0
+            self.unknown += 1
 
 
 Listener = Callable[[Progress], None]

@@ -45,6 +45,8 @@ class Target:
     reflect: bool
     score: bool
     lazy: bool = False
+    budget_usd: float | None = None  # a cap on what all requests of the store may cost
+    teachers: Sequence[TeacherConfig] = ()  # all of the configuration's, for their prices
 
     @property
     def wanted(self) -> Wanted | None:
@@ -111,5 +113,7 @@ def resolve(
         reflect=found is not None and only != "score",
         score=scored and only != "reflect",
         lazy=(lazy or config.sync.lazy) and bool(chosen) and found is not None,
+        budget_usd=config.sync.budget_usd,
+        teachers=tuple(config.teachers.values()),
     )
     return target if target.score or target.lazy else replace(target, students=[])

@@ -35,6 +35,9 @@ LISTED = 100
 DETAIL_MOST = 300
 LINE_MORE = 65_536  # bytes of a line beside the answer itself
 TRIES = 5  # at reading
+UNBEGUN_CODES = frozenset(
+    {"batch_expired", "batch_cancelled"}
+)  # the service says that it did not come to that question
 CREATION_S = 60.0  # how long the answer to a creation is waited for after a stop: a batch that is on record need not be looked for
 
 T = TypeVar("T")
@@ -294,8 +297,10 @@ class Output:
                 return self._chat._refused(int(status), {}, body)[0]
             return self._chat._unreadable("its line has a response without a status", line)
         error = error if isinstance(error, dict) else {}
-        kind = re.sub(r"\W+", "_", self._chat._mask(str(error.get("code") or "batch_error")))[:60]
-        return unfinished(kind, self._chat._mask(str(error.get("message") or "no answer came back")))
+        code = str(error.get("code") or "batch_error")
+        kind = re.sub(r"\W+", "_", self._chat._mask(code))[:60]
+        said = self._chat._mask(str(error.get("message") or "no answer came back"))
+        return unfinished(kind, said, begun=code not in UNBEGUN_CODES)
 
 
 def _is_json(line: bytes) -> bool:
@@ -306,6 +311,6 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def unfinished(kind: str, detail: str) -> Reply:
-    """Return the Reply of a question that its batch did not come to: asked again by the next one."""
-    return Reply(status=ReplyStatus.ERROR, error=error_line(kind, detail))
+def unfinished(kind: str, detail: str, *, begun: bool = True) -> Reply:
+    """Return the Reply of a question that its batch did not answer: asked again by the next one; free unless it may have been begun."""
+    return Reply(status=ReplyStatus.ERROR, error=error_line(kind, detail), cost_usd=None if begun else 0.0)

@@ -36,7 +36,7 @@ from recycledb.reflection.teachers import (
     storable,
 )  # fmt: skip
 from recycledb.reflection.teachers.pace import Pace, Ticket
-from recycledb.reflection.teachers.prices import find_cost
+from recycledb.reflection.teachers.prices import find_cost, is_unbegun, usage_cost
 from recycledb.reflection.teachers.wire import Mask, Refused, TooLarge, async_client, find_access, parsed, pointed_to
 from recycledb.schema import ReplyStatus
 
@@ -50,6 +50,13 @@ _UNREACHED: tuple[type[Exception], ...] = (
     openai.APIConnectionError,
     httpx2.HTTPError,
     *([import_module("aiohttp").ClientError] if find_spec("aiohttp") else []),
+)
+
+# There was no connection to send anything over. httpx's own ConnectTimeout is not among them: the SDK's aiohttp transport raises it for
+# connections that broke later, too.
+_NO_CONNECTION: tuple[type[Exception], ...] = (
+    httpx2.ConnectError,
+    *([import_module("aiohttp").ClientConnectorError] if find_spec("aiohttp") else []),
 )
 
 _NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
@@ -142,7 +149,7 @@ class ChatTeacher:
         if isinstance(cause, TimeoutError | asyncio.CancelledError):  # our own time-out begins as a cancellation
             return failed("timeout", f"no complete answer within {self._config.timeout_s:g} s")
         said = self._mask(without_password(_cause_told(cause)))
-        return failed("connection", f"{said} ({self._where})")
+        return failed("connection", f"{said} ({self._where})", cost_usd=0.0 if _never_connected(error) else None)
 
     def _understood(self, response: httpx2.Response) -> tuple[Reply, str | None]:
         """Return the reply that a response is, and what to tell the user where the run must stop."""
@@ -174,14 +181,11 @@ class ChatTeacher:
         usage = data.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        cost_usd = None
-        if self._cost and is_count(prompt_tokens) and is_count(completion_tokens):
-            cost_usd = self._cost(prompt_tokens, completion_tokens, _cached(usage))
         fields: dict[str, Any] = {
             "served_model": self._shown(data.get("model")),
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
-            "cost_usd": cost_usd,
+            "cost_usd": usage_cost(self._cost, usage),
         }
         choice = _first_choice(data)
         if choice is None:
@@ -225,7 +229,9 @@ class ChatTeacher:
             message = stop = self._redirected(status, headers)
         kind = _error_kind(status, codes, message, stop is not None)
         retry_after_s = _retry_after(headers) if kind in RETRIABLE else None
-        return failed(kind, f"{status}: {message}", retry_after_s=retry_after_s), storable(stop) if stop else None
+        cost_usd = 0.0 if is_unbegun(status, codes, _NO_QUOTA | _UNKNOWN_MODEL | _UNSUPPORTED) else None
+        reply = failed(kind, f"{status}: {message}", retry_after_s=retry_after_s, cost_usd=cost_usd)
+        return reply, storable(stop) if stop else None
 
     def _redirected(self, status: int, headers: Mapping[str, str]) -> str:
         location = headers.get("location")
@@ -338,6 +344,13 @@ def _said(body: bytes) -> Mapping[str, Any]:
     if isinstance(inner, str):
         return {"message": inner}
     return inner if isinstance(inner, dict) else {}
+
+
+def _never_connected(error: BaseException | None) -> bool:
+    """Say whether a request failed before there was a connection, so that it cost nothing."""
+    while error is not None and not isinstance(error, _NO_CONNECTION):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _request_id(headers: Mapping[str, str], mask: Mask) -> str | None:
