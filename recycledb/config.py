@@ -272,7 +272,7 @@ def load(path: Path | None = None) -> Config:
         return Config()
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, no TOML, or a number of thousands of digits
         raise ConfigError(f"{path}: {error}") from error
     return parse(data, path)
 

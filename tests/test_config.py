@@ -79,6 +79,19 @@ def test_urls_that_name_no_relative_file_stay(url: str, tmp_path: Path) -> None:
         ("[teachers.gpt]\nmodel = 'x'\napi_key = 'sk-secret'", "teachers.gpt.api_key: there is no such setting"),
         ("[teachers.gpt]\nmodel = 'x'\nrpm = '500'", "teachers.gpt.rpm: Input should be a valid integer"),
         ("[teachers.gpt]\nmodel = 'x'\nrpm = 0", "teachers.gpt.rpm: Input should be greater than 0"),
+        *(
+            (f"[teachers.gpt]\nmodel = 'x'\n{key} = {value}", f"teachers.gpt.{key}: {shown} is no number of seconds")
+            for key in ("timeout_s", "wait_s")
+            for value, shown in (
+                ("inf", "inf"),
+                ("nan", "nan"),
+                ("-1", "-1"),
+                ("1e300", "1e+300"),
+                ("9" * 400, "an integer of so many digits"),
+            )
+        ),
+        ("[teachers.gpt]\nmodel = 'x'\ntimeout_s = " + "9" * 5000, "integer string conversion"),
+        ("[teachers.gpt]\nmodel = 'x'\nprice_in = inf", "teachers.gpt.price_in: Input should be a finite number"),
         ("[teachers.gpt]\nmodel = 'x'\nprovider = 'litellm'", "teachers.gpt.provider: Input should be 'openai'"),
         ("[teachers.gpt]\nprovider = 'openai'", "teachers.gpt: `model` is missing"),
         ("[teachers.r]\nprovider = 'recorded'", "teachers.r: a recorded teacher needs `file`"),

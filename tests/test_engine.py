@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from recycledb.scoring.attention import NAME, adapt_torch_varlen
 from recycledb.scoring.batching import Work, by_beginning, by_length, lay_out
 from recycledb.scoring.encodings import Encodings
 from recycledb.scoring.engine import Engine, count_tokens
+from recycledb.scoring.frames import Setup
 from recycledb.scoring.heads import block_losses, token_losses
 from recycledb.scoring.kernels import Packed, Padded, Single, choose
 from recycledb.scoring.lanes import LocalLane, WorkerLane
@@ -458,6 +460,43 @@ def test_workers_give_the_same_numbers_and_a_killed_one_is_a_clear_error(
             os.kill(lane.pid, signal.SIGKILL)
         with pytest.raises(StudentError, match=r"scoring process \d+ ended with status -9"):
             list(engine.score(ask(SAMPLES)))
+
+
+def test_signals_that_ask_for_an_end_are_not_the_workers_to_follow(students: dict[str, Path], llama: Engine) -> None:
+    with load(students["llama"], workers=1) as engine:
+        (lane,) = engine._lanes
+        assert isinstance(lane, WorkerLane)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(lane.pid, number)
+        assert os.getsid(lane.pid) != os.getsid(0)  # nor does the terminal send it any
+        assert sums(collect(engine.score(ask(SAMPLES)))) == pytest.approx(
+            sums(collect(llama.score(ask(SAMPLES)))), rel=1e-5
+        )
+
+
+def test_a_stop_leaves_only_what_lanes_compute(llama: Engine) -> None:
+    texts = [Texts(f"Say {number}.", "", f"{number} it is. " * 20) for number in range(400)]
+    stopped, everything = threading.Event(), 4 * len(texts)
+    yielded = 0
+    for results in llama.score(ask(texts), stopped=stopped.is_set):
+        yielded += len(results)
+        stopped.set()
+    assert 0 < yielded < everything
+    assert list(llama.score(ask(texts), stopped=stopped.is_set)) == []
+    assert len(collect(llama.score(ask(texts)))) == everything
+
+
+def test_an_engine_that_is_closed_waits_for_no_worker_that_is_still_loading(students: dict[str, Path]) -> None:
+    with load(students["llama"], workers=None) as engine:
+        engine._n_workers, engine._setup = 1, Setup(str(students["llama"]), None, "float32", 256, 1)
+        engine.note_duration(1e9)
+        deadline = time.monotonic() + 30
+        while not engine._coming:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        (worker,) = engine._coming
+    assert not alive(worker.pid)
+    assert worker.kernel == "cpu/starting"
 
 
 def test_a_long_run_goes_on_in_workers(

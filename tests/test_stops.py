@@ -112,8 +112,10 @@ def test_a_signal_ends_a_run_that_waits_for_a_servers_pause(tmp_path: Path, numb
         decide=lambda exchange: Fault.RATE_LIMITED_AFTER if exchange.number >= 8 else None, retry_after="250"
     ) as server:
         write_configuration(tmp_path, server.base_url)
-        process = start_command(tmp_path, *RUN_COMMAND, "sync", "--only", "reflect")
-        wait_for(lambda: statuses(url)["error"] > 0)
+        with (tmp_path / "recycledb.toml").open("a") as file:
+            file.write('\n[sync]\nsteps = ["reflect_response"]\n')  # so that what waits is all that is left
+        process = start_command(tmp_path, *RUN_COMMAND, "sync")
+        wait_for(lambda: statuses(url)["error"] == 4)
         time.sleep(0.3)
         process.send_signal(number)
         output, errors = process.communicate(timeout=SOON_S)

@@ -497,6 +497,18 @@ def test_a_server_that_was_never_heard_of_is_given_up_soon() -> None:
         asyncio.run(pace.admit())
 
 
+def test_there_is_no_use_in_waiting_for_a_place_at_a_server_that_asks_to_wait_too_long() -> None:
+    async def run() -> None:
+        pace = Pace("t", 1, wait_s=10, clock=Clock())
+        await pace.admit()  # and this one takes long
+        pace.pause(1e300)
+        async with asyncio.timeout(10):
+            await pace.admit()
+
+    with pytest.raises(TeacherError, match="t asks to wait 1000000000 s, more than its wait_s of 10"):
+        asyncio.run(run())
+
+
 def test_places_are_reduced_once_for_all_that_were_under_way() -> None:
     async def run() -> None:
         clock = Clock()
