@@ -148,6 +148,22 @@ def test_a_server_that_writes_more_than_allowed_is_counted_in_full_and_more_is_s
         assert len(server.log) == before
 
 
+HIDING = [
+    *(Fault.NO_USAGE, Fault.EMPTY_NO_USAGE, Fault.REFUSAL_NO_USAGE, Fault.FILTERED_NO_USAGE, Fault.NEGATIVE_USAGE),
+    *(Fault.ZERO_USAGE, Fault.CACHED_BEYOND_PROMPT, Fault.THOUGHT_APART, Fault.BILLED_FILTER, Fault.BILLED_ERROR),
+]
+
+
+@pytest.mark.parametrize("fault", HIDING)
+def test_a_cap_holds_where_every_reply_hides_what_it_cost(tmp_path: Path, fault: Fault) -> None:
+    url, cap = make_store(tmp_path, 30), 0.5
+    dear = {**PRICES, "price_in": 100.0, "price_cached": 10.0, "price_out": 1000.0}
+    with TeacherServer(decide=lambda exchange: fault) as server:
+        outcome = run(url, target(server.base_url, STEPS, **dear, max_attempts=1, concurrency=4), max_cost=cap)
+        assert 0 < sum(exchange.bill(100.0, 1000.0) for exchange in server.log) <= cap
+        assert outcome.stopped and "the budget of $0.500000 is reached (--max-cost, for this run)" in outcome.stopped
+
+
 # --- what each end counts as ----------------------------------------------------------------------
 
 STOPS = [Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.UNKNOWN_MODEL, Fault.NO_QUOTA, Fault.UNSUPPORTED]

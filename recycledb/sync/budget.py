@@ -53,19 +53,20 @@ def longest_answer(teacher: TeacherConfig) -> int | None:
 
 
 def _longest(params: Mapping[str, object]) -> int | None:
-    bound = params.get("max_completion_tokens") or params.get("max_tokens")
-    if not _is_count(bound):  # −1 is "no bound" to some servers
-        return None
-    answers = [params[key] for key in ("n", "best_of") if params.get(key) is not None]
-    if not all(_is_count(number) for number in answers):
+    bound = _count(params.get("max_completion_tokens") or params.get("max_tokens"))  # -1 is "no bound" to some servers
+    answers = [_count(params[key]) for key in ("n", "best_of") if params.get(key) is not None]
+    if bound is None or None in answers:
         return None
     # Predicted text that is not used is billed as if it were written.
     predicted = len(json.dumps(params["prediction"])) if "prediction" in params else 0
-    return (int(bound) + predicted) * max([1, *(int(number) for number in answers)])  # type: ignore[call-overload]
+    return (bound + predicted) * max([1, *(number for number in answers if number)])
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < 2**53 and value == int(value)
+def _count(value: object) -> int | None:
+    """Return a whole number from 1 up, None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < 2**53:
+        return int(value) if value == int(value) else None
+    return None
 
 
 def dollars(amount: float) -> str:
