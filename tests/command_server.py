@@ -1,14 +1,17 @@
 """Runs the command for tests: each run is a process of its own, forked from one that has the library loaded already.
 
 A run differs from a user's only in what was imported before it; tests/test_imports.py starts interpreters of its own. Reads
-one JSON object a line (arguments, cwd, env, out, err) and answers each with the exit code; with `start` it answers at once with the
-process's number, and {"wait": number} has the exit code when it is there.
+one JSON object a line (arguments, cwd, env, out, err, full) and answers each with the exit code; with `start` it answers at once
+with the process's number, and {"wait": number} has the exit code when it is there. `out` and `err` may be a terminal; with `full` the
+run can write no byte to a file.
 """
 
 import json
 import os
 import signal
 import sys
+
+import failing_disk
 
 import recycledb.adding
 import recycledb.inspecting
@@ -31,10 +34,12 @@ def become(job: dict[str, object]) -> None:
     sys.argv = ["recycledb", *job["arguments"]]  # type: ignore[misc]
     for number, name, flags in (
         (0, os.devnull, os.O_RDONLY),
-        (1, job["out"], os.O_WRONLY),
-        (2, job["err"], os.O_WRONLY),
+        (1, job["out"], os.O_WRONLY | os.O_NOCTTY),
+        (2, job["err"], os.O_WRONLY | os.O_NOCTTY),
     ):
         os.dup2(os.open(str(name), flags), number)
+    if job.get("full"):
+        failing_disk.fill()
 
 
 for line in sys.stdin:

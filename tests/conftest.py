@@ -1,10 +1,16 @@
 """What several tests need: stores on every backend, and the command as users run it."""
 
+import fcntl
 import json
 import os
+import pty
 import shutil
+import struct
 import subprocess
 import sys
+import termios
+import threading
+import tty
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,9 +79,11 @@ class CommandServer:
             text=True,
         )
 
-    def run(self, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run the command once."""
-        code = self._ask(self._job(arguments, cwd, env))
+    def run(
+        self, arguments: list[str], cwd: Path, env: Mapping[str, str], *, full: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command once, with `full` on a disk that is full."""
+        code = self._ask({**self._job(arguments, cwd, env), "full": full})
         out, err = (path.read_text(encoding="utf-8") for path in (self._out, self._err))
         return subprocess.CompletedProcess(arguments, code, out, err)
 
@@ -98,6 +106,28 @@ class CommandServer:
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
+    def run_on_terminal(self, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> tuple[int, bytes]:
+        """Run the command once with a terminal for its stdout and stderr; return its exit code and every byte that came."""
+        master, terminal = pty.openpty()
+        tty.setraw(terminal)  # which leaves newlines as they are
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        came: list[bytes] = []
+        end = b"\0the end\0"
+
+        def read() -> None:  # all the while, since a terminal that nobody reads is soon full
+            while not b"".join(came[-2:]).endswith(end):
+                came.append(os.read(master, 1 << 16))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        name = os.ttyname(terminal)
+        code = self._ask({"arguments": arguments, "cwd": str(cwd), "env": env, "out": name, "err": name})
+        os.write(terminal, end)
+        reader.join()
+        os.close(master)
+        os.close(terminal)
+        return code, b"".join(came).removesuffix(end)
+
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
@@ -116,7 +146,7 @@ def cli(tmp_path: Path, command_server: CommandServer) -> Cli:
     """Run the real command in a process of its own, in `tmp_path`, and return what came of it.
 
     `cli("add", "data.json", env={…}, cwd=…, code=1)`: `code` is the exit code that is expected; other options are those of
-    subprocess.run, and have an interpreter started for this run alone.
+    subprocess.run, and have an interpreter started for this run alone. With `full` the disk is full.
     """
 
     def run(
@@ -124,6 +154,7 @@ def cli(tmp_path: Path, command_server: CommandServer) -> Cli:
         env: Mapping[str, str] | None = None,
         cwd: Path = tmp_path,
         code: int = 0,
+        full: bool = False,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         words, environment = [str(argument) for argument in arguments], clean_environment(**(env or {}))
@@ -140,7 +171,7 @@ def cli(tmp_path: Path, command_server: CommandServer) -> Cli:
                 **options,
             )
         else:
-            done = command_server.run(words, cwd, environment)
+            done = command_server.run(words, cwd, environment, full=full)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
