@@ -43,7 +43,7 @@ def status(store: Store, target: Target | RecycledbError, plan: Plan | None = No
         **_replies(store),
         "students": _dicts(store.rows(_STUDENTS)),
         "selections": store.rows("SELECT count(*) FROM selection")[0][0],
-        "cost_usd": store.rows("SELECT sum(cost_usd) FROM reply")[0][0],
+        "cost_usd": store.rows("SELECT sum(cost_usd) FROM teacher_texts")[0][0],
         "selected": _dicts(store.rows(_SELECTED)),
         "missing": None,
     }
@@ -100,7 +100,7 @@ def _replies(store: Store) -> dict[str, list[dict[str, Any]]]:
 # All that was spent, by each recorded selection's samples: what was paid for those that were not chosen is part of their price.
 _SELECTED = """
     SELECT s.selection, count(DISTINCT v.sample_id) AS samples,
-        (SELECT sum(cost_usd) FROM reply) / count(DISTINCT v.sample_id) AS cost_per_sample_usd
+        (SELECT sum(cost_usd) FROM teacher_texts) / count(DISTINCT v.sample_id) AS cost_per_sample_usd
     FROM selections s
     JOIN selection_item i ON i.selection_id = s.selection_id
     JOIN variant v ON v.variant_id = i.variant_id

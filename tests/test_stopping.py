@@ -18,7 +18,7 @@ from recycledb.selection.select import export, select
 from recycledb.store import Store
 
 ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c"
-# Three that never end: before the first row, within an aggregate of ours (Python's, in SQLite), and with every row of a cross join to look at.
+# Three that never end: before the first row, within an aggregate of ours (Python's, in SQLite), and over every row of a cross join.
 RECIPES = {
     "aggregate": f"SELECT variant_id FROM scores WHERE 0 < ({ENDLESS})",
     "median": f"SELECT variant_id FROM scores WHERE 0 < ({ENDLESS.replace('max(x)', 'median(x)')})",

@@ -93,7 +93,7 @@ class _Report:
         yield from blocks(self.conn, self.samples)
 
     def _cards(self) -> str:
-        cost = self._rows("SELECT sum(cost_usd) FROM reply")[0][0]
+        cost = self._rows("SELECT sum(cost_usd) FROM teacher_texts")[0][0]
         counts = {
             "samples": number(self.samples.total),
             "variants": number(self._count("variant")),
@@ -141,14 +141,13 @@ class _Report:
                     sum(CASE WHEN status = 'failed' THEN 1 ELSE 0 END) AS failed,
                     sum(CASE WHEN status = 'error' THEN 1 ELSE 0 END) AS error,
                     sum(prompt_tokens) AS tokens_in, sum(completion_tokens) AS tokens_out, sum(cost_usd) AS cost
-                FROM reply GROUP BY teacher_id, step
+                FROM teacher_texts WHERE status NOT IN ('sent', 'lost') GROUP BY teacher_id, step
             ) n ON n.teacher_id = t.teacher_id ORDER BY t.teacher, n.step
         """)
         lost = {
             (teacher, step): n
             for teacher, step, n in self._rows("""
-                SELECT t.teacher, a.step, count(*) FROM attempt a JOIN teachers t ON t.teacher_id = a.teacher_id
-                WHERE NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id) GROUP BY t.teacher, a.step
+                SELECT teacher, step, count(*) FROM teacher_texts WHERE status IN ('sent', 'lost') GROUP BY teacher, step
             """)
         }
         lines = [

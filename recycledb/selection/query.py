@@ -167,13 +167,10 @@ def _json(columns: Sequence[str], row: Row) -> str:
 
 def _plain(value: Any) -> Any:
     """Return a database's value as JSON has it: no NaN, no infinity; bytes in hexadecimal; the rest as text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, float | Decimal):
+        return _number(value)
     if value is None or isinstance(value, str | int):
         return value
-    if isinstance(value, Decimal):
-        number = float(value)  # a number where that loses nothing
-        return number if math.isfinite(number) and Decimal(repr(number)) == value else str(value)
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, list | tuple):
@@ -181,6 +178,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): _plain(inner) for name, inner in value.items()}
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _number(value: float | Decimal) -> Any:
+    """Return a number, or the text of a decimal that would lose digits as one; what is not finite is null."""
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    return number if isinstance(value, float) or Decimal(repr(number)) == value else str(value)
 
 
 def _flat(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from recycledb.schema import random_id, utc_now
 from recycledb.store import SQLRow, Store
 from recycledb.store.pending import LIVE_BATCH
+from recycledb.store.repeats import unanswered
 
 PAGE = 500
 
@@ -18,10 +19,10 @@ _LIVE = f"""
     FROM batches b WHERE b.teacher_id = :teacher AND b.batch_id IN ({LIVE_BATCH}) ORDER BY b.created_at
 """
 
-_ATTEMPTS = """
+_ATTEMPTS = f"""
     SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number
     FROM attempt a
-    WHERE a.worker_id = :batch AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id)
+    WHERE a.worker_id = :batch AND {unanswered("a")}
 """
 
 
