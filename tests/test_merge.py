@@ -12,11 +12,12 @@ import pytest
 from conftest import BACKENDS, Cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import STUDENT, TEACHER, add_samples, answer, answer_all, losses, register, texts, wanted
+from stores import STUDENT, TEACHER, add_samples, answer, answer_all, losses, read, register, reply, texts, wanted
 
-from recycledb.errors import SchemaError, StoreError
+from recycledb.errors import ConfigError, SchemaError, StoreError
+from recycledb.inspecting import status
 from recycledb.schema import Step, content_id, utc_now
-from recycledb.store import Store, migrate
+from recycledb.store import Store, batches, migrate
 from recycledb.store.merge import TABLES, merge, open_source
 from recycledb.store.sqlite import SQLite
 from recycledb.store.tables import metadata
@@ -62,6 +63,14 @@ def keys(store: Store, table: str) -> set[tuple[Any, ...]]:
     return {tuple(row) for row in store.rows(f"SELECT {columns} FROM {table}")}
 
 
+def payments(store: Store) -> set[tuple[Any, ...]]:
+    """Return what was paid for, told by attempts, which are each store's own; each is there once."""
+    sql = "SELECT text_id, attempt_id, cost_usd, request_id FROM teacher_texts WHERE status NOT IN ('sent', 'lost')"
+    found = [tuple(row) for row in store.rows(sql)]
+    assert len(found) == len({row[1] for row in found})
+    return set(found)
+
+
 def select_all(store: Store, name: str) -> None:
     """Record a selection of every variant."""
     variants = [row[0] for row in store.rows("SELECT variant_id FROM variant ORDER BY variant_id")]
@@ -91,9 +100,11 @@ def fill(store: Store, words: Sequence[object], dataset: str = "d") -> None:
         )
         store.insert(conn, "batch", [(key, TEACHER, "worker", utc_now()) for key in ("b1", "claimed only")])
         store.insert(conn, "batch_event", [("b1", f"2026-01-01T0{i}", "submitted", "remote", None) for i in (1, 2)])
-    store.claim(wanted(), store.start_worker(), store.pending_questions(wanted(), samples)[:3])
+    questions = store.pending_questions(wanted(), samples)
+    store.claim(wanted(), store.start_worker(), questions[:3])
     store.end_worker(store.rows("SELECT worker_id FROM worker")[0][0])
     answer_all(store, wanted(), samples)
+    reply(store, questions[0])  # the same answer to another attempt
     score(store)
     select_all(store, "best")
 
@@ -331,6 +342,138 @@ def test_an_attempt_without_a_reply_counts_as_lost(desk: Desk) -> None:
     assert len(target.pending_questions(wanted(), [sample])) == len(questions)  # here they may be asked again
 
 
+# -- equal answers
+
+
+def asked(store: Store, *letters: str) -> list[tuple[str, Any]]:
+    """Claim the first questions about some samples by a process that lives; return (attempt, question)."""
+    register(store)
+    samples = add_samples(store, [texts(letter) for letter in letters])
+    want = wanted([Step.REFLECT_RESPONSE])
+    found = store.pending_questions(want, samples)
+    return [(attempt, row) for attempt, _, row in store.claim(want, store.start_worker(), found)]
+
+
+def paid(store: Store, *letters: str) -> None:
+    """Ask about some samples, and get the answers that any other store gets."""
+    for attempt, question in asked(store, *letters):
+        read(store, question, reply(store, question, attempt_id=attempt))
+
+
+def spent(store: Store) -> tuple[float, set[str]]:
+    """Return what everything cost, and what became of the requests."""
+    cost = store.rows("SELECT sum(cost_usd) FROM teacher_texts")[0][0]
+    return cost, {row[0] for row in store.rows("SELECT status FROM teacher_texts")}
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_equal_answers_are_one_text_and_two_payments(desk: Desk, first: str, second: str) -> None:
+    one, two = desk.store(first), desk.store(second)
+    paid(one, "a", "b")
+    paid(two, "a", "b", "c")
+    both = payments(one) | payments(two)
+
+    assert merge(one, two).rows["repeated_reply"] == 2
+    assert merge(two, one).rows["repeated_reply"] == 2
+
+    for store in (one, two):
+        assert payments(store) == both
+        assert spent(store) == (5 * 0.25, {"ok"})
+        assert len(rows(store, "reply")) == len(rows(store, "extraction")) == 3
+        assert store.rows("SELECT count(*) FROM variants WHERE kind = 'reflect_response'")[0][0] == 3
+        assert store.count_under_way(wanted()) == (0, 0)
+        found = status(store, ConfigError("none"))
+        assert found["cost_usd"] == 5 * 0.25
+        assert [(row["attempts"], row["unanswered"]) for row in found["teachers"]] == [(5, 0)]
+        assert not store.rows(ORPHANS)
+    assert not any(merge(one, two).rows.values())
+    assert not any(merge(two, one).rows.values())
+
+
+def test_payments_of_three_stores_meet_by_any_way(desk: Desk) -> None:
+    one, two, three = desk.store(), desk.store("duckdb"), desk.store()
+    for store in (one, two, three):
+        paid(store, "a")
+    everything = payments(one) | payments(two) | payments(three)
+    for target, source in ((two, one), (three, two), (one, three), (two, three), (three, one)):
+        merge(target, source)
+    for store in (one, two, three):
+        assert payments(store) == everything
+        assert spent(store) == (0.75, {"ok"})
+    for target, source in ((one, two), (two, one), (three, two), (one, three)):
+        assert not any(merge(target, source).rows.values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_equal_answer_that_comes_after_the_merge_is_kept_too(desk: Desk, backend: str) -> None:
+    here, there = desk.store(backend), desk.store()
+    paid(there, "a")
+    [(attempt, question)] = asked(here, "a")
+    merge(here, there)
+    want = wanted([Step.REFLECT_RESPONSE])
+    assert here.count_under_way(want) == (0, 1)
+    assert spent(here) == (0.25, {"ok", "sent"})
+
+    for _ in range(2):  # saying it again, as a batch that is taken twice does, changes nothing
+        reply(here, question, attempt_id=attempt)
+
+    assert here.count_under_way(want) == (0, 0)
+    assert spent(here) == (0.5, {"ok"})
+    assert merge(there, here).rows["repeated_reply"] == 1
+    assert payments(there) == payments(here)
+
+
+def test_an_attempt_that_was_lost_is_answered_by_a_later_merge(desk: Desk) -> None:
+    source, target = desk.store(), desk.store("duckdb")
+    [(attempt, question)] = asked(source, "a")
+    merge(target, source)
+    want = wanted([Step.REFLECT_RESPONSE])
+    samples = [row[0] for row in target.rows("SELECT sample_id FROM samples")]
+    assert {row[0] for row in target.rows("SELECT status FROM teacher_texts")} == {"lost"}
+    assert len(target.pending_questions(want, samples)) == 1
+
+    read(source, question, reply(source, question, attempt_id=attempt))
+    merge(target, source)
+
+    assert spent(target) == (0.25, {"ok"})
+    assert not target.pending_questions(want, samples)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_whose_answers_were_there_already_is_answered(desk: Desk, backend: str) -> None:
+    here, there = desk.store(backend), desk.store()
+    want = wanted([Step.REFLECT_RESPONSE])
+    for store in (here, there):
+        register(store)
+        samples = add_samples(store, [texts("a"), texts("b")])
+        batch = batches.start(store, TEACHER, "a process")
+        claimed = store.claim(want, batch, store.pending_questions(want, samples))
+        batches.note(store, batch, "submitted", "remote")
+        if store is there:
+            for (attempt, _, question), result in zip(claimed, ("ok", "error"), strict=True):
+                reply(store, question, result, attempt_id=attempt)
+    merge(here, there)
+    assert len(next(batches.iter_unanswered(here, batch := _own(here, there)))) == 2
+
+    attempts = batches.waiting(here, batch, [row[0] for row in here.rows("SELECT attempt_id FROM attempt")])
+    questions = {row.variant_id: row for _, _, row in claimed}
+    results = {row[0]: row[1] for row in there.rows("SELECT variant_id, status FROM reply")}
+    for attempt, row in attempts.items():
+        reply(here, questions[row.variant_id], results[row.variant_id], attempt_id=attempt)
+
+    assert list(batches.iter_unanswered(here, batch)) == []
+    assert {(row["requests"], row["answered"], row["failed"]) for row in batches.listed(here)} == {(2, 1, 1)}
+    assert here.count_under_way(want) == (0, 0)
+
+
+def _own(here: Store, there: Store) -> str:
+    """Return the batch that only the first store handed over."""
+    [batch] = {row[0] for row in here.rows("SELECT batch_id FROM batch")} - {
+        row[0] for row in there.rows("SELECT batch_id FROM batch")
+    }
+    return str(batch)
+
+
 def test_a_store_is_not_merged_into_itself(desk: Desk) -> None:
     source = desk.store()
     with pytest.raises(StoreError, match="into itself"):
@@ -416,8 +559,10 @@ def test_both_ways_give_equal_stores(
         assert merge_or_refuse(two, one)
         assert state(one) == state(two)
         for table in TABLES:
-            if table not in ("place", "closing", "name"):  # a history or a meaning of one's own stays one's own
+            # A history or a meaning of one's own stays one's own, and so does which of two equal answers came first.
+            if table not in ("place", "closing", "name", "repeated_reply"):
                 assert keys(one, table) == keys(two, table), table
+        assert payments(one) == payments(two)
         assert {row[:2] for row in keys(one, "name")} == {row[:2] for row in keys(two, "name")}
         assert not any(merge(one, two).rows.values())
 

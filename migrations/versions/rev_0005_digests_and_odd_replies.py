@@ -6,7 +6,8 @@ Why `reply.raw`: a server may answer with what no column can hold (a count of to
 completion). The column gets NULL and `raw` what was said. In DuckDB the two counts were 32 bits wide; they are widened.
 Why `attempt.reserved_usd`: a cap over the whole store must charge a request whose price never came back, also after a restart.
 Why `repeated_reply`: two stores that got the same answer to the same question paid twice, but a reply's id is the hash of its content, so
-a merge kept one payment and left the other's attempt without an answer. `teacher_texts` now has a row for each payment.
+a merge kept one payment and left the other's attempt without an answer. `teacher_texts` now has a row for each payment,
+and `batches` counts each as an answer.
 
 Revision ID: 0005
 """
@@ -52,8 +53,9 @@ def upgrade() -> None:
     )
     if op.get_bind().dialect.name != "duckdb":
         op.create_index("ix_repeated_reply_attempt_id", "repeated_reply", ["attempt_id"])
-    op.execute("DROP VIEW teacher_texts")
-    op.execute(TEACHER_TEXTS)
+    for name, view in (("teacher_texts", TEACHER_TEXTS), ("batches", BATCHES)):
+        op.execute(f"DROP VIEW {name}")
+        op.execute(view)
 
 
 def references(table: str, column: str, target: str) -> list[Any]:
@@ -99,4 +101,27 @@ FROM attempt a
 JOIN teachers t ON t.teacher_id = a.teacher_id
 WHERE NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id)
 AND NOT EXISTS (SELECT 1 FROM repeated_reply e WHERE e.attempt_id = a.attempt_id)
+"""
+
+# The state of a batch is its last event; before the first it is only claimed.
+BATCHES = """
+CREATE VIEW batches AS
+SELECT
+    b.batch_id, t.teacher, coalesce(e.status, 'claimed') AS status,
+    (SELECT max(x.remote_id) FROM batch_event x WHERE x.batch_id = b.batch_id) AS remote_id,
+    (SELECT count(*) FROM attempt a WHERE a.worker_id = b.batch_id) AS requests,
+    (SELECT count(*) FROM attempt a JOIN reply r ON r.attempt_id = a.attempt_id
+     WHERE a.worker_id = b.batch_id AND r.status = 'ok')
+    + (SELECT count(*) FROM attempt a JOIN repeated_reply y ON y.attempt_id = a.attempt_id JOIN reply r ON r.text_id = y.text_id
+     WHERE a.worker_id = b.batch_id AND r.status = 'ok') AS answered,
+    (SELECT count(*) FROM attempt a JOIN reply r ON r.attempt_id = a.attempt_id
+     WHERE a.worker_id = b.batch_id AND r.status <> 'ok')
+    + (SELECT count(*) FROM attempt a JOIN repeated_reply y ON y.attempt_id = a.attempt_id JOIN reply r ON r.text_id = y.text_id
+     WHERE a.worker_id = b.batch_id AND r.status <> 'ok') AS failed,
+    b.created_at, coalesce(e.noted_at, b.created_at) AS updated_at, e.detail, b.teacher_id, b.worker_id
+FROM batch b
+JOIN teachers t ON t.teacher_id = b.teacher_id
+LEFT JOIN batch_event e ON e.batch_id = b.batch_id AND NOT EXISTS (
+    SELECT 1 FROM batch_event later WHERE later.batch_id = e.batch_id AND later.noted_at > e.noted_at
+)
 """

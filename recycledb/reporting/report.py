@@ -136,14 +136,13 @@ class _Report:
                     sum(CASE WHEN status = 'error' THEN 1 ELSE 0 END) AS error,
                     sum(prompt_tokens) AS tokens_in, sum(completion_tokens) AS tokens_out,
                     sum(CASE WHEN {known("r")} THEN r.cost_usd END) AS cost, sum({unknown("r")}) AS lacking
-                FROM reply r GROUP BY teacher_id, step
+                FROM teacher_texts r WHERE r.status NOT IN ('sent', 'lost') GROUP BY teacher_id, step
             ) n ON n.teacher_id = t.teacher_id ORDER BY t.teacher, n.step
         """)
         lost = {
             (teacher, step): n
             for teacher, step, n in self._rows("""
-                SELECT t.teacher, a.step, count(*) FROM attempt a JOIN teachers t ON t.teacher_id = a.teacher_id
-                WHERE NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id) GROUP BY t.teacher, a.step
+                SELECT teacher, step, count(*) FROM teacher_texts WHERE status IN ('sent', 'lost') GROUP BY teacher, step
             """)
         }
         lines = [

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from recycledb.errors import StoreError, without_password
 from recycledb.schema import random_id, utc_now
-from recycledb.store import migrate, pending, places, verify, workers
+from recycledb.store import migrate, pending, places, repeats, verify, workers
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
 from recycledb.store.places import BATCH_ROWS, Place
@@ -310,9 +310,9 @@ class Store:
         return self.rows(pending.UNREAD_PAGE, extractor=extractor, page=page)
 
     def add_replies(self, replies: Sequence[Row]) -> None:
-        """Commit what came back from teachers: `reply` rows."""
+        """Commit what came back from teachers: `reply` rows, each payment once."""
         with self.write() as conn:
-            self.insert(conn, "reply", replies)
+            repeats.insert_replies(self, conn, replies)
 
     def add_readings(self, extractions: Sequence[Row], variants: Sequence[Row]) -> None:
         """Commit an extractor's verdicts, and the variants that it found."""

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from recycledb.schema import random_id, utc_now
 from recycledb.store import SQLRow, Store, workers
 from recycledb.store.pending import LIVE_BATCH
+from recycledb.store.repeats import unanswered
 
 PAGE = 500
 
@@ -20,10 +21,10 @@ _LIVE = f"""
     FROM batches b WHERE b.teacher_id = :teacher AND b.batch_id IN ({LIVE_BATCH}) ORDER BY b.created_at
 """
 
-_ATTEMPTS = """
+_ATTEMPTS = f"""
     SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number, a.reserved_usd
     FROM attempt a
-    WHERE a.worker_id = :batch AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = a.attempt_id)
+    WHERE a.worker_id = :batch AND {unanswered("a")}
 """
 
 

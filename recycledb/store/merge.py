@@ -4,7 +4,8 @@ Invariant: rows travel parents first, each transaction whole, so a reader of the
 points at, and a merge that was stopped is completed by running it again. The source is seen as it stood at one moment, whoever
 is writing it. What the target has keeps its value and its meaning: no row is changed, no name moves, and a dataset ends in a state that
 one of the two stores had, never in a mixture of both.
-Workers do not travel: they are processes of their machine. An attempt of theirs without a reply thereby counts as lost here.
+Workers do not travel: they are processes of their machine. An attempt of theirs without a reply thereby counts as lost here, until
+a later merge brings its reply. Equal answers that both stores paid for are one text and two payments here.
 
 Which rows are missing is asked of the keys alone. Both databases join the keys of an eighth of a table into one string;
 where the two strings are equal nothing is missing, and only where they differ are keys compared one by one.
@@ -26,6 +27,9 @@ from recycledb.errors import SchemaError, StoreError
 from recycledb.schema import Kind, Step
 from recycledb.store import Store
 from recycledb.store.backend import Row
+from recycledb.store.digest import with_digests
+from recycledb.store.repeats import ATTEMPTS
+from recycledb.store.repeats import COLUMNS as REPEATED
 from recycledb.store.tables import metadata
 
 # Rows of one transaction. SQLite: a second writer waits so long and no longer. DuckDB: nobody else can have the file open, and
@@ -90,7 +94,7 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
             work.copy("attempt", "step", (step,))
             work.copy("reply", "step", (step,))
             work.copy("variant", "kind", kinds)
-        work.copy("repeated_reply")
+        work.copy_repeated()
         work.copy_batches()
         work.copy("extraction")
         work.copy_losses()
@@ -147,6 +151,20 @@ class _Merge:
             self.missing[table] = self._missing_ids(table, key, _Where())
         where = _Where().and_in(column, values) if column else _Where()
         self._copy_rows(table, key[0], self.missing[table], where)
+
+    def copy_repeated(self) -> None:
+        """Copy what was paid for answers that the target has from other attempts, once the replies are there.
+
+        Told by attempts: a reply of the source's whose id the target has for another attempt is a repeated one here.
+        """
+        missing = self._missing_ids(ATTEMPTS, ["attempt_id"], _Where()) or []
+        for start in range(0, len(missing), KEYS):
+            where = _Where().and_in("attempt_id", missing[start : start + KEYS])
+            rows = [*self._select("repeated_reply", where)]
+            found = _execute(self.source, *where.sql(f"SELECT {', '.join(REPEATED)} FROM reply")).fetchall()
+            rows.extend(with_digests(metadata.tables["repeated_reply"], found))
+            with self.target.write() as conn:
+                self._insert(conn, "repeated_reply", rows)
 
     def copy_losses(self) -> None:
         """Copy missing statistics, student by student: a student new to the target comes as one stream."""
@@ -225,7 +243,7 @@ class _Merge:
                 if theirs != ours:
                     keys = set(theirs.split(",")).difference(ours.split(","))
                     missing.update(row.partition("|")[0] for row in keys)
-        return sorted(missing)
+        return sorted(missing - {""})  # what an eighth without rows is split into
 
     def _copy_rows(self, table: str, column: str, ids: list[str] | None, where: "_Where") -> None:
         if ids is None:

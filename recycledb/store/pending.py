@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from recycledb.schema import SCORED_KINDS, Kind, Step
+from recycledb.store.repeats import unanswered
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ _UNANSWERED = f"""
     AND NOT EXISTS (
         SELECT 1 FROM attempt t
         WHERE t.{_SAME_QUESTION.format(t="t")}
-        AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = t.attempt_id)
+        AND {unanswered("t")}
         AND (
             EXISTS (SELECT 1 FROM worker w WHERE w.worker_id = t.worker_id AND w.ended_at IS NULL)
             OR t.worker_id IN ({LIVE_BATCH})
@@ -255,7 +256,7 @@ UNDER_WAY = f"""
         sum(CASE WHEN t.worker_id IN (SELECT worker_id FROM worker WHERE ended_at IS NULL) THEN 1 ELSE 0 END) AS in_processes
     FROM attempt t
     WHERE t.teacher_id = :teacher AND t.prompt_id IN ({", ".join(f":prompt_{step}" for step in Step)})
-    AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.attempt_id = t.attempt_id)
+    AND {unanswered("t")}
 """
 
 
