@@ -248,11 +248,7 @@ def _show_outcome(outcome: "Outcome") -> None:
         )
     for reason, count in sorted(result["reasons"].items()):
         out.print(f"  {reason}: {count:,}")
-    for scored in outcome.scored:
-        rate = f", {scored.tokens / scored.seconds:,.0f} tokens/s" if scored.seconds and scored.tokens else ""
-        out.print(f"scored under {scored.student}: {scored.statistics:,} statistics{rate}", markup=False)
-        for status, count in sorted(scored.without_value.items()):
-            out.print(f"  {status}: {count:,} without a value")
+    _show_scored(outcome)
     if outcome.stopped:
         out.print(outcome.stopped)
     if not outcome.complete:
@@ -267,6 +263,18 @@ def _show_outcome(outcome: "Outcome") -> None:
         if left.failed:
             missing += f"; {left.failed:,} questions failed for good (--retry-failed)"
         out.print(f"still missing: {missing}")
+
+
+def _show_scored(outcome: "Outcome") -> None:
+    """Say what was scored, and what got no value."""
+    out = stdout()
+    for scored in outcome.scored:
+        rate = f", {scored.tokens / scored.seconds:,.0f} tokens/s" if scored.seconds and scored.tokens else ""
+        out.print(f"scored under {scored.student}: {scored.statistics:,} statistics{rate}", markup=False)
+        for status, count in sorted(scored.without_value.items()):
+            out.print(f"  {status}: {count:,} without a value")
+        if scored.warning:
+            out.print(scored.warning, markup=False)
 
 
 def _show_batches(outcome: "Outcome") -> None:
@@ -352,6 +360,8 @@ def _show_batch_list(found: list[dict[str, Any]]) -> None:
 def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> None:
     from rich.table import Table
 
+    from recycledb.sync.scoring import not_finite
+
     out = stdout()
     out.print(f"{found['store']} ({found['backend']}, schema {found['schema']})", markup=False)
     table = Table("dataset", *_right("places", "samples"), "format", "source", box=None)
@@ -367,6 +377,9 @@ def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any) -> Non
         out.print("unusable replies: " + "; ".join(reasons), markup=False)
     if found["students"]:
         out.print(_student_table(found["students"]))
+        for row in found["students"]:
+            if row["not_finite"] and "@" not in row["student"]:  # an older one's numbers are no longer asked for
+                out.print(not_finite(row["student"], row["not_finite"], row["dtype"]), markup=False)
     if found["cost_usd"] is not None:
         out.print(f"spent: ${found['cost_usd']:,.4f}{_per_selected(found)}", markup=False)
     if found["selections"]:

@@ -19,6 +19,11 @@ NEVER_RUNS_CODE = "recycledb never runs code from a model folder; use a model th
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
+def is_library_error(error: BaseException) -> bool:
+    """Say whether an error may be one that Hugging Face's libraries raise: a panic in tokenizers' Rust is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"  # a class that cannot be imported
+
+
 def is_path(model: str) -> bool:
     """Say whether a model's name can only be a path, and no id of the Hub."""
     return model.startswith((".", "/", "~")) or model.count("/") > 1

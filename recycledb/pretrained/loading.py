@@ -10,6 +10,7 @@ Invariants:
 import contextlib
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,17 +108,12 @@ def explained(model: str, failing: Failing) -> Iterator[None]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # its report of missing keys is a table of many lines; ours is one
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except RecycledbError:
         raise
-    except (
-        Exception
-    ) as error:  # they raise bare Exception, KeyError, TypeError, AttributeError … for a file that is odd
-        raise failing(_line(model, error)) from error
-    except BaseException as error:
-        if (
-            type(error).__name__ != "PanicException"
-        ):  # what a panic in tokenizers' Rust becomes; its class cannot be imported
+    except BaseException as error:  # they raise bare Exception, KeyError, TypeError … for a file that is odd
+        if not folder.is_library_error(error):
             raise
         raise failing(_line(model, error)) from error
     finally:
@@ -134,7 +130,7 @@ def _line(model: str, error: BaseException) -> str:
         return f"cannot load model {model!r}: it needs code of its own, but {NEVER_RUNS_CODE}"
     if isinstance(error, SafetensorError):
         return f"cannot load model {model!r}: {_damaged(Path(model).expanduser()) or text}; {_DAMAGED}"
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in text:
+    if isinstance(error, pickle.UnpicklingError) and "unsupported" in text.lower():
         return f"cannot load model {model!r}: its pickled weights hold more than tensors, and {NEVER_RUNS_CODE}"
     if isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in text:
         return f"cannot load model {model!r}: its pickled weights do not read as such; {_DAMAGED}, or convert it to safetensors"

@@ -85,9 +85,9 @@ def _identify_folder(folder: Path) -> Identity:
         raise StudentError(f"model folder {str(folder)!r} has no config.json: is it the folder of a saved model?")
     if not weights:
         raise StudentError(f"model folder {str(folder)!r} has no weights (*.safetensors or pytorch_model*.bin)")
-    weights += check(folder, names, StudentError)
+    named = check(folder, names, StudentError)
     others = [name for name in names if _CONFIGURATION.fullmatch(name) or _TOKENIZER.fullmatch(name)]
-    files = sorted({*weights, *others} - {name for name in names if _NOT_NUMBERS.fullmatch(name)})
+    files = sorted({*weights, *named, *others} - {name for name in names if _NOT_NUMBERS.fullmatch(name)})
     lines = [f"{file_digest(folder / name)}  {name}\n" for name in files]
     return Identity("sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest(), _parameters(weights, folder), True)
 
