@@ -42,7 +42,7 @@ def _show(found: dict[str, Any]) -> None:
         note = f"  {json.dumps(extra, ensure_ascii=False)}" if extra else ""
         out.print(f"  {place['dataset']} at {place['position']}{note}", markup=False)
     for variant in found["variants"]:
-        _show_variant(variant, found["scores"])
+        _show_variant(variant, found["scores"], found["losses"])
     for text in found["teacher_texts"]:
         _show_text(text)
     out.print()
@@ -50,7 +50,7 @@ def _show(found: dict[str, Any]) -> None:
     _show_selections(found)
 
 
-def _show_variant(variant: dict[str, Any], scores: list[dict[str, Any]]) -> None:
+def _show_variant(variant: dict[str, Any], scores: list[dict[str, Any]], losses: list[dict[str, Any]]) -> None:
     out = stdout()
     by = f" · {variant['teacher']}" if variant["teacher"] else ""
     old = "" if variant["is_current"] else " · superseded"
@@ -63,6 +63,9 @@ def _show_variant(variant: dict[str, Any], scores: list[dict[str, Any]]) -> None
     rows = [row for row in scores if row["variant_id"] == variant["variant_id"]]
     if rows:
         out.print(_score_table(rows))
+    for loss in losses:
+        if loss["variant_id"] == variant["variant_id"] and loss["loss_sum"] is None:
+            out.print(f"no {loss['stat']} under {loss['student']}: {loss['status']}", style="dim", markup=False)
 
 
 def _title(name: str, rest: str) -> "Text":

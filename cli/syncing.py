@@ -330,11 +330,7 @@ def _show_outcome(outcome: "Outcome") -> None:
     for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
         example = result["examples"][reason].partition(": ")[2]
         out.print(f"  {reason}: {count:,}" + (f", for example: {example}" if example else ""), markup=False)
-    for scored in outcome.scored:
-        rate = f", {scored.tokens / scored.seconds:,.0f} tokens/s" if scored.seconds and scored.tokens else ""
-        out.print(f"scored under {scored.student}: {scored.statistics:,} statistics{rate}", markup=False)
-        for status, count in sorted(scored.without_value.items()):
-            out.print(f"  {status}: {count:,} without a value")
+    _show_scored(outcome)
     if outcome.stopped:
         out.print(outcome.stopped, markup=False)
     if not outcome.complete:
@@ -349,6 +345,18 @@ def _show_outcome(outcome: "Outcome") -> None:
         if left.failed:
             missing += f"; {left.failed:,} questions failed for good (--retry-failed)"
         out.print(f"still missing: {missing}")
+
+
+def _show_scored(outcome: "Outcome") -> None:
+    """Say what was scored, and what got no value."""
+    out = stdout()
+    for scored in outcome.scored:
+        rate = f", {scored.tokens / scored.seconds:,.0f} tokens/s" if scored.seconds and scored.tokens else ""
+        out.print(f"scored under {scored.student}: {scored.statistics:,} statistics{rate}", markup=False)
+        for status, count in sorted(scored.without_value.items()):
+            out.print(f"  {status}: {count:,} without a value")
+        if scored.warning:
+            out.print(scored.warning, markup=False)
 
 
 def _show_batches(outcome: "Outcome") -> None:
@@ -445,6 +453,7 @@ def _show_batch_list(found: list[dict[str, Any]]) -> None:
 def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any, spending: "Spending | None") -> None:
     from recycledb.cli.printing import Table
     from recycledb.sync.budget import budget_line, described
+    from recycledb.sync.scoring import not_finite
 
     out = stdout()
     out.print(f"{found['store']} ({found['backend']}, schema {found['schema']})", markup=False)
@@ -461,6 +470,9 @@ def _show_status(found: dict[str, Any], plan: "Plan | None", target: Any, spendi
         out.print("unusable replies: " + "; ".join(reasons), markup=False)
     if found["students"]:
         out.print(_student_table(found["students"]))
+        for row in found["students"]:
+            if row["not_finite"] and "@" not in row["student"]:  # an older one's numbers are no longer asked for
+                out.print(not_finite(row["student"], row["not_finite"], row["dtype"]), markup=False)
     if spent := described(found["cost_usd"], found["cost_unknown"]):
         out.print(f"spent: {spent}{_per_selected(found)}", markup=False)
     if spending is not None:

@@ -10,6 +10,7 @@ from recycledb.config import Config
 from recycledb.errors import RecycledbError, StoreError
 from recycledb.store import SQLRow, Store
 from recycledb.store.migrate import HEAD
+from recycledb.store.pending import is_number
 from recycledb.store.spending import Spending, known, unknown
 from recycledb.sync.budget import measure
 from recycledb.sync.plan import Plan, make, money
@@ -127,14 +128,15 @@ _SELECTED = """
     GROUP BY s.selection, s.created_at ORDER BY s.created_at DESC LIMIT 3
 """
 
-_STUDENTS = """
+_STUDENTS = f"""
     SELECT s.student, s.model, s.prompt, s.max_length, s.dtype, s.parameters,
         coalesce(l.statistics, 0) AS statistics, coalesce(l.without_value, 0) AS without_value,
-        coalesce(l.truncated, 0) AS truncated, coalesce(l.merged, 0) AS merged
+        coalesce(l.not_finite, 0) AS not_finite, coalesce(l.truncated, 0) AS truncated, coalesce(l.merged, 0) AS merged
     FROM students s LEFT JOIN (
-        SELECT student_id, count(*) AS statistics, sum(CASE WHEN loss_sum IS NULL THEN 1 ELSE 0 END) AS without_value,
+        SELECT student_id, count(*) AS statistics, sum(CASE WHEN {is_number("l")} THEN 0 ELSE 1 END) AS without_value,
+            sum(CASE WHEN {is_number("l")} OR status NOT IN ('ok', 'imported', 'not_finite') THEN 0 ELSE 1 END) AS not_finite,
             sum(CASE WHEN truncated THEN 1 ELSE 0 END) AS truncated, sum(CASE WHEN merged THEN 1 ELSE 0 END) AS merged
-        FROM loss GROUP BY student_id
+        FROM loss l GROUP BY student_id
     ) l ON l.student_id = s.student_id ORDER BY s.student
 """
 

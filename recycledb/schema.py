@@ -63,8 +63,18 @@ class LossStatus(StrEnum):
     EMPTY = "empty"  # no target text
     TOO_LONG = "too_long"  # no token of the target is left after the cut to max_length
     TOO_SHORT = "too_short"  # no token that could be predicted from one before it
+    NOT_FINITE = "not_finite"  # the model's losses are NaN or infinite, or their perplexity is
     IMPORTED = "imported"  # a published mean: loss_sum is the mean and n_tokens is 1
     INVALID = "invalid"  # a published value that cannot be one (0, NaN)
+
+
+# Mean losses in nats a token: less than nothing is rounding, and of more neither the perplexity nor a ratio of two is surely a double.
+LEAST_MEAN_LOSS, MOST_MEAN_LOSS = -1.0, 700.0
+
+
+def is_mean_loss(value: float) -> bool:
+    """Say whether a mean loss is a number, and its perplexity too."""
+    return LEAST_MEAN_LOSS <= value <= MOST_MEAN_LOSS  # False for NaN
 
 
 class Texts(NamedTuple):

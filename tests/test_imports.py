@@ -92,8 +92,11 @@ def test_the_table_names_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("torch", r"recycledb\.scoring\..*|recycledb\.reflection\.teachers\.local"),
-        ("transformers", r"recycledb\.scoring\..*|recycledb\.reflection\.teachers\.local"),
+        ("torch", r"recycledb\.scoring\..*|recycledb\.pretrained\.loading|recycledb\.reflection\.teachers\.local"),
+        (
+            "transformers",
+            r"recycledb\.scoring\..*|recycledb\.pretrained\.loading|recycledb\.reflection\.teachers\.local",
+        ),
         ("openai", r"recycledb\.reflection\.teachers\..*"),
         ("sqlmodel", r"recycledb\.store\.tables"),
         ("pysqlite3", r"recycledb\.store\.sqlite"),

@@ -8,6 +8,8 @@ Why `attempt.reserved_usd`: a cap over the whole store must charge a request who
 Why `repeated_reply`: two stores that got the same answer to the same question paid twice, but a reply's id is the hash of its content, so
 a merge kept one payment and left the other's attempt without an answer. `teacher_texts` now has a row for each payment,
 and `batches` counts each as an answer.
+Why `losses` and `scores` again: earlier releases stored a NaN or infinite sum as `ok`. DuckDB takes NaN for greater than any number, so
+that a recipe would pick it, and its statistics functions fail on infinity. Rows stay as they are; the views say `not_finite` and NULL.
 
 Revision ID: 0005
 """
@@ -56,6 +58,17 @@ def upgrade() -> None:
     for name, view in (("teacher_texts", TEACHER_TEXTS), ("batches", BATCHES)):
         op.execute(f"DROP VIEW {name}")
         op.execute(view)
+    remake_views_of_losses()
+
+
+def remake_views_of_losses() -> None:
+    """Make the views of statistics anew, and the trigger that went with one of them."""
+    op.execute("DROP VIEW losses")
+    op.execute(LOSSES)
+    if op.get_bind().dialect.name != "duckdb":
+        op.execute(DELETE_LOSSES)
+    op.execute("DROP VIEW scores")
+    op.execute(SCORES)
 
 
 def references(table: str, column: str, target: str) -> list[Any]:
@@ -124,4 +137,66 @@ JOIN teachers t ON t.teacher_id = b.teacher_id
 LEFT JOIN batch_event e ON e.batch_id = b.batch_id AND NOT EXISTS (
     SELECT 1 FROM batch_event later WHERE later.batch_id = e.batch_id AND later.noted_at > e.noted_at
 )
+"""
+
+
+def is_number(alias: str) -> str:
+    """Return the condition that a mean is a number, and its perplexity too; the bounds are those of `recycledb.schema.is_mean_loss`."""
+    return f"{alias}.loss_sum / {alias}.n_tokens BETWEEN -1.0 AND 700.0"
+
+
+LOSSES = f"""
+CREATE VIEW losses AS
+SELECT
+    l.variant_id, s.student, l.stat, CASE WHEN {is_number("l")} THEN l.loss_sum END AS loss_sum, l.n_tokens, l.truncated,
+    CASE WHEN l.status NOT IN ('ok', 'imported') OR {is_number("l")} THEN l.status ELSE 'not_finite' END AS status,
+    l.merged, l.kernel, l.student_id
+FROM loss l
+JOIN students s ON s.student_id = l.student_id
+"""
+
+# As it was in revision 0001: it went with the view.
+DELETE_LOSSES = """
+CREATE TRIGGER delete_losses INSTEAD OF DELETE ON losses
+BEGIN
+    DELETE FROM loss WHERE student_id = old.student_id AND variant_id = old.variant_id AND stat = old.stat;
+END
+"""
+
+
+def mean(alias: str) -> str:
+    """Return a statistic's mean negative log-likelihood."""
+    return f"({alias}.loss_sum / {alias}.n_tokens)"
+
+
+def statistic(alias: str, stat: str) -> str:
+    """Return the join to one statistic, by its whole key, where it is a number."""
+    return (
+        f"LEFT JOIN loss {alias} ON {alias}.student_id = s.student_id AND {alias}.variant_id = v.variant_id "
+        f"AND {alias}.stat = '{stat}' AND {is_number(alias)}"
+    )
+
+
+# As in revision 0003, but for what `statistic` joins.
+SCORES = f"""
+CREATE VIEW scores AS
+WITH name_of AS MATERIALIZED (SELECT student_id, student FROM students)
+SELECT
+    v.sample_id, v.variant_id, v.kind, v.teacher, s.student,
+    exp({mean("qd")}) AS ppl_Q_direct, exp({mean("ad")}) AS ppl_A_direct,
+    exp({mean("qc")}) AS ppl_Q_condition, exp({mean("ac")}) AS ppl_A_condition,
+    {mean("qd")} AS loss_Q_direct, {mean("ad")} AS loss_A_direct,
+    {mean("qc")} AS loss_Q_condition, {mean("ac")} AS loss_A_condition,
+    exp({mean("ac")}) / exp({mean("ad")}) AS ifd_ppl,
+    exp({mean("qc")}) / exp({mean("qd")}) AS rifd_ppl,
+    {mean("ac")} / nullif({mean("ad")}, 0) AS ifd_loss,
+    {mean("qc")} / nullif({mean("qd")}, 0) AS rifd_loss,
+    v.parent_id, v.is_current, s.student_id
+FROM variants v
+CROSS JOIN name_of s
+{statistic("qd", "Q_direct")}
+{statistic("ad", "A_direct")}
+{statistic("qc", "Q_condition")}
+{statistic("ac", "A_condition")}
+WHERE EXISTS (SELECT 1 FROM loss l WHERE l.student_id = s.student_id AND l.variant_id = v.variant_id)
 """

@@ -19,7 +19,7 @@ from typing import Any
 from recycledb.errors import FormatError
 from recycledb.formats.containers import Source
 from recycledb.formats.values import Bad
-from recycledb.schema import SCORED_KINDS, Stat
+from recycledb.schema import SCORED_KINDS, Stat, is_mean_loss
 
 Four = tuple[float | None, float | None, float | None, float | None]
 
@@ -116,7 +116,7 @@ def _possible(loss: float | None, ppl: float | None) -> tuple[float | None, floa
         failed = loss == 0 and ppl == 0
         ppl = None
         loss = None if failed else loss
-    if loss is not None and (not math.isfinite(loss) or loss < 0):
+    if loss is not None and (not is_mean_loss(loss) or loss < 0):
         loss = None
     return loss, ppl
 

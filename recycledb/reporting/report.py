@@ -19,6 +19,7 @@ from recycledb.reporting.page import asset, data_block, escape, figure, number, 
 from recycledb.reporting.samples import BLOCK, KINDS, Samples, blocks, read_samples
 from recycledb.schema import SCORED_KINDS, utc_now
 from recycledb.store import Store
+from recycledb.store.pending import is_number
 from recycledb.store.spending import known, unknown
 
 BINS, LOW, HIGH = 50, 0.0, 2.0
@@ -198,14 +199,16 @@ class _Report:
         )
 
     def _truncation(self) -> str:
-        rows = self._rows("""
-            SELECT s.student, n.n, n.cut, n.merged, n.too_long, n.empty, n.none, n.tokens
+        rows = self._rows(f"""
+            SELECT s.student, n.n, n.cut, n.merged, n.too_long, n.empty, n.none, n.not_finite, n.tokens
             FROM students s JOIN (
                 SELECT student_id, count(*) AS n, sum(CASE WHEN truncated THEN 1 ELSE 0 END) AS cut,
                     sum(CASE WHEN merged THEN 1 ELSE 0 END) AS merged, sum(CASE WHEN status = 'too_long' THEN 1 ELSE 0 END) AS too_long,
                     sum(CASE WHEN status = 'empty' THEN 1 ELSE 0 END) AS empty,
-                    sum(CASE WHEN status IN ('too_short', 'invalid') THEN 1 ELSE 0 END) AS none, sum(n_tokens) AS tokens
-                FROM loss GROUP BY student_id
+                    sum(CASE WHEN status IN ('too_short', 'invalid') THEN 1 ELSE 0 END) AS none,
+                    sum(CASE WHEN {is_number("l")} OR status NOT IN ('ok', 'imported', 'not_finite') THEN 0 ELSE 1 END) AS not_finite,
+                    sum(n_tokens) AS tokens
+                FROM loss l GROUP BY student_id
             ) n ON n.student_id = s.student_id ORDER BY s.created_at, s.student
         """)
         lines = [
@@ -220,6 +223,7 @@ class _Report:
             "too long",
             "empty",
             "no value",
+            "not finite",
             "tokens averaged",
         ]
         return section("students", "Students and truncation", table(columns, lines, "nothing was scored"))

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from recycledb.errors import StudentError, WriteError
 from recycledb.files import make_folder, write_text
+from recycledb.pretrained.folder import check, expanded, is_path
 
 # Which files of a folder transformers reads for a causal language model. Weights in the old format count only where
 # there are none in safetensors, as they are loaded only then.
@@ -62,10 +63,14 @@ def identify(model: str, revision: str | None = None) -> Identity:
     else the Hub's: hand it on to `Engine.load`, so that no newer commit is scored under this one's name. Raises
     StudentError where there is no such model, or where it is neither cached nor reachable.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return _identify_folder(folder)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists():
+    folder = expanded(model, StudentError)
+    try:
+        if folder.is_dir():
+            return _identify_folder(folder)
+        is_file = folder.exists()
+    except OSError as error:  # permission denied, a name too long
+        raise StudentError(f"cannot read model folder {model!r}: {error.strerror or error}") from error
+    if is_path(model) or is_file:
         raise StudentError(f"model {model!r} is no folder: give a folder with config.json and weights, or a Hub id")
     snapshot = _cached_snapshot(model, revision)
     if snapshot is not None:
@@ -80,12 +85,10 @@ def _identify_folder(folder: Path) -> Identity:
         raise StudentError(f"model folder {str(folder)!r} has no config.json: is it the folder of a saved model?")
     if not weights:
         raise StudentError(f"model folder {str(folder)!r} has no weights (*.safetensors or pytorch_model*.bin)")
+    named = check(folder, names, StudentError)
     others = [name for name in names if _CONFIGURATION.fullmatch(name) or _TOKENIZER.fullmatch(name)]
-    files = sorted({*weights, *others} - {name for name in names if _NOT_NUMBERS.fullmatch(name)})
-    try:
-        lines = [f"{file_digest(folder / name)}  {name}\n" for name in files]
-    except OSError as error:
-        raise StudentError(f"cannot read model folder {str(folder)!r}: {error}") from error
+    files = sorted({*weights, *named, *others} - {name for name in names if _NOT_NUMBERS.fullmatch(name)})
+    lines = [f"{file_digest(folder / name)}  {name}\n" for name in files]
     return Identity("sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest(), _parameters(weights, folder), True)
 
 

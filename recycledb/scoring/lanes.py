@@ -16,6 +16,7 @@ from typing import IO, Any, Protocol
 import torch
 
 from recycledb.errors import StudentError
+from recycledb.pretrained.loading import is_out_of_memory
 from recycledb.scoring.batching import Work
 from recycledb.scoring.frames import Failure, Ready, Setup, read_frame, write_frame
 from recycledb.scoring.kernels import Kernel
@@ -169,9 +170,3 @@ def _worker_environment(threads: int) -> dict[str, str]:
 def size(batch: Sequence[Work]) -> int:
     """Return a batch's tokens, neither padded nor shared."""
     return sum(len(work.ids) for work in batch)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether torch ran out of memory; on CPU it raises a bare RuntimeError."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "out of memory" in text

@@ -6,26 +6,22 @@ Only rows that predict a target token reach the head, in parts (heads.py), so th
 vocabulary are never held. No KV cache is ever made: with one, packed positions leak across segments in silence.
 """
 
-import contextlib
 import copy
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers as hugging_face
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from recycledb.errors import StudentError
+from recycledb.pretrained import loading
 from recycledb.scoring.heads import block_losses, chunk_rows, token_losses
 
-transformers: Any = hugging_face  # only partly typed
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -104,38 +100,9 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-@contextlib.contextmanager
-def vendor_errors(model: str) -> Iterator[None]:
-    """Turn what transformers raises about `model` into a StudentError of one line, and keep its progress bars quiet."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise StudentError(
-                f"model {model!r} does not fit into memory: try dtype bfloat16 or more devices"
-            ) from error
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = "" if Path(model).exists() else " (it is no folder here, so it was looked for on the Hugging Face Hub)"
-        raise StudentError(f"cannot load model {model!r}{where}: {first_line}") from error
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
-
-
-def _source(model: str, revision: str | None) -> dict[str, Any]:
-    """Return what to load from: a folder as it is now, or a Hub model at its revision."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return {"pretrained_model_name_or_path": str(folder)}
-    return {"pretrained_model_name_or_path": model, "revision": revision}
-
-
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """Return the model's tokenizer; the model itself is not loaded."""
-    with vendor_errors(model):
-        return transformers.AutoTokenizer.from_pretrained(**_source(model, revision))
+    return loading.load_tokenizer(model, StudentError, revision=revision)
 
 
 def load_network(
@@ -146,13 +113,9 @@ def load_network(
         raise StudentError(
             f"model {model!r} is to be spread over several GPUs, which needs accelerate: pip install 'recycledb[sharded]'"
         )
-    placement: dict[str, Any] = {"device_map": "auto"} if sharded else {}
-    with vendor_errors(model):
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            **_source(model, revision), dtype=dtype, **placement
-        )
-        if not sharded:
-            loaded = loaded.to(device)
+    loaded = loading.load_model(model, StudentError, revision=revision, dtype=dtype, device=None if sharded else device)
+    with loading.explained(model, StudentError):  # a config may ask for what its architecture cannot compute
+        _whole_logits(loaded, loaded.get_input_embeddings())
     return split(loaded)
 
 
@@ -213,10 +176,16 @@ def _linear_head(network: Network) -> nn.Linear | None:
 
 
 @torch.inference_mode()
+def _whole_logits(model: Any, embeddings: nn.Embedding) -> tuple[Tensor, Tensor]:
+    """Return a few tokens, and the logits that the model's own forward gives them."""
+    ids = torch.arange(7, device=embeddings.weight.device)[None] % len(embeddings.weight)
+    return ids, model(input_ids=ids, use_cache=False).logits
+
+
+@torch.inference_mode()
 def _makes_the_whole(network: Network) -> bool:
-    ids = torch.arange(7, device=network.device)[None] % network.vocabulary
+    ids, whole = _whole_logits(network.model, network.model.get_input_embeddings())
     try:
-        whole = network.model(input_ids=ids, use_cache=False).logits
         parts = network.head(inputs_embeds=network.hidden(ids), use_cache=False).logits
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
         log.debug("the head of %s cannot be called alone: %s", type(network.model).__name__, error)

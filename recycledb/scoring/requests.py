@@ -19,8 +19,8 @@ class Request:
 class Result:
     """One statistic: the sum and number of the target tokens' negative log-likelihoods, or why there is none.
 
-    `loss_sum` is the float64 sum of float32 terms in nats, None unless `status` is OK. `kernel` says how it was computed
-    (`known` where the sum was found instead), so that a doubted number can be traced.
+    `loss_sum` is the float64 sum of float32 terms in nats, None unless `status` is OK; NOT_FINITE has all but the sum.
+    `kernel` says how it was computed (`known` where the sum was found instead), so that a doubted number can be traced.
     """
 
     key: Any

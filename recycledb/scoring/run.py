@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from recycledb.schema import LossStatus, is_mean_loss
 from recycledb.scoring.batching import Batch, Work
 from recycledb.scoring.requests import Progress, Request, Result
 from recycledb.scoring.spans import Span
@@ -153,6 +154,9 @@ class Run:
 
 
 def _result(key: Any, span: Span, loss_sum: float | None, kernel: str) -> Result:
+    status = span.status
+    if loss_sum is not None and not is_mean_loss(loss_sum / span.n_tokens):
+        status, loss_sum = LossStatus.NOT_FINITE, None
     return Result(
         key=key,
         stat=span.stat,
@@ -160,7 +164,7 @@ def _result(key: Any, span: Span, loss_sum: float | None, kernel: str) -> Result
         n_tokens=span.n_tokens,
         truncated=span.truncated,
         merged=span.merged,
-        status=span.status,
+        status=status,
         pair_id=span.pair_id,
         kernel=kernel,
     )

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from recycledb.errors import StudentError
+from recycledb.pretrained.folder import is_library_error
 from recycledb.scoring.encodings import Encodings, fingerprint
 from recycledb.scoring.network import load_tokenizer
 from recycledb.scoring.requests import Request, TokenCount
@@ -47,9 +48,18 @@ class Tokeniser:
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         # Longer texts than the model's are cut by spans; verbose=False keeps the tokenizer from warning of them.
-        encoded = self.tokenizer(
-            texts, return_attention_mask=False, return_token_type_ids=False, truncation=False, verbose=False
-        )
+        try:
+            encoded = self.tokenizer(
+                texts, return_attention_mask=False, return_token_type_ids=False, truncation=False, verbose=False
+            )
+        except BaseException as error:  # tokenizers raises bare Exception, say for a word that a vocabulary lacks
+            if not is_library_error(error):
+                raise
+            line = " ".join(str(error).split())[:300]
+            name = self.tokenizer.name_or_path
+            raise StudentError(
+                f"the tokenizer of {name!r} fails: {line}; use the one that the model came with"
+            ) from error
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 

@@ -174,7 +174,8 @@ def _losses(student_id: str, variant: str, score: PublishedScores) -> Iterator[R
 
 def _present(store: Store, student_id: str) -> dict[tuple[str, str], float | None]:
     rows = store.rows("SELECT variant_id, stat, loss_sum FROM loss WHERE student_id = :student", student=student_id)
-    return {(row[0], row[1]): row[2] for row in rows}
+    finite = lambda value: value if value is not None and math.isfinite(value) else None  # noqa: E731 - NaN differs from itself
+    return {(row[0], row[1]): finite(row[2]) for row in rows}
 
 
 def _require_same(student: str, losses: list[Row], present: Mapping[tuple[str, str], float | None]) -> None:

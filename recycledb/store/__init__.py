@@ -428,8 +428,8 @@ class Store:
             part = pairs[start : start + 500]
             names = ", ".join(f":p{i}" for i in range(len(part)))
             sql = f"""
-                SELECT DISTINCT pair_id, loss_sum, n_tokens FROM loss
-                WHERE student_id = :student AND pair_id IN ({names}) AND loss_sum IS NOT NULL
+                SELECT DISTINCT pair_id, loss_sum, n_tokens FROM loss l
+                WHERE student_id = :student AND pair_id IN ({names}) AND {pending.is_number("l")}
             """
             rows = self.rows(sql, student=student, **{f"p{i}": pair for i, pair in enumerate(part)})
             found.update({row[0]: (float(row[1]), int(row[2])) for row in rows})

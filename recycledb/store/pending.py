@@ -8,7 +8,7 @@ DuckDB and PostgreSQL.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from recycledb.schema import SCORED_KINDS, Kind, Step
+from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, SCORED_KINDS, Kind, Step
 from recycledb.store.repeats import unanswered
 
 
@@ -165,11 +165,16 @@ def questions(wanted: Wanted, samples: str) -> str:
     """
 
 
+def is_number(alias: str) -> str:
+    """Return the condition that a row of `loss` has a mean that is a number; stores may hold NaN, which DuckDB takes for more than 1."""
+    return f"{alias}.loss_sum / {alias}.n_tokens BETWEEN {LEAST_MEAN_LOSS} AND {MOST_MEAN_LOSS}"
+
+
 # The comparison of Selective Reflection-Tuning (arXiv:2402.10110): is the new instruction harder than the old one?
 # A comparison with a missing score is false, as in the `selective` recipe, so both take the same branch.
-_IFD = """
+_IFD = f"""
     SELECT v.variant_id, v.sample_id, v.kind,
-        exp(c.loss_sum / c.n_tokens) / exp(d.loss_sum / d.n_tokens) AS ifd
+        CASE WHEN {is_number("c")} AND {is_number("d")} THEN exp(c.loss_sum / c.n_tokens) / exp(d.loss_sum / d.n_tokens) END AS ifd
     FROM seen CROSS JOIN variant v
     JOIN loss c ON c.student_id = :lazy_student AND c.variant_id = v.variant_id AND c.stat = 'A_condition'
     JOIN loss d ON d.student_id = :lazy_student AND d.variant_id = v.variant_id AND d.stat = 'A_direct'

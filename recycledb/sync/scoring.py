@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from recycledb.schema import Stat, Texts
+from recycledb.schema import LossStatus, Stat, Texts
 from recycledb.scoring.requests import Request, Result
 from recycledb.store import Row, Store
 from recycledb.store.pending import Wanted
@@ -31,6 +31,17 @@ class Scored:
     tokens: int = 0
     seconds: float = 0.0
     stopped: str | None = None
+    warning: str | None = None  # what to do about statistics that are no numbers
+
+
+def not_finite(student: str, count: int, dtype: str) -> str:
+    """Return one line about statistics that are no numbers: whose, how many, and what to do."""
+    remedy = (
+        f'float16 overflows in this model: set dtype = "bfloat16" or "float32" under [students.{student}]'
+        if dtype == "float16"
+        else f"its weights hold NaN or overflow {dtype}: check or download the model again"
+    )
+    return f"{student}: {count:,} statistics are NaN or infinite and have no value; {remedy}"
 
 
 def load_engine(student: Student, encodings: "Encodings | None" = None) -> "Engine":
@@ -80,6 +91,8 @@ class Scoring:
         if self.stop.is_set():
             self.result.stopped = "stopped on request"
         self.result.seconds = self.progress.seconds
+        if count := self.result.without_value.get(LossStatus.NOT_FINITE.value):
+            self.result.warning = not_finite(self.result.student, count, self.student.config.dtype)
         self.progress.ended = True
         self.listener(self.progress)
         return self.result

@@ -21,11 +21,15 @@ from jinja2.exceptions import TemplateError
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
+from recycledb.pretrained import loading
 from recycledb.reflection.teachers import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
 
 # A batch waits this long for company: questions are let in one after another, and each commits a row first.
 LINGER_S = 0.02
+
+# A template that cannot render so much can render nothing that we ask.
+_TRIAL: tuple[Message, ...] = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a river."})
 
 
 @dataclass(slots=True)
@@ -59,7 +63,10 @@ class LocalTeacher:
 
     def estimate(self, messages: Sequence[Message]) -> int:
         """Return the prompt's tokens and the most that the answer may have."""
-        return len(self._encode(messages)) + self._max_new_tokens
+        try:
+            return len(self._encode(messages)) + self._max_new_tokens
+        except TemplateError:  # `ask` says so
+            return self._max_new_tokens
 
     async def admit(self, tokens: int = 0) -> Ticket:
         """Wait for a free place."""
@@ -67,7 +74,10 @@ class LocalTeacher:
 
     async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
         """Return the model's answer."""
-        prompt = self._encode(question.messages)
+        try:
+            prompt = self._encode(question.messages)
+        except TemplateError as error:  # of these messages only: the template was tried when the model was loaded
+            return failed("bad_request", f"the model's chat template refuses this prompt: {error}")
         if self._limit is not None and len(prompt) + self._max_new_tokens > self._limit:
             detail = f"{len(prompt)} tokens and {self._max_new_tokens} for the answer exceed the model's {self._limit}"
             return failed("too_long", detail, prompt_tokens=len(prompt))
@@ -88,13 +98,15 @@ class LocalTeacher:
         self._thread.shutdown(wait=True)
 
     def _encode(self, messages: Sequence[Message]) -> torch.Tensor:
-        try:
-            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except TemplateError:  # templates that know no system role refuse it so
-            text = self._tokenizer.apply_chat_template(
-                _one_message(messages), tokenize=False, add_generation_prompt=True
-            )
+        """Return the prompt's tokens; TemplateError where the template refuses these messages."""
+        text = _rendered(self._tokenizer, messages)
         ids: torch.Tensor = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        words = self._model.get_input_embeddings().num_embeddings
+        if len(ids) and int(ids.max()) >= words:
+            raise TeacherError(
+                f"teacher {self._config.name!r}: the tokenizer gave token {int(ids.max())}, but the model has {words}: "
+                "they do not belong together"
+            )
         return ids
 
     async def _work(self) -> None:
@@ -193,17 +205,38 @@ def _settle(batch: list[_Waiting], error: TeacherError) -> None:
 
 def _load(config: TeacherConfig) -> tuple[Any, Any]:
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(config.model)
-        # transformers' own types do not admit a device's name
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype or "auto")
-        model.to(device).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise TeacherError(f"teacher {config.name!r}: model {config.model!r} cannot be loaded: {line}") from error
+    failing = lambda line: TeacherError(f"teacher {config.name!r}: {line}")  # noqa: E731
+    tokenizer = loading.load_tokenizer(config.model, failing)
     if not tokenizer.chat_template:
-        raise TeacherError(f"teacher {config.name!r}: {config.model!r} has no chat template; use an instruct model")
+        raise failing(f"{config.model!r} has no chat template; use an instruct model")
+    try:
+        _rendered(tokenizer, _TRIAL)
+    except TemplateError as error:
+        raise failing(f"the chat template of {config.model!r} fails: {_one_line(error)}; use another model") from error
+    model = loading.load_model(config.model, failing, dtype=config.dtype or "auto", device=device)
     return tokenizer, model
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Return the prompt as the model's template has it, in transformers' sandbox; TemplateError where it cannot be had."""
+    try:
+        return _applied(tokenizer, messages)
+    except TemplateError:  # templates that know no system role refuse it so
+        return _applied(tokenizer, _one_message(messages))
+
+
+def _applied(tokenizer: Any, messages: Sequence[Message]) -> str:
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        raise
+    except Exception as error:  # a template is a program: adding a text to None raises what Python raises for it
+        raise TemplateError(f"{type(error).__name__}: {error}") from error
+    return text
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _context_length(model: Any) -> int | None:
@@ -228,7 +261,9 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     ends = model.generation_config.eos_token_id
     ids = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
     if not ids:
-        raise TeacherError("the chat model names no end-of-sequence token, so its answers would never end")
+        raise TeacherError(
+            "the chat model names no end-of-sequence token, so its answers would never end: set eos_token_id in generation_config.json"
+        )
     return sorted(ids)
 
 

@@ -1,0 +1,204 @@
+"""The one place where transformers, tokenizers and safetensors are asked for a model: it is loaded whole, or refused in one line.
+
+Invariants:
+    nothing is run: code that a model brings (`auto_map`, *.py) is never trusted, and nobody is asked on the terminal whether to;
+    pickled weights go through torch's weights-only unpickler, and only where there are none in safetensors.
+    nothing is made up: what transformers would draw at random (missing weights, other shapes) or leave out (layers that the config
+    does not have) is refused by name, since two runs of one model must give the same numbers.
+"""
+
+import contextlib
+import pickle
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hugging_face
+from safetensors import SafetensorError, safe_open
+
+from recycledb.errors import RecycledbError
+from recycledb.pretrained import folder
+from recycledb.pretrained.folder import NEVER_RUNS_CODE, Failing
+
+transformers: Any = hugging_face  # only partly typed
+
+_LONGEST_LINE = 300
+_SHOWN = 3  # keys that an error names
+_DAMAGED = "it is cut or damaged: copy or download it again"
+
+
+def load_tokenizer(model: str, failing: Failing, *, revision: str | None = None) -> Any:
+    """Return the tokenizer of a folder or a Hub model; the model itself is not loaded."""
+    with explained(model, failing):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            **_source(model, revision, failing), trust_remote_code=False
+        )
+        # Some classes of transformers make do without any file, and then know no word.
+        knows = tokenizer("A few words.", add_special_tokens=False)["input_ids"]
+    if not knows:
+        raise failing(
+            f"the tokenizer of model {model!r} knows no token: its tokenizer.json or tokenizer.model is missing"
+        )
+    return tokenizer
+
+
+def load_model(
+    model: str,
+    failing: Failing,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+) -> Any:
+    """Return the causal language model of a folder or a Hub id, ready for inference, with every weight from its files.
+
+    `device` None spreads it over all visible GPUs. `dtype` holds whatever the model's config says, unless it is "auto".
+    """
+    source = _source(model, revision, failing)
+    with explained(model, failing):
+        loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+            **source,
+            dtype=dtype,
+            device_map="auto" if device is None else None,
+            trust_remote_code=False,
+            weights_only=True,
+            use_safetensors=_has_safetensors(source),
+            # Reported rather than ignored: the error of transformers names no key, that of `_require_whole` does.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    _require_whole(model, loaded, info, failing)
+    with explained(model, failing):
+        return (loaded if device is None else loaded.to(device)).eval()
+
+
+def _source(model: str, revision: str | None, failing: Failing) -> dict[str, Any]:
+    """Return what to load from: a folder as it is now, or a Hub model at its revision."""
+    path = folder.expanded(model, failing)
+    try:
+        if path.is_dir():
+            folder.check(path, [each.name for each in path.iterdir() if each.is_file()], failing)
+            return {"pretrained_model_name_or_path": str(path)}
+    except OSError as error:  # permission denied, a name too long
+        raise failing(f"cannot read model folder {model!r}: {error.strerror or error}") from error
+    if folder.is_path(model):
+        raise failing(f"model {model!r} is no folder: give a folder with config.json and weights, or a Hub id")
+    return {"pretrained_model_name_or_path": model, "revision": revision}
+
+
+def _has_safetensors(source: dict[str, Any]) -> bool | None:
+    """Say whether a folder's weights are those in safetensors, as its revision has it; None leaves it to transformers."""
+    path = Path(source["pretrained_model_name_or_path"])
+    if "revision" in source:
+        return None
+    return any(each.name.endswith((".safetensors", ".safetensors.index.json")) for each in path.iterdir())
+
+
+# ---------------------------------------------------------------- errors
+
+
+@contextlib.contextmanager
+def explained(model: str, failing: Failing) -> Iterator[None]:
+    """Turn whatever Hugging Face's libraries raise about a model into one line, and keep their bars and reports quiet."""
+    logging = transformers.utils.logging
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its report of missing keys is a table of many lines; ours is one
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except RecycledbError:
+        raise
+    except BaseException as error:  # they raise bare Exception, KeyError, TypeError … for a file that is odd
+        if not folder.is_library_error(error):
+            raise
+        raise failing(_line(model, error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _line(model: str, error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return f"model {model!r} does not fit into memory: try dtype bfloat16 or more devices"
+    if "trust_remote_code" in text:
+        return f"cannot load model {model!r}: it needs code of its own, but {NEVER_RUNS_CODE}"
+    if isinstance(error, SafetensorError):
+        return f"cannot load model {model!r}: {_damaged(Path(model).expanduser()) or text}; {_DAMAGED}"
+    if isinstance(error, pickle.UnpicklingError) and "unsupported" in text.lower():
+        return f"cannot load model {model!r}: its pickled weights hold more than tensors, and {NEVER_RUNS_CODE}"
+    if isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in text:
+        return f"cannot load model {model!r}: its pickled weights do not read as such; {_DAMAGED}, or convert it to safetensors"
+    what = text if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {text}"
+    where = "" if Path(model).exists() else " (it is no folder here, so it was looked for on the Hugging Face Hub)"
+    return f"cannot load model {model!r}{where}: {what[:_LONGEST_LINE]}"
+
+
+def _damaged(path: Path) -> str | None:
+    """Return which file of a folder does not open as safetensors, and why."""
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"{file.name}: {' '.join(str(error).split())}"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether torch ran out of memory; on CPU it raises a bare RuntimeError."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text or "out of memory" in text
+    )
+
+
+# ---------------------------------------------------------------- every weight from the files
+
+
+def _require_whole(model: str, loaded: Any, info: dict[str, Any], failing: Failing) -> None:
+    """Raise unless config and weights belong together; keys that are tied, or that transformers knows to be optional, are not in `info`."""
+    if missing := sorted(info["missing_keys"]):
+        raise failing(
+            f"model {model!r} lacks weights that its config asks for ({_first(missing)}), and transformers would draw them at random: "
+            "save it again with its head, or give the whole model"
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        key, found, wanted = mismatched[0]
+        raise failing(
+            f"model {model!r} has weights of other shapes than its config asks for ({_first([each[0] for each in mismatched])}; "
+            f"{key} is {list(found)}, not {list(wanted)}): give the config.json that belongs to the weights"
+        )
+    if foreign := sorted(key for key in info["unexpected_keys"] if _is_foreign(key, loaded)):
+        raise failing(
+            f"model {model!r} has weights that its config has no place for ({_first(foreign)}): give the config.json that belongs to them"
+        )
+
+
+def _first(keys: list[str]) -> str:
+    more = f", … {len(keys)} in all" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more
+
+
+def _is_foreign(key: str, loaded: Any) -> bool:
+    """Say whether a weight that the model has no place for shows another architecture, or layers that the config leaves out.
+
+    Other heads beside the body (of a reward model, of a vision model) change nothing and are let by, and so are the tables that older
+    releases saved with their layers (`attn.masked_bias`), and the further layers that predict later tokens (`num_nextn_predict_layers`).
+    """
+    prefix = loaded.base_model_prefix
+    within = key.removeprefix(f"{prefix}.")
+    body = loaded.base_model
+    if within == key and key.partition(".")[0] not in dict(body.named_children()):
+        return False
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", within)
+    if layer and getattr(loaded.config, "num_nextn_predict_layers", None):
+        return int(layer[1]) < loaded.config.num_hidden_layers
+    parent, _, name = within.rpartition(".")
+    module = dict(body.named_modules()).get(parent)
+    return name in ("weight", "bias") if module is None else bool(module._parameters)
