@@ -9,6 +9,7 @@ from typing import Any
 from recycledb.errors import RecycledbError, StoreError
 from recycledb.store import SQLRow, Store
 from recycledb.store.migrate import HEAD
+from recycledb.store.statement import tokens
 from recycledb.sync.plan import Plan, make
 from recycledb.sync.target import Target
 
@@ -62,9 +63,10 @@ _DATASETS = """
 """
 
 # One walk over the replies, which are long, for both tables that `status` shows of them.
-_REPLIES = """
+_REPLIES = f"""
     SELECT t.teacher, t.step, t.status, e.reason, count(*) AS texts, count(e.reason) AS unusable,
-        sum(t.prompt_tokens) AS prompt_tokens, sum(t.completion_tokens) AS completion_tokens, sum(t.cost_usd) AS cost_usd
+        sum({tokens("t.prompt_tokens")}) AS prompt_tokens, sum({tokens("t.completion_tokens")}) AS completion_tokens,
+        sum(t.cost_usd) AS cost_usd
     FROM teacher_texts t
     LEFT JOIN extractions e ON e.text_id = t.text_id AND e.is_current = 1
     GROUP BY t.teacher, t.step, t.status, e.reason ORDER BY t.teacher, t.step, e.reason

@@ -21,6 +21,7 @@ from recycledb.reporting.page import asset, data_block, escape, figure, number, 
 from recycledb.reporting.samples import BLOCK, KINDS, Samples, blocks, read_samples
 from recycledb.schema import SCORED_KINDS, utc_now
 from recycledb.store import Store
+from recycledb.store.statement import tokens
 
 BINS, LOW, HIGH = 50, 0.0, 2.0
 
@@ -134,13 +135,14 @@ class _Report:
         )
 
     def _paid(self) -> str:
-        rows = self._rows("""
+        rows = self._rows(f"""
             SELECT t.teacher, n.step, n.n, n.ok, n.failed, n.error, n.tokens_in, n.tokens_out, n.cost
             FROM teachers t JOIN (
                 SELECT teacher_id, step, count(*) AS n, sum(CASE WHEN status = 'ok' THEN 1 ELSE 0 END) AS ok,
                     sum(CASE WHEN status = 'failed' THEN 1 ELSE 0 END) AS failed,
                     sum(CASE WHEN status = 'error' THEN 1 ELSE 0 END) AS error,
-                    sum(prompt_tokens) AS tokens_in, sum(completion_tokens) AS tokens_out, sum(cost_usd) AS cost
+                    sum({tokens("prompt_tokens")}) AS tokens_in, sum({tokens("completion_tokens")}) AS tokens_out,
+                    sum(cost_usd) AS cost
                 FROM reply GROUP BY teacher_id, step
             ) n ON n.teacher_id = t.teacher_id ORDER BY t.teacher, n.step
         """)
@@ -204,13 +206,14 @@ class _Report:
         )
 
     def _truncation(self) -> str:
-        rows = self._rows("""
+        rows = self._rows(f"""
             SELECT s.student, n.n, n.cut, n.merged, n.too_long, n.empty, n.none, n.tokens
             FROM students s JOIN (
                 SELECT student_id, count(*) AS n, sum(CASE WHEN truncated THEN 1 ELSE 0 END) AS cut,
                     sum(CASE WHEN merged THEN 1 ELSE 0 END) AS merged, sum(CASE WHEN status = 'too_long' THEN 1 ELSE 0 END) AS too_long,
                     sum(CASE WHEN status = 'empty' THEN 1 ELSE 0 END) AS empty,
-                    sum(CASE WHEN status IN ('too_short', 'invalid') THEN 1 ELSE 0 END) AS none, sum(n_tokens) AS tokens
+                    sum(CASE WHEN status IN ('too_short', 'invalid') THEN 1 ELSE 0 END) AS none,
+                    sum({tokens("n_tokens")}) AS tokens
                 FROM loss GROUP BY student_id
             ) n ON n.student_id = s.student_id ORDER BY s.created_at, s.student
         """)

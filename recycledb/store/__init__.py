@@ -23,6 +23,7 @@ from recycledb.store import migrate, pending, places, verify, workers
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
 from recycledb.store.places import BATCH_ROWS, Place
+from recycledb.store.statement import MOST_TOKENS, tokens
 from recycledb.store.tables import metadata
 from recycledb.store.workers import HEARTBEAT_TIMEOUT_S
 
@@ -240,9 +241,10 @@ class Store:
 
     def reply_history(self, teacher: str) -> dict[str, SQLRow]:
         """Return, by step, the mean completion tokens and cost of a teacher's complete replies, where they are known."""
-        sql = """
-            SELECT step, avg(completion_tokens) AS completion_tokens, avg(cost_usd) AS cost_usd
-            FROM reply WHERE teacher_id = :teacher AND status = 'ok' AND completion_tokens IS NOT NULL GROUP BY step
+        counted = tokens("completion_tokens")
+        sql = f"""
+            SELECT step, avg({counted}) AS completion_tokens, avg(cost_usd) AS cost_usd
+            FROM reply WHERE teacher_id = :teacher AND status = 'ok' AND {counted} IS NOT NULL GROUP BY step
         """
         return {row.step: row for row in self.rows(sql, teacher=teacher)}
 
@@ -251,12 +253,12 @@ class Store:
 
         Columns: step, replies, tokens, and the characters of the texts read, without the prompt's own.
         """
-        sql = """
+        sql = f"""
             SELECT r.step, count(*) AS replies, sum(r.prompt_tokens) AS tokens,
                 sum(length(v.instruction) + length(v.input) + length(v.output)) AS characters
             FROM (
                 SELECT step, variant_id, prompt_tokens FROM reply
-                WHERE teacher_id = :teacher AND prompt_tokens > 0 ORDER BY text_id LIMIT 2000
+                WHERE teacher_id = :teacher AND prompt_tokens BETWEEN 1 AND {MOST_TOKENS} ORDER BY text_id LIMIT 2000
             ) r JOIN variant v ON v.variant_id = r.variant_id GROUP BY r.step
         """
         return self.rows(sql, teacher=teacher)
