@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
-from recycledb.errors import StoreError
+from recycledb.errors import ReadOnlyError, StoreError
 from recycledb.schema import random_id, utc_now
 from recycledb.store import migrate, pending, places, verify, workers
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
@@ -66,9 +66,14 @@ def _explained(backend: Backend) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise StoreError(backend.explain(error.orig if isinstance(error.orig, Exception) else error)) from error
+        raise _translated(backend, error.orig if isinstance(error.orig, Exception) else error) from error
     except backend.errors as error:
-        raise StoreError(backend.explain(error)) from error
+        raise _translated(backend, error) from error
+
+
+def _translated(backend: Backend, error: Exception) -> StoreError:
+    kind = ReadOnlyError if backend.refused_writing(error) else StoreError
+    return kind(backend.explain(error))
 
 
 def revisions(url: str) -> tuple[str | None, str]:
@@ -78,7 +83,7 @@ def revisions(url: str) -> tuple[str | None, str]:
         raise StoreError(f"there is no store at {backend.path}; `recycledb init` or `recycledb add FILE` makes one")
     try:
         with _explained(backend), backend.reader.connect() as conn:
-            return migrate.current(conn), migrate.HEAD
+            return migrate.current(backend, conn), migrate.HEAD
     finally:
         backend.close()
 
@@ -104,8 +109,8 @@ def _prepare(backend: Backend, create: bool) -> None:
             raise StoreError(f"there is no folder {path.parent} for the store {path.name}; make it first")
         migrate.upgrade(backend)
     with backend.reader.connect() as conn:
-        if not (create and migrate.is_empty(conn)):
-            migrate.require_newest(conn, path)
+        if not (create and migrate.current(backend, conn) is None):
+            migrate.require_newest(backend, conn)
             return
     migrate.upgrade(backend)
 
@@ -150,7 +155,7 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a connection that sees committed rows; it never holds up a writer."""
-        with _explained(self.backend), self.backend.reader.connect() as conn:
+        with _explained(self.backend), self.backend.undisturbed(), self.backend.reader.connect() as conn:
             yield conn
 
     def rows(self, sql: str, **parameters: Any) -> Sequence[SQLRow]:

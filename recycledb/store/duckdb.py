@@ -6,18 +6,28 @@ error says so. Rows travel in bulk through Arrow, since its row-wise inserts are
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import duckdb
 from alembic.ddl.impl import DefaultImpl
-from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
-from recycledb.errors import QueryError, StoreError
-from recycledb.store.backend import Meaning, Row, names_as_if
+from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.store.backend import Contents, Meaning, Row, names_as_if
+from recycledb.store.opening import may_write
 from recycledb.store.statement import with_dollars
+
+
+# What else than tables a file may hold.
+_OTHERS = " UNION ALL ".join(
+    f"SELECT 1 FROM duckdb_{kind}() WHERE NOT {built_in} AND database_name = current_database()"
+    for kind, built_in in (
+        ("views", "internal"), ("schemas", "internal"), ("types", "internal"), ("functions", "internal"), ("sequences", "temporary")
+    )
+)  # fmt: skip
 
 
 class DuckDBImpl(DefaultImpl):
@@ -39,11 +49,21 @@ class DuckDB:
         if path.is_file() and not _is_empty_or_duckdb(path):  # it would read data files into a database in memory
             raise StoreError(f"{path} is not a DuckDB file; check the URL")
         self.path = path
-        self.writer = self._engine(StaticPool)
-        self.reader = self._engine(NullPool)
+        self.writer = self._engine(StaticPool, writes=True)
+        self.reader = self._engine(NullPool, writes=False)
 
-    def _engine(self, pool: Any) -> Engine:
-        return create_engine(URL.create("duckdb", database=str(self.path)), poolclass=pool)
+    def _engine(self, pool: Any, *, writes: bool) -> Engine:
+        engine = create_engine(URL.create("duckdb", database=str(self.path)), poolclass=pool)
+
+        @event.listens_for(engine, "do_connect")
+        def connect(dialect: object, record: object, arguments: object, options: dict[str, Any]) -> None:
+            if not self.path.exists() or may_write(self.path):
+                return
+            if writes:
+                raise ReadOnlyError(f"{self.path} may only be read: this user may not write it, or not in its folder")
+            options["read_only"] = True
+
+        return engine
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
         """Insert from an Arrow table, typed by the target's columns."""
@@ -79,6 +99,19 @@ class DuckDB:
             conn.exec_driver_sql("CHECKPOINT")
         self.close()
         shutil.copy2(self.path, target)
+
+    def contents(self, conn: Connection) -> Contents:
+        """Return the file's tables; schemas, types and macros of someone's program are not nothing, either."""
+        tables = {row[0] for row in conn.exec_driver_sql("SELECT table_name FROM duckdb_tables() WHERE NOT internal")}
+        return Contents(tables, not tables and not conn.exec_driver_sql(_OTHERS).fetchall())
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Nothing can happen: a process that reads keeps every writer out."""
+        return nullcontext()
+
+    def refused_writing(self, error: Exception) -> bool:
+        """Say whether the store can still be read, but this user may not write it, or the disk is full."""
+        return "read-only" in str(error) or "No space left" in str(error)
 
     def damage(self) -> list[str]:
         """Read every table from end to end: DuckDB verifies its blocks' checksums when it reads them."""

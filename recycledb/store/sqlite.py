@@ -11,16 +11,16 @@ import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
-from recycledb.errors import QueryError, StoreError
-from recycledb.store.backend import Meaning, Row, names_as_if
+from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.store.backend import Contents, Meaning, Row, names_as_if
+from recycledb.store.opening import Reading, may_write, no_room
 
 try:
     import pysqlite3.dbapi2 as driver
@@ -45,7 +45,7 @@ _MEANINGS = {
     "check the disk, then run the same command again",
     "not a database": "{path} is not a SQLite file; check the URL",
     "malformed": "{path} is damaged; restore a copy (db upgrade leaves them beside it)",
-    "unable to open": "cannot open {path}: check that its folder exists and may be written",
+    "unable to open": "cannot open {path}: check that its folder exists, and that this user may read both",
     "readonly": "{path} may not be written by this user",
 }
 
@@ -60,6 +60,7 @@ class SQLite:
         self.library = library
         self.errors: tuple[type[Exception], ...] = (library.Error,)
         self.journal = "delete" if has_wal_reset_bug(library.sqlite_version_info) else "wal"
+        self.reading = Reading(path, library, BUSY_TIMEOUT_S)
         self.writer = self._engine(StaticPool, "BEGIN IMMEDIATE", query_only=False)
         self.reader = self._engine(NullPool, "BEGIN", query_only=True)
 
@@ -70,6 +71,14 @@ class SQLite:
             poolclass=pool,
             connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
         )
+
+        @event.listens_for(engine, "do_connect")
+        def connect(*_: object) -> Any:
+            if query_only:
+                return self.reading.connect()
+            if self.path.exists() and not may_write(self.path):
+                raise ReadOnlyError(f"{self.path} may only be read: this user may not write it, or not in its folder")
+            return None  # as SQLAlchemy does it
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, record: object) -> None:
@@ -116,6 +125,16 @@ class SQLite:
             finally:
                 copy.close()
 
+    def contents(self, conn: Connection) -> Contents:
+        """Return the file's tables; a header that someone's program has marked is not blank, either."""
+        found = conn.exec_driver_sql("SELECT name, type FROM sqlite_master").fetchall()
+        marks = [conn.exec_driver_sql(f"PRAGMA {mark}").scalar() for mark in ("user_version", "application_id")]
+        return Contents({row[0] for row in found if row[1] == "table"}, not found and marks == [0, 0])
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Raise StoreError where the file was written while it was read without locks."""
+        return self.reading.undisturbed()
+
     def damage(self) -> list[str]:
         """Run SQLite's integrity and foreign key checks."""
         with self.reader.connect() as conn:
@@ -126,10 +145,17 @@ class SQLite:
     def explain(self, error: Exception) -> str:
         """Translate SQLite's messages."""
         text = str(error)
+        if "disk I/O error" in text and no_room(self.path):
+            text = "full"
         for sign, meaning in _MEANINGS.items():
             if sign in text:
                 return meaning.format(path=self.path, busy=BUSY_TIMEOUT_S)
         return f"{self.path}: {text}"
+
+    def refused_writing(self, error: Exception) -> bool:
+        """Say whether the store can still be read, but this user may not write it, or the disk is full."""
+        text = str(error)
+        return "readonly" in text or "full" in text or ("disk I/O error" in text and no_room(self.path))
 
     @contextmanager
     def sandbox(self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()) -> Iterator["SQLiteSandbox"]:
@@ -137,13 +163,10 @@ class SQLite:
 
         With `allow_external` it may ATTACH other databases, and read them too.
         """
-        connection = self.library.connect(
-            f"file:{quote(str(self.path))}?mode=ro",
-            uri=True,
-            check_same_thread=False,
-            timeout=BUSY_TIMEOUT_S,
-            isolation_level=None,
-        )
+        try:
+            connection = self.reading.connect(read_only=True)
+        except self.library.DatabaseError as error:
+            raise StoreError(self.explain(error)) from error
         try:
             register_functions(connection)
             if as_if:
@@ -154,7 +177,8 @@ class SQLite:
                 connection.execute("BEGIN")
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
             connection.set_authorizer(_authorize_external if allow_external else _authorize)
-            yield SQLiteSandbox(connection, self.library, views="temp" if as_if else "main")
+            with self.undisturbed():
+                yield SQLiteSandbox(connection, self.library, views="temp" if as_if else "main")
         except self.library.DatabaseError as error:
             raise StoreError(self.explain(error)) from error
         finally:
