@@ -118,7 +118,7 @@ def select(
     parameters = _parameters(bound)
     selected = Selected(
         selection=called,
-        selection_id=content_id("selection", recipe.sql, parameters, picks.items),
+        selection_id=selection_id_of(recipe.sql, parameters, picks.items),
         recipe=recipe.name,
         parameters=parameters,
         rows=len(picks.items),
@@ -135,6 +135,11 @@ def select(
     )
     _record(store, recipe, selected, picks)
     return selected
+
+
+def selection_id_of(sql: str, parameters: dict[str, Any], picks: list[tuple[str, float | None, str | None]]) -> str:
+    """Return the content address of a selection: its recipe, its parameters, and each pick's variant, rank and reason."""
+    return content_id("selection", sql, parameters, picks)
 
 
 def _parameters(bound: Bound) -> dict[str, Any]:

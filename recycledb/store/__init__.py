@@ -391,10 +391,11 @@ class Store:
     # -- soundness
 
     def verify(self) -> list[str]:
-        """Return what is wrong with the store: the file, references, ids that are not the address of their content."""
-        with _explained(self.backend):
-            damage = self.backend.damage()
-        return [*damage, *verify.references(self.rows), *verify.addresses(self.read)]
+        """Return what is wrong with the store: file, schema, digests, references, and the ids of samples and variants.
+
+        `recycledb.checking` looks at all that is known of rows besides.
+        """
+        return verify.check(self).findings
 
     # -- workers
 

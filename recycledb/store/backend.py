@@ -46,6 +46,12 @@ class Backend(Protocol):
     def contents(self, conn: Connection) -> Contents:
         """Return which tables the file has, and whether it is blank, so that a store may be made there."""
 
+    def schema(self, conn: Connection) -> dict[str, str]:
+        """Return every table, index, view and trigger by its kind and name, as a text that is equal where they are."""
+
+    def in_memory(self) -> Engine:
+        """Return an engine of this kind for a new database in memory."""
+
     def undisturbed(self) -> AbstractContextManager[None]:
         """Raise StoreError at the block's end where the file could only be read without locks and was written meanwhile."""
 

@@ -6,6 +6,7 @@ database gives back for it.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -38,10 +39,10 @@ def digests_of(table: Table) -> Callable[[Sequence[Any]], int]:
     classes = tuple(map(_class, kinds))
     plain = list(map(_plain, kinds))
     doubles = [place for place, kind in enumerate(kinds) if isinstance(kind, Double)]
-    name, above_zero = table.name, (0.0).__lt__
+    name = table.name
 
     def digest(row: Sequence[Any]) -> int:
-        if tuple(map(type, row)) == classes and all(map(above_zero, map(row.__getitem__, doubles))):
+        if tuple(map(type, row)) == classes and all(map(_is_even, map(row.__getitem__, doubles))):
             return row_digest(name, row)  # the way of most rows: nothing to settle
         values = [None if value is None else settle(value) for value, settle in zip(row, plain, strict=False)]
         while values and values[-1] is None:
@@ -67,6 +68,10 @@ def with_digests(table: Table, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[
             yield (*row, *[None] * (width - len(row)))
 
 
+def _is_even(value: float) -> bool:
+    return 0.0 < value < math.inf
+
+
 def _class(kind: object) -> type:
     """Return the class that a column's values have, as drivers of both backends take and give them."""
     if isinstance(kind, Boolean):
@@ -79,15 +84,23 @@ def _class(kind: object) -> type:
 def _plain(kind: object) -> Callable[[Any], Any]:
     """Return how a column's values become what every backend gives back for them."""
     if isinstance(kind, Boolean):
-        return bool  # SQLite has 0 and 1
+        return _truth
     if isinstance(kind, Double):
         return _number
     return _same
 
 
-def _number(value: Any) -> float | None:
-    """SQLite gives 0 for 0.0, 0.0 for -0.0, and NULL for NaN."""
-    return None if value != value else float(value) + 0.0
+def _number(value: Any) -> float | str | None:
+    """SQLite gives 0.0 for -0.0, and NULL for NaN; JSON has no infinity."""
+    if value != value:
+        return None
+    number = float(value) + 0.0
+    return number if math.isfinite(number) else str(number)
+
+
+def _truth(value: Any) -> Any:
+    """SQLite has 0 and 1; another number is not what was written."""
+    return bool(value) if value in (0, 1) else value
 
 
 def _same(value: Any) -> Any:

@@ -21,6 +21,19 @@ from recycledb.store.opening import may_write
 from recycledb.store.statement import with_dollars
 
 
+# What is told of tables and indexes.
+_TOLD = {
+    "table": """
+        SELECT t.table_name, c.column_name, c.data_type, c.is_nullable, c.column_default
+        FROM duckdb_tables() t JOIN duckdb_columns() c ON c.table_oid = t.table_oid AND c.table_name = t.table_name
+        WHERE NOT t.internal AND NOT t.temporary ORDER BY t.table_name, c.column_index
+    """,
+    "constraints of": """
+        SELECT table_name, constraint_type, constraint_column_names, expression
+        FROM duckdb_constraints() ORDER BY table_name, constraint_type, constraint_column_names
+    """,
+    "index": "SELECT index_name, table_name, is_unique, expressions FROM duckdb_indexes() ORDER BY index_name",
+}
 # What else than tables a file may hold.
 _OTHERS = " UNION ALL ".join(
     f"SELECT 1 FROM duckdb_{kind}() WHERE NOT {built_in} AND database_name = current_database()"
@@ -104,6 +117,21 @@ class DuckDB:
         """Return the file's tables; schemas, types and macros of someone's program are not nothing, either."""
         tables = {row[0] for row in conn.exec_driver_sql("SELECT table_name FROM duckdb_tables() WHERE NOT internal")}
         return Contents(tables, not tables and not conn.exec_driver_sql(_OTHERS).fetchall())
+
+    def schema(self, conn: Connection) -> dict[str, str]:
+        """Return views by their text, tables by their columns and constraints, and indexes."""
+        found: dict[str, str] = {}
+        for name, sql in conn.exec_driver_sql("SELECT view_name, sql FROM duckdb_views() WHERE NOT internal"):
+            found[f"view {name}"] = " ".join(sql.split())
+        for kind, sql in _TOLD.items():
+            for name, *told in conn.exec_driver_sql(sql):
+                if name not in ("kept_place", "incoming_rows"):  # a connection's own, not the file's
+                    found[f"{kind} {name}"] = found.get(f"{kind} {name}", "") + repr(told)
+        return found
+
+    def in_memory(self) -> Engine:
+        """Return an engine for a new database in memory."""
+        return create_engine("duckdb:///:memory:", poolclass=StaticPool)
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Nothing can happen: a process that reads keeps every writer out."""

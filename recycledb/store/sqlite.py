@@ -131,6 +131,30 @@ class SQLite:
         marks = [conn.exec_driver_sql(f"PRAGMA {mark}").scalar() for mark in ("user_version", "application_id")]
         return Contents({row[0] for row in found if row[1] == "table"}, not found and marks == [0, 0])
 
+    def schema(self, conn: Connection) -> dict[str, str]:
+        """Return views and triggers by their text, tables and indexes by what SQLite makes of theirs."""
+        found = {}
+        rows = conn.exec_driver_sql("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+        for kind, name, sql in rows:
+            if kind in ("view", "trigger"):
+                found[f"{kind} {name}"] = " ".join(str(sql).split())
+            elif not name.startswith("sqlite_"):
+                looks = ("table_xinfo", "foreign_key_list") if kind == "table" else ("index_xinfo",)
+                told = [conn.exec_driver_sql(f"SELECT * FROM pragma_{look}(?)", (name,)).fetchall() for look in looks]
+                if kind == "table":
+                    told.append(conn.exec_driver_sql("SELECT * FROM pragma_table_list WHERE name = ?", (name,)).fetchall())
+                    told.append(
+                        conn.exec_driver_sql(
+                            'SELECT name, "unique", origin, partial FROM pragma_index_list(?) ORDER BY name', (name,)
+                        ).fetchall()
+                    )
+                found[f"{kind} {name}"] = repr(told)
+        return found
+
+    def in_memory(self) -> Engine:
+        """Return an engine of this SQLite library for a new database in memory."""
+        return create_engine("sqlite://", module=self.library, poolclass=StaticPool)
+
     def undisturbed(self) -> AbstractContextManager[None]:
         """Raise StoreError where the file was written while it was read without locks."""
         return self.reading.undisturbed()
