@@ -29,8 +29,10 @@ _RANDOM = re.compile(r"[0-9a-f]{32}")
 def check(store: Store) -> Checked:
     """Look at the whole store and return what was looked at and what was found."""
     checked = verify.check(store, RULES, RELATIONS)
-    with checked.reading("selections"):
+    with checked.reading("selections"), store.read():  # see `verify.check`
         checked.findings += _selections(store)
+        walked = next(walked for walked in checked.tables if walked.table == "selection")
+        walked.ids = walked.rows
     with checked.reading("counts of tokens"):
         checked.remarks += _odd_counts(store)
     return checked
@@ -66,8 +68,8 @@ def _wrong_teacher(row: RowOf) -> Iterator[str]:
 
 def _wrong_reply(row: RowOf) -> Iterator[str]:
     yield from _unknown(row, step=Step, status=ReplyStatus)
-    if (row["text"] is None) == (row["status"] == ReplyStatus.OK):
-        yield f"is {row['status']}, but has {'no' if row['text'] is None else 'a'} text"
+    if row["text"] is None and row["status"] == ReplyStatus.OK:
+        yield "is ok, but has no text"
     if row["number"] < 1:
         yield f"is attempt {row['number']}"
     if row["cost_usd"] is not None and not math.isfinite(row["cost_usd"]):
@@ -243,7 +245,7 @@ RELATIONS = (
         "of variant are origins with other texts than their sample",
         f"""
         SELECT count(*) FROM variant a JOIN sample r ON r.sample_id = a.sample_id
-        WHERE a.kind = 'origin' AND ({_other('instruction', 'input', 'output')})
+        WHERE a.kind = 'origin' AND ({_other("instruction", "input", "output")})
         """,
     ),
     Relation(

@@ -69,6 +69,8 @@ def _explained(backend: Backend) -> Iterator[None]:
         raise _translated(backend, error.orig if isinstance(error.orig, Exception) else error) from error
     except backend.errors as error:
         raise _translated(backend, error) from error
+    except UnicodeDecodeError as error:  # a driver's own message, or a text, that quotes damaged bytes
+        raise StoreError(f"{backend.path} is damaged: it holds text that is not UTF-8; restore a copy") from error
 
 
 def _translated(backend: Backend, error: Exception) -> StoreError:

@@ -92,7 +92,7 @@ def _plain(kind: object) -> Callable[[Any], Any]:
 
 def _number(value: Any) -> float | str | None:
     """SQLite gives 0.0 for -0.0, and NULL for NaN; JSON has no infinity."""
-    if value != value:
+    if math.isnan(value):
         return None
     number = float(value) + 0.0
     return number if math.isfinite(number) else str(number)

@@ -20,7 +20,6 @@ from recycledb.store.backend import Contents, Meaning, Row, names_as_if
 from recycledb.store.opening import may_write
 from recycledb.store.statement import with_dollars
 
-
 # What is told of tables and indexes.
 _TOLD = {
     "table": """

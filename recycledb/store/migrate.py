@@ -37,8 +37,14 @@ def current(backend: Backend, conn: Connection) -> str | None:
     missing = sorted(FIRST_TABLES - tables)
     if len(found) == 1 and _is_revision(found[0]) and not missing:
         return str(found[0])
-    why = f"has no table {missing[0]}" if missing else f"says {_shown(found)} in alembic_version, which is no revision of recycledb"
-    raise SchemaError(f"{backend.path} {why}: it is a database of something else, or damaged; name another file, or restore a copy")
+    why = (
+        f"has no table {missing[0]}"
+        if missing
+        else f"says {_shown(found)} in alembic_version, which is no revision of recycledb"
+    )
+    raise SchemaError(
+        f"{backend.path} {why}: it is a database of something else, or damaged; name another file, or restore a copy"
+    )
 
 
 def _versions(conn: Connection) -> list[object]:

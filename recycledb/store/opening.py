@@ -98,7 +98,9 @@ class Reading:
 
     def _refuse_unless(self, before: object, cause: Exception | None) -> None:
         if self._immutable and self._stamp() != before:
-            raise StoreError(f"{self.path} was written while it was read without locks; run the same command again") from cause
+            raise StoreError(
+                f"{self.path} was written while it was read without locks; run the same command again"
+            ) from cause
 
     def _stamp(self) -> object:
         try:

@@ -45,6 +45,7 @@ _MEANINGS = {
     "check the disk, then run the same command again",
     "not a database": "{path} is not a SQLite file; check the URL",
     "malformed": "{path} is damaged; restore a copy (db upgrade leaves them beside it)",
+    "codec can't decode": "{path} is damaged: it holds text that is not UTF-8; restore a copy",
     "unable to open": "cannot open {path}: check that its folder exists, and that this user may read both",
     "readonly": "{path} may not be written by this user",
 }
@@ -142,7 +143,9 @@ class SQLite:
                 looks = ("table_xinfo", "foreign_key_list") if kind == "table" else ("index_xinfo",)
                 told = [conn.exec_driver_sql(f"SELECT * FROM pragma_{look}(?)", (name,)).fetchall() for look in looks]
                 if kind == "table":
-                    told.append(conn.exec_driver_sql("SELECT * FROM pragma_table_list WHERE name = ?", (name,)).fetchall())
+                    told.append(
+                        conn.exec_driver_sql("SELECT * FROM pragma_table_list WHERE name = ?", (name,)).fetchall()
+                    )
                     told.append(
                         conn.exec_driver_sql(
                             'SELECT name, "unique", origin, partial FROM pragma_index_list(?) ORDER BY name', (name,)
@@ -189,7 +192,7 @@ class SQLite:
         """
         try:
             connection = self.reading.connect(read_only=True)
-        except self.library.DatabaseError as error:
+        except (self.library.DatabaseError, UnicodeDecodeError) as error:
             raise StoreError(self.explain(error)) from error
         try:
             register_functions(connection)

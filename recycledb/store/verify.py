@@ -74,7 +74,9 @@ class Checked:
             yield
         except RecycledbError as error:
             self.findings.append(f"{what}: {error}")
-        except Exception as error:  # from a damaged file a driver reads anything: whatever it stumbles over is the finding
+        except (
+            Exception
+        ) as error:  # from a damaged file a driver reads anything: whatever it stumbles over is the finding
             first = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
             self.findings.append(f"{what} cannot be read: {first or type(error).__name__}")
 
@@ -107,6 +109,15 @@ def check(store: Readable, rules: Mapping[str, Rule] = RULES, relations: Sequenc
     checked = Checked()
     with checked.reading("the file"):
         checked.findings += store.backend.damage()
+    with (
+        checked.reading("the store"),
+        store.read(),
+    ):  # one that stays open: DuckDB reads its catalogue with each first connection
+        _check_all(store, checked, rules, relations)
+    return checked
+
+
+def _check_all(store: Readable, checked: Checked, rules: Mapping[str, Rule], relations: Sequence[Relation]) -> None:
     with checked.reading("the schema"):
         _check_schema(store, checked)
     for table in metadata.sorted_tables:
@@ -114,13 +125,9 @@ def check(store: Readable, rules: Mapping[str, Rule] = RULES, relations: Sequenc
         checked.tables.append(walked)
         with checked.reading(table.name), store.read() as conn:
             _walk(conn, table, rules.get(table.name, Rule()), walked, checked.findings)
-    for relation in _references():
-        checked.references += 1
-        _count(store, relation, checked)
-    for relation in relations:
-        checked.relations += 1
-        _count(store, relation, checked)
-    return checked
+    references = list(_references())
+    checked.references, checked.relations = len(references), len(relations)
+    _count(store, [*references, *relations], checked)
 
 
 # -- the schema
@@ -194,7 +201,11 @@ def _looks(table: Table, rule: Rule, walked: Walked) -> Callable[[Sequence[Any]]
                 return
         else:
             walked.without_digest += digested
-            unfit = [name for (name, null, classes), value in zip(fitting, row, strict=True) if not _fits(value, null, classes)]
+            unfit = [
+                name
+                for (name, null, classes), value in zip(fitting, row, strict=True)
+                if not _fits(value, null, classes)
+            ]
             if unfit:
                 yield f"holds in {', '.join(unfit)} what cannot stand there"
                 return
@@ -261,8 +272,14 @@ def _references() -> Iterator[Relation]:
                 )
 
 
-def _count(store: Readable, relation: Relation, checked: Checked) -> None:
-    with checked.reading(f"rows {relation.says}"), store.read() as conn:
-        count = conn.exec_driver_sql(relation.sql).scalar()
-        if count:
-            checked.findings.append(f"{count} rows {relation.says}")
+def _count(store: Readable, relations: Sequence[Relation], checked: Checked) -> None:
+    """Count on one connection, and on a new one after an error: it has ended the transaction."""
+    waiting = iter(relations)
+    relation = next(waiting, None)
+    while relation is not None:
+        with checked.reading("what rows say of each other"), store.read() as conn:
+            while relation is not None:
+                asked, relation = relation, next(waiting, None)
+                count = conn.exec_driver_sql(asked.sql).scalar()
+                if count:
+                    checked.findings.append(f"{count} rows {asked.says}")
