@@ -11,12 +11,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recycledb.errors import QueryError, SelectionError
+from recycledb.errors import QueryError, ReadOnlyError, SelectionError
 from recycledb.formats import write
 from recycledb.schema import SCORED_KINDS, Kind, canonical_json, content_id, utc_now
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, parse_top
@@ -63,6 +63,7 @@ class Selected:
     file: str | None
     file_sha256: str | None  # of the file as it lies there: differs from the above where it is compressed
     note: str | None  # why nothing was picked
+    not_recorded: str | None = None  # why the store has no record of it: it may only be read
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -93,7 +94,8 @@ def select(
 
     Without a name it is called recipe-student, with the teacher and the prompt behind where they were given; in a folder its
     file is called as it is. A `top` that the recipe does not declare cuts its ranking. SelectionError says what is wrong with
-    the recipe or its parameters, or that there are no scores to run it on; picking nothing of what there is gives a `note`.
+    the recipe or its parameters, or that there are no scores to run it on; picking nothing of what there is gives a `note`. In a store
+    that may only be read the selection is not recorded, and `not_recorded` says why.
     """
     given = dict(given or {})
     cut = given.pop("top", None) if "top" not in recipe.declares else None
@@ -133,7 +135,10 @@ def select(
         file_sha256=file_sha256,
         note=note,
     )
-    _record(store, recipe, selected, picks)
+    try:
+        _record(store, recipe, selected, picks)
+    except ReadOnlyError as error:
+        return replace(selected, not_recorded=str(error))
     return selected
 
 

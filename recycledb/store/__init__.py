@@ -84,7 +84,7 @@ def revisions(url: str) -> tuple[str | None, str]:
     if not backend.path.exists():
         raise StoreError(f"there is no store at {backend.path}; `recycledb init` or `recycledb add FILE` makes one")
     try:
-        with _explained(backend), backend.reader.connect() as conn:
+        with _explained(backend), backend.look() as conn:
             return migrate.current(backend, conn), migrate.HEAD
     finally:
         backend.close()
@@ -110,7 +110,7 @@ def _prepare(backend: Backend, create: bool) -> None:
         if not path.parent.is_dir():
             raise StoreError(f"there is no folder {path.parent} for the store {path.name}; make it first")
         migrate.upgrade(backend)
-    with backend.reader.connect() as conn:
+    with backend.look() as conn:
         if not (create and migrate.current(backend, conn) is None):
             migrate.require_newest(backend, conn)
             return

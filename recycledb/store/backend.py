@@ -43,6 +43,9 @@ class Backend(Protocol):
     def backup(self, target: Path) -> None:
         """Copy the database as it stands to `target`."""
 
+    def look(self) -> AbstractContextManager[Connection]:
+        """Open a connection for a first look at a file that may be someone else's: nothing of it changes by that."""
+
     def contents(self, conn: Connection) -> Contents:
         """Return which tables the file has, and whether it is blank, so that a store may be made there."""
 

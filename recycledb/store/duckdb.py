@@ -61,6 +61,7 @@ class DuckDB:
         if path.is_file() and not _is_empty_or_duckdb(path):  # it would read data files into a database in memory
             raise StoreError(f"{path} is not a DuckDB file; check the URL")
         self.path = path
+        self._is_written = False
         self.writer = self._engine(StaticPool, writes=True)
         self.reader = self._engine(NullPool, writes=False)
 
@@ -70,6 +71,11 @@ class DuckDB:
         @event.listens_for(engine, "do_connect")
         def connect(dialect: object, record: object, arguments: object, options: dict[str, Any]) -> None:
             if not self.path.exists() or may_write(self.path):
+                if writes and _is_blank(
+                    self.path
+                ):  # DuckDB makes a database where no file is, not in one without a byte
+                    self.path.unlink()
+                self._is_written |= writes
                 return
             if writes:
                 raise ReadOnlyError(f"{self.path} may only be read: this user may not write it, or not in its folder")
@@ -111,6 +117,21 @@ class DuckDB:
             conn.exec_driver_sql("CHECKPOINT")
         self.close()
         shutil.copy2(self.path, target)
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """Open for reading only where a log is left there: closing the file would else work it in."""
+        log = self.path.with_name(f"{self.path.name}.wal")
+        engine = self.reader
+        if _is_blank(self.path):
+            engine = self.in_memory()
+        elif log.exists() and not self._is_written:
+            url = URL.create("duckdb", database=str(self.path))
+            engine = create_engine(url, poolclass=NullPool, connect_args={"read_only": True})
+        with engine.connect() as conn:
+            yield conn
+        if engine is not self.reader:
+            engine.dispose()
 
     def contents(self, conn: Connection) -> Contents:
         """Return the file's tables; schemas, types and macros of someone's program are not nothing, either."""
@@ -193,6 +214,7 @@ class DuckDB:
 
     def close(self) -> None:
         """Close every connection."""
+        self._is_written = False
         self.writer.dispose()
         self.reader.dispose()
 
@@ -240,9 +262,16 @@ def _refusal(text: str) -> str:
     return text
 
 
+def _is_blank(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
+
+
 def _is_empty_or_duckdb(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(12)
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
     return head == b"" or head[8:] == b"DUCK"
 
 

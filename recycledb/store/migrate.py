@@ -80,7 +80,7 @@ def require_newest(backend: Backend, conn: Connection) -> None:
 
 def upgrade(backend: Backend) -> Path | None:
     """Bring the store to the newest revision; return where its copy from before lies, if one was needed."""
-    with backend.reader.connect() as conn:
+    with backend.look() as conn:
         found = current(backend, conn)
         if found == HEAD:
             return None

@@ -122,9 +122,15 @@ class SQLite:
         with self.reader.connect() as conn:
             copy = self.library.connect(str(target))
             try:
+                for setting in ("journal_mode", "synchronous"):  # whoever needs the copy to last syncs it, whole
+                    copy.execute(f"PRAGMA {setting} = OFF")
                 conn.connection.driver_connection.backup(copy)  # type: ignore[union-attr] # it is open, so it is there
             finally:
                 copy.close()
+
+    def look(self) -> AbstractContextManager[Connection]:
+        """Open a reader; see `Reading` for what becomes of a log that is left there."""
+        return self.reader.connect()
 
     def contents(self, conn: Connection) -> Contents:
         """Return the file's tables; a header that someone's program has marked is not blank, either."""
