@@ -151,6 +151,8 @@ def select(
     emit(selected.as_dict(), as_json=as_json, show=lambda: _show_selected(selected))
     if selected.note:
         stderr().print(f"recycledb: {selected.note}", markup=False)
+    if selected.not_recorded:
+        stderr().print(f"recycledb: not recorded: {selected.not_recorded}", markup=False, soft_wrap=True)
 
 
 def _hand_over(
@@ -189,7 +191,7 @@ def _show_selected(selected: "Selected") -> None:
     out.print(f"  sha256 {selected.file_sha256 or selected.output_sha256}")
     if selected.file:
         out.print(f"  wrote  {selected.file}", markup=False, soft_wrap=True)
-    else:
+    elif not selected.not_recorded:
         out.print("  recorded; -o FILE writes it")
 
 

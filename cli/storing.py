@@ -11,6 +11,7 @@ from recycledb.errors import ConfigError
 
 if TYPE_CHECKING:
     from recycledb.adding import Added
+    from recycledb.checking import Checked
 
 SHOWN_REJECTIONS = 10
 
@@ -169,17 +170,40 @@ def current() -> None:
 
 
 @db.command()
-def check() -> None:
-    """Verify the store: the file's own integrity, references, and that every id is the address of its content.
+def check(as_json: Json = False) -> None:
+    """Verify the store: the file, the schema, each row by its digest and its id, and what rows say of each other.
 
     Example: [bold]recycledb db check[/bold]
     """
-    with session.open() as store:
-        found = store.verify()
-    for line in found:
-        stdout().print(line, markup=False)
-    if found:
-        from recycledb.errors import StoreError
+    from recycledb.checking import check as run
+    from recycledb.errors import StoreError
 
-        raise StoreError(f"{len(found)} problems found in {session.url}")
-    stdout().print("sound: integrity, references and content addresses hold")
+    with session.open() as store:
+        checked = run(store)
+    emit({"store": session.url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
+    if checked.findings:
+        raise StoreError(f"{len(checked.findings)} problems found in {session.url}")
+
+
+def _show_checked(checked: "Checked") -> None:
+    from rich.table import Column, Table
+
+    from recycledb.selection.query import printable
+
+    out = stdout()
+    headers = ("rows", "ids recomputed", "digests compared", "without a digest")
+    table = Table("table", *(Column(name, justify="right") for name in headers), box=None, header_style="dim")
+    for walked in checked.tables:
+        numbers = (walked.rows, walked.ids, walked.digests, walked.without_digest)
+        table.add_row(walked.table, *(f"{number:,}" for number in numbers))
+    out.print(table)
+    out.print(
+        f"\nthe file by its own database's check, {checked.schema_objects} tables, indexes and views against a new store's, "
+        f"{checked.references} references, {checked.relations} rules between tables, selections by their picks"
+    )
+    for remark in checked.remarks:
+        out.print(f"remark: {printable(remark)}", markup=False, soft_wrap=True)
+    for finding in checked.findings:
+        out.print(printable(finding), markup=False, soft_wrap=True)
+    if not checked.findings:
+        out.print("sound: all of it holds")

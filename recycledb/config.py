@@ -130,7 +130,7 @@ class TeacherConfig(Settings):
     @property
     def teacher_id(self) -> str:
         """The content address of the identity."""
-        return content_id("teacher", self.identity, length=IDENTITY_LENGTH)
+        return teacher_id_of(self.identity)
 
 
 class StudentConfig(Settings):
@@ -159,9 +159,7 @@ class StudentConfig(Settings):
 
     def student_id(self, revision: str) -> str:
         """Return the content address of the student, given the resolved revision (a commit, or a folder's content)."""
-        model = "" if revision.startswith("sha256:") else self.model
-        identity = [model, revision, self.prompt, self.max_length, self.dtype]
-        return content_id("student", *identity, length=IDENTITY_LENGTH)
+        return student_id_of(self.model, revision, self.prompt, self.max_length, self.dtype)
 
 
 class StoreSettings(Settings):
@@ -254,6 +252,17 @@ class Config(Settings):
         base = self.students[name].model_dump() if name in self.students else {"name": name}
         values = {**base, **given, **({"model": model} if separator else {})}
         return _checked(StudentConfig, values, f"--student {name}")
+
+
+def teacher_id_of(identity: Mapping[str, Any]) -> str:
+    """Return the content address of what changes a teacher's answers."""
+    return content_id("teacher", identity, length=IDENTITY_LENGTH)
+
+
+def student_id_of(model: str, revision: str, prompt: str, max_length: int, dtype: str) -> str:
+    """Return the content address of what changes a student's numbers; a folder is known by its content, not by its name."""
+    named = "" if revision.startswith("sha256:") else model
+    return content_id("student", named, revision, prompt, max_length, dtype, length=IDENTITY_LENGTH)
 
 
 def find_file(start: Path | None = None) -> Path | None:

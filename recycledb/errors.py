@@ -5,7 +5,8 @@
     ├── FormatError         a file cannot be read as samples; nothing of it is stored
     ├── WriteError          a file cannot be written; what stood in its place still does
     ├── StoreError          the store cannot be opened, is busy, is full or is damaged
-    │   └── SchemaError     the store is older or newer than this code
+    │   ├── SchemaError     the store is older or newer than this code, or the file is none
+    │   └── ReadOnlyError   the store may be read, but not written: by this user, or for want of space
     ├── TeacherError        the run cannot go on: no key, unknown model, no quota, server down
     ├── StudentError        a model cannot be found, identified or loaded
     └── SelectionError      a recipe, its parameters or a query is wrong
@@ -47,7 +48,11 @@ class StoreError(RecycledbError):
 
 
 class SchemaError(StoreError):
-    """The store's schema is older or newer than this code."""
+    """The store's schema is older or newer than this code, or the file is no store."""
+
+
+class ReadOnlyError(StoreError):
+    """The store may only be read: its file or folder may not be written, or its disk is full."""
 
 
 class TeacherError(RecycledbError):

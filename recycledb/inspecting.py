@@ -12,6 +12,7 @@ from recycledb.store import SQLRow, Store
 from recycledb.store.migrate import HEAD
 from recycledb.store.pending import is_number
 from recycledb.store.spending import Spending, known, unknown
+from recycledb.store.statement import tokens
 from recycledb.sync.budget import measure
 from recycledb.sync.plan import Plan, make, money
 from recycledb.sync.target import Target
@@ -82,7 +83,7 @@ _DATASETS = """
 # One walk over the replies, which are long, for both tables that `status` shows of them.
 _REPLIES = f"""
     SELECT t.teacher, t.step, t.status, e.reason, count(*) AS texts, count(e.reason) AS unusable,
-        sum(t.prompt_tokens) AS prompt_tokens, sum(t.completion_tokens) AS completion_tokens,
+        sum({tokens("t.prompt_tokens")}) AS prompt_tokens, sum({tokens("t.completion_tokens")}) AS completion_tokens,
         sum(CASE WHEN {known("t")} THEN t.cost_usd END) AS cost_usd,
         sum({unknown("t")}) AS cost_unknown
     FROM teacher_texts t

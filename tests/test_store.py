@@ -210,6 +210,12 @@ def test_verify_finds_what_is_wrong(store: Store) -> None:
             conn.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
         conn.exec_driver_sql("UPDATE sample SET output = 'forged' WHERE output LIKE '1%'")
     found = store.verify()
+    assert len(found) == 1 and "its digest is another" in found[0]
+    with store.write() as conn:  # as a row from before revision 0005, which has none
+        if store.backend.name == "sqlite":
+            conn.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
+        conn.exec_driver_sql("UPDATE sample SET digest = NULL")
+    found = store.verify()
     assert len(found) == 1 and "does not hold the content" in found[0]
 
 

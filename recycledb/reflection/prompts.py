@@ -76,8 +76,12 @@ def parse(step: Step, text: str, source: str) -> PromptText:
     messages = _split(text)
     if not any(role == "user" for role, _ in messages):
         raise ConfigError(f"prompt {source} for {step} has no <<user>> message")
-    prompt_id = content_id("prompt", step, text, length=IDENTITY_LENGTH)
-    return PromptText(step, text, source, prompt_id, messages)
+    return PromptText(step, text, source, prompt_id_of(step, text), messages)
+
+
+def prompt_id_of(step: Step, text: str) -> str:
+    """Return the content address of a step's wording."""
+    return content_id("prompt", step, text, length=IDENTITY_LENGTH)
 
 
 def render(prompt: PromptText, texts: Texts) -> list[dict[str, str]]:

@@ -21,6 +21,7 @@ from recycledb.schema import SCORED_KINDS, utc_now
 from recycledb.store import Store
 from recycledb.store.pending import is_number
 from recycledb.store.spending import known, unknown
+from recycledb.store.statement import tokens
 
 BINS, LOW, HIGH = 50, 0.0, 2.0
 
@@ -135,7 +136,7 @@ class _Report:
                 SELECT teacher_id, step, count(*) AS n, sum(CASE WHEN status = 'ok' THEN 1 ELSE 0 END) AS ok,
                     sum(CASE WHEN status = 'failed' THEN 1 ELSE 0 END) AS failed,
                     sum(CASE WHEN status = 'error' THEN 1 ELSE 0 END) AS error,
-                    sum(prompt_tokens) AS tokens_in, sum(completion_tokens) AS tokens_out,
+                    sum({tokens("prompt_tokens")}) AS tokens_in, sum({tokens("completion_tokens")}) AS tokens_out,
                     sum(CASE WHEN {known("r")} THEN r.cost_usd END) AS cost, sum({unknown("r")}) AS lacking
                 FROM teacher_texts r WHERE r.status NOT IN ('sent', 'lost') GROUP BY teacher_id, step
             ) n ON n.teacher_id = t.teacher_id ORDER BY t.teacher, n.step
@@ -207,7 +208,7 @@ class _Report:
                     sum(CASE WHEN status = 'empty' THEN 1 ELSE 0 END) AS empty,
                     sum(CASE WHEN status IN ('too_short', 'invalid') THEN 1 ELSE 0 END) AS none,
                     sum(CASE WHEN {is_number("l")} OR status NOT IN ('ok', 'imported', 'not_finite') THEN 0 ELSE 1 END) AS not_finite,
-                    sum(n_tokens) AS tokens
+                    sum({tokens("n_tokens")}) AS tokens
                 FROM loss l GROUP BY student_id
             ) n ON n.student_id = s.student_id ORDER BY s.created_at, s.student
         """)

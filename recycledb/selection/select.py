@@ -11,13 +11,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recycledb.errors import QueryError, SelectionError
+from recycledb.errors import QueryError, ReadOnlyError, SelectionError
 from recycledb.formats import write
 from recycledb.schema import SCORED_KINDS, Kind, canonical_json, content_id, utc_now
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, parse_top
@@ -64,6 +64,7 @@ class Selected:
     file: str | None
     file_sha256: str | None  # of the file as it lies there: differs from the above where it is compressed
     note: str | None  # why nothing was picked
+    not_recorded: str | None = None  # why the store has no record of it: it may only be read
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -95,7 +96,8 @@ def select(
 
     Without a name it is called recipe-student, with the teacher and the prompt behind where they were given; in a folder its
     file is called as it is. A `top` that the recipe does not declare cuts its ranking. SelectionError says what is wrong with
-    the recipe or its parameters, or that there are no scores to run it on; picking nothing of what there is gives a `note`.
+    the recipe or its parameters, or that there are no scores to run it on; picking nothing of what there is gives a `note`. In a store
+    that may only be read the selection is not recorded, and `not_recorded` says why.
     QueryError where its SQL, the reading of the rows included, takes longer than `timeout_s` seconds.
     """
     limit = TimeLimit(timeout_s)
@@ -122,7 +124,7 @@ def select(
     parameters = _parameters(bound)
     selected = Selected(
         selection=called,
-        selection_id=content_id("selection", recipe.sql, parameters, picks.items),
+        selection_id=selection_id_of(recipe.sql, parameters, picks.items),
         recipe=recipe.name,
         parameters=parameters,
         rows=len(picks.items),
@@ -137,7 +139,10 @@ def select(
         file_sha256=file_sha256,
         note=note,
     )
-    _record(store, recipe, selected, picks)
+    try:
+        _record(store, recipe, selected, picks)
+    except ReadOnlyError as error:
+        return replace(selected, not_recorded=str(error))
     return selected
 
 
@@ -146,6 +151,11 @@ def _mean(values: list[float]) -> float:
         return math.fsum(values) / len(values)
     except OverflowError:  # of the sum, not of the mean
         return math.fsum(value / len(values) for value in values)
+
+
+def selection_id_of(sql: str, parameters: dict[str, Any], picks: list[tuple[str, float | None, str | None]]) -> str:
+    """Return the content address of a selection: its recipe, its parameters, and each pick's variant, rank and reason."""
+    return content_id("selection", sql, parameters, picks)
 
 
 def _parameters(bound: Bound) -> dict[str, Any]:

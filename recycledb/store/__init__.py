@@ -18,13 +18,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
-from recycledb.errors import StoreError, without_password
+from recycledb.errors import ReadOnlyError, StoreError, without_password
 from recycledb.schema import random_id, utc_now
 from recycledb.store import migrate, pending, places, repeats, verify, workers
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
 from recycledb.store.places import BATCH_ROWS, Place
 from recycledb.store.spending import Spending
+from recycledb.store.statement import MOST_TOKENS, tokens
 from recycledb.store.tables import metadata
 from recycledb.store.watch import TimeLimit, stoppable, watched
 from recycledb.store.workers import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S
@@ -80,9 +81,16 @@ def _explained(backend: Backend) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise StoreError(backend.explain(error.orig if isinstance(error.orig, Exception) else error)) from error
+        raise _translated(backend, error.orig if isinstance(error.orig, Exception) else error) from error
     except backend.errors as error:
-        raise StoreError(backend.explain(error)) from error
+        raise _translated(backend, error) from error
+    except UnicodeDecodeError as error:  # a driver's own message, or a text, that quotes damaged bytes
+        raise StoreError(f"{backend.path} is damaged: it holds text that is not UTF-8; restore a copy") from error
+
+
+def _translated(backend: Backend, error: Exception) -> StoreError:
+    kind = ReadOnlyError if backend.refused_writing(error) else StoreError
+    return kind(backend.explain(error))
 
 
 def revisions(url: str) -> tuple[str | None, str]:
@@ -91,8 +99,8 @@ def revisions(url: str) -> tuple[str | None, str]:
     if not backend.path.exists():
         raise StoreError(f"there is no store at {backend.path}; `recycledb init` or `recycledb add FILE` makes one")
     try:
-        with _explained(backend), backend.reader.connect() as conn:
-            return migrate.current(conn), migrate.HEAD
+        with _explained(backend), backend.look() as conn:
+            return migrate.current(backend, conn), migrate.HEAD
     finally:
         backend.close()
 
@@ -122,9 +130,9 @@ def _prepare(backend: Backend, create: bool) -> None:
         if not path.parent.is_dir():
             raise StoreError(f"there is no folder {path.parent} for the store {path.name}; make it first")
         migrate.upgrade(backend)
-    with backend.reader.connect() as conn:
-        if not (create and migrate.is_empty(conn)):
-            migrate.require_newest(conn, path)
+    with backend.look() as conn:
+        if not (create and migrate.current(backend, conn) is None):
+            migrate.require_newest(backend, conn)
             return
     migrate.upgrade(backend)
 
@@ -170,7 +178,7 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a connection that sees committed rows; it never holds up a writer."""
-        with _explained(self.backend), self.backend.reader.connect() as conn:
+        with _explained(self.backend), self.backend.undisturbed(), self.backend.reader.connect() as conn:
             yield conn
 
     def rows(self, sql: str, **parameters: Any) -> Sequence[SQLRow]:
@@ -279,9 +287,10 @@ class Store:
 
     def reply_history(self, teacher: str) -> dict[str, SQLRow]:
         """Return, by step, the mean completion tokens and cost of a teacher's complete replies, where they are known."""
-        sql = """
-            SELECT step, avg(completion_tokens) AS completion_tokens, avg(cost_usd) AS cost_usd
-            FROM reply WHERE teacher_id = :teacher AND status = 'ok' AND completion_tokens IS NOT NULL GROUP BY step
+        counted = tokens("completion_tokens")
+        sql = f"""
+            SELECT step, avg({counted}) AS completion_tokens, avg(cost_usd) AS cost_usd
+            FROM reply WHERE teacher_id = :teacher AND status = 'ok' AND {counted} IS NOT NULL GROUP BY step
         """
         return {row.step: row for row in self.rows(sql, teacher=teacher)}
 
@@ -290,12 +299,12 @@ class Store:
 
         Columns: step, replies, tokens, and the characters of the texts read, without the prompt's own.
         """
-        sql = """
+        sql = f"""
             SELECT r.step, count(*) AS replies, sum(r.prompt_tokens) AS tokens,
                 sum(length(v.instruction) + length(v.input) + length(v.output)) AS characters
             FROM (
                 SELECT step, variant_id, prompt_tokens FROM reply
-                WHERE teacher_id = :teacher AND prompt_tokens > 0 ORDER BY text_id LIMIT 2000
+                WHERE teacher_id = :teacher AND prompt_tokens BETWEEN 1 AND {MOST_TOKENS} ORDER BY text_id LIMIT 2000
             ) r JOIN variant v ON v.variant_id = r.variant_id GROUP BY r.step
         """
         return self.rows(sql, teacher=teacher)
@@ -438,10 +447,11 @@ class Store:
     # -- soundness
 
     def verify(self) -> list[str]:
-        """Return what is wrong with the store: the file, references, ids that are not the address of their content."""
-        with _explained(self.backend):
-            damage = self.backend.damage()
-        return [*damage, *verify.references(self.rows), *verify.addresses(self.read)]
+        """Return what is wrong with the store: file, schema, digests, references, and the ids of samples and variants.
+
+        `recycledb.checking` looks at all that is known of rows besides.
+        """
+        return verify.check(self).findings
 
     # -- workers
 

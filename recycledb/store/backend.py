@@ -21,6 +21,13 @@ class Meaning(NamedTuple):
     identity: str
 
 
+class Contents(NamedTuple):
+    """What a database file holds: its tables, and whether there is nothing at all in it."""
+
+    tables: set[str]
+    is_blank: bool
+
+
 class Backend(Protocol):
     """One open database file (later: server)."""
 
@@ -35,6 +42,24 @@ class Backend(Protocol):
 
     def backup(self, target: Path) -> None:
         """Copy the database as it stands to `target`."""
+
+    def look(self) -> AbstractContextManager[Connection]:
+        """Open a connection for a first look at a file that may be someone else's: nothing of it changes by that."""
+
+    def contents(self, conn: Connection) -> Contents:
+        """Return which tables the file has, and whether it is blank, so that a store may be made there."""
+
+    def schema(self, conn: Connection) -> dict[str, str]:
+        """Return every table, index, view and trigger by its kind and name, as a text that is equal where they are."""
+
+    def in_memory(self) -> Engine:
+        """Return an engine of this kind for a new database in memory."""
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Raise StoreError at the block's end where the file could only be read without locks and was written meanwhile."""
+
+    def refused_writing(self, error: Exception) -> bool:
+        """Say whether a driver's error means that the store may only be read: by this user, or as long as the disk is full."""
 
     def damage(self) -> list[str]:
         """Return what the database itself finds wrong with its file; empty when sound."""

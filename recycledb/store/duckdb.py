@@ -8,18 +8,40 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import duckdb
 from alembic.ddl.impl import DefaultImpl
-from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
-from recycledb.errors import QueryError, StoreError
-from recycledb.store.backend import Meaning, Row, names_as_if
+from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.store.backend import Contents, Meaning, Row, names_as_if
+from recycledb.store.opening import may_write
 from recycledb.store.statement import statements_in, with_dollars, without_comments
+
+# What is told of tables and indexes.
+_TOLD = {
+    "table": """
+        SELECT t.table_name, c.column_name, c.data_type, c.is_nullable, c.column_default
+        FROM duckdb_tables() t JOIN duckdb_columns() c ON c.table_oid = t.table_oid AND c.table_name = t.table_name
+        WHERE NOT t.internal AND NOT t.temporary ORDER BY t.table_name, c.column_index
+    """,
+    "constraints of": """
+        SELECT table_name, constraint_type, constraint_column_names, expression
+        FROM duckdb_constraints() ORDER BY table_name, constraint_type, constraint_column_names
+    """,
+    "index": "SELECT index_name, table_name, is_unique, expressions FROM duckdb_indexes() ORDER BY index_name",
+}
+# What else than tables a file may hold.
+_OTHERS = " UNION ALL ".join(
+    f"SELECT 1 FROM duckdb_{kind}() WHERE NOT {built_in} AND database_name = current_database()"
+    for kind, built_in in (
+        ("views", "internal"), ("schemas", "internal"), ("types", "internal"), ("functions", "internal"), ("sequences", "temporary")
+    )
+)  # fmt: skip
 
 
 class DuckDBImpl(DefaultImpl):
@@ -45,11 +67,27 @@ class DuckDB:
         if path.is_file() and not _is_empty_or_duckdb(path):  # it would read data files into a database in memory
             raise StoreError(f"{path} is not a DuckDB file; check the URL")
         self.path = path
-        self.writer = self._engine(StaticPool)
-        self.reader = self._engine(NullPool)
+        self._is_written = False
+        self.writer = self._engine(StaticPool, writes=True)
+        self.reader = self._engine(NullPool, writes=False)
 
-    def _engine(self, pool: Any) -> Engine:
-        return create_engine(URL.create("duckdb", database=str(self.path)), poolclass=pool)
+    def _engine(self, pool: Any, *, writes: bool) -> Engine:
+        engine = create_engine(URL.create("duckdb", database=str(self.path)), poolclass=pool)
+
+        @event.listens_for(engine, "do_connect")
+        def connect(dialect: object, record: object, arguments: object, options: dict[str, Any]) -> None:
+            if not self.path.exists() or may_write(self.path):
+                if writes and _is_blank(
+                    self.path
+                ):  # DuckDB makes a database where no file is, not in one without a byte
+                    self.path.unlink()
+                self._is_written |= writes
+                return
+            if writes:
+                raise ReadOnlyError(f"{self.path} may only be read: this user may not write it, or not in its folder")
+            options["read_only"] = True
+
+        return engine
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
         """Insert from an Arrow table, typed by the target's columns."""
@@ -85,6 +123,49 @@ class DuckDB:
             conn.exec_driver_sql("CHECKPOINT")
         self.close()
         shutil.copy2(self.path, target)
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """Open for reading only where a log is left there: closing the file would else work it in."""
+        log = self.path.with_name(f"{self.path.name}.wal")
+        engine = self.reader
+        if _is_blank(self.path):
+            engine = self.in_memory()
+        elif log.exists() and not self._is_written:
+            url = URL.create("duckdb", database=str(self.path))
+            engine = create_engine(url, poolclass=NullPool, connect_args={"read_only": True})
+        with engine.connect() as conn:
+            yield conn
+        if engine is not self.reader:
+            engine.dispose()
+
+    def contents(self, conn: Connection) -> Contents:
+        """Return the file's tables; schemas, types and macros of someone's program are not nothing, either."""
+        tables = {row[0] for row in conn.exec_driver_sql("SELECT table_name FROM duckdb_tables() WHERE NOT internal")}
+        return Contents(tables, not tables and not conn.exec_driver_sql(_OTHERS).fetchall())
+
+    def schema(self, conn: Connection) -> dict[str, str]:
+        """Return views by their text, tables by their columns and constraints, and indexes."""
+        found: dict[str, str] = {}
+        for name, sql in conn.exec_driver_sql("SELECT view_name, sql FROM duckdb_views() WHERE NOT internal"):
+            found[f"view {name}"] = " ".join(sql.split())
+        for kind, sql in _TOLD.items():
+            for name, *told in conn.exec_driver_sql(sql):
+                if name not in ("kept_place", "incoming_rows"):  # a connection's own, not the file's
+                    found[f"{kind} {name}"] = found.get(f"{kind} {name}", "") + repr(told)
+        return found
+
+    def in_memory(self) -> Engine:
+        """Return an engine for a new database in memory."""
+        return create_engine("duckdb:///:memory:", poolclass=StaticPool)
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Nothing can happen: a process that reads keeps every writer out."""
+        return nullcontext()
+
+    def refused_writing(self, error: Exception) -> bool:
+        """Say whether the store can still be read, but this user may not write it, or the disk is full."""
+        return "read-only" in str(error) or "No space left" in str(error)
 
     def damage(self) -> list[str]:
         """Read every table from end to end: DuckDB verifies its blocks' checksums when it reads them."""
@@ -143,6 +224,7 @@ class DuckDB:
 
     def close(self) -> None:
         """Close every connection."""
+        self._is_written = False
         self.writer.dispose()
         self.reader.dispose()
 
@@ -287,9 +369,16 @@ def _with_zones_as_text(sql: str, types: Sequence[str]) -> str:
     return f"SELECT {', '.join(columns)} FROM (\n{query}\n) AS result({', '.join(names)})"
 
 
+def _is_blank(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
+
+
 def _is_empty_or_duckdb(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(12)
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
     return head == b"" or head[8:] == b"DUCK"
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,8 +20,9 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
-from recycledb.errors import QueryError, StoreError
-from recycledb.store.backend import Meaning, Row, names_as_if
+from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.store.backend import Contents, Meaning, Row, names_as_if
+from recycledb.store.opening import Reading, may_write, no_room
 from recycledb.store.statement import without_comments
 
 try:
@@ -47,7 +48,8 @@ _MEANINGS = {
     "check the disk, then run the same command again",
     "not a database": "{path} is not a SQLite file; check the URL",
     "malformed": "{path} is damaged; restore a copy (db upgrade leaves them beside it)",
-    "unable to open": "cannot open {path}: check that its folder exists and may be written",
+    "codec can't decode": "{path} is damaged: it holds text that is not UTF-8; restore a copy",
+    "unable to open": "cannot open {path}: check that its folder exists, and that this user may read both",
     "readonly": "{path} may not be written by this user",
 }
 
@@ -62,6 +64,7 @@ class SQLite:
         self.library = library
         self.errors: tuple[type[Exception], ...] = (library.Error,)
         self.journal = "delete" if has_wal_reset_bug(library.sqlite_version_info) else "wal"
+        self.reading = Reading(path, library, BUSY_TIMEOUT_S)
         self.writer = self._engine(StaticPool, "BEGIN IMMEDIATE", query_only=False)
         self.reader = self._engine(NullPool, "BEGIN", query_only=True)
 
@@ -72,6 +75,14 @@ class SQLite:
             poolclass=pool,
             connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
         )
+
+        @event.listens_for(engine, "do_connect")
+        def connect(*_: object) -> Any:
+            if query_only:
+                return self.reading.connect()
+            if self.path.exists() and not may_write(self.path):
+                raise ReadOnlyError(f"{self.path} may only be read: this user may not write it, or not in its folder")
+            return None  # as SQLAlchemy does it
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, record: object) -> None:
@@ -114,9 +125,51 @@ class SQLite:
         with self.reader.connect() as conn:
             copy = self.library.connect(str(target))
             try:
+                for setting in ("journal_mode", "synchronous"):  # whoever needs the copy to last syncs it, whole
+                    copy.execute(f"PRAGMA {setting} = OFF")
                 conn.connection.driver_connection.backup(copy)  # type: ignore[union-attr] # it is open, so it is there
             finally:
                 copy.close()
+
+    def look(self) -> AbstractContextManager[Connection]:
+        """Open a reader; see `Reading` for what becomes of a log that is left there."""
+        return self.reader.connect()
+
+    def contents(self, conn: Connection) -> Contents:
+        """Return the file's tables; a header that someone's program has marked is not blank, either."""
+        found = conn.exec_driver_sql("SELECT name, type FROM sqlite_master").fetchall()
+        marks = [conn.exec_driver_sql(f"PRAGMA {mark}").scalar() for mark in ("user_version", "application_id")]
+        return Contents({row[0] for row in found if row[1] == "table"}, not found and marks == [0, 0])
+
+    def schema(self, conn: Connection) -> dict[str, str]:
+        """Return views and triggers by their text, tables and indexes by what SQLite makes of theirs."""
+        found = {}
+        rows = conn.exec_driver_sql("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+        for kind, name, sql in rows:
+            if kind in ("view", "trigger"):
+                found[f"{kind} {name}"] = " ".join(str(sql).split())
+            elif not name.startswith("sqlite_"):
+                looks = ("table_xinfo", "foreign_key_list") if kind == "table" else ("index_xinfo",)
+                told = [conn.exec_driver_sql(f"SELECT * FROM pragma_{look}(?)", (name,)).fetchall() for look in looks]
+                if kind == "table":
+                    told.append(
+                        conn.exec_driver_sql("SELECT * FROM pragma_table_list WHERE name = ?", (name,)).fetchall()
+                    )
+                    told.append(
+                        conn.exec_driver_sql(
+                            'SELECT name, "unique", origin, partial FROM pragma_index_list(?) ORDER BY name', (name,)
+                        ).fetchall()
+                    )
+                found[f"{kind} {name}"] = repr(told)
+        return found
+
+    def in_memory(self) -> Engine:
+        """Return an engine of this SQLite library for a new database in memory."""
+        return create_engine("sqlite://", module=self.library, poolclass=StaticPool)
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Raise StoreError where the file was written while it was read without locks."""
+        return self.reading.undisturbed()
 
     def damage(self) -> list[str]:
         """Run SQLite's integrity and foreign key checks."""
@@ -128,10 +181,17 @@ class SQLite:
     def explain(self, error: Exception) -> str:
         """Translate SQLite's messages."""
         text = str(error)
+        if "disk I/O error" in text and no_room(self.path):
+            text = "full"
         for sign, meaning in _MEANINGS.items():
             if sign in text:
                 return meaning.format(path=self.path, busy=BUSY_TIMEOUT_S)
         return f"{self.path}: {text}"
+
+    def refused_writing(self, error: Exception) -> bool:
+        """Say whether the store can still be read, but this user may not write it, or the disk is full."""
+        text = str(error)
+        return "readonly" in text or "full" in text or ("disk I/O error" in text and no_room(self.path))
 
     @contextmanager
     def sandbox(self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()) -> Iterator["SQLiteSandbox"]:
@@ -139,13 +199,10 @@ class SQLite:
 
         With `allow_external` it may ATTACH other databases, read-only, and read them too.
         """
-        connection = self.library.connect(
-            _read_only_uri(self.path),
-            uri=True,
-            check_same_thread=False,
-            timeout=BUSY_TIMEOUT_S,
-            isolation_level=None,
-        )
+        try:
+            connection = self.reading.connect(read_only=True)
+        except (self.library.DatabaseError, UnicodeDecodeError) as error:
+            raise StoreError(self.explain(error)) from error
         opened = SQLiteSandbox(
             connection, self.library, views="temp" if as_if else "main", allow_external=allow_external
         )
@@ -159,7 +216,8 @@ class SQLite:
                 connection.execute("BEGIN")
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
             connection.set_authorizer(opened.authorize)
-            yield opened
+            with self.undisturbed():
+                yield opened
         except self.library.DatabaseError as error:
             raise StoreError(self.explain(error)) from error
         finally:

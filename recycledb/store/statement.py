@@ -1,4 +1,4 @@
-"""SQL text that we did not write: where its named parameters stand, and where its statements end.
+"""SQL text that we did not write: where its named parameters stand, and where its statements end; and counts that can be summed.
 
 Invariant: what stands in strings, quoted names and comments is never taken for a parameter.
 This module refuses to understand SQL beyond that; databases parse it.
@@ -20,6 +20,17 @@ _TOKEN = re.compile(
     """,
     re.DOTALL | re.VERBOSE,
 )
+
+
+MOST_TOKENS = 1_000_000_000  # of one request; a count beyond is a server's mistake
+
+
+def tokens(column: str) -> str:
+    """Return SQL for a count of tokens that can be summed: NULL where it is no count that a request could have.
+
+    A sum of whole numbers that passes 64 bits is an error in SQLite, so one impossible count would keep every sum from being told.
+    """
+    return f"(CASE WHEN {column} BETWEEN 0 AND {MOST_TOKENS} THEN {column} END)"
 
 
 def parameters_in(sql: str) -> list[str]:

@@ -32,7 +32,7 @@ class Arrived:
 def reply_row(attempt_id: str, question: Row, reply: Reply) -> Row:
     """Return the `reply` row of what came back for an attempt; `question` is variant, step, teacher, prompt and number."""
     content = (reply.status.value, reply.text, reply.finish_reason)
-    text_id = content_id("reply", *question, *content, reply.error)
+    text_id = reply_id_of(question, *content, reply.error)
     served = (reply.served_model, reply.request_id)
     paid = (reply.prompt_tokens, reply.completion_tokens, reply.cost_usd)
     return (
@@ -47,6 +47,11 @@ def reply_row(attempt_id: str, question: Row, reply: Reply) -> Row:
         utc_now(),
         reply.raw,
     )
+
+
+def reply_id_of(question: Row, status: str, text: str | None, finish_reason: str | None, error: str | None) -> str:
+    """Return the content address of a reply to a question; see `reply_row`."""
+    return content_id("reply", *question, status, text, finish_reason, error)
 
 
 def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:

@@ -1,0 +1,94 @@
+"""The copy of a store that is made before its schema changes.
+
+Invariant: the copy stands under its name only when it is complete and on the disk, with the store's own mode and owner; a run that is
+killed leaves a file under another name at most, which the next one removes.
+"""
+
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from recycledb.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where leftovers stay
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL = ".partial"
+
+
+def copy_beside(path: Path, revision: str, copy: Callable[[Path], None]) -> Path:
+    """Let `copy` fill a new file beside `path`, give it a name that tells revision and moment, and return that.
+
+    StoreError where there is no room for it, or the folder may not be written; nothing is left then.
+    """
+    try:
+        _remove_leftovers(path)
+        with _unfinished(path) as (unfinished, descriptor):
+            copy(unfinished)
+            _dress(descriptor, path)
+            os.fsync(descriptor)
+            target = _unused(path, revision)
+            unfinished.rename(target)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(
+            f"no copy of {path} could be made ({error.strerror or error}), so nothing was changed; the copy needs as much space beside "
+            "it as the store itself"
+        ) from error
+    return target
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[tuple[Path, int]]:
+    """Make a file that nobody else has, and lock it as long as it is filled; remove it where that fails."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+    descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield beside, descriptor
+    finally:
+        beside.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _dress(descriptor: int, path: Path) -> None:
+    """Give the copy the owner, as far as this user may, and the mode of the store."""
+    like = path.stat()
+    if hasattr(os, "fchown"):
+        with suppress(PermissionError):
+            os.fchown(descriptor, like.st_uid, like.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+
+
+def _unused(path: Path, revision: str) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    names = (f"{path.name}.{revision}-{stamp}{more}.bak" for more in ("", *(f"-{i}" for i in range(2, 10_000))))
+    return next(target for target in map(path.with_name, names) if not target.exists())
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed runs have left: files that nobody holds a lock on any more."""
+    if fcntl is None:
+        return
+    for name in os.listdir(path.parent):  # noqa: PTH208 — a glob would read signs in the store's name
+        if name.startswith(f".{path.name}.") and name.endswith(PARTIAL):
+            with suppress(OSError), path.with_name(name).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.with_name(name).unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

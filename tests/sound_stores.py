@@ -1,0 +1,133 @@
+"""A store with a row in every table, in which everything is true: ids are those of the content, replies were asked for, texts were read.
+
+It is made by the functions that fill real stores, without a teacher's server and without a model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Boolean, text
+from stores import add_samples, texts
+
+from recycledb.config import StudentConfig, TeacherConfig
+from recycledb.reflection import prompts
+from recycledb.reflection.teachers import Reply
+from recycledb.schema import ReplyStatus, Stat, Step, random_id, utc_now
+from recycledb.scoring.identity import Identity
+from recycledb.selection.recipes import get_recipe
+from recycledb.selection.select import select
+from recycledb.store import SQLRow, Store, batches
+from recycledb.store.tables import metadata
+from recycledb.sync.reading import read_all
+from recycledb.sync.storing import reply_row
+from recycledb.sync.target import Student, Target
+
+ANSWERS = {
+    Step.COMPRESS: "[Instruction] {instruction} Be brief about {input}. [End]",
+    Step.REFLECT_INSTRUCTION: "[New Instruction] {instruction} Say why. [End]\n[New Answer] {output} This is why. [End]",
+    Step.REFLECT_RESPONSE: "[Better Answer] {output} Here is more of it. [End]",
+}
+
+
+def target(**more: Any) -> Target:
+    """Return the target that `fill` fulfils."""
+    wordings = {step: prompts.load(step) for step in Step}
+    student = Student(StudentConfig(name="7b", model="org/7b"), Identity("abc", 7_000_000_000, False))
+    teacher = TeacherConfig(name="gpt", model="gpt-test", **more)
+    return Target(teacher=teacher, prompts=wordings, students=[student], reflect=True, score=True)
+
+
+def _reply(question: SQLRow, number: int) -> Reply:
+    if question.step == Step.REFLECT_RESPONSE and number == 1 and question.kind == "origin":
+        return Reply(ReplyStatus.ERROR, error="timeout: no answer", duration_ms=60_000)
+    written = ANSWERS[Step(question.step)].format(
+        instruction=question.instruction, input=question.input, output=question.output
+    )
+    paid = {"prompt_tokens": 311, "completion_tokens": 97, "cost_usd": 0.000105, "duration_ms": 1_234}
+    return Reply(ReplyStatus.OK, written, "stop", "gpt-test-1", "req-1", **paid)
+
+
+def _answer(store: Store, wanted: Target, worker: str, samples: list[str]) -> None:
+    """Ask and answer until no question is open; the first try of some fails."""
+    assert wanted.wanted is not None
+    while asked := store.pending_questions(wanted.wanted, samples):
+        teacher = wanted.wanted.teacher_id
+        rows = []
+        for attempt, number, question in store.claim(wanted.wanted, worker, asked):
+            asked_for = (question.variant_id, question.step, teacher, question.prompt_id, number)
+            rows.append(reply_row(attempt, asked_for, _reply(question, number)))
+        store.add_replies(rows)
+        read_all(store)
+
+
+def _score(store: Store, wanted: Target) -> None:
+    student = wanted.students[0].student_id
+    found = store.rows("SELECT variant_id FROM variant WHERE kind <> 'compressed' ORDER BY variant_id")
+    for place, row in enumerate(found):
+        means = (2.9 + place / 7, 2.5 + place / 9, 2.3 + place / 11, 1.9 + place / 5)  # in the order of Stat
+        losses = []
+        for (i, stat), mean in zip(enumerate(Stat), means, strict=True):
+            scored = (mean * 14, 14, False, i == 2, "ok", f"{row[0][:23]}{i}", "eager")
+            cut = (None, 0, True, False, "too_long", None, "eager")
+            losses.append((student, row[0], stat.value, *(cut if place % 5 == 4 and stat is Stat.Q_DIRECT else scored)))
+        store.add_losses(losses)
+
+
+def _repeat(store: Store, worker: str) -> None:
+    """Let an equal answer have come to another attempt, as a merge of two stores brings it."""
+    [row] = store.rows("SELECT * FROM reply WHERE status = 'ok' ORDER BY text_id LIMIT 1")
+    attempt, now = random_id(), utc_now()
+    question = (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number)
+    with store.write() as conn:
+        store.insert(conn, "attempt", [(attempt, *question, worker, now, 0.0002)])
+        again = (row.text_id, attempt, "gpt-test-1", "req-2", 311, 97, 0.000105, 999, None, now)
+        store.insert(conn, "repeated_reply", [again])
+
+
+def fill(store: Store, samples: int = 4) -> Target:
+    """Fill an empty store; return what it fulfils."""
+    wanted = target()
+    wanted.register(store)
+    ids = add_samples(store, [texts(f"number {i}", with_input=i % 2 == 1) for i in range(samples)])
+    add_samples(store, [texts(f"number {i}", with_input=i % 2 == 1) for i in range(1, samples)])  # closes places
+    now = utc_now()
+    with store.write() as conn:
+        store.insert(conn, "dataset_import", [(random_id(), "d", "d.json", "alpaca", "00" * 32, samples, 0, 0, now)])
+    worker = store.start_worker()
+    _answer(store, wanted, worker, ids)
+    _score(store, wanted)
+    _repeat(store, worker)
+    teacher = wanted.wanted.teacher_id if wanted.wanted else ""
+    batch = batches.start(store, teacher, worker)
+    batches.note(store, batch, "submitted", "batch_1", "2 requests")
+    batches.note(store, batch, "taken", "batch_1")
+    store.end_worker(worker)
+    select(store, get_recipe("cherry"), {"top": "2"})
+    select(store, get_recipe("selective"))
+    return wanted
+
+
+def make(url: str, beside: Path) -> None:
+    """Make such a store at `url`; in DuckDB from one in SQLite in one transaction, which leaves a file of a tenth of the size."""
+    if url.startswith("sqlite"):
+        with Store.open(url, create=True) as store:
+            fill(store)
+        return
+    with Store.open(f"sqlite:///{beside}", create=True) as source, Store.open(url, create=True) as store:
+        fill(source)
+        with store.write() as conn:
+            for table in metadata.sorted_tables:
+                names = ", ".join(column.name for column in table.columns)
+                flags = [isinstance(column.type, Boolean) for column in table.columns]
+                rows = [
+                    tuple(bool(value) if flag else value for value, flag in zip(row, flags, strict=True))
+                    for row in source.rows(f"SELECT {names} FROM {table.name}")
+                ]
+                if rows:
+                    store.insert(conn, table.name, rows)
+
+
+def counted(store: Store) -> dict[str, int]:
+    """Return how many rows each table has."""
+    with store.read() as conn:
+        return {name: int(conn.execute(text(f"SELECT count(*) FROM {name}")).scalar_one()) for name in metadata.tables}

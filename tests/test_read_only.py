@@ -1,0 +1,165 @@
+"""A store that may only be read: by another user, in a folder of another user, as a killed process left it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pysqlite3.dbapi2 as pysqlite3
+import pytest
+import sound_stores
+from conftest import BACKENDS, clean_environment
+
+from recycledb.errors import StoreError
+from recycledb.store import Store
+from recycledb.store.opening import Reading
+
+PLAIN = Path(__file__).with_name("plain_user.py")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("filled")
+    path = folder / f"store.{request.param}"
+    sound_stores.make(f"{request.param}:///{path}", folder / "source.db")
+    return path
+
+
+@pytest.fixture
+def shared(filled: Path, tmp_path: Path) -> Iterator[Path]:
+    """A store that may be read, but not written, in a folder of that kind."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    path = folder / filled.name
+    shutil.copyfile(filled, path)
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    yield path
+    folder.chmod(0o755)
+
+
+def as_plain_user(commands: list[list[str]], cwd: Path) -> list[tuple[int, str]]:
+    """Run commands one after the other as a user whom permissions bind; return their exit codes and what they printed."""
+    done = subprocess.run(
+        [sys.executable, str(PLAIN)],
+        input="".join(json.dumps(command) + "\n" for command in commands),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        env=clean_environment(),
+        timeout=300,
+        check=False,
+    )
+    if done.stdout.startswith("CANNOT"):
+        pytest.skip("root cannot give up its powers here")
+    *parts, rest = done.stdout.split("CODE ")
+    assert len(parts) == len(commands) and rest[1:] == "\n", done.stdout
+    codes = [int(part[0]) for part in (*parts[1:], rest)]
+    return list(zip(codes, [parts[0], *(part[2:] for part in parts[1:])], strict=True))
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """A folder in which this user may write."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    return folder
+
+
+def reading_commands(url: str, out: Path) -> list[list[str]]:
+    first = ["--store", url]
+    return [
+        [*first, "query", "SELECT count(*) AS n FROM losses"],
+        [*first, "status"],
+        [*first, "select", "cherry", "--top", "2", "-o", str(out / "picked.json")],
+        [*first, "export", "-o", str(out / "all.json")],
+        [*first, "selections"],
+        [*first, "report", "-o", str(out / "report.html")],
+        [*first, "diff", "cherry-7b", "selective-7b"],
+        [*first, "db", "check"],
+        [*first, "db", "current"],
+        ["--store", f"sqlite:///{out}/mine.db", "merge", url],
+    ]
+
+
+def test_all_that_reads_works_on_a_colleague_s_store(shared: Path, own_folder: Path) -> None:
+    url = f"{shared.suffix[1:]}:///{shared}"
+    before = shared.read_bytes()
+    commands = reading_commands(url, own_folder)
+    for command, (code, said) in zip(commands, as_plain_user(commands, own_folder), strict=True):
+        assert code == 0, (command, said)
+        if "select" in command:
+            assert "not recorded: " in said and "may only be read" in said
+    assert (own_folder / "picked.json").stat().st_size > 2 and (own_folder / "report.html").exists()
+    assert shared.read_bytes() == before and [other.name for other in shared.parent.iterdir()] == [shared.name]
+    with Store.open(f"sqlite:///{own_folder}/mine.db") as mine, Store.open(url) as theirs:
+        assert sound_stores.counted(mine)["loss"] == sound_stores.counted(theirs)["loss"]
+
+
+def test_all_that_writes_says_why_not(shared: Path, own_folder: Path) -> None:
+    url = f"{shared.suffix[1:]}:///{shared}"
+    (own_folder / "d.json").write_text('[{"instruction": "x", "output": "y"}]')
+    before = shared.read_bytes()
+    commands = [["--store", url, "add", "d.json"], ["--store", url, "merge", url]]
+    for code, said in as_plain_user(commands, own_folder):
+        assert code == 1 and said.count("\n") == 1, said
+    assert "may only be read" in as_plain_user(commands[:1], own_folder)[0][1]
+    assert shared.read_bytes() == before and [other.name for other in shared.parent.iterdir()] == [shared.name]
+
+
+def test_a_file_of_another_user_in_a_folder_of_ours_gets_nothing_beside_it(shared: Path, own_folder: Path) -> None:
+    """A -shm of this user's would keep the owner from writing."""
+    shared.parent.chmod(0o755)
+    url = f"{shared.suffix[1:]}:///{shared}"
+    commands = [["--store", url, "status"], ["--store", url, "select", "cherry", "--top", "2"]]
+    assert [code for code, _ in as_plain_user(commands, own_folder)] == [0, 0]
+    assert [other.name for other in shared.parent.iterdir()] == [shared.name]
+
+
+@pytest.mark.parametrize("filled", ["sqlite"], indirect=True)
+def test_a_log_beside_a_store_that_may_only_be_read(shared: Path, own_folder: Path) -> None:
+    """With SQLite's -shm the log is read along; without it nothing can be trusted."""
+    path = own_folder / "store.db"
+    shutil.copyfile(shared, path)
+    connection = pysqlite3.connect(str(path))
+    connection.execute("DELETE FROM loss WHERE stat = 'Q_direct'")
+    connection.commit()
+    folder = own_folder / "left"  # as a process that was killed leaves them
+    folder.mkdir()
+    for ending in ("", "-wal", "-shm"):
+        shutil.copyfile(f"{path}{ending}", folder / f"store.db{ending}")
+        (folder / f"store.db{ending}").chmod(0o444)
+    connection.close()
+    folder.chmod(0o555)
+    query = [
+        "--store",
+        f"sqlite:///{folder}/store.db",
+        "query",
+        "SELECT count(*) AS n FROM losses",
+        "--format",
+        "jsonl",
+    ]
+    [(code, said)] = as_plain_user([query], own_folder)
+    assert (code, said) == (0, '{"n": 48}\n')
+    folder.chmod(0o755)
+    (folder / "store.db-shm").unlink()
+    folder.chmod(0o555)
+    [(code, said)] = as_plain_user([query], own_folder)
+    folder.chmod(0o755)
+    assert code == 1 and said.count("\n") == 1 and "store.db-wal beside it holds rows" in said
+
+
+def test_what_is_read_without_locks_is_refused_where_a_writer_came(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with Store.open(f"sqlite:///{path}", create=True) as store:
+        sound_stores.fill(store)
+    reading = Reading(path, pysqlite3, 1.0)
+    reading._immutable = True  # what it becomes for one who may not write there
+    with reading.undisturbed():
+        pass
+    with pytest.raises(StoreError, match="was written while it was read"), reading.undisturbed():
+        with Store.open(f"sqlite:///{path}") as store, store.write() as conn:
+            conn.exec_driver_sql("DELETE FROM loss")
