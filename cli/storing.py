@@ -11,7 +11,7 @@ from recycledb.errors import ConfigError
 
 if TYPE_CHECKING:
     from recycledb.adding import Added
-    from recycledb.checking import Checked
+    from recycledb.store.verify import Checked
 
 SHOWN_REJECTIONS = 10
 
@@ -186,24 +186,25 @@ def check(as_json: Json = False) -> None:
 
 
 def _show_checked(checked: "Checked") -> None:
-    from rich.table import Column, Table
-
-    from recycledb.selection.query import printable
+    from recycledb.cli.printing import Table
 
     out = stdout()
     headers = ("rows", "ids recomputed", "digests compared", "without a digest")
-    table = Table("table", *(Column(name, justify="right") for name in headers), box=None, header_style="dim")
+    table = Table("table", box=None, header_style="dim")
+    for name in headers:
+        table.add_column(name, justify="right")
     for walked in checked.tables:
         numbers = (walked.rows, walked.ids, walked.digests, walked.without_digest)
         table.add_row(walked.table, *(f"{number:,}" for number in numbers))
     out.print(table)
+    out.print()
     out.print(
-        f"\nthe file by its own database's check, {checked.schema_objects} tables, indexes and views against a new store's, "
+        f"the file by its own database's check, {checked.schema_objects} tables, indexes and views against a new store's, "
         f"{checked.references} references, {checked.relations} rules between tables, selections by their picks"
     )
     for remark in checked.remarks:
-        out.print(f"remark: {printable(remark)}", markup=False, soft_wrap=True)
+        out.print(f"remark: {remark}", markup=False, soft_wrap=True)
     for finding in checked.findings:
-        out.print(printable(finding), markup=False, soft_wrap=True)
+        out.print(finding, markup=False, soft_wrap=True)
     if not checked.findings:
         out.print("sound: all of it holds")

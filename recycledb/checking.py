@@ -7,7 +7,7 @@ What cannot be seen by it is listed in docs/decisions/0006-a-digest-of-every-row
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -295,12 +295,13 @@ def _selections(store: Store) -> Iterator[str]:
         records = {row[0]: row[1:] for row in recorded}
         for selection, rows in groupby(picks, key=itemgetter(0)):
             if selection in records:
-                yield from _selection(selection, *records.pop(selection), list(rows))
+                yield from _selection(selection, records.pop(selection), list(rows))
     for selection, record in records.items():
-        yield from _selection(selection, *record, [])
+        yield from _selection(selection, record, [])
 
 
-def _selection(selection: str, sql: str, parameters: str, rows: int, counts: str, picks: list[Any]) -> Iterator[str]:
+def _selection(selection: str, record: Sequence[Any], picks: list[Any]) -> Iterator[str]:
+    sql, parameters, rows, counts = record
     if len(picks) != rows or [pick[1] for pick in picks] != list(range(len(picks))):
         yield f"selection {selection} says {rows} rows, but {len(picks)} picks are there, or not in one line from 0"
         return

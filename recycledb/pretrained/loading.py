@@ -198,7 +198,7 @@ def _is_foreign(key: str, loaded: Any) -> bool:
         return False
     layer = re.search(r"(?:^|\.)layers\.(\d+)\.", within)
     if layer and getattr(loaded.config, "num_nextn_predict_layers", None):
-        return int(layer[1]) < loaded.config.num_hidden_layers
+        return bool(int(layer[1]) < loaded.config.num_hidden_layers)
     parent, _, name = within.rpartition(".")
     module = dict(body.named_modules()).get(parent)
     return name in ("weight", "bias") if module is None else bool(module._parameters)

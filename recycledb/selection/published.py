@@ -174,8 +174,11 @@ def _losses(student_id: str, variant: str, score: PublishedScores) -> Iterator[R
 
 def _present(store: Store, student_id: str) -> dict[tuple[str, str], float | None]:
     rows = store.rows("SELECT variant_id, stat, loss_sum FROM loss WHERE student_id = :student", student=student_id)
-    finite = lambda value: value if value is not None and math.isfinite(value) else None  # noqa: E731 - NaN differs from itself
-    return {(row[0], row[1]): finite(row[2]) for row in rows}
+    return {(row[0], row[1]): _finite(row[2]) for row in rows}
+
+
+def _finite(value: float | None) -> float | None:  # NaN differs from itself
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _require_same(student: str, losses: list[Row], present: Mapping[tuple[str, str], float | None]) -> None:

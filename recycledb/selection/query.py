@@ -219,7 +219,7 @@ def to_arrow(result: Result) -> Any:
     return pa.table([_joined(column, pa) for column in pieces], names=result.columns)
 
 
-_ARROW = str | int | float | bytes | list | dict | Decimal | date | datetime | time_of_day
+_ARROW = (str, int, float, bytes, list, dict, Decimal, date, datetime, time_of_day)
 
 
 def _arrow_value(value: Any) -> Any:

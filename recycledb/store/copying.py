@@ -4,6 +4,7 @@ Invariant: the copy stands under its name only when it is complete and on the di
 killed leaves a file under another name at most, which the next one removes.
 """
 
+import fcntl
 import os
 import secrets
 import stat
@@ -13,11 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from recycledb.errors import StoreError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where leftovers stay
-    fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
 
@@ -48,10 +44,9 @@ def copy_beside(path: Path, revision: str, copy: Callable[[Path], None]) -> Path
 def _unfinished(path: Path) -> Iterator[tuple[Path, int]]:
     """Make a file that nobody else has, and lock it as long as it is filled; remove it where that fails."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
-    descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield beside, descriptor
     finally:
         beside.unlink(missing_ok=True)
@@ -61,10 +56,9 @@ def _unfinished(path: Path) -> Iterator[tuple[Path, int]]:
 def _dress(descriptor: int, path: Path) -> None:
     """Give the copy the owner, as far as this user may, and the mode of the store."""
     like = path.stat()
-    if hasattr(os, "fchown"):
-        with suppress(PermissionError):
-            os.fchown(descriptor, like.st_uid, like.st_gid)
-        os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+    with suppress(PermissionError):
+        os.fchown(descriptor, like.st_uid, like.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
 
 
 def _unused(path: Path, revision: str) -> Path:
@@ -75,8 +69,6 @@ def _unused(path: Path, revision: str) -> Path:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed runs have left: files that nobody holds a lock on any more."""
-    if fcntl is None:
-        return
     for name in os.listdir(path.parent):  # noqa: PTH208 — a glob would read signs in the store's name
         if name.startswith(f".{path.name}.") and name.endswith(PARTIAL):
             with suppress(OSError), path.with_name(name).open("rb") as file:

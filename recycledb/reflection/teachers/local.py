@@ -205,7 +205,10 @@ def _settle(batch: list[_Waiting], error: TeacherError) -> None:
 
 def _load(config: TeacherConfig) -> tuple[Any, Any]:
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    failing = lambda line: TeacherError(f"teacher {config.name!r}: {line}")  # noqa: E731
+
+    def failing(line: str) -> TeacherError:
+        return TeacherError(f"teacher {config.name!r}: {line}")
+
     tokenizer = loading.load_tokenizer(config.model, failing)
     if not tokenizer.chat_template:
         raise failing(f"{config.model!r} has no chat template; use an instruct model")
