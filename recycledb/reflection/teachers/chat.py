@@ -37,7 +37,16 @@ from recycledb.reflection.teachers import (
 )  # fmt: skip
 from recycledb.reflection.teachers.pace import Pace, Ticket
 from recycledb.reflection.teachers.prices import find_cost, is_unbegun, usage_cost
-from recycledb.reflection.teachers.wire import Mask, Refused, TooLarge, async_client, find_access, parsed, pointed_to
+from recycledb.reflection.teachers.wire import (
+    Mask,
+    Refused,
+    TooLarge,
+    async_client,
+    body_of,
+    find_access,
+    parsed,
+    pointed_to,
+)  # fmt: skip
 from recycledb.schema import ReplyStatus
 
 CONNECT_S = 10.0
@@ -153,14 +162,15 @@ class ChatTeacher:
 
     def _understood(self, response: httpx2.Response) -> tuple[Reply, str | None]:
         """Return the reply that a response is, and what to tell the user where the run must stop."""
+        body = body_of(response)
         try:
             if response.is_success:
-                return self._masked(self._read(response.content)), None
-            return self._refused(response.status_code, response.headers, response.content)
+                return self._masked(self._read(body)), None
+            return self._refused(response.status_code, response.headers, body)
         except MemoryError:
             raise
         except Exception as error:  # whatever one body makes of our code, the other replies must not be lost by it
-            return self._unreadable(f"{type(error).__name__}: {error}", response.content), None
+            return self._unreadable(f"{type(error).__name__}: {error}", body), None
 
     def _unreadable(self, why: str, body: bytes, **fields: Any) -> Reply:
         return failed("unreadable", self._mask(why), raw=self._body(body), **fields)

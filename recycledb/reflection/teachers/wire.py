@@ -25,8 +25,10 @@ from recycledb.errors import TeacherError, without_password
 OPENAI_URL = "https://api.openai.com/v1"
 MEGABYTE = 1_000_000
 LEAST_LENGTH = 4  # of a key or password that is looked for: a shorter one would be found in any word
+CREDENTIALS_LENGTH = 10  # of "Basic" with what follows it, at least
 KEY_LENGTH = 16  # a shorter "key" (ollama, lm-studio) is a word that an answer may well hold
 _CREDENTIALS = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=*-]{4,}", re.IGNORECASE)
+_BODY = "recycledb.body"  # where a response carries what was read of it
 _BIG_NUMBER = 40  # digits
 DEPTH_MOST = 100  # of a body's nesting; an answer needs five
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]+|[\]}]+', re.DOTALL)  # and texts, whose brackets are none
@@ -42,9 +44,11 @@ class Mask:
 
     def __call__(self, text: str) -> str:
         """Return what a server said without the secrets, and without any other credentials of a header."""
+        if len(text) < LEAST_LENGTH:
+            return text
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return _CREDENTIALS.sub(r"\1 ***", text)
+        return text if len(text) < CREDENTIALS_LENGTH else _CREDENTIALS.sub(r"\1 ***", text)
 
     def in_answer(self, text: str) -> str:
         """Return a model's answer, of which nothing else may change, without the secrets that are no common words."""
@@ -193,10 +197,11 @@ class _AsyncBounded(httpx2.AsyncClient):
                         raise TooLarge(self.most_bytes, response.headers)
         finally:
             await response.aclose()
-        whole = _whole(response, bytes(content))
-        if not whole.is_success:
-            raise Refused(whole)
-        return whole
+        # A response of its own, as the other client makes it, would take a tenth of a millisecond.
+        response.extensions[_BODY] = bytes(content)
+        if not response.is_success:
+            raise Refused(response)
+        return response
 
 
 class _OverAiohttp(_AsyncBounded, openai.DefaultAioHttpClient):
@@ -221,6 +226,11 @@ class _Bounded(openai.DefaultHttpxClient):
                 if len(content) > self.most_bytes:
                     raise TooLarge(self.most_bytes, response.headers)
         return _whole(response, bytes(content))
+
+
+def body_of(response: httpx2.Response) -> bytes:
+    """Return the unpacked body of a response of the client that asks questions."""
+    return bytes(response.extensions[_BODY])
 
 
 def _of_async(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
