@@ -86,7 +86,7 @@ class CommandServer:
         for path in (self._out, self._err):
             path.write_bytes(b"")
         code = self._run(arguments, cwd, env, out=str(self._out), err=str(self._err), full=full)
-        out, err = (path.read_text(encoding="utf-8") for path in (self._out, self._err))
+        out, err = (path.read_bytes().decode() for path in (self._out, self._err))
         return subprocess.CompletedProcess(arguments, code, out, err)
 
     def _run(self, arguments: list[str], cwd: Path, env: Mapping[str, str], **more: object) -> int:
@@ -111,11 +111,13 @@ class CommandServer:
         reader = threading.Thread(target=read)
         reader.start()
         name = os.ttyname(terminal)
-        code = self._run(arguments, cwd, env, out=name, err=name)
-        os.write(terminal, end)
-        reader.join()
-        os.close(master)
-        os.close(terminal)
+        try:
+            code = self._run(arguments, cwd, env, out=name, err=name)
+        finally:
+            os.write(terminal, end)
+            reader.join()
+            os.close(master)
+            os.close(terminal)
         return code, b"".join(came).removesuffix(end)
 
     def close(self) -> None:
