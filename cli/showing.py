@@ -108,7 +108,7 @@ def _show_text(text: dict[str, Any]) -> None:
     facts = [f"about {text['variant_id'][:12]}", text["created_at"], *paid, f"read as {verdict}" if verdict else ""]
     out.print(" · ".join(fact for fact in facts if fact), style="dim", markup=False)
     if text["error"]:
-        out.text(text["error"], style="red", soft_wrap=False)
+        out.print(text["error"], style="red")
     if text["text"]:
         out.text(text["text"])
 

@@ -38,6 +38,8 @@ def become(job: dict[str, object]) -> None:
         (2, job["err"], os.O_WRONLY | os.O_NOCTTY),
     ):
         os.dup2(os.open(str(name), flags), number)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)  # knows whether it is a terminal, a file or a pipe
+    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     if job.get("full"):
         failing_disk.fill()
 

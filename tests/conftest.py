@@ -84,7 +84,7 @@ class CommandServer:
     ) -> subprocess.CompletedProcess[str]:
         """Run the command once, with `full` on a disk that is full."""
         code = self._ask({**self._job(arguments, cwd, env), "full": full})
-        out, err = (path.read_text(encoding="utf-8") for path in (self._out, self._err))
+        out, err = (path.read_bytes().decode() for path in (self._out, self._err))
         return subprocess.CompletedProcess(arguments, code, out, err)
 
     def start(self, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> int:
@@ -121,11 +121,13 @@ class CommandServer:
         reader = threading.Thread(target=read)
         reader.start()
         name = os.ttyname(terminal)
-        code = self._ask({"arguments": arguments, "cwd": str(cwd), "env": env, "out": name, "err": name})
-        os.write(terminal, end)
-        reader.join()
-        os.close(master)
-        os.close(terminal)
+        try:
+            code = self._ask({"arguments": arguments, "cwd": str(cwd), "env": env, "out": name, "err": name})
+        finally:
+            os.write(terminal, end)
+            reader.join()
+            os.close(master)
+            os.close(terminal)
         return code, b"".join(came).removesuffix(end)
 
     def close(self) -> None:

@@ -469,6 +469,34 @@ def test_a_wrong_recipe_is_one_clear_error(store: Store, sql: str, message: str)
     assert not store.rows("SELECT 1 FROM selection")
 
 
+RANKS = {  # what is no rank, in both dialects
+    "infinite": ("9e999", "'inf'::DOUBLE", "ranks by inf, which is no finite number"),
+    "minus infinite": ("-9e999", "'-inf'::DOUBLE", "ranks by -inf, which is no finite number"),
+    "NaN": ("9e999", "'nan'::DOUBLE", "which is no finite number"),  # SQLite has none
+    "text": ("'0.5'", "'0.5'", "ranks by '0.5', which is no number"),
+    "text of infinity": ("'inf'", "'inf'", "ranks by 'inf', which is no number"),
+    "bytes": ("x'00'", "'a'::BLOB", "which is no number"),
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_a_rank_is_a_finite_number(store: Store, name: str, tmp_path: Path) -> None:
+    scored.two_students(store)
+    sqlite, duckdb, message = RANKS[name]
+    sql = sqlite if store.backend.name == "sqlite" else duckdb
+    (tmp_path / "out.json").write_text("before")
+    with pytest.raises(SelectionError, match=message) as raised:
+        run_sql(store, f"SELECT variant_id, {sql} AS rank FROM variants", output=tmp_path / "out.json")
+    assert "or NULL, which comes last" in str(raised.value) and "\n" not in str(raised.value)
+    assert not store.rows("SELECT 1 FROM selection") and (tmp_path / "out.json").read_text() == "before"
+
+
+def test_numbers_too_large_to_be_summed_still_have_a_mean(store: Store) -> None:
+    scored.two_students(store)
+    done = run_sql(store, "SELECT variant_id, CAST(1e308 AS DOUBLE) AS large, 1 AS rank FROM variants")
+    assert done.means == {"large": pytest.approx(1e308)}
+
+
 def test_a_variant_picked_twice_is_one_pick(store: Store) -> None:
     scored.two_students(store)
     done = run_sql(

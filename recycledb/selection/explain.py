@@ -15,6 +15,7 @@ from recycledb.schema import Kind
 from recycledb.selection.identities import find_prompts
 from recycledb.selection.recipes import BEST, PROMPT
 from recycledb.store import Meaning, Store
+from recycledb.terminal import visible_line
 
 SHORT = {
     Kind.ORIGIN: "ori",
@@ -182,7 +183,7 @@ def _explanation(
         "teacher": teacher,
         "picked": picked,
         "steps": list(steps),
-        "text": "\n".join([head, *(f"  {step}" for step in steps)]),
+        "text": "\n".join([visible_line(head), *(f"  {visible_line(step)}" for step in steps)]),
     }
 
 

@@ -282,8 +282,8 @@ def _rank(recipe: Recipe, pick: dict[str, Any]) -> float | None:
     if not isinstance(rank, int | float | Decimal) or not math.isfinite(rank):
         what = "no number" if isinstance(rank, str | bytes) else "no finite number"
         raise SelectionError(
-            f"recipe {recipe.name} ranks variant {pick['variant_id'][:12]} by {rank!r:.60}, which is {what}: give a number "
-            "(CAST(… AS DOUBLE)) or NULL, which comes last"
+            f"recipe {recipe.name} ranks by {rank!r:.60}, which is {what} (variant {pick['variant_id'][:12]}): give a number, "
+            "or NULL, which comes last"
         )
     return float(rank)
 
