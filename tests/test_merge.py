@@ -453,7 +453,8 @@ def test_a_batch_whose_answers_were_there_already_is_answered(desk: Desk, backen
             for (attempt, _, question), result in zip(claimed, ("ok", "error"), strict=True):
                 reply(store, question, result, attempt_id=attempt)
     merge(here, there)
-    assert len(next(batches.iter_unanswered(here, batch := _own(here, there)))) == 2
+    batch = _own(here, there)
+    assert len(next(batches.iter_unanswered(here, batch))) == 2
 
     attempts = batches.waiting(here, batch, [row[0] for row in here.rows("SELECT attempt_id FROM attempt")])
     questions = {row.variant_id: row for _, _, row in claimed}
