@@ -132,6 +132,7 @@ class Workspace:
         out: str | Path | None = None,
         name: str | None = None,
         format: str = "alpaca",
+        timeout_s: float | None = None,
         **parameters: Any,
     ) -> "Selected":
         """Run a recipe (a shipped one's name, or the Path of a .sql file), record the selection, write its rows to `out`.
@@ -144,7 +145,7 @@ class Workspace:
 
         found = read_recipe(recipe) if isinstance(recipe, Path) else get_recipe(recipe)
         output = None if out is None else Path(out)
-        return select(self.store, found, parameters, name=name, output=output, format=format)
+        return select(self.store, found, parameters, name=name, output=output, format=format, timeout_s=timeout_s)
 
     def compare(self, *students: str, **options: Any) -> "Comparison":
         """Put two or more students side by side, or teachers, or prompts; options as in `recycledb.selection.compare.compare`.
