@@ -79,7 +79,7 @@ def refused_by_all(url: str) -> None:
         lambda: open_source(url),
         lambda: revisions(url),
     ):
-        with pytest.raises(SchemaError, match="a database of something else|holds no recycledb store") as raised:
+        with pytest.raises(SchemaError, match=r"a database of something else|holds no recycledb store") as raised:
             open_it()
         assert "\n" not in str(raised.value)
 

@@ -160,6 +160,10 @@ def test_what_is_read_without_locks_is_refused_where_a_writer_came(tmp_path: Pat
     reading._immutable = True  # what it becomes for one who may not write there
     with reading.undisturbed():
         pass
-    with pytest.raises(StoreError, match="was written while it was read"), reading.undisturbed():
-        with Store.open(f"sqlite:///{path}") as store, store.write() as conn:
-            conn.exec_driver_sql("DELETE FROM loss")
+    with (
+        pytest.raises(StoreError, match="was written while it was read"),
+        reading.undisturbed(),
+        Store.open(f"sqlite:///{path}") as store,
+        store.write() as conn,
+    ):
+        conn.exec_driver_sql("DELETE FROM loss")
