@@ -1,7 +1,8 @@
 """Keep a store of the present schema revision for good: `python tests/freeze_store.py`, once for each new revision.
 
 It writes tests/data/store-REVISION.sqlite.zst and .duckdb.zst, with a row in every table. Later versions of the library are
-tested by upgrading these files and then using them, so a file is never made again once its revision is released.
+tested by upgrading these files and then using them, so a file is never made again once its revision is released. Then
+`python tests/frozen_selections.py tests/data/store-*.zst > tests/data/selected.json` adds what is selected in it, and changes nothing else.
 """
 
 import sys

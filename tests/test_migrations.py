@@ -1,12 +1,14 @@
 """Schema revisions: they make what the tables say, upgrade every store that there ever was, and leave a copy from before."""
 
 import ast
+import json
 import sqlite3
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import frozen_selections
 import pytest
 import stores
 import zstandard
@@ -18,6 +20,7 @@ from recycledb.errors import SchemaError, StoreError
 from recycledb.schema import Stat, Step
 from recycledb.store import Store, parse_url, revisions, upgrade
 from recycledb.store.migrate import HEAD
+from recycledb.store.migrate import REVISIONS as KNOWN
 from recycledb.store.tables import metadata
 
 VERSIONS = Path(str(files("recycledb.migrations"))) / "versions"
@@ -44,7 +47,7 @@ def set_revision(url: str, revision: str) -> None:
 
 def test_revisions_are_numbered_in_one_line_and_head_is_the_newest() -> None:
     assert [f"{i:04}" for i in range(1, len(REVISIONS) + 1)] == REVISIONS
-    assert REVISIONS[-1] == HEAD
+    assert list(KNOWN) == REVISIONS and REVISIONS[-1] == HEAD
     for before, path in zip([None, *REVISIONS], REVISION_FILES, strict=False):
         module = ast.parse(path.read_text(encoding="utf-8"))
         values = {
@@ -197,6 +200,13 @@ def use(store: Store) -> None:
     for view in stores.VIEWS:
         assert store.rows(f"SELECT * FROM {view}"), view
     assert store.verify() == []
+
+
+@pytest.mark.parametrize("path", sorted(FROZEN.glob("store-*.zst")), ids=lambda path: path.name.removesuffix(".zst"))
+def test_a_frozen_store_lacks_and_selects_what_it_did(path: Path, tmp_path: Path) -> None:
+    """The same rows missing, the same bytes selected by each shipped recipe, as by the code of the time: see frozen_selections.py."""
+    expected = json.loads((FROZEN / "selected.json").read_text())[path.name.removesuffix(".zst")]
+    assert frozen_selections.of_file(path, tmp_path) == expected
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -54,6 +54,20 @@ _MEANINGS = {
 }
 
 
+# What SQLite tells of a table, and of an index of it: ?1 is the table's name, ?2 the thing's own.
+_TOLD = {
+    "table": (
+        "SELECT * FROM pragma_table_xinfo(?1) WHERE ?2 IS NOT NULL",
+        "SELECT * FROM pragma_foreign_key_list(?1) WHERE ?2 IS NOT NULL",
+        "SELECT * FROM pragma_table_list WHERE name = ?1 AND ?2 IS NOT NULL",
+    ),
+    "index": (
+        "SELECT * FROM pragma_index_xinfo(?2) WHERE ?1 IS NOT NULL",
+        'SELECT "unique", partial FROM pragma_index_list(?1) WHERE name = ?2',
+    ),
+}
+
+
 class SQLite:
     """A store in one SQLite file, reached through one SQLite library: `library` is a DB-API module of it."""
 
@@ -143,23 +157,15 @@ class SQLite:
 
     def schema(self, conn: Connection) -> dict[str, str]:
         """Return views and triggers by their text, tables and indexes by what SQLite makes of theirs."""
+        rows = conn.exec_driver_sql(
+            "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+        ).fetchall()
         found = {}
-        rows = conn.exec_driver_sql("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
-        for kind, name, sql in rows:
+        for kind, name, table, sql in rows:
             if kind in ("view", "trigger"):
                 found[f"{kind} {name}"] = " ".join(str(sql).split())
             elif not name.startswith("sqlite_"):
-                looks = ("table_xinfo", "foreign_key_list") if kind == "table" else ("index_xinfo",)
-                told = [conn.exec_driver_sql(f"SELECT * FROM pragma_{look}(?)", (name,)).fetchall() for look in looks]
-                if kind == "table":
-                    told.append(
-                        conn.exec_driver_sql("SELECT * FROM pragma_table_list WHERE name = ?", (name,)).fetchall()
-                    )
-                    told.append(
-                        conn.exec_driver_sql(
-                            'SELECT name, "unique", origin, partial FROM pragma_index_list(?) ORDER BY name', (name,)
-                        ).fetchall()
-                    )
+                told = [conn.exec_driver_sql(look, (table, name)).fetchall() for look in _TOLD[kind]]
                 found[f"{kind} {name}"] = repr(told)
         return found
 
@@ -186,7 +192,7 @@ class SQLite:
         for sign, meaning in _MEANINGS.items():
             if sign in text:
                 return meaning.format(path=self.path, busy=BUSY_TIMEOUT_S)
-        return f"{self.path}: {text}"
+        return f"{self.path}: {' '.join(text.split())[:300]}"  # some quote a text of the store
 
     def refused_writing(self, error: Exception) -> bool:
         """Say whether the store can still be read, but this user may not write it, or the disk is full."""

@@ -1,0 +1,81 @@
+"""What the shipped recipes select in a store that was frozen, and what it lacks: `python frozen_selections.py STORE.zst…` prints it.
+
+tests/data/selected.json was written by this file, run with the library as it was at 1af4e09 (revision 0004): later versions must select
+the same bytes in the same stores, and must find the same rows missing.
+"""
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import stores
+import zstandard
+
+from recycledb.schema import Stat
+from recycledb.selection.recipes import get_recipe
+from recycledb.selection.select import export, select
+from recycledb.store import Store, upgrade
+
+MADE = "57d0000000f1"
+RECIPES: dict[str, dict[str, Any]] = {
+    "selective": {"student": "made"},
+    "recycled": {},
+    "cherry": {"student": "made", "top": "2"},
+    "superfilter": {"student": "made", "top": "1"},
+}
+
+
+def score(store: Store) -> None:
+    """Score every variant under a student of which the frozen stores know nothing, so that there is something to pick."""
+    variants = [
+        row[0] for row in store.rows("SELECT variant_id FROM variant WHERE kind <> 'compressed' ORDER BY variant_id")
+    ]
+    rows = []
+    for place, variant in enumerate(variants):
+        means = (2.5 + place % 3 / 4, 2.0 + place % 5 / 8, 2.25 + place % 7 / 8, 1.5 + place % 4 / 8)
+        rows += [
+            (MADE, variant, stat.value, mean * 16, 16, False, False, "ok", f"{variant[:23]}{i}", "made")
+            for i, (stat, mean) in enumerate(zip(Stat, means, strict=True))
+        ]
+    with store.write() as conn:
+        described = ("made", "org/made", "abc", "none", 1024, "float32", None, "2026-01-01T00:00:00.000000Z")
+        store.insert(conn, "student", [(MADE, *described)])
+        store.ensure_name(conn, "student", "made", MADE)
+        store.insert(conn, "loss", rows)
+
+
+def selected(store: Store, folder: Path) -> dict[str, Any]:
+    """Return what is selected and exported, as rows and hashes of bytes, and how much is missing of what the store was filled for."""
+    want, stats = stores.wanted(), tuple(stat.value for stat in Stat)
+    questions = {step: list(found) for step, found in sorted(store.count_questions(want).items())}
+    lacks = {
+        "questions": questions,
+        "statistics": [list(row) for row in store.count_scores(want, [(stores.STUDENT, stats)])],
+    }
+    score(store)
+    found: dict[str, Any] = {"lacks": lacks}
+    for name, parameters in RECIPES.items():
+        picked = select(store, get_recipe(name), parameters, output=folder / f"{name}.json")
+        found[name] = [picked.rows, picked.file_sha256]
+    found["export"] = export(store, folder / "all.json").sha256
+    return found
+
+
+def of_file(path: Path, folder: Path) -> dict[str, Any]:
+    """Return what is selected in a frozen store."""
+    backend = path.name.split(".")[1]
+    copy = folder / f"frozen.{backend}"
+    copy.write_bytes(zstandard.decompress(path.read_bytes()))
+    upgrade(f"{backend}:///{copy}")
+    with Store.open(f"{backend}:///{copy}") as store:
+        return selected(store, folder)
+
+
+if __name__ == "__main__":
+    told = {}
+    for name in sys.argv[1:]:
+        with TemporaryDirectory() as directory:
+            told[Path(name).name.removesuffix(".zst")] = of_file(Path(name), Path(directory))
+    print(json.dumps(told, indent=2))
