@@ -6,7 +6,6 @@ import math
 import random
 import socket
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from conftest import Cli
 from sync_runs import attempts, configuration, make_store, rows, run, target
 from teacher_server import Exchange, Fault, TeacherServer
 from test_sync import money_faults, write_toml
-from test_sync_kills import start_sync
+from test_sync_kills import start_sync, wait_for
 
 from recycledb.config import TeacherConfig, parse
 from recycledb.errors import ConfigError, TeacherError
@@ -278,10 +277,8 @@ def random_store_run(folder: Path, seed: int, rounds: int) -> None:
             processes = [start_sync(url, server.base_url, *options) for _ in range(2)]
             before = len(server.log)
             if rounds == 1 or chance.random() < 0.6:
-                deadline = time.monotonic() + 20
-                while len(server.log) < before + chance.randint(1, 10) and any(p.poll() is None for p in processes):
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
+                enough = before + chance.randint(1, 10)
+                wait_for(lambda: len(server.log) >= enough or all(p.poll() is not None for p in processes))  # noqa: B023
                 processes[0].kill()
             for process in processes:
                 finish(process)
@@ -302,8 +299,8 @@ def test_a_stores_budget_is_held_by_processes_at_once_and_over_kills(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_hundred_stores_keep_their_budgets_under_faults_and_kills(tmp_path: Path) -> None:
-    for seed in range(100):
+def test_many_stores_keep_their_budgets_under_faults_and_kills(tmp_path: Path) -> None:
+    for seed in range(25):
         random_store_run(tmp_path / str(seed), seed, 2 + seed % 3)
 
 

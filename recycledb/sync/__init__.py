@@ -118,16 +118,18 @@ class Sync:
         self._started = utc_now()
 
     def plan(self) -> Plan:
-        """Count what is missing."""
-        self._plan = self._with_money(make(self.store, self.target, self.retry_before, exact=True))
-        return self._plan
+        """Count what is missing; ConfigError where a budget is set and a part of what was spent has no price."""
+        plan = self._with_money(make(self.store, self.target, self.retry_before, exact=True))
+        if plan.spending is not None:
+            require_prices(plan.spending)
+        self._plan = plan
+        return plan
 
     def _with_money(self, plan: Plan) -> Plan:
-        """Return a plan along with the caps on what it may cost; ConfigError where a part of what was spent has no price."""
+        """Return a plan along with the caps on what it may cost."""
         spending = None
         if self.budget and self.budget.store_limit is not None:
             spending = measure(self.store, self.budget.store_limit, self.target.teachers)
-            require_prices(spending)
         return replace(plan, spending=spending, max_cost_usd=self.budget.limit if self.budget else None)
 
     def run(self) -> Outcome:

@@ -265,13 +265,13 @@ class Asking:
 
     async def _afford(self, amount: float | None) -> bool:
         """Set aside what the question may cost; while others are under way, what they do not use may come back."""
-        while self._short and self._under_way:
+        while self._under_way and not self._closed and self._short:
             await self._pause(None)
         while not self.budget.reserve(amount):
             if self._under_way == 0 or self._closed:
                 return False
             await self._pause(None)
-        return True
+        return not self._closed
 
     async def _admit(self, candidate: Candidate, amount: float | None) -> None:
         """Wait for the teacher's pace; then let the question be claimed."""
