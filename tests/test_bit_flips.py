@@ -19,7 +19,7 @@ from recycledb.store import Store
 
 FLIPPER = Path(__file__).with_name("bit_flips.py")
 PATIENCE_S = 120.0
-QUICK, MANY = 60, 1_000
+QUICK, MANY = {"sqlite": 40, "duckdb": 12}, 1_000
 SQLITE_HEADER_BYTES, DUCKDB_HEADER_BYTES = 100, 3 * 4096  # a main header and two that point at the newest state in turn
 
 
@@ -63,7 +63,12 @@ def unseen(backend: str, path: Path, bits: list[int]) -> list[dict[str, Any]]:
         f"\n{backend}: {dict(Counter(each['outcome'] for each in found))} of {len(bits)} flips in {path.stat().st_size:,} bytes"
     )
     assert len(found) == len(bits)
-    return [each for each in found if each["outcome"] not in ("refused", "found", "same")]
+    return [each for each in found if each["outcome"] not in ("refused", "found", "same") and not in_a_worker(each)]
+
+
+def in_a_worker(each: dict[str, Any]) -> bool:
+    """Workers are the one table whose rows change, so they carry no digest: docs/decisions/0006."""
+    return (each["outcome"], each["said"]) == ("changed", "worker")
 
 
 def anywhere(path: Path, number: int, seed: int) -> list[int]:
@@ -76,7 +81,7 @@ def anywhere(path: Path, number: int, seed: int) -> list[int]:
 
 def test_a_flipped_bit_is_seen_or_changes_nothing(sound: tuple[str, Path]) -> None:
     backend, path = sound
-    assert unseen(backend, path, anywhere(path, QUICK, 9)) == []
+    assert unseen(backend, path, anywhere(path, QUICK[backend], 9)) == []
 
 
 @pytest.mark.slow
