@@ -110,8 +110,8 @@ def shared_length(left: Ids, right: Ids) -> int:
     return shared if shared >= SHARED_MINIMUM else 0
 
 
-def lay_out(works: Sequence[Work]) -> Layout:
-    """Pack sequences end to end; each borrows the beginning that it shares with the one before it."""
+def lay_out(works: Sequence[Work], *, share: bool = True) -> Layout:
+    """Pack sequences end to end; each borrows the beginning that it shares with the one before it, unless it is not to `share`."""
     ids: list[Ids] = []
     positions: list[Index] = []
     blocks: list[Block] = []
@@ -120,7 +120,7 @@ def lay_out(works: Sequence[Work]) -> Layout:
     path: Index = np.empty(0, np.int64)
     total = 0
     for previous, work in zip([None, *works], works, strict=False):
-        shared = shared_length(previous.ids, work.ids) if previous is not None else 0
+        shared = shared_length(previous.ids, work.ids) if share and previous is not None else 0
         new = len(work.ids) - shared
         path = np.concatenate([path[:shared], np.arange(total, total + new)])
         if new:

@@ -11,6 +11,7 @@ This module refuses to know samples or statistics: it turns `Work` into sums of 
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from recycledb.scoring.attention import (
     attending,
     find_varlen,
 )
-from recycledb.scoring.batching import SHARED_MINIMUM, Layout, Work, lay_out, pad
+from recycledb.scoring.batching import SHARED_MINIMUM, Layout, Work, by_length, lay_out, pad
 from recycledb.scoring.heads import token_losses
 from recycledb.scoring.network import Network
 from recycledb.scoring.spans import Ids
@@ -99,6 +100,18 @@ class Packed:
 
     def sums(self, works: Sequence[Work]) -> list[float]:
         layout = lay_out(works)
+        found = self._sums(layout)
+        if len(layout.ids) == sum(len(work.ids) for work in works) or np.isfinite(found).all():
+            return found
+        # A NaN spreads to the tokens before it too, masked or not (0 · NaN is NaN), and so to all that borrow its beginning.
+        by_pair = dict(zip((work.pair_id for work in works), found, strict=True))
+        odd = [work for work in works if not math.isfinite(by_pair[work.pair_id])]
+        for batch in by_length(odd, len(layout.ids)):
+            apart = self._sums(lay_out(batch.works, share=False))
+            by_pair.update(zip((work.pair_id for work in batch.works), apart, strict=True))
+        return [by_pair[work.pair_id] for work in works]
+
+    def _sums(self, layout: Layout) -> list[float]:
         hidden = self.hidden(layout)
         rows, targets = (torch.from_numpy(array).to(hidden.device) for array in (layout.rows, layout.targets))
         return split_sums(self.network.losses(hidden[rows], targets), layout.counts)
