@@ -219,7 +219,7 @@ def _rows(sandbox: Sandbox, recipe: Recipe, bound: Bound, picks: _Picks) -> Iter
     other = [column for column in picks.columns if column not in (*LINEAGE, "rank", "reason", *TEXTS)]
     taken = ["variant_id", *(column for column in picks.columns if column in ("rank", "reason")), *other]
     sql = f"""
-        SELECT {", ".join(f'picked."{column}"' for column in taken)},
+        SELECT {", ".join(f"picked.{_quoted(column)}" for column in taken)},
             v.sample_id, v.kind, v.teacher_id, v.instruction, v.input, v.output
         FROM (\n{_body(recipe)}\n) AS picked
         LEFT JOIN variant v ON v.variant_id = picked.variant_id
@@ -246,12 +246,18 @@ def _rows(sandbox: Sandbox, recipe: Recipe, bound: Bound, picks: _Picks) -> Iter
         yield dict(zip(TEXTS, texts, strict=True)) | lineage | {key: pick[key] for key in taken[1:]}
 
 
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
 def _note(picks: _Picks, recipe: Recipe, pick: dict[str, Any], kind: str, other: list[str]) -> None:
     rank, reason = pick.get("rank"), pick.get("reason")
     try:
         ranked = None if rank is None else float(rank)
     except (TypeError, ValueError) as error:
         raise SelectionError(f"recipe {recipe.name} ranks by {rank!r}, which is no number") from error
+    if ranked is not None and not math.isfinite(ranked):
+        raise SelectionError(f"recipe {recipe.name} ranks by {ranked}; a rank is finite, or NULL for the last places")
     picks.items.append((pick["variant_id"], ranked, None if reason is None else str(reason)))
     picks.kinds[kind] += 1
     for column in other:
