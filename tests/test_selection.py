@@ -453,6 +453,12 @@ def test_a_file_of_ones_own_may_rank_and_be_cut(store: Store) -> None:
         ("SELECT 'x' AS variant_id", "picked 'x', which is no variant"),
         ("SELECT NULL AS variant_id", "picked None, which is no variant"),
         ("SELECT variant_id, 'high' AS rank FROM variants", "ranks by 'high'"),
+        ("SELECT variant_id, CAST('nan' AS VARCHAR) AS rank FROM variants", "ranks by nan; a rank is finite"),
+        (
+            "SELECT variant_id, 1e300 * 1e300 AS rank FROM variants",
+            "ranks by inf; a rank is finite|out of range|Overflow",
+        ),
+        ("SELECT variant_id, '\0' AS reason FROM variants", "the SQL holds a NUL character"),
         ("DELETE FROM loss", "is not one SELECT"),
         ("SELECT variant_id FROM variants; SELECT 1", "is not one SELECT"),
         ("SELECT variant_id FROM nowhere", "nowhere"),
@@ -495,6 +501,11 @@ def test_numbers_too_large_to_be_summed_still_have_a_mean(store: Store) -> None:
     scored.two_students(store)
     done = run_sql(store, "SELECT variant_id, CAST(1e308 AS DOUBLE) AS large, 1 AS rank FROM variants")
     assert done.means == {"large": pytest.approx(1e308)}
+
+
+def test_a_column_may_be_called_anything(store: Store) -> None:
+    scored.two_students(store)
+    assert run_sql(store, 'SELECT variant_id, 1 AS "a ""b""" FROM variants').rows == 16
 
 
 def test_a_variant_picked_twice_is_one_pick(store: Store) -> None:
@@ -545,7 +556,7 @@ def test_top_is_a_number_or_a_share(text: Any, value: Any) -> None:
     assert parse_top(text) == value
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "0%", "101%", "1.5", "many", "", "5%%"])
+@pytest.mark.parametrize("text", ["0", "-1", "0%", "101%", "1.5", "many", "", "5%%", "9" * 19, "9" * 5000])
 def test_top_is_nothing_else(text: str) -> None:
     with pytest.raises(SelectionError, match="give a number like 500 or a share like 5%"):
         parse_top(text)

@@ -263,6 +263,6 @@ def parse_top(text: Any) -> tuple[int | None, float | None]:
     share = _SHARE.fullmatch(str(text).strip())
     if share and 0 < float(share["percent"]) <= 100:
         return None, float(share["percent"])
-    if str(text).strip().isdecimal() and int(text) > 0:
+    if re.fullmatch(r"[0-9]{1,18}", str(text).strip()) and int(text) > 0:
         return int(text), None
     raise SelectionError(f"top is {text!r}; give a number like 500 or a share like 5%")

@@ -237,7 +237,7 @@ def _rows(sandbox: Sandbox, recipe: Recipe, bound: Bound, picks: _Picks) -> Iter
     other = [column for column in picks.columns if column not in (*LINEAGE, "rank", "reason", *TEXTS)]
     taken = ["variant_id", *(column for column in picks.columns if column in ("rank", "reason")), *other]
     sql = f"""
-        SELECT {", ".join(f'picked."{column}"' for column in taken)},
+        SELECT {", ".join(f"picked.{_quoted(column)}" for column in taken)},
             v.sample_id, v.kind, v.teacher_id, v.instruction, v.input, v.output
         FROM (\n{_body(recipe)}\n) AS picked
         LEFT JOIN variant v ON v.variant_id = picked.variant_id
@@ -262,6 +262,10 @@ def _rows(sandbox: Sandbox, recipe: Recipe, bound: Bound, picks: _Picks) -> Iter
         _note(picks, recipe, pick, kind, other)
         lineage = dict(zip(LINEAGE, (sample, pick["variant_id"], kind, teachers.get(teacher)), strict=True))
         yield dict(zip(TEXTS, texts, strict=True)) | lineage | {key: pick[key] for key in taken[1:]}
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _note(picks: _Picks, recipe: Recipe, pick: dict[str, Any], kind: str, other: list[str]) -> None:

@@ -357,7 +357,7 @@ class SQLiteSandbox:
         if text.startswith("Could not decode to UTF-8"):
             column = text.partition("column ")[2].partition(" with")[0]
             return f"column {column} holds a text that is not UTF-8; hex(…) of it shows its bytes"
-        return text
+        return " ".join(text.split())
 
 
 def _read_only(file: str) -> str:
