@@ -165,7 +165,10 @@ def test_a_cap_holds_where_every_reply_hides_what_it_cost(tmp_path: Path, fault:
 
 # --- what each end counts as ----------------------------------------------------------------------
 
-STOPS = [Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.UNKNOWN_MODEL, Fault.NO_QUOTA, Fault.UNSUPPORTED]
+STOPS = [
+    *(Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.UNKNOWN_MODEL, Fault.NO_QUOTA, Fault.UNSUPPORTED),
+    *(Fault.REDIRECT, Fault.NOT_MODIFIED),
+]
 FREE = {Fault.RATE_LIMITED, Fault.RATE_LIMITED_AFTER, *STOPS}
 
 

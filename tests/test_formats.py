@@ -555,7 +555,7 @@ def test_scores_as_json_lines(tmp_path: Path) -> None:
     assert [scores.position for scores in found] == [0, 1, 2, 3, 4]
     assert [scores.loss for scores in found[:3]] == [tuple(FOUR), nothing, nothing]
     assert [scores.ppl for scores in found[:3]] == [tuple(PPL), nothing, nothing]
-    assert (found[3].loss, found[3].ppl) == ((None, 2.0, 800.0, 0.0), (None, PPL[1], None, 1.0))
+    assert (found[3].loss, found[3].ppl) == ((None, 2.0, None, 0.0), (None, PPL[1], None, 1.0))
     assert (found[4].loss, found[4].ppl) == ((None, *FOUR[1:]), (None, *PPL[1:]))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import stores
+import sound_stores
 from conftest import clean_environment
 
 import recycledb
@@ -124,7 +124,7 @@ def test_help_starts_light(tmp_path: Path) -> None:
 
 def test_looking_and_adding_load_no_model_and_no_vendor(tmp_path: Path, sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
-        stores.fill(store)
+        sound_stores.fill(store)
     (tmp_path / "d.json").write_text('[{"instruction": "x", "output": "y"}]')
     (tmp_path / "recycledb.toml").write_text('[teachers.gpt]\nmodel = "gpt-test"\n')
     for arguments in (["status"], ["add", "d.json"], ["sync", "--dry-run"], ["query", "SELECT 1"], ["db", "check"]):

@@ -484,7 +484,7 @@ def test_a_store_is_not_merged_into_itself(desk: Desk) -> None:
 def test_an_old_source_is_named(tmp_path: Path, desk: Desk) -> None:
     source = desk.store()
     with source.write() as conn:
-        conn.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+        conn.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     url = f"sqlite:///{source.backend.path}"
     with pytest.raises(SchemaError, match=f"the source: .*`recycledb --store {url} db upgrade`"):
         open_source(url)

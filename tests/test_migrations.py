@@ -101,7 +101,7 @@ def test_tables_and_migrations_agree_on_duckdb(store_url: str) -> None:
         with store.write() as conn:
             dialect = conn.dialect
     wanted = {
-        (table.name, column.name): (column.type.compile(dialect), column.nullable)
+        (table.name, column.name): (column.type.compile(dialect).removesuffix(" PRECISION"), column.nullable)
         for table in metadata.sorted_tables
         for column in table.columns
     }

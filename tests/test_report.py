@@ -209,7 +209,7 @@ def test_the_command(cli: Cli, sqlite_url: str, tmp_path: Path) -> None:
         fill(store)
     done = json.loads(cli("--store", sqlite_url, "report", "-o", "r.html", "--samples", "3", "--json").stdout)
     assert done == {"file": "r.html", "samples": 3, "of": 6, "bytes": (tmp_path / "r.html").stat().st_size}
-    assert "cannot write" in cli("--store", sqlite_url, "report", "-o", "none/r.html", code=1).stderr
+    assert "cannot be written" in cli("--store", sqlite_url, "report", "-o", "none/r.html", code=1).stderr
 
 
 # -- in a real browser

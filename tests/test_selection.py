@@ -453,10 +453,10 @@ def test_a_file_of_ones_own_may_rank_and_be_cut(store: Store) -> None:
         ("SELECT 'x' AS variant_id", "picked 'x', which is no variant"),
         ("SELECT NULL AS variant_id", "picked None, which is no variant"),
         ("SELECT variant_id, 'high' AS rank FROM variants", "ranks by 'high'"),
-        ("SELECT variant_id, CAST('nan' AS VARCHAR) AS rank FROM variants", "ranks by nan; a rank is finite"),
+        ("SELECT variant_id, CAST('nan' AS VARCHAR) AS rank FROM variants", "ranks by 'nan', which is no number"),
         (
             "SELECT variant_id, 1e300 * 1e300 AS rank FROM variants",
-            "ranks by inf; a rank is finite|out of range|Overflow",
+            "ranks by inf, which is no finite number|out of range|Overflow",
         ),
         ("SELECT variant_id, '\0' AS reason FROM variants", "the SQL holds a NUL character"),
         ("DELETE FROM loss", "is not one SELECT"),
