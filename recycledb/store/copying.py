@@ -7,6 +7,7 @@ killed leaves a file under another name at most, which the next one removes.
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -14,10 +15,8 @@ from pathlib import Path
 
 from recycledb.errors import StoreError
 
-try:
+if CAN_LOCK := sys.platform != "win32":  # there, leftovers stay
     import fcntl
-except ImportError:  # not on Windows, where leftovers stay
-    fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
 
@@ -50,7 +49,7 @@ def _unfinished(path: Path) -> Iterator[tuple[Path, int]]:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
-        if fcntl is not None:
+        if CAN_LOCK:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield beside, descriptor
     finally:
@@ -75,7 +74,7 @@ def _unused(path: Path, revision: str) -> Path:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed runs have left: files that nobody holds a lock on any more."""
-    if fcntl is None:
+    if not CAN_LOCK:
         return
     for name in os.listdir(path.parent):  # noqa: PTH208 — a glob would read signs in the store's name
         if name.startswith(f".{path.name}.") and name.endswith(PARTIAL):

@@ -224,7 +224,7 @@ def _looks(table: Table, rule: Rule, walked: Walked) -> Callable[[Sequence[Any]]
 
 def _differs(digest: Callable[[Sequence[Any]], int], row: Sequence[Any]) -> bool:
     try:
-        return digest(row[:-1]) != row[-1]
+        return bool(digest(row[:-1]) != row[-1])
     except (RecycledbError, TypeError, ValueError):  # what stands there is of another type than it was
         return True
 
