@@ -29,6 +29,7 @@ from recycledb.schema import (
 )
 from recycledb.store import Store
 from recycledb.store.backend import Row
+from recycledb.sync.reading import reply_id_of
 from recycledb.sync.target import Target, resolve
 
 CHUNK_SAMPLES = 4_000
@@ -193,8 +194,8 @@ class Maker:
         finish: str | None,
     ) -> str:
         attempt = self.rng.bytes(16).hex()
-        key = content_id("reply", variant, step, self.teacher, self.prompts[step], number, status, text)
         question = (variant, step.value, self.teacher, self.prompts[step], number)
+        key = reply_id_of(question, status, text, finish, error)
         tables["attempt"].append((attempt, *question, "made-up-worker", self.now))
         tokens = (None, None) if text is None else (420 + len(text) // 8, len(text) // 4)
         cost = None if text is None else tokens[0] * PRICE_IN + tokens[1] * PRICE_OUT  # type: ignore[operator] # numbers, where there is a text
