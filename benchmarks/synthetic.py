@@ -29,7 +29,7 @@ from recycledb.schema import (
 )
 from recycledb.store import Store
 from recycledb.store.backend import Row
-from recycledb.sync.reading import reply_id_of
+from recycledb.sync.storing import reply_id_of
 from recycledb.sync.target import Target, resolve
 
 CHUNK_SAMPLES = 4_000
