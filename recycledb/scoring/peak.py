@@ -10,6 +10,8 @@ import torch
 
 _SIDES = {"cpu": 2048, "cuda": 8192}
 _REPEATS = {"cpu": 3, "cuda": 20}
+_FIRST_SIDE = 256
+_LONG_S = 0.1  # a product that takes so long is large enough: in float16 a processor needs minutes for the largest
 
 
 @cache
@@ -17,10 +19,17 @@ _REPEATS = {"cpu": 3, "cuda": 20}
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the floating-point operations a second of the best of a few large square products; measured once."""
     kind = "cuda" if device.type == "cuda" else "cpu"
-    side = _SIDES[kind]
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    side = _FIRST_SIDE
+    while side < _SIDES[kind] and _seconds(*_factors(side, device, dtype)) < _LONG_S:
+        side *= 2
+    left, right = _factors(side, device, dtype)
     torch.mm(left, right)
     return 2.0 * side**3 / min(_seconds(left, right) for _ in range(_REPEATS[kind]))
+
+
+def _factors(side: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return left, right
 
 
 def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
