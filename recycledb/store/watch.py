@@ -1,4 +1,4 @@
-"""SQL that may run for ever: it runs in a thread of its own, so that the caller's thread hears Ctrl-C and the clock.
+"""SQL that may run for ever: it runs in a thread of its own, so that Ctrl-C and a time limit can stop it.
 
 Invariant: when a call returns or raises, its statement has ended. One that no interrupt ends (a single call of a function
 that runs for ever: databases look for an interrupt between rows) is left to its thread, and its connection is never closed, since that

@@ -5,8 +5,8 @@ share an event loop, and one writer commits: a thread, or where replies pile up 
 
     candidates → admit (the teacher's pace) → claim (attempt rows, in groups) → ask → commit (in groups) → read → candidates
 
-A question that failed on the way comes back after a while, as a new attempt. A stop (signal, budget, limit, an error of the run)
-closes the first door only: what is under way is waited for, within bounds, and committed.
+A question that failed on the way comes back after a while, as a new attempt. After a stop (signal, budget, limit, an error of the run)
+nothing new is admitted; requests in flight are waited for, `DRAIN_S` at most, and committed.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A request to stop: the first is met in order, the second at once.
+"""A request to stop: the first lets requests in flight finish, the second ends the run at once.
 
 Invariant: asking for a stop takes no lock, so a signal handler may do it at any moment.
 """

@@ -1,4 +1,4 @@
-"""How an OpenAI-compatible server is reached: its address, what must not be shown of it, and clients that trust it with little.
+"""How an OpenAI-compatible server is reached: its address, what must not be shown of it, and clients that bound what they read.
 
 Invariant: a reply is unpacked piece by piece and no further than the bound, whatever its length or its encoding promises; no
 redirect is followed, so no key and no question goes where the configuration does not say; and the key, and a password in the
