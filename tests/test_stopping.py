@@ -54,7 +54,14 @@ def make_endless(url: str, view: str) -> None:
 
 
 def has_open(process: int, path: Path) -> bool:
-    return any(os.path.realpath(file) == str(path) for file in Path(f"/proc/{process}/fd").iterdir())
+    return str(path) in [_target(file) for file in Path(f"/proc/{process}/fd").iterdir()]
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:  # closed since it was listed
+        return ""
 
 
 def interrupted(
