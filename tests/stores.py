@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recycledb.schema import Kind, Stat, Step, Texts, canonical_json, content_id, random_id, utc_now, variant_id
+from recycledb.methods.reflection import Kind, Step
+from recycledb.schema import Stat, Texts, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Place, Store
 from recycledb.store.pending import Wanted
 
@@ -12,6 +13,7 @@ TEACHER = "7ea000000001"
 STUDENT = "57d000000001"
 PROMPTS = {step: content_id("prompt", step, length=12) for step in Step}
 EXTRACTOR = 1
+VERSIONS = dict.fromkeys(Step, EXTRACTOR)
 ALL_STEPS = tuple(Step)
 
 
@@ -43,7 +45,7 @@ def add_samples(store: Store, samples: Iterable[Texts], dataset: str = "d") -> l
 
 def wanted(steps: Sequence[Step] = ALL_STEPS, **more: Any) -> Wanted:
     """Return what a configuration with these steps asks of the teacher that `register` writes."""
-    return Wanted(TEACHER, {step: PROMPTS[step] for step in steps}, EXTRACTOR, **more)
+    return Wanted(TEACHER, {step: PROMPTS[step] for step in steps}, **more)
 
 
 def register(store: Store) -> None:

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recycledb.errors import SelectionError
-from recycledb.schema import Kind, Step, utc_now
+from recycledb.methods.reflection import Kind, Step
+from recycledb.schema import utc_now
 from recycledb.selection.compare import MAX_POINTS, compare, inversions, kendall, pearson, ranks
 from recycledb.selection.explain import explain
 from recycledb.selection.recipes import get_recipe

@@ -16,7 +16,8 @@ from stores import STUDENT, TEACHER, add_samples, answer, answer_all, losses, re
 
 from recycledb.errors import ConfigError, SchemaError, StoreError
 from recycledb.inspecting import status
-from recycledb.schema import Step, content_id, utc_now
+from recycledb.methods.reflection import Step
+from recycledb.schema import content_id, utc_now
 from recycledb.store import Store, batches, migrate
 from recycledb.store.merge import TABLES, merge, open_source
 from recycledb.store.sqlite import SQLite

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recycledb.errors import QueryError, SelectionError
-from recycledb.schema import Kind, Stat, Texts, content_id
+from recycledb.methods.reflection import Kind
+from recycledb.schema import Stat, Texts, content_id
 from recycledb.selection.diff import diff
 from recycledb.selection.explain import Ratios, decide, explain
 from recycledb.selection.identities import find_selection

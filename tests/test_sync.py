@@ -19,10 +19,10 @@ from tiny_students import save_student
 from recycledb.config import Config, parse
 from recycledb.demo import lay_out
 from recycledb.errors import ConfigError
-from recycledb.reflection.extraction import extract
+from recycledb.methods.reflection import Step, extract
 from recycledb.reflection.teachers import Reply
 from recycledb.reflection.teachers.recorded import write_recording
-from recycledb.schema import ReplyStatus, Stat, Step, Texts
+from recycledb.schema import ReplyStatus, Stat, Texts
 from recycledb.scoring.requests import Request
 from recycledb.scoring.tokenising import count_tokens
 from recycledb.store import Store
@@ -292,7 +292,7 @@ def test_lazy_comes_to_an_end_whatever_fails_and_whatever_has_no_score(
 def play(store: Store, patterns: dict[int, tuple[Any, ...]]) -> list[tuple[Step, int]]:
     """Ask and score by turns, as a lazy sync does, with these outcomes; return the questions, by step and sample."""
     prompts = {step: f"p-{step}" for step in Step}
-    wanted = Wanted(teacher_id="t", prompts=prompts, extractor=1, lazy_student="s")
+    wanted = Wanted(teacher_id="t", prompts=prompts, lazy_student="s")
     with store.write() as conn:
         store.insert(conn, "teacher", [("t", "t", "openai", "m", "{}", "now")])
         store.insert(conn, "prompt", [(prompt, step, "", "", "now") for step, prompt in prompts.items()])

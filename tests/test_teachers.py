@@ -16,6 +16,7 @@ from teacher_server import Exchange, Fault, TeacherServer
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
+from recycledb.methods.reflection import Step
 from recycledb.reflection.teachers import (
     RAW_MOST,
     SHORT_MOST,
@@ -29,14 +30,14 @@ from recycledb.reflection.teachers import (
 from recycledb.reflection.teachers.pace import BREAKER, FIRST_CONTACT_S, Pace, Ticket, retry_delay
 from recycledb.reflection.teachers.prices import find_cost
 from recycledb.reflection.teachers.recorded import write_recording
-from recycledb.schema import ReplyStatus, Step, Texts
+from recycledb.schema import ReplyStatus, Texts
 
 READ = Texts("an instruction", "", "an answer")
 OK, FAILED, ERROR = ReplyStatus.OK, ReplyStatus.FAILED, ReplyStatus.ERROR
 
 
 def question(text: str, number: int = 1) -> Question:
-    return Question(f"{text}-{number}", Step.COMPRESS, [{"role": "user", "content": text}], READ, number)
+    return Question(f"{text}-{number}", Step.COMPRESS, [{"role": "user", "content": text}], (READ,), number)
 
 
 def config(server: TeacherServer, **settings: Any) -> TeacherConfig:
@@ -597,7 +598,7 @@ def test_a_recording_answers_attempts_in_order(tmp_path: Path) -> None:
         (OK, None, "second"),
     ]
     assert (replies[2].prompt_tokens, replies[2].completion_tokens, replies[2].served_model) == (3, 4, "gpt")
-    other = Question("a", Step.REFLECT_RESPONSE, [], READ)
+    other = Question("a", Step.REFLECT_RESPONSE, [], (READ,))
     assert asyncio.run(ask_one(settings, other)).kind == "no_recorded_reply"
 
 
@@ -651,6 +652,6 @@ def test_what_was_written_answers_as_it_was(tmp_path: Path) -> None:
     )
     settings = TeacherConfig(name="r", provider="recorded", file=path)
     for read, reply in zip(reads, replies, strict=True):
-        again = asyncio.run(ask_one(settings, Question("a", Step.COMPRESS, [], read)))
+        again = asyncio.run(ask_one(settings, Question("a", Step.COMPRESS, [], (read,))))
         assert (again.status, again.text, again.error) == (reply.status, reply.text, reply.error)
         assert (again.finish_reason, again.prompt_tokens) == (reply.finish_reason, reply.prompt_tokens)

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from recycledb.errors import SelectionError
-from recycledb.schema import SCORED_KINDS, Kind, Stat
+from recycledb.methods import scored_kinds
+from recycledb.methods.reflection import Kind
+from recycledb.schema import Stat
 from recycledb.selection import identities
 from recycledb.selection.recipes import BEST, bind, get_recipe, parse_top
 from recycledb.selection.select import count_samples
@@ -30,7 +32,7 @@ METRICS = (
 )
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 NONE = "none"
-LABELS = (*(kind.value for kind in SCORED_KINDS), NONE)
+LABELS = (*scored_kinds(), NONE)
 MAX_POINTS = 5_000  # a picture with more is slow and black
 WORDS_CHARACTERS = 160
 
@@ -215,9 +217,7 @@ def compare(
     dataset = None if dataset is None else identities.find_dataset(store, dataset)
     same_texts = len({(side.teacher, side.prompt) for side in sides}) == 1
     one_student = len({side.student for side in sides}) == 1
-    kinds = tuple(
-        each.value for each in SCORED_KINDS if kind in (None, each) and not (one_student and each is Kind.ORIGIN)
-    )
+    kinds = tuple(each for each in scored_kinds() if kind in (None, each) and not (one_student and each == Kind.ORIGIN))
     picking = kind != Kind.ORIGIN or all(side.teacher is not None for side in sides)
     samples = count_samples(store, dataset)
     found = [_looked_at(store, side, metric, kinds, dataset, limit, picking=picking) for side in sides]
@@ -265,8 +265,8 @@ def compare(
 def _check(metric: str, kind: str | None, top: str) -> None:
     if metric not in METRICS:
         raise SelectionError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
-    if kind is not None and kind not in [each.value for each in SCORED_KINDS]:
-        raise SelectionError(f"no scored kind {kind!r}; there are {', '.join(SCORED_KINDS)}")
+    if kind is not None and kind not in scored_kinds():
+        raise SelectionError(f"no scored kind {kind!r}; there are {', '.join(scored_kinds())}")
     parse_top(top)
 
 

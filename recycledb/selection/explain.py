@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from recycledb.schema import Kind
+from recycledb.methods.reflection import Kind
 from recycledb.selection.identities import find_prompts
 from recycledb.selection.recipes import BEST, PROMPT
 from recycledb.store import Meaning, Store

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recycledb import methods
 from recycledb.errors import QueryError, ReadOnlyError, SelectionError
 from recycledb.formats import write
-from recycledb.schema import SCORED_KINDS, Kind, canonical_json, content_id, utc_now
+from recycledb.schema import ORIGIN, canonical_json, content_id, utc_now
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, parse_top
 from recycledb.selection.training import data_file
 from recycledb.store import Sandbox, Store, TimeLimit
@@ -165,7 +166,7 @@ def _parameters(bound: Bound) -> dict[str, Any]:
 
 
 def _ordered(kinds: Counter[str]) -> list[str]:
-    order = [kind.value for kind in SCORED_KINDS]
+    order = list(methods.kinds())
     return sorted(kinds, key=lambda kind: (order.index(kind) if kind in order else len(order), kind))
 
 
@@ -337,8 +338,8 @@ def export(
     `timeout_s` seconds.
     """
     limit = TimeLimit(timeout_s)
-    if kind not in list(Kind):
-        raise SelectionError(f"no kind {kind!r}; there are {', '.join(Kind)}")
+    if kind not in methods.kinds():
+        raise SelectionError(f"no kind {kind!r}; there are {', '.join(methods.kinds())}")
     declared = (
         Parameter("kind", "text"),
         Parameter("teacher", "teacher"),
@@ -353,7 +354,7 @@ def export(
             raise SelectionError(f"there is no current {kind}{of}{where} to export")
         picks = _Picks(["variant_id"], None)
         sha256 = write(output, _rows(sandbox, recipe, bound, picks), format)
-    maker = None if kind == Kind.ORIGIN else bound.said["teacher"]
+    maker = None if kind == ORIGIN else bound.said["teacher"]
     return Exported(kind, maker, dataset, len(picks.items), format, str(output), sha256)
 
 

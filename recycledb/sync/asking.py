@@ -14,7 +14,7 @@ import heapq
 import itertools
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +23,13 @@ from recycledb.errors import RecycledbError
 from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
-from recycledb.schema import ReplyStatus, Step, Texts
-from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store
+from recycledb.schema import ReplyStatus, Texts
+from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store, key_of
 from recycledb.store.pending import Wanted
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Asked, Listener, Progress
-from recycledb.sync.reading import Complete, verdicts_on
+from recycledb.sync.reading import Complete, complete_of, verdicts_on
 from recycledb.sync.stopping import at_once, cancel, watched
 from recycledb.sync.storing import Arrived, not_sent, store_readings, store_replies
 from recycledb.sync.target import Target
@@ -50,19 +50,15 @@ class Candidate:
     """A question that may be asked, with the messages it would send, and how often it was in this run."""
 
     row: SQLRow
+    shown: tuple[Texts, ...]
     messages: Any
     tokens: int
     tries: int = 0
 
     @property
-    def step(self) -> Step:
+    def step(self) -> str:
         """The step it belongs to."""
-        return Step(self.row.step)
-
-    @property
-    def read(self) -> Texts:
-        """The texts that it is about."""
-        return Texts(self.row.instruction, self.row.input, self.row.output)
+        return str(self.row.step)
 
 
 @dataclass(slots=True)
@@ -116,7 +112,7 @@ class Asking:
         self._granted = 0  # admitted, claimed or asked: what the limit counts
         self._admitted: list[Admitted] = []
         self._under_way = 0  # admitted, and not yet committed
-        self._unsent: dict[str, Row] = {}  # questions on record and not yet sent, by their attempts
+        self._unsent: dict[str, tuple[Row, str]] = {}  # questions on record and not yet sent, by their attempts
         self._defects = 0  # in a row
         self._asks: set[asyncio.Task[None]] = set()
         self._unread: deque[Complete] = deque()
@@ -246,7 +242,8 @@ class Asking:
         samples = next(self._pages, None)
         if samples is None:
             return None
-        return [self._prepared(row) for row in self.store.pending_questions(self.wanted, samples)]
+        rows = self.store.pending_questions(self.wanted, samples)
+        return self._prepared(rows)
 
     async def _walk_again(self) -> bool:
         """Begin anew where questions have become open meanwhile: another process died, or samples were added."""
@@ -258,10 +255,14 @@ class Asking:
         self._pages, self._walked, self._found = self.store.iter_places(PAGE), False, 0
         return True
 
-    def _prepared(self, row: SQLRow) -> Candidate:
-        read = Texts(row.instruction, row.input, row.output)
-        messages = render(self.target.prompts[Step(row.step)], read)
-        return Candidate(row, messages, self.teacher.estimate(messages))
+    def _prepared(self, rows: Sequence[SQLRow]) -> list[Candidate]:
+        beside = self.store.texts_beside(rows)
+        candidates = []
+        for row in rows:
+            shown = (Texts(row.instruction, row.input, row.output), *beside[row.others])
+            messages = render(self.target.prompts[row.step], shown)
+            candidates.append(Candidate(row, shown, messages, self.teacher.estimate(messages)))
+        return candidates
 
     async def _afford(self, amount: float | None) -> bool:
         """Set aside what the question may cost; while others are under way, what they do not use may come back."""
@@ -299,10 +300,10 @@ class Asking:
                 for admitted in group:
                     self._withdraw(admitted)
                 raise
-            won = {(row.variant_id, row.step): (key, number) for key, number, row in claims}
+            won = {key_of(row): (key, number) for key, number, row in claims}
             for admitted in group:
                 row = admitted.candidate.row
-                claim = won.pop((row.variant_id, row.step), None)
+                claim = won.pop(key_of(row), None)
                 if (
                     claim is None or self._writer.error is not None
                 ):  # someone else's by now; or the store refuses replies
@@ -314,7 +315,7 @@ class Asking:
     def _put_back(self, group: list[Admitted]) -> None:
         """Ask those again later that the store's cap did not hold; where nothing is under way that may bring money back, end."""
         refused = self.budget.spending.refused if self.budget.spending else ()
-        late = [a.candidate for a in group if (a.candidate.row.variant_id, a.candidate.row.step) in refused]
+        late = [a.candidate for a in group if key_of(a.candidate.row) in refused]
         if late:
             self._next.extendleft(reversed(late))
             self._short = True
@@ -327,7 +328,7 @@ class Asking:
         """Claim questions, noting what is on record but not sent. Runs in the writer's thread."""
         claims = self.store.claim(self.wanted, self.worker, rows, reserved, spending)
         for key, number, row in claims:
-            self._unsent[key] = self._question(row, number)
+            self._unsent[key] = (self._question(row, number), row.others)
         return claims
 
     def _question(self, row: SQLRow, number: int) -> Row:
@@ -352,7 +353,7 @@ class Asking:
 
     async def _ask(self, admitted: Admitted, attempt_id: str, number: int) -> None:
         candidate = admitted.candidate
-        question = Question(attempt_id, candidate.step, candidate.messages, candidate.read, number)
+        question = Question(attempt_id, candidate.step, candidate.messages, candidate.shown, number)
         with admitted.ticket:
             try:
                 reply = await self.teacher.ask(question, admitted.ticket)
@@ -365,7 +366,11 @@ class Asking:
                 raise
             except Exception as error:  # a defect that one reply brings out must not cost the others
                 reply = self._defect(error)
-        self._writer.put(Answered(admitted, Arrived(attempt_id, self._question(candidate.row, number), reply)))
+        self._writer.put(
+            Answered(
+                admitted, Arrived(attempt_id, self._question(candidate.row, number), reply, others=candidate.row.others)
+            )
+        )
 
     def _defect(self, error: Exception) -> Reply:
         self._defects += 1
@@ -386,7 +391,8 @@ class Asking:
             self._note(answered)
             if answered.arrived.reply.status is ReplyStatus.OK:
                 self._defects = 0
-                self._unread.append(Complete(answered.arrived.row, answered.admitted.candidate.row))
+                candidate = answered.admitted.candidate
+                self._unread.append(complete_of(answered.arrived.row, candidate.row, candidate.shown))
                 self._readable.set()
         self._wake.set()
 
@@ -433,12 +439,12 @@ class Asking:
             verdicts = await asyncio.to_thread(
                 verdicts_on, group
             )  # not in the writer's thread: replies would wait for it
-            await self._writer.run(Urgency.READ, store_readings, self.store, *verdicts)
+            await self._writer.run(Urgency.READ, store_readings, self.store, verdicts)
             variants = verdicts.variants
             follow = await asyncio.to_thread(self._follow, variants) if variants and not self._closed else []
             self._reading = 0
             self.result.variants += len(variants)
-            self.result.unusable += len(group) - len(variants)
+            self.result.unusable += verdicts.unusable
             self._next.extend(follow)
             self._wake.set()
 
@@ -447,7 +453,9 @@ class Asking:
         new = {variant[0] for variant in variants}
         samples = list({variant[1] for variant in variants})
         found = self.store.pending_questions(self.wanted, samples)
-        return [self._prepared(row) for row in found if row.variant_id in new]
+        return self._prepared(
+            [row for row in found if row.variant_id in new or new.intersection(row.others.split(","))]
+        )
 
     # -- ending
 
@@ -491,7 +499,7 @@ class Asking:
         with suppress(
             Exception
         ):  # whatever refuses this has refused a reply or a claim before, which is the error that is told
-            store_replies(self.store, [not_sent(key, question) for key, question in self._unsent.items()])
+            store_replies(self.store, [not_sent(key, *question) for key, question in self._unsent.items()])
 
     async def _beat(self) -> None:
         while True:

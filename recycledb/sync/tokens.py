@@ -17,7 +17,7 @@ from pathlib import Path
 from recycledb.config import TeacherConfig
 from recycledb.pretrained.folder import is_library_error
 from recycledb.reflection import prompts
-from recycledb.schema import Step, Texts
+from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
 
@@ -44,14 +44,14 @@ def measure(
     store: Store,
     teacher: TeacherConfig,
     wanted: Wanted,
-    wordings: Mapping[Step, prompts.PromptText],
+    wordings: Mapping[str, prompts.PromptText],
     *,
     exact: bool = True,
 ) -> Measure:
     """Return how characters become tokens for this teacher; without `exact` no tokenizer is loaded."""
     overhead = {step: sum(len(text) for _, text in wording.messages) for step, wording in wordings.items()}
     counted = store.prompt_tokens_seen(teacher.teacher_id)
-    known = [(row, overhead[Step(row.step)]) for row in counted if Step(row.step) in overhead and row.tokens]
+    known = [(row, overhead[row.step]) for row in counted if row.step in overhead and row.tokens]
     replies = sum(row.replies for row, _ in known)
     if replies >= LEAST_REPLIES:
         characters = sum(row.characters + row.replies * more for row, more in known)
@@ -66,14 +66,18 @@ def measure(
 def _sampled(
     store: Store,
     wanted: Wanted,
-    wordings: Mapping[Step, prompts.PromptText],
+    wordings: Mapping[str, prompts.PromptText],
     count: Callable[[str], int],
     source: str,
 ) -> Measure:
     """Measure by a tokenizer, on prompts picked by their ids, which are hashes and so as good as random."""
     texts = []
-    for row in store.sample_questions(wanted, SAMPLE):
-        messages = prompts.render(wordings[Step(row.step)], Texts(row.instruction, row.input, row.output))
+    rows = store.sample_questions(wanted, SAMPLE)
+    beside = store.texts_beside(rows)
+    for row in rows:
+        messages = prompts.render(
+            wordings[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
+        )
         texts += [message["content"] for message in messages]
     tokens = sum(count(text) for text in texts)
     return Measure(sum(map(len, texts)) / tokens, source) if tokens else Measure()

@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeGuard
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
 from recycledb.reflection.teachers.pace import Ticket
-from recycledb.schema import ReplyStatus, Step, Texts
+from recycledb.schema import ReplyStatus, Texts
 
 # Errors that may be gone at the next try: the network's or the server's fault, not the question's.
 RETRIABLE = frozenset({"rate_limited", "server_error", "connection", "timeout", "bad_body", "conflict", "stopped"})
@@ -40,12 +40,12 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One attempt at asking `messages`, the prompt of `step` about the texts in `read`; attempts count from 1."""
+    """One attempt at asking `messages`, the prompt of `step` about the variants in `shown`; attempts count from 1."""
 
     attempt_id: str
-    step: Step
+    step: str
     messages: Sequence[Message]
-    read: Texts
+    shown: tuple[Texts, ...]
     number: int = 1
 
 
