@@ -127,6 +127,33 @@ def extra(**fields: Any) -> str:
     return canonical_json(fields)
 
 
+def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
+    """Write a row of every table that steps other than reflection fill; return the variant that two origins were made into."""
+    now = "2026-01-01T00:00:00.000000Z"
+    origins = conn.exec_driver_sql("SELECT sample_id, variant_id FROM variant WHERE kind = 'origin'").fetchall()
+    members = [dict(map(tuple, origins))[sample] for sample in samples]
+    text_id = conn.exec_driver_sql("SELECT min(text_id) FROM reply").fetchone()[0]
+    measure, augmentation = content_id("measure", name, length=12), content_id("augmentation", name, length=12)
+    derivation = content_id("derivation", augmentation, 0, *members)
+    made = Texts(f"Both of {name}", "", "both")
+    key = variant_id(samples[0], "pair", made, members[0], derivation)
+    for table, row in (
+        ("rating", (text_id, 1, members[0], "score", 4.0, now)),
+        ("measure", (measure, f"m-{name}", "digits", 1, "{}", now)),
+        (
+            "readout",
+            (STUDENT, PROMPTS[Step.COMPRESS], members[0], "", -0.5, -1.0, *[None] * 8, 9, False, "ok", None, "test"),
+        ),
+        ("value", (measure, STUDENT, members[0], "", 0.5, "ok")),
+        ("augmentation", (augmentation, f"a-{name}", "pair", 1, 0, "{}", now)),
+        ("derivation", (derivation, augmentation, 0, "{}", None, now)),
+        ("variant", (key, samples[0], "pair", members[0], None, None, None, *made, now, derivation)),
+        *(("derivation_member", (derivation, ordinal, member)) for ordinal, member in enumerate(members)),
+    ):
+        store.insert(conn, table, [row])
+    return key
+
+
 def fill(store: Store, dataset: str = "d") -> None:
     """Put two samples through every step, score them and select one: a row in every table and view."""
     register(store)
@@ -146,6 +173,7 @@ def fill(store: Store, dataset: str = "d") -> None:
         origin = variant_id(ids[0], Kind.ORIGIN, one)
         store.insert(conn, "selection_item", [(selection, 0, origin, 0.5, "the best")])
         store.ensure_name(conn, "selection", f"best-{dataset}", selection)
+        derive(store, conn, ids, dataset)
         store.insert(conn, "batch", [(f"batch-{dataset}", TEACHER, "a worker", now)])
         store.insert(conn, "batch_event", [(f"batch-{dataset}", now, "taken", "batch_1", None)])
 

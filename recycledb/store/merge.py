@@ -111,6 +111,8 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
 _ASKED_ABOUT = """
     SELECT DISTINCT a.step, v.kind FROM attempt a JOIN variant v ON v.variant_id = a.variant_id
     UNION
+    SELECT DISTINCT r.step, v.kind FROM reply r JOIN variant v ON v.variant_id = r.variant_id
+    UNION
     SELECT DISTINCT a.step, w.kind FROM attempt a JOIN variant v ON v.variant_id = a.variant_id
     JOIN variant w ON w.sample_id = v.sample_id AND instr(a.others, w.variant_id) > 0 WHERE a.others IS NOT NULL
 """
@@ -129,7 +131,7 @@ def _generations(source: Connection) -> Iterator[tuple[list[str], list[str]]]:
     So a store is merged whole, whatever methods are installed here.
     """
     needs: dict[tuple[str, str], set[tuple[str, str]]] = {
-        **{("step", step): set() for (step,) in _stream(source, "SELECT DISTINCT step FROM attempt")},
+        **{("step", step): set() for (step,) in _stream(source, "SELECT step FROM attempt UNION SELECT step FROM reply")},
         **{("kind", kind): set() for (kind,) in _stream(source, "SELECT DISTINCT kind FROM variant")},
     }
     for sql, what, needed in ((_ASKED_ABOUT, "step", "kind"), (_MADE_BY, "kind", "step"), (_MADE_FROM, "kind", "kind")):
