@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from recycledb.errors import ConfigError
-from recycledb.schema import IDENTITY_LENGTH, Stat, Step, canonical_json, content_id
+from recycledb.schema import IDENTITY_LENGTH, Stat, Step, content_id
 
 FILE_NAME = "recycledb.toml"
 DEFAULT_URL = "sqlite:///recycle.db"
@@ -338,8 +338,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def identity_json(identity: Mapping[str, Any]) -> str:
-    """Return an identity as it is stored."""
-    return canonical_json(identity)

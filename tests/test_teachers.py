@@ -28,7 +28,7 @@ from recycledb.reflection.teachers import (
 )  # fmt: skip
 from recycledb.reflection.teachers.pace import BREAKER, FIRST_CONTACT_S, Pace, Ticket, retry_delay
 from recycledb.reflection.teachers.prices import find_cost
-from recycledb.reflection.teachers.recorded import write_recording
+from recycledb.reflection.teachers.recorded import recorded_line
 from recycledb.schema import ReplyStatus, Step, Texts
 
 READ = Texts("an instruction", "", "an answer")
@@ -646,9 +646,8 @@ def test_what_was_written_answers_as_it_was(tmp_path: Path) -> None:
     ]
     path = tmp_path / "out.jsonl"
     reads = [Texts(str(n), "", "") for n in range(3)]
-    assert (
-        write_recording(path, ((Step.COMPRESS, read, reply) for read, reply in zip(reads, replies, strict=True))) == 3
-    )
+    lines = (recorded_line(Step.COMPRESS, read, reply) for read, reply in zip(reads, replies, strict=True))
+    path.write_text("\n".join(lines) + "\n", "utf-8")
     settings = TeacherConfig(name="r", provider="recorded", file=path)
     for read, reply in zip(reads, replies, strict=True):
         again = asyncio.run(ask_one(settings, Question("a", Step.COMPRESS, [], read)))

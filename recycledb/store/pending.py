@@ -6,7 +6,7 @@ DuckDB and PostgreSQL.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, SCORED_KINDS, Kind, Step
 from recycledb.store.repeats import unanswered
@@ -44,14 +44,6 @@ class Wanted:
             **({"lazy_student": self.lazy_student} if self.lazy_student else {}),
             **{f"prompt_{step}": self.prompts.get(step, "") for step in Step},
         }
-
-
-@dataclass(frozen=True)
-class Page:
-    """A stretch of open places, in order, so that a plan of millions is walked in constant memory."""
-
-    after: tuple[str, int] = field(default=("", -1))
-    limit: int = 500
 
 
 OPEN_PLACES = """
