@@ -13,26 +13,24 @@ given no other until the end of the run, when there is one last try to commit th
 """
 
 import asyncio
-import heapq
-import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from recycledb.errors import RecycledbError
-from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
-from recycledb.schema import ReplyStatus, Step, Texts
+from recycledb.schema import ReplyStatus
 from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store
 from recycledb.store.pending import Wanted
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Asked, Listener, Progress
+from recycledb.sync.questions import Candidate, Questions
 from recycledb.sync.reading import Complete, verdicts_on
 from recycledb.sync.stopping import at_once, cancel, watched
 from recycledb.sync.storing import Arrived, not_sent, store_readings, store_replies
@@ -43,33 +41,12 @@ T = TypeVar("T")
 DRAIN_S = 60.0  # how long replies under way are waited for after a stop, at most
 REPORT_S = 0.2
 STOP_CHECK_S = 0.05
-PAGE = 200  # samples whose questions are drawn at once; the next page is fetched when half of it is used up
 CLAIM_GROUP = 16  # questions in one transaction: a reply waits for no more than that
 COMMIT_GROUP = 4  # replies: those of one round of the loop are committed together, but no more than these wait
 READ_GROUP = 256
 THREADS = 4  # drawing, claiming, reading, the heartbeat
 UNREAD_MOST = 1_000  # replies waiting to be read before no more is asked: reading must not fall behind for good
 DEFECTS_MOST = 10  # replies in a row at which our own code fails: then it is not the replies
-
-
-@dataclass(slots=True)
-class Candidate:
-    """A question that may be asked, with the messages it would send, and how often it was in this run."""
-
-    row: SQLRow
-    messages: Any
-    tokens: int
-    tries: int = 0
-
-    @property
-    def step(self) -> Step:
-        """The step it belongs to."""
-        return Step(self.row.step)
-
-    @property
-    def read(self) -> Texts:
-        """The texts that it is about."""
-        return Texts(self.row.instruction, self.row.input, self.row.output)
 
 
 @dataclass(slots=True)
@@ -113,13 +90,8 @@ class Asking:
         self.budget = budget or Budget(target.teacher, None)
         self.result = Asked()
         self.progress = {step: Progress(step, self.config.name, totals.get(step, 0)) for step in target.prompts}
-        self._pages: Iterator[list[str]] = store.iter_places(PAGE)
-        self._walked, self._found = False, 0  # whether the pages are at their end, and what this walk has brought
+        self.questions = Questions(store, teacher, target, wanted)
         self._loading: asyncio.Task[None] | None = None
-        self._fresh: deque[Candidate] = deque()  # in order of the datasets
-        self._next: deque[Candidate] = deque()  # what new variants bring: asked first, so that samples are finished
-        self._late: list[tuple[float, int, Candidate]] = []  # to be asked again, by time
-        self._order = itertools.count()
         self._granted = 0  # admitted, claimed or asked: what the limit counts
         self._admitted: list[Admitted] = []
         self._under_way = 0  # admitted, and not yet committed
@@ -210,26 +182,22 @@ class Asking:
     async def _candidate(self) -> Candidate | None:
         """Return what to ask next, as soon as there is something; None when nothing is left and nothing can follow, or it is closed."""
         while not self._closed:
-            if self._late and self._late[0][0] <= self._loop.time():
-                return heapq.heappop(self._late)[2]
+            if again := self.questions.late(self._loop.time()):
+                return again
             if len(self._unread) < UNREAD_MOST:
-                if self._next:
-                    return self._next.popleft()
-                self._load_ahead()
-                if self._fresh:
-                    return self._fresh.popleft()
-            if not (self._walked and self._idle):
-                await self._pause(self._until_late())
-            elif not await self._walk_again():
+                if self.questions.low and self._loading is None:
+                    self._loading = self._loop.create_task(self._guard(self._load()))
+                if candidate := self.questions.next():
+                    return candidate
+            if not (self.questions.none_left and self._idle):
+                await self._pause(self.questions.until_late(self._loop.time()))
+            elif not await self._in_thread(self.questions.rewind, self.worker):
                 return None
         return None
 
     @property
     def _idle(self) -> bool:
-        return not (self._under_way or self._late or self._next or self._fresh or self._unread or self._reading)
-
-    def _until_late(self) -> float | None:
-        return max(0.001, self._late[0][0] - self._loop.time()) if self._late else None
+        return not (self._under_way or self._unread or self._reading)
 
     async def _pause(self, seconds: float | None) -> None:
         """Wait until something happens, or for so long."""
@@ -242,40 +210,10 @@ class Asking:
         except TimeoutError:
             return
 
-    def _load_ahead(self) -> None:
-        if len(self._fresh) < PAGE // 2 and self._loading is None and not self._walked:
-            self._loading = self._loop.create_task(self._guard(self._load()))
-
     async def _load(self) -> None:
-        page = await self._in_thread(self._draw_page)
-        if page is None:
-            self._walked = True
-        else:
-            self._fresh.extend(page)
-            self._found += len(page)
+        await self._in_thread(self.questions.load)
         self._loading = None
         self._wake.set()
-
-    def _draw_page(self) -> list[Candidate] | None:
-        samples = next(self._pages, None)
-        if samples is None:
-            return None
-        return [self._prepared(row) for row in self.store.pending_questions(self.wanted, samples)]
-
-    async def _walk_again(self) -> bool:
-        """Begin anew where questions have become open meanwhile: another process died, or samples were added."""
-        if not self._found:
-            return False
-        await self._in_thread(self.store.beat, self.worker)  # ends the workers that are dead by now
-        if not await self._in_thread(self.store.count_questions, self.wanted):
-            return False
-        self._pages, self._walked, self._found = self.store.iter_places(PAGE), False, 0
-        return True
-
-    def _prepared(self, row: SQLRow) -> Candidate:
-        read = Texts(row.instruction, row.input, row.output)
-        messages = render(self.target.prompts[Step(row.step)], read)
-        return Candidate(row, messages, self.teacher.estimate(messages))
 
     async def _afford(self, amount: float | None) -> bool:
         """Set aside what the question may cost; while others are under way, what they do not use may come back."""
@@ -328,7 +266,7 @@ class Asking:
         refused = self.budget.spending.refused if self.budget.spending else ()
         late = [a.candidate for a in group if (a.candidate.row.variant_id, a.candidate.row.step) in refused]
         if late:
-            self._next.extendleft(reversed(late))
+            self.questions.put_back(late)
             self._short = True
             if self._under_way == 0:
                 self._close(self.budget.store_reached)
@@ -437,8 +375,7 @@ class Asking:
         if reply.retriable and candidate.tries < self.wanted.max_attempts and not self._closed:
             # A time that the server named is waited for by the teacher's pace, which knows when there is no use in it.
             delay = retry_delay(candidate.tries, reply) if reply.retry_after_s is None else 0.0
-            at = self._loop.time() + delay
-            heapq.heappush(self._late, (at, next(self._order), candidate))
+            self.questions.ask_again(candidate, self._loop.time() + delay)
             return
         result.failed += reply.status is ReplyStatus.FAILED
         result.errors += reply.status is ReplyStatus.ERROR
@@ -457,18 +394,15 @@ class Asking:
             self._reading = 0
             self.result.variants += made
             self.result.unusable += len(group) - made
-            self._next.extend(follow)
+            self.questions.add(follow)
             self._wake.set()
 
     def _read_and_follow(self, group: list[Complete]) -> tuple[int, list[Candidate]]:
         """Store what these replies hold; return how many variants that is, and what can be asked about them. Runs in a thread."""
         verdicts = verdicts_on(group)
         store_readings(self.store, *verdicts)
-        new = {variant[0]: variant[1] for variant in verdicts.variants}
-        if not new or self._closed:
-            return len(new), []
-        found = self.store.pending_questions(self.wanted, list(set(new.values())))
-        return len(new), [self._prepared(row) for row in found if row.variant_id in new]
+        variants = verdicts.variants
+        return len(variants), [] if self._closed else self.questions.following(variants)
 
     # -- ending
 
