@@ -12,7 +12,8 @@ from tiny_students import tokenizer, transformers
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
-from recycledb.reflection.teachers import Question, Reply, open_teacher, storable
+from recycledb.reflection.teachers import Question, Reply, open_teacher
+from recycledb.reflection.teachers.contract import storable
 from recycledb.schema import ReplyStatus, Step, Texts
 
 CHATML = (

@@ -21,7 +21,7 @@ from recycledb.demo import lay_out
 from recycledb.errors import ConfigError
 from recycledb.reflection.extraction import extract
 from recycledb.reflection.teachers import Reply
-from recycledb.reflection.teachers.recorded import write_recording
+from recycledb.reflection.teachers.recorded import recorded_line
 from recycledb.schema import ReplyStatus, Stat, Step, Texts
 from recycledb.scoring.requests import Request
 from recycledb.scoring.tokenising import count_tokens
@@ -119,7 +119,8 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(tmp_path: Path, students: Path) -> Place:
     for name in STUDENTS:
         (tmp_path / name).symlink_to(students / name)
-    write_recording(tmp_path / "replies.jsonl", (line for i in range(20) for line in replies_about(sample(i))))
+    lines = [recorded_line(*line) + "\n" for i in range(20) for line in replies_about(sample(i))]
+    (tmp_path / "replies.jsonl").write_text("".join(lines), "utf-8")
     made = Place(tmp_path)
     made.add(range(4))
     return made

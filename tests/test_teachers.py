@@ -16,7 +16,8 @@ from teacher_server import Exchange, Fault, TeacherServer
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
-from recycledb.reflection.teachers import (
+from recycledb.reflection.teachers import open_teacher
+from recycledb.reflection.teachers.contract import (  # fmt: skip
     RAW_MOST,
     SHORT_MOST,
     Question,
@@ -24,8 +25,7 @@ from recycledb.reflection.teachers import (
     Teacher,
     TeacherStop,
     failed,
-    open_teacher,
-)  # fmt: skip
+)
 from recycledb.reflection.teachers.pace import BREAKER, FIRST_CONTACT_S, Pace, Ticket, retry_delay
 from recycledb.reflection.teachers.prices import find_cost
 from recycledb.reflection.teachers.recorded import recorded_line
@@ -182,10 +182,10 @@ def test_retry_after_is_read_as_seconds_milliseconds_or_date(server: TeacherServ
 
     reply = asyncio.run(ask_one(config(server), question(Fault.RATE_LIMITED_AFTER.value)))
     assert reply.retry_after_s == pytest.approx(0.2)
-    assert _retry_after({"retry-after-ms": "150", "retry-after": "9"}) == pytest.approx(0.15)
-    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert (_retry_after({"retry-after": "Wed, 21 Oct 2499 07:28:00 GMT"}) or 0) > 1e9
-    assert _retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after-ms": "150", "retry-after": "9"}) == pytest.approx(0.15)
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert (retry_after({"retry-after": "Wed, 21 Oct 2499 07:28:00 GMT"}) or 0) > 1e9
+    assert retry_after({"retry-after": "soon"}) is None
     assert [_duration(text) for text in ("1m30.5s", "20ms", "7", "2h", "?", None)] == [90.5, 0.02, 7, 7200, None, None]
 
 

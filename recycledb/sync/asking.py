@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from recycledb.errors import RecycledbError
-from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed
+from recycledb.reflection.teachers.contract import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
 from recycledb.schema import ReplyStatus
 from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store

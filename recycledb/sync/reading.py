@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from recycledb.reflection.extraction import EXTRACTOR, extract
-from recycledb.reflection.teachers import error_line
+from recycledb.reflection.teachers.contract import error_line
 from recycledb.schema import Kind, Step, Texts, utc_now, variant_id
 from recycledb.store import Row, SQLRow, Store
 from recycledb.sync.storing import store_readings

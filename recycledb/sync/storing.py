@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recycledb.reflection.extraction import EXTRACTOR
-from recycledb.reflection.teachers import Reply, error_line, fitted
+from recycledb.reflection.teachers.contract import Reply, error_line, fitted
 from recycledb.schema import ReplyStatus, content_id, utc_now
 from recycledb.store import Row, Store
 

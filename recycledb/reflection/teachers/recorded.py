@@ -21,7 +21,7 @@ from typing import Any
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
-from recycledb.reflection.teachers import Message, Question, Reply, failed, judged
+from recycledb.reflection.teachers.contract import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
 from recycledb.schema import ReplyStatus, Step, Texts, content_id
 
