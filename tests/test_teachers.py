@@ -178,7 +178,8 @@ def test_what_no_other_question_would_survive_stops_the_run(server: TeacherServe
 
 
 def test_retry_after_is_read_as_seconds_milliseconds_or_date(server: TeacherServer) -> None:
-    from recycledb.reflection.teachers.chat import _duration, _retry_after
+    from recycledb.reflection.teachers.bodies import retry_after
+    from recycledb.reflection.teachers.chat import _duration
 
     reply = asyncio.run(ask_one(config(server), question(Fault.RATE_LIMITED_AFTER.value)))
     assert reply.retry_after_s == pytest.approx(0.2)
