@@ -133,4 +133,4 @@ def _show_selections(found: dict[str, Any]) -> None:
             f"taken by {item['selection']} ({item['recipe']}) at {item['position']} as {kind}{reason}", markup=False
         )
     for explanation in found["explanations"]:
-        out.text(explanation if isinstance(explanation, str) else explanation["text"], soft_wrap=False)
+        out.text(explanation["text"], soft_wrap=False)

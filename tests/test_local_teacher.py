@@ -13,7 +13,8 @@ from tiny_students import tokenizer, transformers
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
 from recycledb.methods.reflection import Step
-from recycledb.reflection.teachers import Question, Reply, open_teacher, storable
+from recycledb.reflection.teachers import Question, Reply, open_teacher
+from recycledb.reflection.teachers.contract import storable
 from recycledb.schema import ReplyStatus, Texts
 
 CHATML = (

@@ -29,6 +29,7 @@ from stores import (
 
 from recycledb.errors import ConfigError, SchemaError, StoreError
 from recycledb.inspecting import status
+from recycledb.methods.reflection import Step
 from recycledb.schema import Texts, content_id, utc_now, variant_id
 from recycledb.store import Store, batches, migrate
 from recycledb.store.merge import TABLES, merge, open_source

@@ -63,11 +63,6 @@ class Parameter:
     default: str | None = None  # "none" is NULL; None is no default
     help: str = ""
 
-    @property
-    def is_optional(self) -> bool:
-        """Whether it can be left out: it has a default, or the store may offer just one."""
-        return self.default is not None or self.type in ("student", "small-student", "teacher", "teacher-or-best")
-
 
 @dataclass(frozen=True)
 class Recipe:

@@ -131,7 +131,10 @@ def _generations(source: Connection) -> Iterator[tuple[list[str], list[str]]]:
     So a store is merged whole, whatever methods are installed here.
     """
     needs: dict[tuple[str, str], set[tuple[str, str]]] = {
-        **{("step", step): set() for (step,) in _stream(source, "SELECT step FROM attempt UNION SELECT step FROM reply")},
+        **{
+            ("step", step): set()
+            for (step,) in _stream(source, "SELECT step FROM attempt UNION SELECT step FROM reply")
+        },
         **{("kind", kind): set() for (kind,) in _stream(source, "SELECT DISTINCT kind FROM variant")},
     }
     for sql, what, needed in ((_ASKED_ABOUT, "step", "kind"), (_MADE_BY, "kind", "step"), (_MADE_FROM, "kind", "kind")):

@@ -18,9 +18,9 @@ from typing import IO
 
 from recycledb.errors import TeacherError
 from recycledb.reflection.prompts import render
-from recycledb.reflection.teachers import Message, Reply
 from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, BatchTeacher, Output, Remote, unfinished
 from recycledb.reflection.teachers.calls import Stopped
+from recycledb.reflection.teachers.contract import Message, Reply
 from recycledb.schema import ReplyStatus, Texts
 from recycledb.store import SQLRow, Store, batches, key_of
 from recycledb.store.pending import Wanted

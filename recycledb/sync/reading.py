@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from recycledb import methods
-from recycledb.reflection.teachers import error_line
+from recycledb.reflection.teachers.contract import error_line
 from recycledb.schema import Texts, utc_now, variant_id
 from recycledb.store import Row, SQLRow, Store
-from recycledb.sync.storing import store_readings
+from recycledb.sync.storing import Readings, store_readings
 
 
 class Complete(NamedTuple):
@@ -31,19 +31,6 @@ class Complete(NamedTuple):
     shown: tuple[Texts, ...]
 
 
-class Verdicts(NamedTuple):
-    """What replies hold: `extraction` rows, one a reply, `variant` rows and `rating` rows."""
-
-    extractions: list[Row]
-    variants: list[Row]
-    ratings: list[Row]
-
-    @property
-    def unusable(self) -> int:
-        """How many replies hold neither a variant nor ratings."""
-        return sum(row[3] is not None for row in self.extractions)
-
-
 @dataclass
 class Found:
     """What reading brought: replies read, new variants, ratings, and replies that hold neither."""
@@ -53,7 +40,7 @@ class Found:
     ratings: int = 0
     unusable: int = 0
 
-    def add(self, verdicts: Verdicts) -> None:
+    def add(self, verdicts: Readings) -> None:
         """Count what was stored."""
         self.read += len(verdicts.extractions)
         self.variants += len(verdicts.variants)
@@ -73,24 +60,22 @@ def read_all(store: Store, stop: threading.Event | None = None) -> Found:
 
 
 def _complete(row: SQLRow, beside: tuple[Texts, ...]) -> Complete:
+    shown = (Texts(row.instruction, row.input, row.output), *beside)
     made_by = (row.text_id, row.step, row.teacher_id, row.prompt_id, row.text)
-    return Complete(*made_by, row.variant_id, row.sample_id, row.kind, row.others, (_texts(row), *beside))
+    return Complete(*made_by, row.variant_id, row.sample_id, row.kind, row.others, shown)
 
 
 def complete_of(reply: Row, question: SQLRow, shown: tuple[Texts, ...]) -> Complete:
     """Return a reply that was just committed, as its row has it, to a question about `shown`."""
-    made_by = (reply[0], *reply[3:6], reply[8])
-    return Complete(*made_by, question.variant_id, question.sample_id, question.kind, question.others, shown)
+    text_id, step, teacher_id, prompt_id, text = reply[0], *reply[3:6], reply[8]
+    about = (question.variant_id, question.sample_id, question.kind, question.others)
+    return Complete(text_id, step, teacher_id, prompt_id, text, *about, shown)
 
 
-def _texts(row: SQLRow) -> Texts:
-    return Texts(row.instruction, row.input, row.output)
-
-
-def verdicts_on(replies: Iterable[Complete]) -> Verdicts:
+def verdicts_on(replies: Iterable[Complete]) -> Readings:
     """Return what these replies hold, without storing it."""
     now = utc_now()
-    found = Verdicts([], [], [])
+    found = Readings([], [], [])
     for reply in replies:
         try:
             _add_verdict(found, reply, now)
@@ -102,7 +87,7 @@ def verdicts_on(replies: Iterable[Complete]) -> Verdicts:
     return found
 
 
-def _add_verdict(found: Verdicts, reply: Complete, now: str) -> None:
+def _add_verdict(found: Readings, reply: Complete, now: str) -> None:
     step = methods.steps()[reply.step]
     result = step.read(reply.text, reply.shown)
     about = (reply.variant_id, *filter(None, reply.others.split(",")))

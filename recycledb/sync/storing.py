@@ -7,9 +7,9 @@ and its payment is on record. Only where that fails too, or the disk is at fault
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-from recycledb.reflection.teachers import Reply, error_line, fitted
+from recycledb.reflection.teachers.contract import Reply, error_line, fitted
 from recycledb.schema import ReplyStatus, content_id, utc_now
 from recycledb.store import Row, Store
 
@@ -75,12 +75,17 @@ def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:
     _commit_what_can_be(arrived, commit, commit_least)
 
 
-class Readings(Protocol):
+class Readings(NamedTuple):
     """What replies hold: `extraction` rows, one a reply, `variant` rows and `rating` rows."""
 
     extractions: list[Row]
     variants: list[Row]
     ratings: list[Row]
+
+    @property
+    def unusable(self) -> int:
+        """How many replies hold neither a variant nor ratings."""
+        return sum(row[3] is not None for row in self.extractions)
 
 
 def store_readings(store: Store, found: Readings) -> None:

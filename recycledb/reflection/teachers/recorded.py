@@ -17,15 +17,13 @@ may be larger than it. This module refuses to invent: an unknown question fails 
 import json
 import os
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recycledb import methods
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
-from recycledb.files import writing_text
-from recycledb.reflection.teachers import Message, Question, Reply, failed, judged
+from recycledb.reflection.teachers.contract import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
 from recycledb.schema import ReplyStatus, Texts, content_id
 
@@ -145,13 +143,3 @@ def recorded_line(step: str, shown: Sequence[Texts], reply: Reply) -> str:
     if reply.status is not ReplyStatus.OK:
         row["error"] = reply.error or "error: unknown"
     return json.dumps(row, ensure_ascii=False)
-
-
-def write_recording(path: Path, replies: Iterable[tuple[str, Sequence[Texts], Reply]]) -> int:
-    """Write (step, texts read, reply) rows as a recording and return how many; attempts at one question in their order."""
-    count = 0
-    with writing_text(path) as file:
-        for step, shown, reply in replies:
-            file.write(recorded_line(step, shown, reply) + "\n")
-            count += 1
-    return count
