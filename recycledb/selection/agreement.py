@@ -128,7 +128,7 @@ def inversions(values: Ints) -> int:
     """Return how many pairs stand in the wrong order: those within each half, and those across."""
     if len(values) <= 64:
         return int(np.triu(values[:, None] > values).sum())
-    left, right = np.array_split(values, 2)
+    left, right = values[: len(values) // 2], values[len(values) // 2 :]
     across = len(left) * len(right) - int(np.searchsorted(np.sort(left), right, side="right").sum())
     return across + inversions(left) + inversions(right)
 

@@ -25,6 +25,7 @@ it was taken; any other number is averaged for the summary.
 Invariant: the text that runs is the text that `recipes show` prints and that a selection records.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -112,6 +113,27 @@ def get_recipe(name: str) -> Recipe:
         hint = f"; for a file give --sql {name}" if name.endswith(".sql") else ""
         raise SelectionError(f"no recipe {name!r}; there are {', '.join(recipe_names())}{hint}")
     return parse(name, (files("recycledb.selection") / "recipes" / f"{name}.sql").read_text(encoding="utf-8"))
+
+
+# The SHA-256 of shipped texts of earlier releases, which decide as the present ones do: selections are on record with them.
+_EARLIER = {
+    "4942889342fe6e00e78727daa5db74f0bfc0749c4964660ede297a27d6468a9c": "selective",
+    "e2ff40fdc356843370f6cb80353f10a4d1007b616d04b50d740baddb75923f99": "selective",
+    "b619c37e0f4962d207a132dc4523ba05e77e075329b3d9b30810db260162332f": "selective",
+    "0f878c26cfc4937812e0c900fd79f5197d407ac4482929fcdf3a186458cef80b": "cherry",
+    "ab579d3d8be794dc9f26794c354855eab47dcead422f4d78d918b56b61a7a725": "superfilter",
+    "7323cc2d6daa7ba2ffa6aae1b850ba39ade2bb53b42963366b48bf4bd8f4f4d8": "recycled",
+}
+
+
+def shipped_as(sql: str) -> str | None:
+    """Return the name of the shipped recipe whose text this is, in this release or an earlier one; None where it is none of them.
+
+    What a file of one's own is called says nothing of what it decides.
+    """
+    text = sql.rstrip()  # which `recipes show NAME > FILE` may change
+    shipped = {recipe.sql.rstrip(): recipe.name for recipe in iter_recipes()}
+    return shipped.get(text) or _EARLIER.get(hashlib.sha256(text.encode()).hexdigest())
 
 
 def read_recipe(path: Path) -> Recipe:
