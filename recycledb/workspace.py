@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from recycledb.adding import Added, add
 from recycledb.config import Config, load
+from recycledb.formats.arrow import to_table
 from recycledb.inspecting import show, spending_of, status
 from recycledb.store import Row, Store
 from recycledb.sync import Listener, Outcome, Plan, Sync, Target, resolve
@@ -32,11 +33,8 @@ class Answer:
     rows: list[Row]
 
     def to_arrow(self) -> "pyarrow.Table":
-        """Return a pyarrow Table."""
-        import pyarrow as pa
-
-        values = list(zip(*self.rows, strict=True)) if self.rows else [()] * len(self.columns)
-        return pa.Table.from_arrays([pa.array(column) for column in values], names=self.columns)
+        """Return a pyarrow Table; a column of mixed types is text."""
+        return to_table(self.columns, self.rows)
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a pandas DataFrame; pandas must be installed."""

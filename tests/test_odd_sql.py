@@ -164,11 +164,11 @@ def test_every_type_of_duckdb_can_be_written(empty_stores: dict[str, Path], tmp_
 def test_a_column_of_many_types_and_sizes_is_parquet(tmp_path: Path) -> None:
     from decimal import Decimal
 
-    from recycledb.selection.query import Result, to_arrow
+    from recycledb.formats.arrow import to_table
 
     many = 65_536
     rows = [(1 << 100, [1], Decimal("1.5"))] + [(1, [2], Decimal("2.25"))] * many + [(2, ["x"], Decimal("1000.125"))]
-    table = to_arrow(Result(["big", "list", "decimal"], iter(rows)))
+    table = to_table(["big", "list", "decimal"], iter(rows))
     assert table.num_rows == len(rows)
     assert table["big"][0].as_py() == str(1 << 100)
     assert table["list"][many + 1].as_py() in ('["x"]', ["x"])
