@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from recycledb.store import Store
 
 Params = Annotated[
-    list[str], typer.Option("--param", metavar="K=V", help="A parameter of the SQL; may be given several times.")
+    list[str],
+    typer.Option(
+        "--param",
+        metavar="K=V",
+        help="A parameter of the SQL; may be given several times. 1e10 is text, 1e+10 a number.",
+    ),
 ]
 Student = Annotated[
     str | None, typer.Option(help="The student's name in the store. Default: the only one.", metavar="NAME")
@@ -285,10 +290,10 @@ def query(
     Example: [bold]recycledb query "SELECT kind, avg(ifd_ppl) FROM scores GROUP BY kind"[/bold]
     """
     from recycledb.selection import query as asking
-    from recycledb.selection.recipes import guess
+    from recycledb.selection.recipes import values_of
 
     text = _sql_text(sql, file)
-    parameters = {name: guess(value) for name, value in parse_params(param).items()}
+    parameters = values_of(text, parse_params(param))
     width = asking.terminal_width() if sys.stdout.isatty() else None
     with (
         session.open() as store,

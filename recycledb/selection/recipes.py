@@ -17,7 +17,8 @@ The SQL uses a parameter as `:NAME`; a value is bound, never pasted. TYPE is one
     top                 a number (500) or a share (5%); the SQL sees :NAME_count and :NAME_percent, of which one is NULL
 
 and the default `none` is NULL. A file of one's own need not declare anything: `:student`, `:teacher`, `:dataset` and
-`:top_count` or `:top_percent` have those types, any other parameter is a number where it looks like one, else text.
+`:top_count` or `:top_percent` have those types, any other parameter is a number where it is written as one, else text: 20, -3, 0.5, 1e-3.
+1e10 and 007, which may be the digits of an id, are text; a declared `number` takes them, a declared `text` takes nothing for a number.
 
 Columns: `variant_id`; `rank`, by which rows are written in ascending order (else they are in dataset order); `reason`, why
 it was taken; any other number is averaged for the summary.
@@ -49,6 +50,8 @@ _PARAMETER = re.compile(
     r"^--\s*@param\s+(?P<name>\w+)\s+(?P<type>[\w-]+)(?:\((?P<choices>[^)]*)\))?\s*(?:=\s*(?P<default>[^:]+?))?\s*:\s*(?P<help>.*?)\s*$",
     re.MULTILINE,
 )
+# What stands for a number without being declared one: no exponent but a signed one or behind a point, no leading zero.
+_PLAIN_NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d*|(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+[eE][+-]\d+)", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _INT64 = range(-(1 << 63), 1 << 63)
 _SHARE = re.compile(r"(?P<percent>\d+(?:\.\d*)?|\.\d+)\s*%")
@@ -249,32 +252,44 @@ def _plain(recipe: Recipe, parameter: Parameter, text: Any) -> Any:
             + (f" ({parameter.help})" if parameter.help else "")
         )
     match parameter.type:
-        case "number":
-            return _number(parameter.name, text)
         case "top":
             return parse_top(text)
         case "choice":
             if text not in parameter.choices:
                 raise SelectionError(f"{parameter.name} is {text!r}; it is one of {', '.join(parameter.choices)}")
             return text
+    return _typed(parameter.name, parameter.type, text)
+
+
+def values_of(sql: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of a query's parameters, given as texts: of the types that its SQL declares, as a recipe's may."""
+    declared = {match["name"]: match["type"] for match in _PARAMETER.finditer(sql)}
+    return {name: _typed(name, declared.get(name, "any"), text) for name, text in given.items()}
+
+
+def _typed(name: str, type: str, text: Any) -> Any:
+    match type:
+        case "number":
+            return _number(name, text)
         case "any":
             return guess(text)
     return str(text)
 
 
 def _number(name: str, text: Any) -> int | float:
-    value = guess(text)
+    value = _as_number(text) if isinstance(text, str) and _NUMBER.fullmatch(text) else text
     if not isinstance(value, int | float):
         raise SelectionError(f"{name} is {text!r}, which is no number")
     return value
 
 
 def guess(text: Any) -> Any:
-    """Return a number where the text is one, else the text."""
-    if not isinstance(text, str):
-        return text
-    if not _NUMBER.fullmatch(text):  # Python takes more for a number: 1_000, or digits of other scripts
-        return text
+    """Return a number where the text is written as one, else the text."""
+    return _as_number(text) if isinstance(text, str) and _PLAIN_NUMBER.fullmatch(text) else text
+
+
+def _as_number(text: str) -> int | float | str:
+    """Return the number that a text is, or the text where SQL has none so large."""
     if re.fullmatch(r"[+-]?\d+", text):
         return int(text) if len(text) <= 20 and int(text) in _INT64 else text  # SQL's integers have 64 bits
     return float(text) if math.isfinite(float(text)) else text

@@ -210,9 +210,27 @@ def _columns(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
         list(rows)
     except QueryError as error:
         raise QueryError(f"recipe {recipe.name}: {error}") from error
+    _require_different(sandbox, recipe, bound, columns)
     if "variant_id" not in columns:
         raise SelectionError(f"recipe {recipe.name} returns {', '.join(columns)}; it must return variant_id")
     return columns
+
+
+def _require_different(sandbox: Sandbox, recipe: Recipe, bound: Bound, columns: list[str]) -> None:
+    """Raise SelectionError where two columns have one name: of such, a row of JSON keeps one."""
+    lower = {column.lower() for column in columns}
+    if not any((renamed := _RENAMED.fullmatch(column)) and renamed[1].lower() in lower for column in columns):
+        return
+    raw, _ = sandbox.execute(
+        _body(recipe), bound.values
+    )  # a subquery's columns are renamed apart, the statement's own are not
+    several = [name for name, count in Counter(column.lower() for column in raw).items() if count > 1]
+    if several:
+        raise SelectionError(f"recipe {recipe.name} returns several columns called {several[0]}: name each by AS")
+
+
+# What a database makes of a subquery's second column `a`: SQLite a:1, DuckDB a_1.
+_RENAMED = re.compile(r"(.+)[:_]\d+", re.DOTALL)
 
 
 def _body(recipe: Recipe) -> str:
