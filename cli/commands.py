@@ -26,7 +26,24 @@ COMMANDS = (
     showing,
     reporting,
 )  # importing a module puts its commands on the app
-ORDER = ("demo", "init", "add", "sync", "status", "show", "query", "select", "selections", "diff", "compare", "export")
+ORDER = (
+    "demo",
+    "init",
+    "add",
+    "sync",
+    "status",
+    "show",
+    "query",
+    "select",
+    "selections",
+    "diff",
+    "compare",
+    "export",
+    "import-scores",
+    "merge",
+    "report",
+    "batches",
+)
 
 __all__ = ["COMMANDS", "app", "session"]
 
