@@ -1,0 +1,240 @@
+"""Currency to any depth, and views for the questions that users ask: a sample's scores side by side, and its place in the datasets.
+
+Why `variants` again: its `is_current` looked at a variant, its parent and its parent's parent. A method may make variants of variants as
+often as it likes, and each step may have an extractor of its own. The first three generations are still reached by joins, since nearly
+every variant ends there; what lies above them is walked by recursion, one variant after the other.
+Why `current_variants`: the same question without names and texts, which is what the next view asks for each of its columns.
+Why `sample_scores`: to compare what a teacher made of a sample, the recipe `selective` put the rows of `scores` side by side in forty
+lines, and every user had to do the same.
+Why `sample_order`: four recipes, `select` and `compare` each computed a sample's place in the datasets.
+
+Revision ID: 0006
+"""
+
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+
+
+def upgrade() -> None:
+    """Make the views anew, and the new ones after those that they read."""
+    remake_views_of_variants()
+    op.execute(SAMPLE_ORDER)
+    make_sample_scores()
+
+
+def remake_views_of_variants() -> None:
+    """Replace `variants`, and `scores`, which reads it and stays as it was in revision 0005."""
+    op.execute("DROP VIEW scores")
+    op.execute("DROP VIEW variants")
+    op.execute(VARIANTS)
+    op.execute(CURRENT_VARIANTS)
+    op.execute(SCORES)
+
+
+def make_sample_scores() -> None:
+    """Make the view by keys, or, where the backend keeps columns rather than rows together, by whole columns."""
+    op.execute(SAMPLE_SCORES_BY_COLUMN if op.get_bind().dialect.name == "duckdb" else SAMPLE_SCORES_BY_KEY)
+
+
+# -- what is current
+
+# The prompts in use, with the version of the extractor that reads replies to them: the one named for the prompt's step, else `extractor`.
+READER = """
+SELECT p.prompt_id, (
+    SELECT CAST(n.id AS INTEGER) FROM current_names n
+    WHERE n.kind = 'extractor' AND n.name IN (p.step, 'extractor')
+    ORDER BY CASE n.name WHEN p.step THEN 0 ELSE 1 END LIMIT 1
+) AS version
+FROM prompt p
+WHERE p.prompt_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'prompt')
+"""
+
+
+def reading(alias: str) -> str:
+    """Return the joins to what the extractor in use read in a variant's reply; no row unless the variant's prompt is in use."""
+    return f"""LEFT JOIN reader {alias}r ON {alias}r.prompt_id = {alias}.prompt_id
+LEFT JOIN extraction {alias}e ON {alias}e.text_id = {alias}.text_id AND {alias}e.extractor = {alias}r.version
+    AND {alias}e.variant_id = {alias}.variant_id"""
+
+
+def in_use(alias: str) -> str:
+    """Return the condition that a reflection's reading, its prompt and its teacher are in use."""
+    return (
+        f"({alias}e.text_id IS NOT NULL "
+        f"AND {alias}.teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher'))"
+    )
+
+
+def sources_in_use(first: str) -> str:
+    """Return 1 where `first` and everything that it was made of is in use down to the origin, else 0."""
+    return f"""(
+        WITH RECURSIVE source(variant_id) AS (
+            SELECT {first}
+            UNION
+            SELECT u.parent_id FROM source JOIN variant u ON u.variant_id = source.variant_id WHERE u.kind <> 'origin'
+        )
+        SELECT min(CASE WHEN u.kind = 'origin' OR {in_use("u")} THEN 1 ELSE 0 END)
+        FROM source
+        LEFT JOIN variant u ON u.variant_id = source.variant_id
+        {reading("u")}
+    )"""
+
+
+# A variant v, its parent a and its parent's parent b, with the reading of each.
+GENERATIONS = f"""{reading("v")}
+LEFT JOIN variant a ON a.variant_id = v.parent_id
+{reading("a")}
+LEFT JOIN variant b ON b.variant_id = a.parent_id
+{reading("b")}"""
+
+# is_current: an origin, or made by a teacher and a prompt that still carry their names, as the extractor in use reads the reply,
+# of something that is current itself.
+VARIANTS = f"""
+CREATE VIEW variants AS
+WITH name_of AS MATERIALIZED (SELECT teacher_id, teacher FROM teachers),
+reader AS MATERIALIZED ({READER})
+SELECT
+    v.variant_id, v.sample_id, v.kind, v.parent_id, v.text_id, t.teacher, v.prompt_id,
+    CASE
+        WHEN v.kind = 'origin' THEN 1
+        WHEN NOT {in_use("v")} THEN 0
+        WHEN a.kind = 'origin' THEN 1
+        WHEN NOT {in_use("a")} THEN 0
+        WHEN b.kind = 'origin' THEN 1
+        WHEN NOT {in_use("b")} THEN 0
+        ELSE {sources_in_use("b.parent_id")}
+    END AS is_current,
+    v.instruction, v.input, v.output, v.teacher_id, v.created_at
+FROM variant v
+LEFT JOIN name_of t ON t.teacher_id = v.teacher_id
+{GENERATIONS}
+"""
+
+CURRENT_VARIANTS = f"""
+CREATE VIEW current_variants AS
+WITH reader AS MATERIALIZED ({READER})
+SELECT v.variant_id, v.sample_id, v.kind, v.parent_id, v.teacher_id
+FROM variant v
+{GENERATIONS}
+WHERE v.kind = 'origin'
+OR ({in_use("v")} AND (a.kind = 'origin'
+    OR ({in_use("a")} AND (b.kind = 'origin'
+        OR ({in_use("b")} AND {sources_in_use("b.parent_id")} = 1)))))
+"""
+
+# -- scores
+
+
+def is_number(alias: str) -> str:
+    """Return the condition that a mean is a number, and its perplexity too, as in revision 0005."""
+    return f"{alias}.loss_sum / {alias}.n_tokens BETWEEN -1.0 AND 700.0"
+
+
+def mean(alias: str) -> str:
+    """Return a statistic's mean negative log-likelihood."""
+    return f"({alias}.loss_sum / {alias}.n_tokens)"
+
+
+def statistic(alias: str, stat: str, variant: str) -> str:
+    """Return the join to one statistic of a variant, by its whole key, where it is a number."""
+    return (
+        f"LEFT JOIN loss {alias} ON {alias}.student_id = s.student_id AND {alias}.variant_id = {variant} "
+        f"AND {alias}.stat = '{stat}' AND {is_number(alias)}"
+    )
+
+
+# As in revision 0005.
+SCORES = f"""
+CREATE VIEW scores AS
+WITH name_of AS MATERIALIZED (SELECT student_id, student FROM students)
+SELECT
+    v.sample_id, v.variant_id, v.kind, v.teacher, s.student,
+    exp({mean("qd")}) AS ppl_Q_direct, exp({mean("ad")}) AS ppl_A_direct,
+    exp({mean("qc")}) AS ppl_Q_condition, exp({mean("ac")}) AS ppl_A_condition,
+    {mean("qd")} AS loss_Q_direct, {mean("ad")} AS loss_A_direct,
+    {mean("qc")} AS loss_Q_condition, {mean("ac")} AS loss_A_condition,
+    exp({mean("ac")}) / exp({mean("ad")}) AS ifd_ppl,
+    exp({mean("qc")}) / exp({mean("qd")}) AS rifd_ppl,
+    {mean("ac")} / nullif({mean("ad")}, 0) AS ifd_loss,
+    {mean("qc")} / nullif({mean("qd")}, 0) AS rifd_loss,
+    v.parent_id, v.is_current, s.student_id
+FROM variants v
+CROSS JOIN name_of s
+{statistic("qd", "Q_direct", "v.variant_id")}
+{statistic("ad", "A_direct", "v.variant_id")}
+{statistic("qc", "Q_condition", "v.variant_id")}
+{statistic("ac", "A_condition", "v.variant_id")}
+WHERE EXISTS (SELECT 1 FROM loss l WHERE l.student_id = s.student_id AND l.variant_id = v.variant_id)
+"""
+
+SAMPLE_ORDER = """
+CREATE VIEW sample_order AS
+SELECT dataset, sample_id, position, row_number() OVER (ORDER BY dataset, position) AS place
+FROM dataset_samples
+"""
+
+# How the columns of a sample's variants begin in `sample_scores`.
+PREFIXES = ("ori", "q", "a", "qa")
+STATS = {"qd": "Q_direct", "ad": "A_direct", "qc": "Q_condition", "ac": "A_condition"}
+
+
+def columns(variant: str, means: dict[str, str], prefix: str) -> str:
+    """Return a variant's columns in `sample_scores`; the ratios are those of `scores`."""
+    return f"""{variant} AS {prefix}_id,
+    exp({means["ac"]}) / exp({means["ad"]}) AS {prefix}_ifd_ppl, exp({means["qc"]}) / exp({means["qd"]}) AS {prefix}_rifd_ppl,
+    {means["ac"]} / nullif({means["ad"]}, 0) AS {prefix}_ifd_loss, {means["qc"]} / nullif({means["qd"]}, 0) AS {prefix}_rifd_loss"""
+
+
+def first_scored(where: str) -> str:
+    """Return the smallest id of the variants that are in use, and that the student has statistics of."""
+    return f"""(
+    SELECT v.variant_id FROM variant v
+    {reading("v")}
+    WHERE {where} AND {in_use("v")}
+    AND EXISTS (SELECT 1 FROM loss l WHERE l.student_id = s.student_id AND l.variant_id = v.variant_id)
+    ORDER BY v.variant_id LIMIT 1
+)"""
+
+
+def made(kind: str) -> str:
+    """Return the condition that a variant is of this kind, of the row's sample and by the row's teacher, and made of what is current."""
+    return f"""v.sample_id = o.sample_id AND v.kind = '{kind}' AND v.teacher_id = m.teacher_id
+    AND (v.parent_id = o.variant_id OR EXISTS (SELECT 1 FROM current_variants c WHERE c.variant_id = v.parent_id))"""
+
+
+def by_key() -> str:
+    """Return the view that reaches every variant and every statistic of a sample by their keys."""
+    shown, joins = [], []
+    for prefix in PREFIXES:
+        means = {stat: mean(f"{prefix}_{stat}") for stat in STATS}
+        shown.append(columns(f"{prefix}.variant_id", means, prefix))
+        joins += [statistic(f"{prefix}_{stat}", name, f"{prefix}.variant_id") for stat, name in STATS.items()]
+    separator = ",\n    "
+    return f"""
+CREATE VIEW sample_scores AS
+WITH name_of AS MATERIALIZED (SELECT student_id, student FROM students),
+maker AS MATERIALIZED (
+    SELECT teacher_id, teacher FROM teachers
+    WHERE teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher')
+),
+reader AS MATERIALIZED ({READER})
+SELECT
+    o.sample_id, m.teacher, s.student,
+    {separator.join(shown)}
+FROM variant o
+CROSS JOIN name_of s
+LEFT JOIN maker m ON 1 = 1
+LEFT JOIN variant ori ON ori.variant_id = o.variant_id
+    AND EXISTS (SELECT 1 FROM loss l WHERE l.student_id = s.student_id AND l.variant_id = o.variant_id)
+LEFT JOIN variant q ON q.variant_id = {first_scored(made("reflect_instruction"))}
+LEFT JOIN variant a ON a.variant_id = {first_scored(made("reflect_response"))}
+LEFT JOIN variant qa ON qa.variant_id = {first_scored("v.parent_id = q.variant_id AND v.kind = 'reflect_both'")}
+{chr(10).join(joins)}
+WHERE o.kind = 'origin'
+"""
+
+
+SAMPLE_SCORES_BY_KEY = by_key()
+SAMPLE_SCORES_BY_COLUMN = by_key()
