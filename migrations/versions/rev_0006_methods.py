@@ -24,18 +24,23 @@ def upgrade() -> None:
     make_sample_scores()
 
 
+def keeps_columns() -> bool:
+    """Say whether the backend keeps columns together rather than rows, so that it is quick with whole columns and slow with single keys."""
+    return op.get_bind().dialect.name == "duckdb"
+
+
 def remake_views_of_variants() -> None:
     """Replace `variants`, and `scores`, which reads it and stays as it was in revision 0005."""
     op.execute("DROP VIEW scores")
     op.execute("DROP VIEW variants")
-    op.execute(VARIANTS)
-    op.execute(CURRENT_VARIANTS)
+    op.execute(VARIANTS_BY_COLUMN if keeps_columns() else VARIANTS_BY_KEY)
+    op.execute(CURRENT_VARIANTS_BY_COLUMN if keeps_columns() else CURRENT_VARIANTS_BY_KEY)
     op.execute(SCORES)
 
 
 def make_sample_scores() -> None:
-    """Make the view by keys, or, where the backend keeps columns rather than rows together, by whole columns."""
-    op.execute(SAMPLE_SCORES_BY_COLUMN if op.get_bind().dialect.name == "duckdb" else SAMPLE_SCORES_BY_KEY)
+    """Make the view that has a sample's scores side by side."""
+    op.execute(SAMPLE_SCORES_BY_COLUMN if keeps_columns() else SAMPLE_SCORES_BY_KEY)
 
 
 # -- what is current
@@ -89,12 +94,34 @@ LEFT JOIN variant a ON a.variant_id = v.parent_id
 LEFT JOIN variant b ON b.variant_id = a.parent_id
 {reading("b")}"""
 
-# is_current: an origin, or made by a teacher and a prompt that still carry their names, as the extractor in use reads the reply,
-# of something that is current itself.
-VARIANTS = f"""
+# Where DuckDB would join all variants for each level of a recursion that depends on the row: the variants with more than two generations
+# above them (none, as a rule) are found first, each with all its sources.
+FAR = f"""far_source AS (
+    SELECT v.variant_id, b.parent_id AS source_id
+    FROM variant b JOIN variant a ON a.parent_id = b.variant_id JOIN variant v ON v.parent_id = a.variant_id
+    WHERE b.parent_id IS NOT NULL
+    UNION
+    SELECT f.variant_id, u.parent_id FROM far_source f JOIN variant u ON u.variant_id = f.source_id WHERE u.kind <> 'origin'
+),
+far AS (
+    SELECT f.variant_id, min(CASE WHEN u.kind = 'origin' OR {in_use("u")} THEN 1 ELSE 0 END) AS is_current
+    FROM far_source f
+    LEFT JOIN variant u ON u.variant_id = f.source_id
+    {reading("u")}
+    GROUP BY f.variant_id
+)"""
+
+
+def variants(more: str, sources: str, join: str) -> str:
+    """Return the view of variants.
+
+    is_current: an origin, or made by a teacher and a prompt that still carry their names, as the extractor in use reads the reply, of
+    something that is current itself; `sources` says so of what lies above the parent's parent.
+    """
+    return f"""
 CREATE VIEW variants AS
-WITH name_of AS MATERIALIZED (SELECT teacher_id, teacher FROM teachers),
-reader AS MATERIALIZED ({READER})
+WITH RECURSIVE name_of AS MATERIALIZED (SELECT teacher_id, teacher FROM teachers),
+reader AS MATERIALIZED ({READER}){more}
 SELECT
     v.variant_id, v.sample_id, v.kind, v.parent_id, v.text_id, t.teacher, v.prompt_id,
     CASE
@@ -104,15 +131,19 @@ SELECT
         WHEN NOT {in_use("a")} THEN 0
         WHEN b.kind = 'origin' THEN 1
         WHEN NOT {in_use("b")} THEN 0
-        ELSE {sources_in_use("b.parent_id")}
+        ELSE {sources}
     END AS is_current,
     v.instruction, v.input, v.output, v.teacher_id, v.created_at
 FROM variant v
 LEFT JOIN name_of t ON t.teacher_id = v.teacher_id
-{GENERATIONS}
+{GENERATIONS}{join}
 """
 
-CURRENT_VARIANTS = f"""
+
+VARIANTS_BY_KEY = variants("", sources_in_use("b.parent_id"), "")
+VARIANTS_BY_COLUMN = variants(f",\n{FAR}", "f.is_current", "\nLEFT JOIN far f ON f.variant_id = v.variant_id")
+
+CURRENT_VARIANTS_BY_KEY = f"""
 CREATE VIEW current_variants AS
 WITH reader AS MATERIALIZED ({READER})
 SELECT v.variant_id, v.sample_id, v.kind, v.parent_id, v.teacher_id
@@ -122,6 +153,10 @@ WHERE v.kind = 'origin'
 OR ({in_use("v")} AND (a.kind = 'origin'
     OR ({in_use("a")} AND (b.kind = 'origin'
         OR ({in_use("b")} AND {sources_in_use("b.parent_id")} = 1)))))
+"""
+CURRENT_VARIANTS_BY_COLUMN = """
+CREATE VIEW current_variants AS
+SELECT variant_id, sample_id, kind, parent_id, teacher_id FROM variants WHERE is_current = 1
 """
 
 # -- scores
@@ -236,5 +271,55 @@ WHERE o.kind = 'origin'
 """
 
 
+def by_column() -> str:
+    """Return the view that gathers the statistics of all variants, then joins the variants of a sample whole columns at a time."""
+    shown = []
+    for prefix in PREFIXES:
+        means = {stat: f"{prefix}.{stat}" for stat in STATS}
+        shown.append(columns(f"{prefix}.variant_id", means, prefix))
+    gathered = [f"max(CASE WHEN l.stat = '{name}' AND {is_number('l')} THEN {mean('l')} END) AS {stat}" for stat, name in STATS.items()]
+    separator = ",\n    "
+    return f"""
+CREATE VIEW sample_scores AS
+WITH maker AS (
+    SELECT teacher_id, teacher FROM teachers
+    WHERE teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher')
+),
+mean AS (
+    SELECT l.student_id, l.variant_id,
+    {separator.join(gathered)}
+    FROM loss l GROUP BY l.student_id, l.variant_id
+),
+scored AS MATERIALIZED (
+    SELECT c.sample_id, c.kind, c.parent_id, c.teacher_id, l.*
+    FROM current_variants c JOIN mean l ON l.variant_id = c.variant_id
+),
+first_made AS MATERIALIZED (
+    SELECT sample_id, kind, teacher_id, student_id, min(variant_id) AS variant_id
+    FROM scored WHERE kind IN ('reflect_instruction', 'reflect_response') GROUP BY sample_id, kind, teacher_id, student_id
+),
+first_both AS (
+    SELECT parent_id, student_id, min(variant_id) AS variant_id
+    FROM scored WHERE kind = 'reflect_both' GROUP BY parent_id, student_id
+)
+SELECT
+    o.sample_id, m.teacher, s.student,
+    {separator.join(shown)}
+FROM variant o
+CROSS JOIN students s
+LEFT JOIN maker m ON 1 = 1
+LEFT JOIN scored ori ON ori.variant_id = o.variant_id AND ori.student_id = s.student_id
+LEFT JOIN first_made fq ON fq.sample_id = o.sample_id AND fq.kind = 'reflect_instruction' AND fq.teacher_id = m.teacher_id
+    AND fq.student_id = s.student_id
+LEFT JOIN scored q ON q.variant_id = fq.variant_id AND q.student_id = s.student_id
+LEFT JOIN first_made fa ON fa.sample_id = o.sample_id AND fa.kind = 'reflect_response' AND fa.teacher_id = m.teacher_id
+    AND fa.student_id = s.student_id
+LEFT JOIN scored a ON a.variant_id = fa.variant_id AND a.student_id = s.student_id
+LEFT JOIN first_both fb ON fb.parent_id = q.variant_id AND fb.student_id = s.student_id
+LEFT JOIN scored qa ON qa.variant_id = fb.variant_id AND qa.student_id = s.student_id
+WHERE o.kind = 'origin'
+"""
+
+
 SAMPLE_SCORES_BY_KEY = by_key()
-SAMPLE_SCORES_BY_COLUMN = by_key()
+SAMPLE_SCORES_BY_COLUMN = by_column()

@@ -24,7 +24,7 @@ WITH sight AS (
     WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset GROUP BY sample_id
 ),
 score AS MATERIALIZED (
-    SELECT sample_id, teacher, ori_id, q_id, a_id, qa_id, count(coalesce(q_id, a_id)) OVER (PARTITION BY sample_id) AS made,
+    SELECT sample_id, teacher, ori_id, q_id, a_id, qa_id,
         CASE :metric WHEN 'loss' THEN ori_ifd_loss ELSE ori_ifd_ppl END AS ori_ifd,
         CASE :metric WHEN 'loss' THEN ori_rifd_loss ELSE ori_rifd_ppl END AS ori_rifd,
         CASE :metric WHEN 'loss' THEN q_ifd_loss ELSE q_ifd_ppl END AS q_ifd,
@@ -44,8 +44,8 @@ candidate(sample_id, teacher, kind, variant_id, ifd, rifd, reason) AS (
     UNION ALL SELECT sample_id, teacher, 'reflect_response', a_id, a_ifd, a_rifd, 'rifd(A) < rifd(ori)'
     FROM score WHERE (q_ifd > ori_ifd) IS NOT TRUE AND a_rifd < ori_rifd
     UNION ALL SELECT sample_id, teacher, 'origin', ori_id, ori_ifd, ori_rifd, 'no reflection is better'
-    FROM score WHERE (q_ifd > ori_ifd OR a_rifd < ori_rifd) IS NOT TRUE
-    AND ori_id IS NOT NULL AND (made = 0 OR coalesce(q_id, a_id) IS NOT NULL)
+    FROM score WHERE (q_ifd > ori_ifd OR a_rifd < ori_rifd) IS NOT TRUE AND ori_id IS NOT NULL
+    AND (coalesce(q_id, a_id) IS NOT NULL OR sample_id NOT IN (SELECT sample_id FROM score WHERE coalesce(q_id, a_id) IS NOT NULL))
 ),
 -- One candidate a sample: there are several only with the best of several teachers.
 choice AS (
