@@ -3,6 +3,7 @@
 Why `variants` again: its `is_current` looked at a variant, its parent and its parent's parent. A method may make variants of variants as
 often as it likes, and each step may have an extractor of its own. The first three generations are still reached by joins, since nearly
 every variant ends there; what lies above them is walked by recursion, one variant after the other.
+Why `extractions` again: it says the same of a reply by its step's extractor.
 Why `current_variants`: the same question without names and texts, which is what the next view asks for each of its columns.
 Why `sample_scores`: to compare what a teacher made of a sample, the recipe `selective` put the rows of `scores` side by side in forty
 lines, and every user had to do the same.
@@ -19,6 +20,8 @@ down_revision = "0005"
 
 def upgrade() -> None:
     """Make the views anew, and the new ones after those that they read."""
+    op.execute("DROP VIEW extractions")
+    op.execute(EXTRACTIONS)
     remake_views_of_variants()
     op.execute(SAMPLE_ORDER)
     make_sample_scores()
@@ -154,9 +157,25 @@ OR ({in_use("v")} AND (a.kind = 'origin'
     OR ({in_use("a")} AND (b.kind = 'origin'
         OR ({in_use("b")} AND {sources_in_use("b.parent_id")} = 1)))))
 """
+# Materialised, since DuckDB would else look at the condition before the joins that it depends on, in an order of them three times as slow.
 CURRENT_VARIANTS_BY_COLUMN = """
 CREATE VIEW current_variants AS
-SELECT variant_id, sample_id, kind, parent_id, teacher_id FROM variants WHERE is_current = 1
+WITH judged AS MATERIALIZED (SELECT variant_id, sample_id, kind, parent_id, teacher_id, is_current FROM variants)
+SELECT variant_id, sample_id, kind, parent_id, teacher_id FROM judged WHERE is_current = 1
+"""
+
+# is_current: read by the version in use of the extractor that is named for the reply's step, else of the one named `extractor`.
+EXTRACTIONS = """
+CREATE VIEW extractions AS
+SELECT
+    e.text_id, e.extractor, CASE WHEN e.variant_id IS NULL THEN 'unusable' ELSE 'ok' END AS status,
+    e.reason, e.variant_id,
+    CASE WHEN e.extractor = coalesce(
+        (SELECT max(CAST(n.id AS INTEGER)) FROM current_names n JOIN reply r ON r.step = n.name
+         WHERE n.kind = 'extractor' AND n.name <> 'extractor' AND r.text_id = e.text_id),
+        (SELECT max(CAST(n.id AS INTEGER)) FROM current_names n WHERE n.kind = 'extractor' AND n.name = 'extractor')
+    ) THEN 1 ELSE 0 END AS is_current, e.created_at
+FROM extraction e
 """
 
 # -- scores
@@ -277,7 +296,10 @@ def by_column() -> str:
     for prefix in PREFIXES:
         means = {stat: f"{prefix}.{stat}" for stat in STATS}
         shown.append(columns(f"{prefix}.variant_id", means, prefix))
-    gathered = [f"max(CASE WHEN l.stat = '{name}' AND {is_number('l')} THEN {mean('l')} END) AS {stat}" for stat, name in STATS.items()]
+    gathered = [
+        f"max(CASE WHEN l.stat = '{name}' AND {is_number('l')} THEN {mean('l')} END) AS {stat}"
+        for stat, name in STATS.items()
+    ]
     separator = ",\n    "
     return f"""
 CREATE VIEW sample_scores AS

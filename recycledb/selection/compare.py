@@ -379,11 +379,10 @@ def _looked_at(
             WITH scores AS MATERIALIZED (
                 SELECT {", ".join(columns)} FROM {sandbox.views}.scores WHERE student = :student AND is_current = 1
             ),
-            ordered_places AS (
-                SELECT sample_id, row_number() OVER (ORDER BY dataset, position) AS place
-                FROM dataset_samples WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
+            in_sight AS (
+                SELECT sample_id, min(place) AS place FROM sample_order
+                WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset GROUP BY sample_id
             ),
-            in_sight AS (SELECT sample_id, min(place) AS place FROM ordered_places GROUP BY sample_id),
             picked AS (\n{picked}\n)
             SELECT s.variant_id, s.sample_id, s.kind, p.place, s.{metric}, NULL
             FROM scores s JOIN in_sight p ON p.sample_id = s.sample_id
