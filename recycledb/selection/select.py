@@ -38,12 +38,8 @@ REVISION_TABLES = {
 
 # A sample stands where its first open place is, datasets by name.
 _PLACES = """
-    SELECT sample_id, min(place) AS place
-    FROM (
-        SELECT sample_id, row_number() OVER (ORDER BY dataset, position) AS place
-        FROM dataset_samples WHERE CAST(:sight AS VARCHAR) IS NULL OR dataset = :sight
-    ) AS ordered
-    GROUP BY sample_id
+    SELECT sample_id, min(place) AS place FROM sample_order
+    WHERE CAST(:sight AS VARCHAR) IS NULL OR dataset = :sight GROUP BY sample_id
 """
 
 
