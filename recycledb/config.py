@@ -182,6 +182,78 @@ class StudentConfig(Settings):
         return student_id_of(self.model, revision, self.prompt, self.max_length, self.dtype)
 
 
+class Optioned(Settings):
+    """A table whose further keys are the options of a method."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str = Field(description="The last part of the table's own name.")
+    method: str = Field("", description="The method; without it, the one called as the table is.")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options as the file has them."""
+        return dict(self.model_extra or {})
+
+    def options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the method's options: its defaults, and over them what is given."""
+        return {**defaults, **self.given}
+
+    def _check(self, what: str, known: Mapping[str, Any]) -> None:
+        if self.method not in known:
+            listed = ", ".join(known) or "none; install a package that has one"
+            raise ValueError(f"there is no {what} {self.method!r}; there are {listed}")
+        defaults = known[self.method].options
+        for key, value in self.given.items():
+            if key not in defaults:
+                listed = ", ".join(defaults) or "none"
+                raise ValueError(f"{what} {self.method!r} has no option {key!r}; it has {listed}")
+            if not isinstance(value, type(defaults[key])) and not (
+                isinstance(defaults[key], float) and isinstance(value, int)
+            ):
+                raise ValueError(f"{key} = {value!r} is not a {type(defaults[key]).__name__}, as {defaults[key]!r} is")
+
+
+class MeasureConfig(Optioned):
+    """A number of each variant under students, by a method."""
+
+    students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="The students to measure under; without it, those that a sync scores under."
+    )
+    kinds: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="The kinds of variants to measure; without it, all that are scored."
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "MeasureConfig":
+        self._check("measure", methods.measures())
+        _require_kinds(self.kinds, list(methods.kinds()))
+        return self
+
+
+class AugmentationConfig(Optioned):
+    """Variants that a transform makes of others, without a model."""
+
+    of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="The kinds of variants that it uses; without it, those that the method names."
+    )
+    seed: int = Field(0, description="What all draws depend on.")
+    rounds: PositiveInt = Field(1, description="How often each variant is used.")
+
+    @model_validator(mode="after")
+    def _known(self) -> "AugmentationConfig":
+        self._check("transform", methods.transforms())
+        made = {transform.kind for transform in methods.transforms().values()}
+        _require_kinds(self.of, [kind for kind in methods.kinds() if kind not in made])
+        return self
+
+
+def _require_kinds(given: tuple[str, ...], known: list[str]) -> None:
+    for kind in given:
+        if kind not in known:
+            raise ValueError(f"there is no kind {kind!r} here; there are {', '.join(known)}")
+
+
 class StoreSettings(Settings):
     """Where the store is."""
 
@@ -224,6 +296,8 @@ class Config(Settings):
     store: StoreSettings = StoreSettings()
     teachers: dict[str, TeacherConfig] = {}
     students: dict[str, StudentConfig] = {}
+    measures: dict[str, MeasureConfig] = {}
+    augmentations: dict[str, AugmentationConfig] = {}
     prompts: dict[StepName, LocalPath] = Field(
         {},
         description="A file with your own wording of a step (`compress`, `reflect_instruction`, `reflect_response`, or one of an "
@@ -238,6 +312,12 @@ class Config(Settings):
         for name in self.sync.students:
             if name not in self.students:
                 raise ValueError(f"sync.students has {name!r}, but there is no [students.{name}]")
+        for measure in self.measures.values():
+            for name in measure.students:
+                if name not in self.students:
+                    raise ValueError(
+                        f"measures.{measure.name} has the student {name!r}, but there is no [students.{name}]"
+                    )
         return self
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:
@@ -311,10 +391,14 @@ def load(path: Path | None = None) -> Config:
 def parse(data: Mapping[str, Any], path: Path) -> Config:
     """Check a configuration's tables and return it; ConfigError names the key that is wrong."""
     values: dict[str, Any] = {**data, "path": path}
-    for table in ("teachers", "students"):
+    for table in ("teachers", "students", "measures", "augmentations"):
         rows = values.get(table, {})
         if isinstance(rows, dict):
             values[table] = {name: _named(name, row, path.parent) for name, row in rows.items()}
+    for table in ("measures", "augmentations"):
+        for name, row in values.get(table, {}).items():
+            if isinstance(row, dict):
+                row.setdefault("method", name)
     config = _checked(Config, values, str(path))
     prompts = {step: path.parent / file for step, file in config.prompts.items()}
     store = StoreSettings(url=_resolve_url(config.store.url, path.parent))

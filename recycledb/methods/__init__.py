@@ -5,7 +5,7 @@ A package registers a method by an entry point in the group `recycledb.methods` 
     [project.entry-points."recycledb.methods"]
     translation = "my_package:TRANSLATION"
 
-Invariant: names are unique over all methods (kinds, steps, measures, transforms, statistics, readouts), and no step leads back to what
+Invariant: names are unique over all methods (kinds, steps, measures, transforms), and no step leads back to what
 it reads; a package for which this does not hold is refused by name, before anything is done.
 """
 
@@ -109,7 +109,6 @@ def _names(method: Method) -> Iterator[tuple[str, str]]:
     yield from (("step", step.name) for step in method.steps)
     yield from (("measure", measure.name) for measure in method.measures)
     yield from (("transform", transform.name) for transform in method.transforms)
-    yield from (("readout", readout.name) for measure in method.measures for readout in measure.readouts)
 
 
 def _clashes(found: Iterable[Method], method: Method) -> Iterator[tuple[str, str]]:

@@ -159,16 +159,18 @@ class StudentMeasure:
     """A number of a variant under a student: the facts that it needs, and the pure function that derives it from them.
 
     Statistics of the same name are the same fact, whichever measure asks for it, so a measure may build on the four of IFD without a new
-    forward pass. `value` returns None where there is no number. A change of `value` needs another `version`; facts are never computed
-    again for it.
+    forward pass. `readouts` returns those that the configuration's options ask for. `value` derives the number from the facts and the
+    options, None where there is none. A change of `value` needs another `version`; facts are never computed again for it. `options`
+    names the measure's parameters with their defaults.
     """
 
     name: str
     help: str
-    value: Callable[[Facts], float | None]
+    value: Callable[[Facts, Mapping[str, Any]], float | None]
     version: int
     statistics: tuple[Statistic, ...] = ()
-    readouts: tuple[Readout, ...] = ()
+    readouts: Callable[[Mapping[str, Any]], tuple[Readout, ...]] = lambda options: ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Source(NamedTuple):

@@ -102,11 +102,10 @@ def look(
 
 def _points_sql(metric: str, kinds: tuple[str, ...]) -> str:
     return f"""
-        WITH ordered_places AS (
-            SELECT sample_id, row_number() OVER (ORDER BY dataset, position) AS place
-            FROM dataset_samples WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
-        ),
-        first_places AS (SELECT sample_id, min(place) AS place FROM ordered_places GROUP BY sample_id)
+        WITH first_places AS (
+            SELECT sample_id, min(place) AS place FROM sample_order
+            WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset GROUP BY sample_id
+        )
         SELECT s.variant_id, s.sample_id, s.kind, p.place, s.{metric}
         FROM scores s JOIN first_places p ON p.sample_id = s.sample_id
         WHERE s.student = :student AND s.is_current = 1 AND s.kind IN ({", ".join(f"'{kind}'" for kind in kinds)})
