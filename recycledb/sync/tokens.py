@@ -22,7 +22,6 @@ SAMPLE = 300  # prompts measured
 LEAST_REPLIES = 20  # that a server must have counted before it is gone by
 
 
-
 @dataclass(frozen=True)
 class Measure:
     """Characters of a prompt a token, and by what that is known."""
