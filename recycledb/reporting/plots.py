@@ -88,8 +88,8 @@ def _scatter(found: Comparison, a: int, b: int) -> str:
                 said = f"{words}\n{kind} · {found.labels[a]} {x:.4f} · {found.labels[b]} {y:.4f} · {ids}"
                 points.append((x, y, said))
         marks.append(Marks(kind, points))
-    axes = (Axis(f"{found.metric} {_on(found)} {found.labels[i]}", low, high) for i in (a, b))
-    return figure("", chart(*axes, marks, diagonal=True))
+    x_axis, y_axis = (Axis(f"{found.metric} {_on(found)} {found.labels[i]}", low, high) for i in (a, b))
+    return figure("", chart(x_axis, y_axis, marks, diagonal=True))
 
 
 def _distributions(found: Comparison) -> str:
