@@ -44,7 +44,7 @@ docs: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt tools/make_venv.py
 	$(PYTHON) tools/make_venv.py .venv
 	$(PIP) install --quiet --constraint constraints.txt $(INDEX) torch
-	$(PIP) install --quiet --constraint constraints.txt $(INDEX) --editable ".[dev,report]"
+	$(PIP) install --quiet --constraint constraints.txt $(INDEX) --editable ".[dev]"
 	touch $@
 
 clean:

@@ -74,7 +74,8 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=path.as_uri() + fragment)
-        self.wait("document.documentElement?.dataset.ready === '1'")
+        scriptless = "location.protocol === 'file:' && document.readyState === 'complete' && !document.scripts.length"
+        self.wait(f"document.documentElement?.dataset.ready === '1' || ({scriptless})")
 
     def evaluate(self, script: str) -> Any:
         """Return the value of a JavaScript expression; promises are awaited."""

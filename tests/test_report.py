@@ -153,7 +153,7 @@ def test_a_page_reaches_for_nothing_and_runs_only_its_own(written: tuple[Store, 
     for text in (path.read_text(encoding="utf-8"), comparison_html(comparison)):
         reader = Reader(text)
         policy = next(each["content"] for tag, each in reader.tags if tag == "meta" and "content" in each) or ""
-        assert policy.startswith("default-src 'none'; script-src 'sha256-")
+        assert policy.startswith("default-src 'none'; script-src '")
         assert "unsafe-eval" not in policy
         scripts = policy.partition("script-src")[2].partition(";")[0]
         assert "unsafe" not in scripts
@@ -165,7 +165,7 @@ def test_a_page_reaches_for_nothing_and_runs_only_its_own(written: tuple[Store, 
         assert {tag for tag, _ in reader.tags} <= {
             "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "dl", "div", "dt", "dd", "nav", "a",
             "main", "section", "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "svg", "rect", "line", "text",
-            "path", "script",
+            "path", "script", "g", "circle", "label", "input",
         }  # fmt: skip
 
 
@@ -329,15 +329,14 @@ def test_pictures_are_drawn(chromium: Browser, written: tuple[Store, Path], tmp_
     for dark in (False, True):
         chromium.open(path, dark=dark)
         look(chromium)
-        marks = "(name) => document.querySelectorAll(`#chart-${name} .mark-symbol path`).length"
-        assert chromium.evaluate(f"({marks})('scatter-0-1')") > 10
-        assert chromium.evaluate("document.querySelectorAll('#chart-distributions .mark-line path').length") >= 4
-        assert chromium.evaluate("document.querySelectorAll('#chart-overlap .mark-line path').length") >= 2
+        assert chromium.evaluate("document.querySelectorAll('#scatter svg circle').length") > 10
+        assert chromium.evaluate("document.querySelectorAll('#distributions svg path.line').length") >= 4
+        assert chromium.evaluate("document.querySelectorAll('#overlap svg path.line').length") >= 2
         assert chromium.evaluate("document.querySelectorAll('#flows svg path').length") > 3
-    chromium.hover("#chart-scatter-0-1 .mark-symbol path")
-    chromium.wait("document.querySelector('#vg-tooltip-element.visible') !== null")
-    assert (
-        chromium.evaluate("document.querySelectorAll('#vg-tooltip-element img, #vg-tooltip-element script').length")
-        == 0
-    )
+    shown = "[...document.querySelectorAll('#scatter circle')].filter((each) => each.getClientRects().length).length"
+    every = chromium.evaluate(shown)
+    chromium.evaluate("document.querySelector('#scatter .legend .origin input').click()")
+    assert 0 < chromium.evaluate(shown) < every
+    assert chromium.evaluate("document.querySelectorAll('circle title').length") >= every
+    assert chromium.evaluate("document.querySelectorAll('main img, main script').length") == 0
     look(chromium)

@@ -1,4 +1,4 @@
-"""Pictures as SVG, drawn here where a chart library would cost a megabyte of script: histograms and flows.
+"""Pictures as SVG, drawn here where a chart library would cost a megabyte of script: histograms, charts of points and lines, flows.
 
 Invariant: every text is escaped, and colours are the page's own, so that a picture follows its light and dark.
 """
@@ -42,6 +42,85 @@ def histogram(counts: Sequence[int], low: float, high: float, kind: str, mark: f
         f'<line class="axis" x1="0" x2="{WIDTH}" y1="{BAR_HEIGHT}" y2="{BAR_HEIGHT}"/>'
         f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{BAR_HEIGHT}"/>{ticks}</svg>'
     )
+
+
+# -- points and lines between two axes
+
+CHART_SIZE = (1100, 520)
+LEFT, BOTTOM = 52, 44  # room for what is written at the axes
+TICKS = 5
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis measures, from `low` to `high`; values beyond are drawn at its ends. `form` is a tick's format."""
+
+    title: str
+    low: float
+    high: float
+    form: str = ".3g"
+
+    def at(self, value: float, begin: float, end: float) -> float:
+        """Return where a value lies, in pixels, on an axis drawn from `begin` to `end`."""
+        share = (value - self.low) / ((self.high - self.low) or 1.0)
+        return begin + (end - begin) * min(1.0, max(0.0, share))
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Points (x, y, what to say of it), each by itself or joined to a line; `kind` gives the colour."""
+
+    kind: str
+    points: Sequence[tuple[float, float, str]]
+    line: bool = False
+
+
+def chart(
+    x: Axis, y: Axis, marks: Sequence[Marks], *, size: tuple[int, int] = CHART_SIZE, diagonal: bool = False
+) -> str:
+    """Return marks over a grid; `diagonal` adds the dashed line on which x and y are equal."""
+    (width, height), grid = size, []
+    right, floor = width - 8, height - BOTTOM
+    for i in range(TICKS + 1):
+        across, up = LEFT + (right - LEFT) * i / TICKS, floor - (floor - 8) * i / TICKS
+        by_x, by_y = (format(axis.low + (axis.high - axis.low) * i / TICKS, axis.form) for axis in (x, y))
+        grid.append(
+            f'<line class="axis" x1="{across:.1f}" x2="{across:.1f}" y1="8" y2="{floor}"/>'
+            f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{up:.1f}" y2="{up:.1f}"/>'
+            f'<text x="{across:.1f}" y="{floor + 15}" text-anchor="middle">{by_x}</text>'
+            f'<text x="{LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{by_y}</text>'
+        )
+    if diagonal:
+        ends = [f"{x.at(v, LEFT, right):.1f},{y.at(v, floor, 8):.1f}" for v in (max(x.low, y.low), min(x.high, y.high))]
+        grid.append(f'<path class="mark" d="M{ends[0]} L{ends[1]}"/>')
+    titles = (
+        f'<text x="{(LEFT + right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x.title)}</text>'
+        f'<text transform="translate(12 {floor / 2}) rotate(-90)" text-anchor="middle">{escape(y.title)}</text>'
+    )
+    drawn = "".join(_drawn(each, x, y, right, floor) for each in marks)
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(grid)}{titles}{drawn}</svg>'
+
+
+def _drawn(marks: Marks, x: Axis, y: Axis, right: float, floor: float) -> str:
+    places = [(x.at(each[0], LEFT, right), y.at(each[1], floor, 8), each[2]) for each in marks.points]
+    dots = "".join(
+        f'<circle cx="{across:.1f}" cy="{up:.1f}" r="3"><title>{escape(said)}</title></circle>'
+        for across, up, said in places
+        if said
+    )
+    line = ""
+    if marks.line and places:
+        line = f'<path class="line" d="M{" L".join(f"{a:.1f},{b:.1f}" for a, b, _ in places)}"/>'
+    return f'<g class="{escape(marks.kind)}">{line}{dots}</g>'
+
+
+def legend(entries: Mapping[str, str]) -> str:
+    """Return what the colours mean, by class; what is not ticked is not drawn in the pictures beside it."""
+    boxes = (
+        f'<label class="chip {escape(kind)}"><input type="checkbox" checked> {escape(name)}</label>'
+        for kind, name in entries.items()
+    )
+    return f'<p class="legend">{" ".join(boxes)}</p>'
 
 
 # -- flows, from left to right

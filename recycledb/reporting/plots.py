@@ -1,62 +1,32 @@
-"""A comparison as pictures: one HTML file with its chart library inside, which opens offline.
+"""A comparison as pictures: one HTML file without a script, which opens anywhere."""
 
-Invariant: the charts are Vega-Lite specifications, drawn by the library that vl-convert carries; its expressions are interpreted
-rather than compiled, so that the page's policy need not allow `eval`.
-"""
-
-import json
-import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Any
 
-from recycledb.errors import ConfigError
-from recycledb.reporting.drawing import Flow, flow_chart
-from recycledb.reporting.page import asset, data_block, escape, figure, number, page, section, table
+from recycledb.reporting.drawing import Axis, Flow, Marks, chart, flow_chart, legend
+from recycledb.reporting.page import escape, figure, number, page, section, table
 from recycledb.selection.compare import Comparison
 from recycledb.selection.identities import CURRENT
 
-LIBRARY = "window.vegaEmbed = vegaEmbed;"  # what the page calls of the library
 KINDS = ("origin", "reflect_instruction", "reflect_response", "reflect_both")
+BINS = 40  # of a distribution
+SIDES = 5  # colours for sides, in page.css: side0 and so on
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """Return a page about how sides agree: numbers, scatter, distributions, overlap and flows.
-
-    ConfigError where vl-convert-python, which carries the chart library, is not installed (extra `report`).
-    """
+    """Return a page about how sides agree: numbers, scatter, distributions, overlap and flows."""
     title = f"{' against '.join(comparison.labels)}: {comparison.metric}"
-    return "".join(page(title, _body(comparison, title), [chart_library(), asset("plots.js")]))
-
-
-def chart_library() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script (0.9 MB)."""
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise ConfigError("pictures need the chart library: pip install 'recycledb[report]'") from error
-    script = vl_convert.javascript_bundle(LIBRARY)
-    return script.replace("</script", "<\\/script")
+    return "".join(page(title, _body(comparison, title), []))
 
 
 def _body(found: Comparison, title: str) -> Iterator[str]:
-    charts: dict[str, Any] = {}
-    parts = [
-        _correlations(found),
-        _scatters(found, charts),
-        _distributions(found, charts),
-        _overlaps(found, charts),
-        _flows(found),
-        _confusions(found),
-        _disagreements(found),
-    ]
     about = [f"{found.samples:,} samples", found.dataset or "", *_same(found)]
     yield f"<header><h1>{escape(title)}</h1>"
     yield f'<p class="soft">{escape(" · ".join(each for each in about if each))}</p></header><main>'
-    yield from parts
+    for part in (_correlations, _scatters, _distributions, _overlaps, _flows, _confusions, _disagreements):
+        yield part(found)
     yield "</main>"
-    yield data_block("charts", charts)
-    yield data_block("points", _points(found))
 
 
 def _same(found: Comparison) -> list[str]:
@@ -67,23 +37,6 @@ def _same(found: Comparison) -> list[str]:
         ("prompt", {side.prompt for side in found.sides} - {CURRENT}),
     )
     return [f"{word} {each}" for word, values in parts for each in values if len(values) == 1 and each]
-
-
-def _points(found: Comparison) -> list[dict[str, Any]]:
-    """Return the points that all charts draw from; their texts are cut by whoever made the comparison."""
-    return [
-        {
-            "kind": point.kind,
-            "id": ", ".join(variant[:12] for variant in point.variant_ids),
-            "words": " | ".join(found.words.get(variant, "") for variant in point.variant_ids),
-            **{f"v{i}": value for i, value in enumerate(point.values)},
-        }
-        for point in found.points
-    ]
-
-
-def _chart(name: str) -> str:
-    return f'<figure><div class="chart" id="chart-{name}"></div></figure>'
 
 
 def _correlations(found: Comparison) -> str:
@@ -108,95 +61,54 @@ def _correlations(found: Comparison) -> str:
     )
 
 
-def _scatters(found: Comparison, charts: dict[str, Any]) -> str:
-    parts = []
-    for a, b in combinations(range(len(found.labels)), 2):
-        name = f"scatter-{a}-{b}"
-        charts[name] = _scatter(found, a, b)
-        parts.append(_chart(name))
+def _legend(found: Comparison) -> str:
+    return legend({kind: kind for kind in KINDS if kind in {point.kind for point in found.points}})
+
+
+def _scatters(found: Comparison) -> str:
+    pictures = [_scatter(found, a, b) for a, b in combinations(range(len(found.labels)), 2)]
     note = (
         f"{len(found.points):,} variants, evenly thinned where there are more; point at one for its words. "
-        "Click a kind in the legend to single it out."
+        "The dashed line is where both sides agree."
     )
-    return section("scatter", "Each variant under both", *parts, note=note)
+    return section("scatter", "Each variant under both", _legend(found), *pictures, note=note)
 
 
-def _scatter(found: Comparison, a: int, b: int) -> dict[str, Any]:
+def _scatter(found: Comparison, a: int, b: int) -> str:
     values = [value for point in found.points for value in (point.values[a], point.values[b]) if value is not None]
-    top = _quantile(values, 0.995)
-    axes = {
-        axis: {
-            "field": f"v{i}",
-            "type": "quantitative",
-            "title": f"{found.metric} {_on(found)} {_label(found.labels[i])}",
-            "scale": {"domain": [_quantile(values, 0.005), top], "clamp": True, "zero": False},
-        }
-        for axis, i in (("x", a), ("y", b))
-    }
-    tips = [
-        {"field": "words", "type": "nominal", "title": "text"},
-        {"field": "kind", "type": "nominal"},
-        *(
-            {"field": f"v{i}", "type": "quantitative", "title": _label(found.labels[i]), "format": ".4f"}
-            for i in (a, b)
-        ),
-        {"field": "id", "type": "nominal", "title": "variant"},
-    ]
-    points = {
-        "transform": [{"filter": f"isValid(datum.v{a}) && isValid(datum.v{b})"}],
-        "params": [{"name": "kinds", "select": {"type": "point", "fields": ["kind"]}, "bind": "legend"}],
-        "mark": {"type": "circle", "size": 26, "clip": True},
-        "encoding": {
-            **axes,
-            "color": _colour(),
-            "opacity": {"condition": {"param": "kinds", "value": 0.6}, "value": 0.03},
-            "tooltip": tips,
-        },
-    }
-    ends = [{"x": each, "y": each} for each in (_quantile(values, 0.005), top)]
-    diagonal = {
-        "data": {"values": ends},
-        "mark": {"type": "line", "strokeDash": [4, 4], "strokeWidth": 1, "color": "#888888"},
-        "encoding": {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "y", "type": "quantitative"}},
-    }
-    return {"width": 860, "height": 560, "layer": [diagonal, points]}
+    low, high = _quantile(values, 0.005), _quantile(values, 0.995)
+    marks = []
+    for kind in KINDS:
+        points = []
+        for point in found.points:
+            x, y = point.values[a], point.values[b]
+            if point.kind == kind and x is not None and y is not None:
+                words = " | ".join(found.words.get(variant, "") for variant in point.variant_ids)
+                ids = ", ".join(variant[:12] for variant in point.variant_ids)
+                said = f"{words}\n{kind} · {found.labels[a]} {x:.4f} · {found.labels[b]} {y:.4f} · {ids}"
+                points.append((x, y, said))
+        marks.append(Marks(kind, points))
+    x_axis, y_axis = (Axis(f"{found.metric} {_on(found)} {found.labels[i]}", low, high) for i in (a, b))
+    return figure("", chart(x_axis, y_axis, marks, diagonal=True))
 
 
-def _distributions(found: Comparison, charts: dict[str, Any]) -> str:
+def _distributions(found: Comparison) -> str:
     values = [value for point in found.points for value in point.values if value is not None]
-    labels = [_label(name) for name in found.labels]
-    fields = [f"v{i}" for i in range(len(found.labels))]
-    names = "{" + ", ".join(f"{json.dumps(f)}: {json.dumps(s)}" for f, s in zip(fields, labels, strict=True)) + "}"
-    charts["distributions"] = {
-        "transform": [
-            {"fold": fields, "as": ["field", "value"]},
-            {"filter": "isValid(datum.value)"},
-            {"calculate": f"({names})[datum.field]", "as": "student"},
-            {
-                "density": "value",
-                "groupby": ["student", "kind"],
-                "extent": [_quantile(values, 0.001), _quantile(values, 0.995)],
-                "steps": 160,
-            },
-        ],
-        "facet": {"field": "kind", "type": "nominal", "title": None, "sort": list(KINDS)},
-        "columns": 2,
-        "spec": {
-            "width": 500,
-            "height": 150,
-            "mark": {"type": "line", "strokeWidth": 2},
-            "encoding": {
-                "x": {"field": "value", "type": "quantitative", "title": found.metric},
-                "y": {
-                    "field": "density",
-                    "type": "quantitative",
-                    "title": None,
-                    "axis": {"labels": False, "ticks": False},
-                },
-                "color": {"field": "student", "type": "nominal", "title": found.subject[:-1], "sort": labels},
-            },
-        },
-    }
+    low, high = _quantile(values, 0.001), _quantile(values, 0.995)
+    width = (high - low) / BINS or 1.0
+    pictures = []
+    for kind in KINDS:
+        marks = []
+        for i in range(len(found.labels)):
+            of_side = [v for point in found.points if point.kind == kind and (v := point.values[i]) is not None]
+            counts = Counter(min(BINS - 1, max(0, int((value - low) / width))) for value in of_side)
+            line = [(low + (at + 0.5) * width, counts[at] / len(of_side), "") for at in range(BINS) if of_side]
+            marks.append(Marks(f"side{i % SIDES}", line, line=True))
+        highest = max((y for each in marks for _, y, _ in each.points), default=0.0)
+        if highest:
+            axes = Axis(found.metric, low, high), Axis("share of variants", 0, highest, ".0%")
+            pictures.append(figure(kind, chart(*axes, marks, size=(560, 230))))
+    sides = legend({f"side{i % SIDES}": label for i, label in enumerate(found.labels)})
     columns = [
         found.subject[:-1],
         "kind",
@@ -216,55 +128,38 @@ def _distributions(found: Comparison, charts: dict[str, Any]) -> str:
         ]
         for each in found.summaries
     ]  # fmt: skip
-    return section("distributions", "Distributions", _chart("distributions"), table(columns, rows))
+    return section(
+        "distributions",
+        "Distributions",
+        sides,
+        f'<div class="grid wide">{"".join(pictures)}</div>',
+        table(columns, rows),
+    )
 
 
-def _overlaps(found: Comparison, charts: dict[str, Any]) -> str:
-    rows = [
-        {
-            "pair": " · ".join(each.sides),
-            "kind": each.kind,
-            "share": each.share,
-            "overlap": each.overlap,
-            "k": each.k,
-        }
-        for each in found.overlap_curve
-        if each.overlap is not None
+def _overlaps(found: Comparison) -> str:
+    lines: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
+    for each in found.overlap_curve:
+        if each.overlap is not None:
+            pair = " · ".join(each.sides)
+            said = f"{pair}\n{each.kind} · top {each.k:,} · {_percent(each.overlap)} in both"
+            lines.setdefault((pair, each.kind), []).append((each.share, each.overlap, said))
+    pairs = list(dict.fromkeys(pair for pair, _ in lines))
+    axes = Axis("top share of variants", 0, 1, ".0%"), Axis("in both", 0, 1, ".0%")
+    pictures = [
+        figure(
+            pair,
+            chart(
+                *axes,
+                [Marks(k, line, line=True) for (p, k), line in lines.items() if p == pair],
+                diagonal=True,
+                size=(1100, 320),
+            ),
+        )
+        for pair in pairs
     ]
-    charts["overlap"] = {
-        "data": {"values": rows},
-        "width": 860,
-        "height": 300,
-        "layer": [
-            {
-                "data": {"values": [{"x": 0, "y": 0}, {"x": 1, "y": 1}]},
-                "mark": {"type": "line", "strokeDash": [4, 4], "strokeWidth": 1, "color": "#888888"},
-                "encoding": {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "y", "type": "quantitative"}},
-            },
-            {
-                "mark": {"type": "line", "point": True},
-                "encoding": {
-                    "x": {
-                        "field": "share",
-                        "type": "quantitative",
-                        "title": "top share of variants",
-                        "axis": {"format": "%"},
-                    },
-                    "y": {"field": "overlap", "type": "quantitative", "title": "in both", "axis": {"format": "%"}},
-                    "color": _colour(),
-                    "strokeDash": {"field": "pair", "type": "nominal", "title": found.subject},
-                    "tooltip": [
-                        {"field": "pair", "type": "nominal", "title": found.subject},
-                        {"field": "kind", "type": "nominal"},
-                        {"field": "k", "type": "quantitative", "format": ","},
-                        {"field": "overlap", "type": "quantitative", "format": ".1%"},
-                    ],
-                },
-            },
-        ],
-    }
     note = "How much two top lists share as they grow; the dashed line is what chance would give."
-    return section("overlap", "Overlap of the top k", _chart("overlap"), note=note)
+    return section("overlap", "Overlap of the top k", _legend(found), *pictures, note=note)
 
 
 def _flows(found: Comparison) -> str:
@@ -304,16 +199,6 @@ def _disagreements(found: Comparison) -> str:
 
 def _on(found: Comparison) -> str:
     return {"students": "under", "teachers": "by", "prompts": "with"}.get(found.subject, "on")
-
-
-def _colour() -> dict[str, Any]:
-    """The page's script puts the page's own colours in, so that they follow light and dark."""
-    return {"field": "kind", "type": "nominal", "title": "kind", "scale": {"domain": list(KINDS)}, "sort": list(KINDS)}
-
-
-def _label(name: str) -> str:
-    """Return a name as charts can bear it: Vega's expressions know no line separator within a string."""
-    return "".join(" " if unicodedata.category(each) in ("Cc", "Zl", "Zp") else each for each in name)
 
 
 def _quantile(values: Sequence[float], at: float) -> float:
