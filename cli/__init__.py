@@ -12,10 +12,11 @@ WRONG_USE = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not ex
 
 def main() -> None:
     """Run a command; say an error in one line and leave with the contract's exit code."""
-    _leave(_run())
+    _leave(run())
 
 
-def _run() -> int:
+def run() -> int:
+    """Run a command; return the exit code, having said what went wrong."""
     from recycledb.cli import commands
     from recycledb.cli.printing import make_safe, show_traceback, show_usage_error, tell
     from recycledb.errors import RecycledbError
