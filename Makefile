@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-# pytest-xdist: as many workers as there are cores
+# pytest-xdist: as many workers as there are cores, each file in one of them, which makes what its tests share
 WORKERS ?= auto
 
 .PHONY: demo test lint types unit browser slow docs clean
@@ -15,7 +15,9 @@ WORKERS ?= auto
 demo: .venv/.installed
 	$(BIN)/recycledb demo demo
 
-test: lint types unit
+# Side by side: mypy keeps one core busy, and the tests wait for disks and servers now and then.
+test: .venv/.installed
+	$(MAKE) --jobs=2 lint types unit
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -29,7 +31,7 @@ types: .venv/.installed
 	MYPYPATH=build/types $(BIN)/mypy -p recycledb
 
 unit: .venv/.installed
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 # The pages, in a real headless Chromium (Debian: apt-get install chromium).
 browser: .venv/.installed

@@ -13,7 +13,7 @@ INTERRUPTED = 130  # by Ctrl-C: 128 and the signal's number, as shells have it
 def main() -> None:
     """Run a command; say an error in one line and leave with the contract's exit code."""
     try:
-        code = _run()
+        code = run()
     except KeyboardInterrupt:  # before the command had begun, or while its end was told
         code = INTERRUPTED
     if code == INTERRUPTED:
@@ -21,7 +21,8 @@ def main() -> None:
     _leave(code)
 
 
-def _run() -> int:
+def run() -> int:
+    """Run a command; return the exit code, having said what went wrong."""
     import typer
 
     from recycledb.cli import commands

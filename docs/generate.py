@@ -18,7 +18,15 @@ from sqlalchemy import inspect
 from sqlmodel import SQLModel
 
 from recycledb.cli.commands import app
-from recycledb.config import Config, StoreSettings, StudentConfig, SyncSettings, TeacherConfig
+from recycledb.config import (
+    AugmentationConfig,
+    Config,
+    MeasureConfig,
+    StoreSettings,
+    StudentConfig,
+    SyncSettings,
+    TeacherConfig,
+)
 from recycledb.store import Store, tables
 
 FOLDER = Path(__file__).parent
@@ -99,6 +107,8 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("store", StoreSettings),
     ("teachers.NAME", TeacherConfig),
     ("students.NAME", StudentConfig),
+    ("measures.NAME", MeasureConfig),
+    ("augmentations.NAME", AugmentationConfig),
     ("sync", SyncSettings),
 )
 

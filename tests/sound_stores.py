@@ -3,11 +3,11 @@
 It is made by the functions that fill real stores, without a teacher's server and without a model.
 """
 
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Boolean, text
 from stores import add_samples, texts
+from templates import made, new
 
 from recycledb import methods
 from recycledb.config import StudentConfig, TeacherConfig
@@ -109,24 +109,26 @@ def fill(store: Store, samples: int = 4) -> Target:
     return wanted
 
 
-def make(url: str, beside: Path) -> None:
+def make(url: str) -> None:
     """Make such a store at `url`; in DuckDB from one in SQLite in one transaction, which leaves a file of a tenth of the size."""
+    new(url, _make)
+
+
+def _make(url: str) -> None:
     if url.startswith("sqlite"):
-        with Store.open(url, create=True) as store:
+        with Store.open(url) as store:
             fill(store)
         return
-    with Store.open(f"sqlite:///{beside}", create=True) as source, Store.open(url, create=True) as store:
-        fill(source)
-        with store.write() as conn:
-            for table in metadata.sorted_tables:
-                names = ", ".join(column.name for column in table.columns)
-                flags = [isinstance(column.type, Boolean) for column in table.columns]
-                rows = [
-                    tuple(bool(value) if flag else value for value, flag in zip(row, flags, strict=True))
-                    for row in source.rows(f"SELECT {names} FROM {table.name}")
-                ]
-                if rows:
-                    store.insert(conn, table.name, rows)
+    with Store.open(f"sqlite:///{made('sqlite', _make)}") as source, Store.open(url) as store, store.write() as conn:
+        for table in metadata.sorted_tables:
+            names = ", ".join(column.name for column in table.columns)
+            flags = [isinstance(column.type, Boolean) for column in table.columns]
+            rows = [
+                tuple(bool(value) if flag else value for value, flag in zip(row, flags, strict=True))
+                for row in source.rows(f"SELECT {names} FROM {table.name}")
+            ]
+            if rows:
+                store.insert(conn, table.name, rows)
 
 
 def counted(store: Store) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import stores
@@ -81,11 +80,11 @@ def look(url: str) -> None:
         tell("refused", error)
 
 
-def hold(url: str, seconds: str) -> None:
-    """Keep the write lock for a while."""
+def hold(url: str) -> None:
+    """Keep the write lock until told to let go."""
     with Store.open(url) as store, store.write():
         tell("holding")
-        time.sleep(float(seconds))
+        wait()
 
 
 def vanish(url: str) -> None:

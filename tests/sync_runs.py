@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from templates import new
+
 from recycledb import methods
 from recycledb.config import Config, TeacherConfig, parse
 from recycledb.reflection import prompts
@@ -81,8 +83,8 @@ def sample(number: int) -> Texts:
 
 def make_store(folder: Path, samples: int, backend: str = "sqlite") -> str:
     """Make a store of so many samples; return its URL."""
-    url = f"{backend}:///{folder}/store.db"
-    with Store.open(url, create=True) as store, store.write() as conn:
+    url = new(f"{backend}:///{folder}/store.db")
+    with Store.open(url) as store, store.write() as conn:
         store.replace_places(conn, "made-up", ((i, sample(i), "{}") for i in range(samples)))
     return url
 

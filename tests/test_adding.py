@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import stores
 from conftest import RUN_COMMAND, clean_environment
+from forks import PIPE, start
 
 from recycledb.adding import Added, add, dataset_name
 from recycledb.errors import FormatError
@@ -146,16 +147,16 @@ def test_progress_is_told(store: Store, tmp_path: Path) -> None:
 def test_a_kill_while_adding_leaves_the_store_as_it_was(sqlite_url: str, tmp_path: Path) -> None:
     file = write(tmp_path / "d.json", *[row(i) for i in range(30_000)])
     command = [*RUN_COMMAND, "--store", sqlite_url, "add", str(file)]
-    with subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    with start(command, env=clean_environment(), stdout=PIPE, stderr=PIPE) as running:
         journal = Path(f"{sqlite_url.removeprefix('sqlite:///')}-wal")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (journal.exists() and journal.stat().st_size) and running.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
     with Store.open(sqlite_url) as store:
         found = store.rows("SELECT count(*) FROM sample")[0][0]
-        assert found == (0 if running.returncode < 0 else 30_000)
+        assert found == (0 if running.wait() < 0 else 30_000)
         assert store.verify() == []
         assert add(store, [file])[0].added == 30_000 - found
 

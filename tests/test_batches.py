@@ -1,7 +1,6 @@
 """The batch service: handed over, remembered, found again, taken; nothing is asked in two places, and nothing is paid for twice."""
 
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 from batch_server import BatchServer, Line, Lines, answered, exchange_of, expired, refused
 from conftest import RUN_COMMAND, Cli, clean_environment
+from forks import DEVNULL, Forked, start
 from sync_runs import make_store, rows, run, target
 from teacher_server import marked_answer
 
@@ -277,16 +277,15 @@ def test_a_process_killed_before_it_remembers_a_batch_pays_nothing_twice(tmp_pat
     assert [row["status"] for row in batches(url)] == (["taken"] if created else ["abandoned", "taken"])
 
 
-def start_batch_sync(folder: Path, base_url: str, **environment: str) -> "subprocess.Popen[str]":
+def start_batch_sync(folder: Path, base_url: str, **environment: str) -> Forked:
     teacher = ["[teachers.t]", 'model = "made-up"', f'base_url = "{base_url}"', 'mode = "batch"']
     lines = ["[store]", 'url = "sqlite:///store.db"', *teacher, "[sync]", 'steps = ["reflect_response"]']
     (folder / "recycledb.toml").write_text("\n".join(lines))
     command = [*RUN_COMMAND, "sync"]
-    environment = {**clean_environment(), **environment}
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, env=environment, text=True)
+    return start(command, cwd=folder, stdout=DEVNULL, env=clean_environment(**environment))
 
 
-def kill_when(process: "subprocess.Popen[str]", condition: Any) -> None:
+def kill_when(process: Forked, condition: Any) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline and process.poll() is None

@@ -3,7 +3,6 @@
 import json
 import random
 import select
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import sound_stores
 from conftest import BACKENDS
+from forks import DEVNULL, PIPE, start
 
 from recycledb.checking import check
 from recycledb.store import Store
@@ -28,7 +28,7 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A store's backend and file, with a row in every table."""
     folder = tmp_path_factory.mktemp("sound")
     path = folder / f"store.{request.param}"
-    sound_stores.make(f"{request.param}:///{path}", folder / "source.db")
+    sound_stores.make(f"{request.param}:///{path}")
     with Store.open(f"{request.param}:///{path}") as store:
         assert check(store).findings == [] and min(sound_stores.counted(store).values()) > 0
     return request.param, path
@@ -39,9 +39,7 @@ def flipped(backend: str, path: Path, bits: list[int]) -> Iterator[dict[str, Any
     waiting = list(reversed(bits))
     while waiting:
         command = [sys.executable, str(FLIPPER), str(path), backend]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as run:
+        with start(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True) as run:
             assert run.stdin is not None and run.stdout is not None
             while waiting:
                 bit = waiting.pop()

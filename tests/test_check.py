@@ -25,7 +25,7 @@ def sound_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sound")
     files = {backend: folder / f"store.{backend}" for backend in BACKENDS}
     for backend, path in files.items():
-        sound_stores.make(f"{backend}:///{path}", folder / f"source-{backend}.db")
+        sound_stores.make(f"{backend}:///{path}")
     return files
 
 

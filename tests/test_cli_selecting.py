@@ -13,7 +13,7 @@ import scored_stores as scored
 import stores
 from conftest import Cli
 
-from recycledb.cli import _run
+from recycledb.cli import run as run_command
 from recycledb.methods.reflection import Step
 from recycledb.store import Store
 
@@ -37,7 +37,7 @@ def here(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def run(*arguments: str | Path, code: int = 0, store: str = url) -> subprocess.CompletedProcess[str]:
         words = ["recycledb", "--store", store, *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", words)
-        ended = _run()  # all of `main` but its leaving, which would take the tests along
+        ended = run_command()  # all of `main` but its leaving, which would take the tests along
         output = capsys.readouterr()
         assert ended == code, output.err
         return subprocess.CompletedProcess(words, code, output.out, output.err)

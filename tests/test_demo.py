@@ -1,22 +1,16 @@
 """The demo, as a user runs it: the real command in a folder of its own, and every other command going on from there."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
+from conftest import RUN_COMMAND, clean_environment
 
-COMMAND = [sys.executable, "-c", "from recycledb.cli import main; main()"]
 
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI", "RECYCLEDB"))}
-    environment["HF_HUB_OFFLINE"] = "1"
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return forks.run([*RUN_COMMAND, *arguments], cwd=folder, env=clean_environment(), modules=forks.MODELS, timeout=600)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """The generated pages are as their sources are, and the SQL surface holds at least what was promised."""
 
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 from conftest import clean_environment
 
@@ -14,8 +14,7 @@ GENERATE = Path(__file__).parents[1] / "docs" / "generate.py"
 
 def test_the_generated_pages_are_not_stale() -> None:
     """This fails, too, when a view's column lacks its sentence in docs/schema.toml: then the page cannot be made."""
-    command = [sys.executable, str(GENERATE), "--check"]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+    done = forks.run([sys.executable, GENERATE, "--check"], env=clean_environment())
     assert done.returncode == 0, done.stderr
 
 

@@ -1,20 +1,23 @@
 """The engine against the naive loop, on real tiny models of several architectures."""
 
+import contextlib
 import inspect
+import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import forks
 import naive
 import numpy as np
 import pytest
 import torch
+from forks import PIPE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_students import ARCHITECTURES, SAMPLES, config, save_student, transformers
@@ -22,15 +25,13 @@ from torch.nn.attention.varlen import varlen_attn
 
 from recycledb.errors import StudentError
 from recycledb.schema import LossStatus, Stat, Texts
-from recycledb.scoring import engine as engine_module
-from recycledb.scoring import network as network_module
 from recycledb.scoring.attention import NAME, adapt_torch_varlen
 from recycledb.scoring.batching import Work, by_beginning, by_length, lay_out
 from recycledb.scoring.engine import Engine, count_tokens
-from recycledb.scoring.frames import Setup
+from recycledb.scoring.frames import Ready, Setup, read_frame, write_frame
 from recycledb.scoring.heads import block_losses, token_losses
 from recycledb.scoring.kernels import Packed, Padded, Single, choose
-from recycledb.scoring.lanes import LocalLane, WorkerLane
+from recycledb.scoring.lanes import LocalLane
 from recycledb.scoring.network import load_network, split
 from recycledb.scoring.requests import Progress, Request, Result
 
@@ -425,23 +426,29 @@ def test_workers_give_the_same_numbers_and_a_killed_one_is_a_clear_error(
         assert engine.kernels == ["cpu/packed", "cpu/packed"]
         results = collect(engine.score(ask(SAMPLES)))
         assert sums(results) == pytest.approx(sums(collect(llama.score(ask(SAMPLES)))), rel=1e-5)
-        for lane in engine._lanes:
-            assert isinstance(lane, WorkerLane)
-            os.kill(lane.pid, signal.SIGKILL)
+        pids = workers_of(os.getpid())
+        assert len(pids) == 2
+        for pid in pids:
+            assert os.getsid(pid) != os.getsid(0)  # the terminal sends it no signal
+            os.kill(pid, signal.SIGKILL)
         with pytest.raises(StudentError, match=r"scoring process \d+ ended with status -9"):
             list(engine.score(ask(SAMPLES)))
 
 
-def test_signals_that_ask_for_an_end_are_not_the_workers_to_follow(students: dict[str, Path], llama: Engine) -> None:
-    with load(students["llama"], workers=1) as engine:
-        (lane,) = engine._lanes
-        assert isinstance(lane, WorkerLane)
+def test_a_worker_follows_no_signal_that_asks_for_an_end_and_ends_with_its_engine(students: dict[str, Path]) -> None:
+    with forks.start_worker() as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        write_frame(worker.stdin, Setup(str(students["llama"]), None, "float32", MAX_LENGTH, 1))
+        assert read_frame(worker.stdout) == Ready("cpu/packed")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            os.kill(lane.pid, number)
-        assert os.getsid(lane.pid) != os.getsid(0)  # nor does the terminal send it any
-        assert sums(collect(engine.score(ask(SAMPLES)))) == pytest.approx(
-            sums(collect(llama.score(ask(SAMPLES)))), rel=1e-5
-        )
+            worker.send_signal(number)
+        works = random_works(6, 3, 300)
+        write_frame(worker.stdin, works)
+        network = load_network(str(students["llama"]), None, torch.float32, CPU)
+        with torch.inference_mode():
+            assert read_frame(worker.stdout) == pytest.approx(Single(network).sums(works), rel=1e-4)
+        worker.stdin.close()  # as the kernel does for an engine that is killed
+        assert worker.wait(60) == 0
 
 
 def test_a_stop_leaves_only_what_lanes_compute(llama: Engine) -> None:
@@ -457,39 +464,34 @@ def test_a_stop_leaves_only_what_lanes_compute(llama: Engine) -> None:
 
 
 def test_an_engine_that_is_closed_waits_for_no_worker_that_is_still_loading(students: dict[str, Path]) -> None:
-    with load(students["llama"], workers=None) as engine:
-        engine._n_workers, engine._setup = 1, Setup(str(students["llama"]), None, "float32", 256, 1)
-        engine.note_duration(1e9)
-        deadline = time.monotonic() + 30
-        while not engine._coming:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        (worker,) = engine._coming
-    assert not alive(worker.pid)
-    assert worker.kernel == "cpu/starting"
+    with load(students["llama"], workers=1, workers_after_s=0.0) as engine:
+        engine.note_duration(0.0)
+        wait_for(lambda: workers_of(os.getpid()))
+        (worker,) = workers_of(os.getpid())
+        assert engine.kernels == ["cpu/packed"]
+    assert not alive(worker)
 
 
 def test_a_long_run_goes_on_in_workers(
-    students: dict[str, Path], llama: Engine, monkeypatch: pytest.MonkeyPatch
+    students: dict[str, Path], llama: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "_WORKERS_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr(engine_module, "_worker_count", lambda shape: 1)
-    texts = [Texts(f"Say {number}.", "", f"{number} it is.") for number in range(200_000)]
-    with load(students["llama"], workers=None) as engine:
-
-        def requests() -> Iterator[Request]:
-            more = 3_000  # once the workers are there, so that they have something to do
-            for request in ask(texts):
-                more -= isinstance(engine._lanes[0], WorkerLane)
-                if more < 0:
-                    return
-                yield request
-
-        results = collect(engine.score(requests()))
-        assert all(isinstance(lane, WorkerLane) for lane in engine._lanes)
-    few = [result for result in results.values() if result.key >= len(results) // len(STATS) - 50]
-    alone = collect(llama.score([Request(r.key, texts[r.key], (r.stat,)) for r in few]))
-    for result in few:
+    texts = [Texts(f"Say {number}.", "", f"{number} it is. " * 9) for number in range(1_000)]
+    told = "scoring goes on in 1 processes"
+    with (
+        caplog.at_level(logging.INFO, "recycledb.scoring.engine"),
+        load(students["llama"], workers=1, workers_after_s=0.0) as engine,
+    ):
+        results: dict[Key, Result] = {}
+        before = None
+        for batch in engine.score(ask(texts)):
+            results |= collect([batch])
+            if before is None and workers_of(os.getpid()):  # it starts beside the lane at work, which goes on
+                wait_for(lambda: told in caplog.text)
+                before = len(results)
+    assert before is not None and len(results) == len(texts) * len(STATS) > before + 400
+    late = [result for result in list(results.values())[before + 300 :] if result.loss_sum is not None][-50:]
+    alone = collect(llama.score([Request(r.key, texts[r.key], (r.stat,)) for r in late]))
+    for result in late:
         assert result.loss_sum == pytest.approx(alone[result.key, result.stat].loss_sum, rel=1e-5)
 
 
@@ -497,23 +499,38 @@ _ENGINE_WITH_WORKERS = """
 import sys, time
 from recycledb.scoring.engine import Engine
 engine = Engine.load(sys.argv[1], max_length=256, device="cpu", workers=1)
-print(*[lane.pid for lane in engine._lanes], flush=True)
+print("ready", flush=True)
 time.sleep(600)
 """
 
 
+@pytest.mark.slow  # above, a worker ends when its input does
 def test_workers_do_not_outlive_a_killed_engine(students: dict[str, Path]) -> None:
-    command = [sys.executable, "-c", _ENGINE_WITH_WORKERS, str(students["llama"])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as engine:
-        assert engine.stdout is not None
-        pids = [int(pid) for pid in engine.stdout.readline().split()]
-        assert len(pids) == 1
-        assert all(map(alive, pids))
+    command = [sys.executable, "-c", _ENGINE_WITH_WORKERS, students["llama"]]
+    with forks.start(command, stdout=PIPE, text=True, modules=forks.MODELS) as engine:
+        assert engine.stdout is not None and engine.stdout.readline() == "ready\n"
+        (worker,) = workers_of(engine.pid)
         engine.kill()
-    deadline = time.monotonic() + 10
-    while any(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, pids))
+    wait_for(lambda: not alive(worker))
+
+
+def workers_of(parent: int) -> list[int]:
+    """Return the numbers of the scoring processes that a process has started and not collected."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            is_child = int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+            if is_child and b"recycledb.scoring.worker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    """Wait until something is true; fail where it never is."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:
@@ -551,16 +568,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_memory_stays_bounded_for_a_large_vocabulary() -> None:
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
-    run = subprocess.run(
-        [sys.executable, "-c", _MEASURE],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": path},
-    )
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) * 1024 < PEAK_BYTES_OVER_WEIGHTS
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = forks.run([sys.executable, "-c", _MEASURE], env=environment, modules=forks.MODELS)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 < PEAK_BYTES_OVER_WEIGHTS
 
 
 # ---------------------------------------------------------------- clear errors
@@ -587,7 +598,7 @@ def test_a_missing_gpu_is_one_clear_error(students: dict[str, Path]) -> None:
 
 
 def test_spreading_over_gpus_says_what_it_needs(students: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_module, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # as where it is not installed
     with pytest.raises(StudentError, match=r"needs accelerate: pip install 'recycledb\[sharded\]'"):
         load(students["llama"], sharded=True)
 

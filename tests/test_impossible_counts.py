@@ -30,7 +30,7 @@ MOST = (1 << 63) - 1
 def test_every_command_works(backend: str, tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "store.db"
     url = f"{backend}:///{path}"
-    sound_stores.make(url, tmp_path / "source.db")
+    sound_stores.make(url)
     library: Any = pysqlite3 if backend == "sqlite" else duckdb
     connection = library.connect(str(path))
     connection.execute(

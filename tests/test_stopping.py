@@ -1,7 +1,7 @@
 """Ctrl-C and time limits: SQL that would run for ever ends, whichever command runs it."""
 
-import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,22 +73,18 @@ def interrupted(
     seen = 0
     started = time.monotonic()
     while seen < 10:  # opening it takes less
-        seen = seen + 1 if has_open(process, path) else 0
+        seen = seen + 1 if has_open(process.pid, path) else 0
         assert time.monotonic() - started < 60, "it never was at the store"
         time.sleep(0.05)
     for _ in range(times):
-        os.kill(process, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         time.sleep(0.2)
-    sent = time.monotonic()
-    while _runs(process):
-        if time.monotonic() - sent > limit_s:
-            os.kill(process, signal.SIGKILL)
-        time.sleep(0.02)
-    return server.wait(process)
-
-
-def _runs(process: int) -> bool:
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    _, said = process.communicate()
+    return process.wait(), said.decode()
 
 
 def require_stopped(found: tuple[int, str]) -> None:

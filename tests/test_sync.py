@@ -12,12 +12,12 @@ import pytest
 from conftest import Cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from light_demo import lay_out
 from sync_runs import configuration, make_store, rows, run, sample, target
 from teacher_server import Exchange, Fault, TeacherServer
 from tiny_students import save_student
 
 from recycledb.config import Config, parse
-from recycledb.demo import lay_out
 from recycledb.errors import ConfigError
 from recycledb.methods.reflection import Step, extract
 from recycledb.reflection.teachers import Reply

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from recycledb.demo import lay_out
+from light_demo import lay_out
 
 PAGE = Path(__file__).parent.parent / "docs" / "walkthrough.md"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import Cli
+from light_demo import lay_out
 
 import recycledb
-from recycledb.demo import lay_out
 from recycledb.workspace import Answer, Workspace
 
 KINDS = "SELECT kind, count(*) AS n FROM variants GROUP BY kind ORDER BY kind"

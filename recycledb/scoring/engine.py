@@ -79,6 +79,7 @@ class Engine:
         self.budget = _gpu_budget(shape) if device.type == "cuda" else _CPU_BUDGET
         self._setup: Setup | None = None  # how to start workers; None where there are none to be started
         self._n_workers = 0
+        self._workers_after_s = _WORKERS_AFTER_SECONDS
         self._packed = all("packed" in lane.kernel for lane in lanes)
         self._lanes = list(lanes)
         self._retired: list[Lane] = []
@@ -103,13 +104,15 @@ class Engine:
         dtype: str = "float32",
         device: str | None = None,
         workers: int | None = None,
+        workers_after_s: float | None = None,
         sharded: bool | None = None,
     ) -> Self:
         """Load a Hugging Face causal language model from a folder or the Hub.
 
         `device` None takes all visible GPUs, else the CPU; `cuda` all GPUs, `cuda:N` one. `sharded` spreads one model
         over all GPUs; None does so where a replica does not fit. `workers` is the number of processes on CPU: 0 computes
-        in this process alone, None starts one for each core once a run has lasted a while. Raises StudentError where
+        in this process alone, None starts one for each core once a run has lasted a while; `workers_after_s` says how long
+        that is, also where their number is given, which else has them started at once. Raises StudentError where
         model, device or dtype are not to be had, or where the model has fewer positions than `max_length`.
         """
         target, number_type = resolve_device(device), resolve_dtype(dtype)
@@ -120,7 +123,9 @@ class Engine:
             engine._n_workers = _worker_count(engine.shape) if workers is None else workers
             threads = max(1, _cores() // max(1, engine._n_workers))
             engine._setup = Setup(model, revision, dtype, max_length, threads) if engine._n_workers else None
-        if workers and engine._setup is not None:
+            if workers_after_s is not None:
+                engine._workers_after_s = workers_after_s
+        if workers and workers_after_s is None and engine._setup is not None:
             engine._start_workers(engine._setup)
         return engine
 
@@ -196,7 +201,7 @@ class Engine:
 
     def note_duration(self, seconds: float) -> None:
         """Start workers, beside the lane at work, once a run has lasted long enough for them to pay."""
-        if seconds < _WORKERS_AFTER_SECONDS or self._setup is None or self._starting is not None:
+        if seconds < self._workers_after_s or self._setup is None or self._starting is not None:
             return
         self._starting = threading.Thread(
             target=self._try_workers, args=(self._setup,), name="start-workers", daemon=True
