@@ -4,6 +4,7 @@ from recycledb.cli import (
     comparisons,
     demonstrating,
     exports,
+    measures,
     queries,
     reporting,
     selections,
@@ -23,6 +24,7 @@ COMMANDS = (
     queries,
     comparisons,
     exports,
+    measures,
     showing,
     reporting,
 )  # importing a module puts its commands on the app
@@ -40,6 +42,7 @@ ORDER = (
     "compare",
     "export",
     "import-scores",
+    "measures",
     "merge",
     "report",
     "batches",

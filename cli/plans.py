@@ -6,10 +6,10 @@ from recycledb.cli.app import stdout
 
 if TYPE_CHECKING:
     from recycledb.sync import Plan, Target
-    from recycledb.sync.plan import ScorePlan
+    from recycledb.sync.plan import MeasurePlan, ScorePlan
 
 
-def _tokens_of(score: "ScorePlan") -> str:
+def _tokens_of(score: "ScorePlan | MeasurePlan") -> str:
     if score.tokens is None:
         return "–"
     return f"{score.tokens:,}" if score.counted >= score.variants else f"about {score.tokens:,}"
@@ -20,7 +20,7 @@ def show_plan(plan: "Plan", target: "Target") -> None:
     from recycledb.cli.printing import Table
 
     out = stdout()
-    if target.teacher is None and not target.students:
+    if target.teacher is None and not target.all_students:
         out.print("recycledb.toml asks for nothing: set [teachers.NAME] or [students.NAME] in it")
     elif plan.ready == 0 and plan.calls == 0:
         out.print("nothing is missing" if not plan.failed else "nothing to do")
@@ -41,9 +41,24 @@ def show_plan(plan: "Plan", target: "Target") -> None:
             counts = (f"{number:,}" for number in (score.variants, score.statistics, score.follow))
             table.add_row("score", score.student, *counts, _tokens_of(score))
         out.print(table)
+    if any(measure.ready or measure.follow for measure in plan.measures):
+        table = Table(
+            "measure", "student", *right("variants", "facts now", "values now", "then at most", "tokens now"), box=None
+        )
+        for measure in plan.measures:
+            values = measure.variants + measure.values
+            counts = (f"{number:,}" for number in (measure.variants, measure.facts, values, measure.follow))
+            table.add_row(measure.measure, measure.student, *counts, _tokens_of(measure))
+        out.print(table)
     if plan.counted_by:
         out.print(f"tokens in by {plan.counted_by}{_at_most(plan)}", markup=False)
     _show_budget(plan)
+    _show_waiting(plan)
+
+
+def _show_waiting(plan: "Plan") -> None:
+    """Say which questions this run leaves to others, or to a retry."""
+    out = stdout()
     if plan.in_batches:
         out.print(f"{plan.in_batches:,} questions are in batches (recycledb batches)")
     if plan.in_processes:

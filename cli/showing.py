@@ -39,6 +39,7 @@ def _show(found: dict[str, Any]) -> None:
         out.print(f"  {place['dataset']} at {place['position']}{note}", markup=False)
     for variant in found["variants"]:
         _show_variant(variant, found["scores"], found["losses"])
+        _show_measures([row for row in found["measures"] if row["variant_id"] == variant["variant_id"]])
     for text in found["teacher_texts"]:
         _show_text(text)
     out.print()
@@ -62,6 +63,13 @@ def _show_variant(variant: dict[str, Any], scores: list[dict[str, Any]], losses:
     for loss in losses:
         if loss["variant_id"] == variant["variant_id"] and loss["loss_sum"] is None:
             out.print(f"no {loss['stat']} under {loss['student']}: {loss['status']}", style="dim", markup=False)
+
+
+def _show_measures(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        value = _number(row["value"]) if row["value"] is not None else row["status"]
+        old = "" if row["is_current"] else " (superseded)"
+        stdout().print(f"{row['measure']} {value} by {row['model']}{old}", markup=False)
 
 
 def _title(name: str, rest: str) -> "Text":

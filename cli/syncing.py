@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,7 +21,15 @@ EXIT_MISSING = 3
 @app.command()
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and leave.")] = False,
-    only: Annotated[Literal["reflect", "score"] | None, typer.Option(help="Do one half of the work.")] = None,
+    only: Annotated[
+        Literal["reflect", "score", "measure"] | None,
+        typer.Option(
+            help="Run one part only: reflect (teacher), score (students' statistics) or measure (configured measures)."
+        ),
+    ] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="Of the measures in recycledb.toml, only this one. Can be repeated.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="A teacher of recycledb.toml, or a model at $OPENAI_BASE_URL.")
     ] = None,
@@ -60,6 +68,7 @@ def sync(
         run = db.prepare_sync(
             only=only,
             teacher=teacher,
+            measures=measure or (),
             students=student or (),
             overrides={"prompt": prompt, "max_length": max_length, "dtype": dtype, "device": device},
             lazy=lazy,
@@ -148,7 +157,8 @@ def _show_outcome(outcome: "Outcome") -> None:
     if result["calls"] and not outcome.batches:
         out.print(
             f"asked {result['calls']:,} questions: {result['answered']:,} answered ({result['variants']:,} new texts, "
-            f"{result['unusable']:,} unusable), {result['failed'] + result['errors']:,} failed{', ' + cost if cost else ''}"
+            f"{_ratings(result)}{result['unusable']:,} unusable), {result['failed'] + result['errors']:,} failed"
+            f"{', ' + cost if cost else ''}"
         )
     for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
         example = result["examples"][reason].partition(": ")[2]
@@ -161,6 +171,8 @@ def _show_outcome(outcome: "Outcome") -> None:
         missing = (
             f"{sum(ask.ready for ask in left.asks):,} calls, {sum(s.statistics for s in left.scores):,} statistics"
         )
+        if left.measures:
+            missing += f", {sum(each.ready for each in left.measures):,} rows of measures"
         if left.in_batches:
             missing += f"; {left.in_batches:,} questions are in batches (run sync again later)"
         if left.in_processes:
@@ -180,6 +192,17 @@ def _show_scored(outcome: "Outcome") -> None:
             out.print(f"  {status}: {count:,} without a value")
         if scored.warning:
             out.print(scored.warning, markup=False)
+
+    for valued in outcome.valued:
+        if valued.values:
+            without = "".join(f", {count:,} {status}" for status, count in sorted(valued.without_value.items()))
+            out.print(
+                f"measured {valued.measure} under {valued.student}: {valued.values:,} values{without}", markup=False
+            )
+
+
+def _ratings(result: dict[str, Any]) -> str:
+    return f"{result['ratings']:,} ratings, " if result["ratings"] else ""
 
 
 def _show_batches(outcome: "Outcome") -> None:

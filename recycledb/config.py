@@ -24,7 +24,8 @@ from pydantic import (
 
 from recycledb import methods
 from recycledb.errors import ConfigError
-from recycledb.schema import IDENTITY_LENGTH, Stat, content_id
+from recycledb.methods.ifd import Stat
+from recycledb.schema import IDENTITY_LENGTH, content_id
 
 FILE_NAME = "recycledb.toml"
 DEFAULT_URL = "sqlite:///recycle.db"
@@ -167,13 +168,14 @@ class StudentConfig(Settings):
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1` …; without it, CUDA where there is some.")
     stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...], Field(strict=False)] = Field(
         (),
-        description="The statistics to compute; without it, the two of the answer for the template `none`, all four else.",
+        description="The statistics to compute; without it, the two of the answer for the template `none`, all four else. "
+        "An empty list is for a student that only measures are taken under.",
     )
 
     @property
     def statistics(self) -> tuple[Stat, ...]:
         """The statistics to compute: Superfiltering's template goes with those of the answer alone."""
-        if self.stats:
+        if self.stats or "stats" in self.model_fields_set:
             return self.stats
         return (Stat.A_DIRECT, Stat.A_CONDITION) if self.prompt == "none" else tuple(Stat)
 

@@ -69,3 +69,7 @@ class SelectionError(RecycledbError):
 
 class QueryError(SelectionError):
     """A query was refused (it would write, or reach other files) or failed."""
+
+
+class MethodError(RecycledbError):
+    """A function of a method fails, or gives what no store can hold."""

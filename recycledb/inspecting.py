@@ -12,6 +12,7 @@ from recycledb.config import Config
 from recycledb.errors import RecycledbError, StoreError
 from recycledb.selection.explain import explain
 from recycledb.store import SQLRow, Store
+from recycledb.store.measures import summary
 from recycledb.store.migrate import HEAD
 from recycledb.store.pending import is_number
 from recycledb.store.spending import Spending, known, unknown
@@ -174,6 +175,19 @@ _STUDENTS = f"""
 """
 
 
+def measures(store: Store) -> list[dict[str, Any]]:
+    """Return, for each measure and model, how many current variants have a number, its range, and how many have none, by why."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in summary(store):
+        empty = {"measure": row.measure, "model": row.model, "numbers": 0, "least": None, "mean": None, "most": None}
+        each = found.setdefault((row.measure, row.model), {**empty, "without_number": {}})
+        if row.numbers:
+            each |= {"numbers": row.numbers, "least": row.least, "mean": row.mean, "most": row.most}
+        if row.variants > row.numbers:
+            each["without_number"][row.status] = row.variants - row.numbers
+    return list(found.values())
+
+
 def find_sample(store: Store, prefix: str) -> str:
     """Return the sample that a unique prefix of an id (of a sample, variant or teacher's text) leads to."""
     prefix = prefix.strip().lower()
@@ -204,6 +218,7 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
         "teacher_texts": _dicts(store.rows(_TEXTS, s=sample)),
         "scores": _dicts(store.rows(_SCORES, s=sample)),
         "losses": _dicts(store.rows(_LOSSES, s=sample)),
+        "measures": _dicts(store.rows(_MEASURES, s=sample)),
         "selections": _dicts(store.rows(_SELECTIONS, s=sample)),
         "explanations": explain(store, sample),
     }
@@ -236,6 +251,13 @@ _LOSSES = """
     SELECT l.variant_id, l.student, l.stat, l.loss_sum, l.n_tokens, l.truncated, l.status
     FROM losses l WHERE l.variant_id IN (SELECT variant_id FROM variant WHERE sample_id = :s)
     ORDER BY l.student, l.variant_id, l.stat
+"""
+
+# Those that `scores` does not show already.
+_MEASURES = """
+    SELECT m.variant_id, m.kind, m.measure, m.model, m.value, m.status, m.is_current
+    FROM measures m WHERE m.sample_id = :s AND m.measure NOT IN ('ifd', 'rifd', 'ppl', 'length')
+    ORDER BY m.measure, m.model, m.variant_id
 """
 
 _SELECTIONS = """

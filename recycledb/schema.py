@@ -1,4 +1,4 @@
-"""Statistics, statuses, content addresses and canonical JSON: what a row says, and what makes two rows the same.
+"""Statuses, content addresses and canonical JSON: what a row says, and what makes two rows the same.
 
 Invariant: a row's id is a pure function of its content, so the same content has the same id in every store, and a row may
 be inserted twice without harm. Only `attempt` and `worker`, which record events of this machine, have random ids.
@@ -19,15 +19,6 @@ PAIR_ID_LENGTH = 24  # 96 bits: token sequences
 
 
 ORIGIN = "origin"  # the kind of variant that is the sample as it came
-
-
-class Stat(StrEnum):
-    """A statistic: whose tokens are averaged (Q, A), and whether they are seen with the other half before them."""
-
-    Q_DIRECT = "Q_direct"
-    A_DIRECT = "A_direct"
-    Q_CONDITION = "Q_condition"
-    A_CONDITION = "A_condition"
 
 
 class ReplyStatus(StrEnum):

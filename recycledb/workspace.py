@@ -13,7 +13,7 @@ from recycledb.adding import Additions, add
 from recycledb.config import Config, load
 from recycledb.formats import MAX_ROW
 from recycledb.formats.arrow import to_table
-from recycledb.inspecting import Status, look, show
+from recycledb.inspecting import Status, look, measures, show
 from recycledb.store import Row, Store
 from recycledb.store.batches import listed
 from recycledb.store.verify import Checked
@@ -127,6 +127,7 @@ class Workspace:
         only: str | None = None,
         teacher: str | None = None,
         students: Sequence[str] = (),
+        measures: Sequence[str] = (),
         overrides: Mapping[str, Any] | None = None,
         lazy: bool = False,
         limit: int | None = None,
@@ -141,7 +142,7 @@ class Workspace:
         """
         given = {key: value for key, value in (overrides or {}).items() if value is not None}
         chosen = self.config.get_students(tuple(students), **given) if students or given else None
-        target = resolve(self.config, only=only, teacher=teacher, students=chosen, lazy=lazy)
+        target = resolve(self.config, only=only, teacher=teacher, students=chosen, lazy=lazy, measures=measures)
         return Sync(
             self.store, target, limit=limit, max_cost=max_cost, retry_failed=retry_failed, stop=stop, listener=listener
         )
@@ -153,6 +154,14 @@ class Workspace:
         []
         """
         return listed(self.store)
+
+    def measures(self) -> list[dict[str, Any]]:
+        """Return, for each measure and model, how many numbers of current variants there are, their range, and what has none and why.
+
+        >>> [(row["measure"], row["model"]) for row in db.measures()][:2]
+        [('ifd', 'large'), ('ifd', 'small')]
+        """
+        return measures(self.store)
 
     def import_scores(
         self,

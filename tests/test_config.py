@@ -9,7 +9,7 @@ import pytest
 from recycledb.cli.storing import TEMPLATE
 from recycledb.config import DEFAULT_URL, Config, StudentConfig, TeacherConfig, find_file, load, parse
 from recycledb.errors import ConfigError
-from recycledb.schema import Stat
+from recycledb.methods.ifd import Stat
 
 FULL = """
 [store]
@@ -101,7 +101,7 @@ def test_urls_that_name_no_relative_file_stay(url: str, tmp_path: Path) -> None:
         ("[students.7b]\nmodel = 'x'\nmax_length = 0.5", "students.7b.max_length: "),
         ("[students.7b]\nmodel = 'x'\nstats = ['A']", "students.7b.stats.0: "),
         ("[prompts]\nrewrite = 'x.txt'", "prompts.rewrite: "),
-        ("[sync]\nsteps = ['reflect']", "sync.steps.0: Input should be 'compress'"),
+        ("[sync]\nsteps = ['reflect']", "sync.steps.0: there is no step 'reflect'"),
         ("[sync]\nteacher = 'gpt'", "sync.teacher is 'gpt', but there is no [teachers.gpt]"),
         ("[sync]\nstudents = ['7b']", "sync.students has '7b', but there is no [students.7b]"),
         ("[sync\n", "line 1"),

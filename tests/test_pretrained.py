@@ -24,10 +24,11 @@ from recycledb.cli import run as run_command
 from recycledb.cli.app import session
 from recycledb.config import TeacherConfig
 from recycledb.errors import StudentError, TeacherError
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Step
 from recycledb.pretrained.folder import NEVER_RUNS_CODE
 from recycledb.reflection.teachers import Question, Reply, open_teacher
-from recycledb.schema import ReplyStatus, Stat, Texts
+from recycledb.schema import ReplyStatus, Texts
 from recycledb.scoring.engine import Engine
 from recycledb.scoring.frames import Failure, Setup, read_frame, write_frame
 from recycledb.scoring.identity import identify

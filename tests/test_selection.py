@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recycledb.errors import QueryError, SelectionError
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind
-from recycledb.schema import Stat, Texts, content_id
+from recycledb.schema import Texts, content_id
 from recycledb.selection.diff import diff
 from recycledb.selection.explain import Ratios, decide, explain
 from recycledb.selection.identities import find_selection

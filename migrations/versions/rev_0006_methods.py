@@ -159,10 +159,9 @@ def real(name: str, nullable: bool = False) -> Any:
 
 # The prompts in use, with the version of the extractor that reads replies to them: the one named for the prompt's step, else `extractor`.
 READER = """
-SELECT p.prompt_id, (
-    SELECT CAST(n.id AS INTEGER) FROM current_names n
-    WHERE n.kind = 'extractor' AND n.name IN (p.step, 'extractor')
-    ORDER BY CASE n.name WHEN p.step THEN 0 ELSE 1 END LIMIT 1
+SELECT p.prompt_id, coalesce(
+    (SELECT CAST(n.id AS INTEGER) FROM current_names n WHERE n.kind = 'extractor' AND n.name = p.step),
+    (SELECT CAST(n.id AS INTEGER) FROM current_names n WHERE n.kind = 'extractor' AND n.name = 'extractor')
 ) AS version
 FROM prompt p
 WHERE p.prompt_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'prompt')

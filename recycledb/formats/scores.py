@@ -20,7 +20,8 @@ from recycledb.errors import FormatError
 from recycledb.formats.containers import Source
 from recycledb.formats.values import Bad
 from recycledb.methods import scored_kinds
-from recycledb.schema import Stat, is_mean_loss
+from recycledb.methods.ifd import Stat
+from recycledb.schema import is_mean_loss
 
 Four = tuple[float | None, float | None, float | None, float | None]
 
@@ -30,7 +31,7 @@ _NOTHING: Four = (None, None, None, None)
 
 @dataclass(frozen=True, slots=True)
 class PublishedScores:
-    """One sample's published statistics, ordered as `schema.Stat`; None where there is none or it cannot be one.
+    """One sample's published statistics, ordered as `Stat`; None where there is none or it cannot be one.
 
     `loss` is a mean negative log-likelihood in nats a token, `ppl` is exp(loss).
     """

@@ -17,8 +17,8 @@ import numpy as np
 
 from recycledb.errors import SelectionError
 from recycledb.methods import scored_kinds
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind
-from recycledb.schema import Stat
 from recycledb.selection import identities, picks
 from recycledb.selection.agreement import (
     Correlation,

@@ -16,14 +16,8 @@ from typing import Any
 from recycledb.errors import SelectionError
 from recycledb.formats import PublishedScores, read_scores
 from recycledb.methods import scored_kinds
-from recycledb.schema import (
-    IDENTITY_LENGTH,
-    ORIGIN,
-    LossStatus,
-    Stat,
-    content_id,
-    utc_now,
-)
+from recycledb.methods.ifd import Stat
+from recycledb.schema import IDENTITY_LENGTH, ORIGIN, LossStatus, content_id, utc_now
 from recycledb.selection import identities
 from recycledb.store import Row, Store
 

@@ -9,6 +9,7 @@ the wanted steps need. They use nothing that SQLite and DuckDB do not share.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from recycledb import methods
 from recycledb.methods import Input, TeacherStep
@@ -335,19 +336,33 @@ def failed(wanted: Wanted) -> str:
     """
 
 
-def _candidates(wanted: Wanted | None, samples: str) -> str:
-    """Return the CTEs up to `candidate`: the keys of the variants to be scored, origins and what the teacher made."""
-    if wanted is None:
-        return f"WITH seen(sample_id) AS ({samples}), candidate AS ({_ORIGINS})"
-    usable = f"SELECT * FROM usable WHERE kind IN ({_quoted(methods.scored_kinds())})"
-    return f"{chain(wanted, samples)}, candidate AS ({_ORIGINS} UNION ALL {usable})"
+class Scope(NamedTuple):
+    """Which variants are measured: origins and what the wanted teacher made, of these kinds (none given: all that are scored)."""
+
+    wanted: Wanted | None
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The values that its statement binds."""
+        return dict(self.wanted.parameters) if self.wanted else {}
+
+
+def candidates(scope: Scope, samples: str) -> str:
+    """Return the CTEs up to `candidate`: the keys of the variants in the scope."""
+    kinds = scope.kinds or methods.scored_kinds()
+    origins = _ORIGINS if ORIGIN in kinds else f"{_ORIGINS} AND 1 = 0"
+    if scope.wanted is None:
+        return f"WITH seen(sample_id) AS ({samples}), candidate AS ({origins})"
+    usable = f"SELECT * FROM usable WHERE kind IN ({_quoted(kinds)})"
+    return f"{chain(scope.wanted, samples)}, candidate AS ({origins} UNION ALL {usable})"
 
 
 def unscored(wanted: Wanted | None, samples: str, stats: int) -> str:
     """Return SQL for the variants that lack one of `stats` statistics under :student, with how many are present."""
     names = ", ".join(f":stat_{i}" for i in range(stats))
     return f"""
-        {_candidates(wanted, samples)}, counted AS (
+        {candidates(Scope(wanted), samples)}, counted AS (
             SELECT c.variant_id, (
                 SELECT count(*) FROM loss l
                 WHERE l.student_id = :student AND l.variant_id = c.variant_id AND l.stat IN ({names})
@@ -387,7 +402,7 @@ def count_unscored(wanted: Wanted | None, stats: Sequence[int]) -> str:
         for value in ("1", f"{n} - present_{i}", length)
     )
     return f"""
-        {_candidates(wanted, ALL_SAMPLES)},
+        {candidates(Scope(wanted), ALL_SAMPLES)},
         lacking AS MATERIALIZED (SELECT c.variant_id FROM candidate c WHERE {lacking}),
         counted AS MATERIALIZED (SELECT k.variant_id, {present} FROM lacking k)
         SELECT {sums} FROM counted k JOIN variant v ON v.variant_id = k.variant_id

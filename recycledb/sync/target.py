@@ -12,27 +12,13 @@ from recycledb import methods
 from recycledb.config import Config, StudentConfig, TeacherConfig
 from recycledb.reflection import prompts
 from recycledb.schema import canonical_json, utc_now
-from recycledb.scoring.identity import Identity, identify
+from recycledb.scoring.identity import identify
 from recycledb.store import Store
-from recycledb.store.pending import Wanted
-
-
-@dataclass(frozen=True)
-class Student:
-    """A student whose revision is known, and with it its id."""
-
-    config: StudentConfig
-    identity: Identity
-
-    @property
-    def student_id(self) -> str:
-        """The content address of everything that changes its numbers."""
-        return self.config.student_id(self.identity.revision)
-
-    @property
-    def stats(self) -> tuple[str, ...]:
-        """The statistics that are wanted."""
-        return tuple(stat.value for stat in self.config.statistics)
+from recycledb.store.measures import Need
+from recycledb.store.pending import Scope, Wanted
+from recycledb.sync.measures import Measured
+from recycledb.sync.measures import resolve as resolve_measures
+from recycledb.sync.student import Student
 
 
 @dataclass(frozen=True)
@@ -47,6 +33,7 @@ class Target:
     lazy: bool = False
     budget_usd: float | None = None  # a cap on what all requests of the store may cost
     teachers: Sequence[TeacherConfig] = ()  # all of the configuration's, for their prices
+    measures: Sequence[Measured] = ()
 
     @property
     def wanted(self) -> Wanted | None:
@@ -60,6 +47,23 @@ class Target:
             lazy_student=self.students[0].student_id if self.lazy else None,
         )
 
+    @property
+    def all_students(self) -> list[Student]:
+        """The students whose statistics or readouts are wanted, each once."""
+        found = (*self.students, *(student for measured in self.measures for student in measured.students))
+        return list({student.student_id: student for student in found}.values())
+
+    def needs(self, student: Student) -> list[Need]:
+        """Return the facts that are wanted of a student: its own statistics, then those of measures."""
+        wanted, identity = self.wanted, student.student_id
+        scored = self.score and any(identity == each.student_id for each in self.students)
+        own = [Need(Scope(wanted), identity, student.stats)] if scored else []
+        return own + [measured.need(identity, wanted) for measured in self.measures_of(student)]
+
+    def measures_of(self, student: Student) -> list[Measured]:
+        """Return the measures that are taken under a student."""
+        return [each for each in self.measures if any(student.student_id == s.student_id for s in each.students)]
+
     def register(self, store: Store) -> None:
         """Write the identities of this target, and let the names mean them from now on."""
         with store.write() as conn:
@@ -67,8 +71,10 @@ class Target:
                 store.ensure_name(conn, "extractor", name, str(version))
             if self.teacher is not None:
                 self._register_teacher(store, conn, self.teacher)
-            for student in self.students:
+            for student in self.all_students:
                 self._register_student(store, conn, student)
+            for measured in self.measures:
+                measured.register(store, conn)
 
     def _register_teacher(self, store: Store, conn: Connection, teacher: TeacherConfig) -> None:
         now = utc_now()
@@ -95,27 +101,36 @@ def resolve(
     teacher: str | None = None,
     students: Sequence[StudentConfig] | None = None,
     lazy: bool = False,
+    measures: Sequence[str] = (),
 ) -> Target:
-    """Return the target of a configuration; `only` ("reflect" or "score") leaves out the other half.
+    """Return the target of a configuration; `only` ("reflect", "score" or "measure") leaves out the rest.
 
     Raises ConfigError, StudentError. Where the file has no teacher and none is named, nothing is reflected; likewise
-    without students nothing is scored.
+    without students nothing is scored. `measures` names some of those that are configured.
     """
     steps = [step for step in config.sync.steps if step != methods.SCORE]
     has_teacher = bool(teacher or config.teachers or only == "reflect") and bool(steps)
     found = config.get_teacher(teacher) if has_teacher else None
-    chosen = config.get_students() if students is None else students
+    known: dict[str, Student] = {}
+
+    def identified(each: StudentConfig) -> Student:
+        if each.name not in known:
+            known[each.name] = Student(each, identify(each.model, each.revision))
+        return known[each.name]
+
+    chosen = [identified(each) for each in (config.get_students() if students is None else students)]
     scored = methods.SCORE in config.sync.steps or students is not None
     target = Target(
         teacher=found,
         prompts={step: prompts.load(methods.steps()[step], config.prompts.get(step)) for step in steps}
         if found
         else {},
-        students=[Student(student, identify(student.model, student.revision)) for student in chosen],
-        reflect=found is not None and only != "score",
-        score=scored and only != "reflect",
+        students=chosen,
+        reflect=found is not None and only in (None, "reflect"),
+        score=scored and only in (None, "score"),
         lazy=(lazy or config.sync.lazy) and bool(chosen) and found is not None,
         budget_usd=config.sync.budget_usd,
         teachers=tuple(config.teachers.values()),
+        measures=resolve_measures(config, measures, chosen, identified) if only in (None, "measure") else (),
     )
     return target if target.score or target.lazy else replace(target, students=[])
