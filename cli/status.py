@@ -58,7 +58,6 @@ def _show_batch_list(found: list[dict[str, Any]]) -> None:
 def _show_status(status: "Status") -> None:
     from recycledb.cli.printing import Table
     from recycledb.sync.budget import budget_line, described
-    from recycledb.sync.scoring import not_finite
 
     out, found = stdout(), status.facts
     out.print(f"{found['store']} ({found['backend']}, schema {found['schema']})", markup=False)
@@ -73,11 +72,7 @@ def _show_status(status: "Status") -> None:
     if found["unusable"]:
         reasons = [f"{row['texts']} {row['reason']} ({row['step']}, {row['teacher']})" for row in found["unusable"]]
         out.print("unusable replies: " + "; ".join(reasons), markup=False)
-    if found["students"]:
-        out.print(_student_table(found["students"]))
-        for row in found["students"]:
-            if row["not_finite"] and "@" not in row["student"]:  # an older one's numbers are no longer asked for
-                out.print(not_finite(row["student"], row["not_finite"], row["dtype"]), markup=False)
+    _show_students(found)
     if spent := described(found["cost_usd"], found["cost_unknown"]):
         out.print(f"spent: {spent}{_per_selected(found)}", markup=False)
     if status.spending is not None:
@@ -90,6 +85,24 @@ def _show_status(status: "Status") -> None:
         out.print(f"unknown: {found['missing_unknown']}", markup=False)
     else:
         show_plan(status.plan, status.target)
+
+
+def _show_students(found: dict[str, Any]) -> None:
+    from recycledb.cli.printing import Table
+    from recycledb.sync.scoring import not_finite
+
+    out = stdout()
+    if found["students"]:
+        out.print(_student_table(found["students"]))
+        for row in found["students"]:
+            if row["not_finite"] and "@" not in row["student"]:  # an older one's numbers are no longer asked for
+                out.print(not_finite(row["student"], row["not_finite"], row["dtype"]), markup=False)
+    if found["measures"]:
+        table = Table("measure", "model", "method", *right("variants", "numbers"), box=None)
+        for row in found["measures"]:
+            method = f"{row['method']} v{row['version']}"
+            table.add_row(row["measure"], row["model"], method, f"{row['variants']:,}", f"{row['numbers']:,}")
+        out.print(table)
 
 
 def _per_selected(found: dict[str, Any]) -> str:

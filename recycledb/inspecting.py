@@ -92,6 +92,7 @@ def status(
         },
         **replies,
         "students": _dicts(store.rows(_STUDENTS)),
+        "measures": _dicts(store.rows(_VALUES)),
         "selections": store.rows("SELECT count(*) FROM selection")[0][0],
         "cost_usd": total,  # as far as it is known
         "cost_unknown": sum(step["cost_unknown"] for step in replies["teachers"]),
@@ -251,6 +252,18 @@ _LOSSES = """
     SELECT l.variant_id, l.student, l.stat, l.loss_sum, l.n_tokens, l.truncated, l.status
     FROM losses l WHERE l.variant_id IN (SELECT variant_id FROM variant WHERE sample_id = :s)
     ORDER BY l.student, l.variant_id, l.stat
+"""
+
+_VALUES = """
+    SELECT m.name AS measure, s.student AS model, m.method, m.version, x.variants, x.numbers
+    FROM (SELECT measure_id, model_id, count(*) AS variants, count(value) AS numbers FROM value GROUP BY measure_id, model_id) x
+    JOIN measure m ON m.measure_id = x.measure_id
+    JOIN students s ON s.student_id = x.model_id
+    WHERE m.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'measure')
+    UNION ALL
+    SELECT r.name, r.teacher, r.step, max(r.extractor), count(*), count(*) FROM ratings r WHERE r.is_current = 1
+    GROUP BY r.name, r.teacher, r.step
+    ORDER BY 1, 2
 """
 
 # Those that `scores` does not show already.

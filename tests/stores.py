@@ -182,4 +182,14 @@ def fill(store: Store, dataset: str = "d") -> None:
 VIEWS = (
     *("datasets", "dataset_samples", "samples", "teachers", "prompts", "teacher_texts", "extractions", "variants"),
     *("students", "losses", "scores", "selections", "selection_items", "current_names", "batches"),
+    *(
+        "current_variants",
+        "sample_order",
+        "sample_scores",
+        "ratings",
+        "readouts",
+        "measures",
+        "derivations",
+        "derivation_members",
+    ),
 )

@@ -70,7 +70,7 @@ class _Report:
         """Yield the page's body."""
         links = {
             "datasets": "Datasets", "variants": "Variants", "paid": "Paid", "extraction": "Extraction", "students": "Students",
-            "scores": "Scores", "selections": "Selections", "samples": "Samples",
+            "scores": "Scores", "measures": "Measures", "selections": "Selections", "samples": "Samples",
         }  # fmt: skip
         now = _when(utc_now())
         yield f"<header><h1>{escape(self.store.backend.path.name)}</h1>"
@@ -82,7 +82,7 @@ class _Report:
             + "</div></nav><main>"
         )
         yield self._datasets() + self._variants() + self._paid() + self._extraction() + self._truncation()
-        yield self._distributions() + self._selections()
+        yield self._distributions() + self._measures() + self._selections()
         yield self._browser()
         yield "</main>"
         yield data_block("meta", self.samples.meta)
@@ -254,6 +254,19 @@ class _Report:
         )
         empty = '<p class="empty">nothing was scored</p>'
         return section("scores", "Score distributions", *(parts or [empty]), note=note)
+
+    def _measures(self) -> str:
+        """Return what is measured besides IFD: configured measures, and ratings by teachers."""
+        rows = self._rows("""
+            SELECT measure, model, kind, count(value), count(*) - count(value), min(value), avg(value), max(value)
+            FROM measures WHERE is_current = 1 AND measure NOT IN ('ifd', 'rifd', 'ppl', 'length')
+            GROUP BY measure, model, kind ORDER BY measure, model, kind
+        """)
+        lines = [[*row[:5], *("–" if value is None else f"{value:.4g}" for value in row[5:])] for row in rows]
+        columns = ["measure", "by", "kind", "numbers", "without a number", "least", "mean", "most"]
+        return section(
+            "measures", "Measures", table(columns, lines, "no measures but IFD; see [measures.NAME] in recycledb.toml")
+        )
 
     def _selections(self) -> str:
         rows = self._rows(

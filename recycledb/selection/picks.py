@@ -3,11 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from recycledb.methods import scored_kinds
-from recycledb.methods.reflection import Kind
+from recycledb.methods.reflection import SPLITS, Kind
 
 NONE = "none"
-LABELS = (*scored_kinds(), NONE)
+LABELS = (*(kind.value for kind in SPLITS), NONE)
 
 
 @dataclass(frozen=True, slots=True)
