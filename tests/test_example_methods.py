@@ -2,7 +2,6 @@
 merge, query."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -213,10 +212,10 @@ def test_everything_is_kept_by_a_merge_also_where_the_package_is_not_installed(d
         before, desk.env = desk.env, env
         with Store.open(f"{url.replace('///', f'///{desk.folder}/')}", create=True):
             pass
-        os.rename(desk.folder / "recycledb.toml", desk.folder / "aside.toml")
+        (desk.folder / "recycledb.toml").rename(desk.folder / "aside.toml")
         desk.run("--store", url, "merge", f"sqlite:///{desk.folder}/recycle.db")
         desk.run("--store", url, "db", "check")
-        os.rename(desk.folder / "aside.toml", desk.folder / "recycledb.toml")
+        (desk.folder / "aside.toml").rename(desk.folder / "recycledb.toml")
         desk.env = before
         with (
             Store.open(f"sqlite:///{desk.folder}/recycle.db") as source,
