@@ -21,7 +21,10 @@ EXIT_MISSING = 3
 @app.command()
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and leave.")] = False,
-    only: Annotated[Literal["reflect", "score"] | None, typer.Option(help="Do one half of the work.")] = None,
+    only: Annotated[
+        Literal["reflect", "augment", "score"] | None,
+        typer.Option(help="Do one part of the work: ask the teacher, make what transforms make, or score."),
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="A teacher of recycledb.toml, or a model at $OPENAI_BASE_URL.")
     ] = None,
@@ -153,6 +156,7 @@ def _show_outcome(outcome: "Outcome") -> None:
     for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
         example = result["examples"][reason].partition(": ")[2]
         out.print(f"  {reason}: {count:,}" + (f", for example: {example}" if example else ""), markup=False)
+    _show_augmented(outcome)
     _show_scored(outcome)
     if outcome.stopped:
         out.print(outcome.stopped, markup=False)
@@ -161,6 +165,8 @@ def _show_outcome(outcome: "Outcome") -> None:
         missing = (
             f"{sum(ask.ready for ask in left.asks):,} calls, {sum(s.statistics for s in left.scores):,} statistics"
         )
+        if waiting := sum(each.sources - each.left_alone for each in left.augmentations):
+            missing += f", {waiting:,} variants to augment"
         if left.in_batches:
             missing += f"; {left.in_batches:,} questions are in batches (run sync again later)"
         if left.in_processes:
@@ -168,6 +174,18 @@ def _show_outcome(outcome: "Outcome") -> None:
         if left.failed:
             missing += f"; {left.failed:,} questions failed for good (--retry-failed)"
         out.print(f"still missing: {missing}")
+
+
+def _show_augmented(outcome: "Outcome") -> None:
+    """Say what transforms made, and of what they made nothing."""
+    out = stdout()
+    for made in outcome.augmented:
+        if made.sources:
+            out.print(f"augmented by {made.name}: {made.variants:,} variants from {made.sources:,}", markup=False)
+        for reason, count in sorted(made.reasons.items()):
+            out.print(f"  {reason}: {count:,} without a variant", markup=False)
+        if made.left_alone:
+            out.print(f"  {made.left_alone:,} wait for others to go with", markup=False)
 
 
 def _show_scored(outcome: "Outcome") -> None:

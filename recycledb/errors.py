@@ -9,6 +9,7 @@
     │   └── ReadOnlyError   the store may be read, but not written: by this user, or for want of space
     ├── TeacherError        the run cannot go on: no key, unknown model, no quota, server down
     ├── StudentError        a model cannot be found, identified or loaded
+    ├── MethodError         an installed method failed, or gave what it must not
     └── SelectionError      a recipe, its parameters or a query is wrong
         └── QueryError      SQL was refused or failed
 
@@ -61,6 +62,10 @@ class TeacherError(RecycledbError):
 
 class StudentError(RecycledbError):
     """A student model cannot be found, identified or loaded."""
+
+
+class MethodError(RecycledbError):
+    """A method's own code failed, or gave what it must not."""
 
 
 class SelectionError(RecycledbError):

@@ -335,19 +335,32 @@ def failed(wanted: Wanted) -> str:
     """
 
 
-def _candidates(wanted: Wanted | None, samples: str) -> str:
-    """Return the CTEs up to `candidate`: the keys of the variants to be scored, origins and what the teacher made."""
-    if wanted is None:
-        return f"WITH seen(sample_id) AS ({samples}), candidate AS ({_ORIGINS})"
-    usable = f"SELECT * FROM usable WHERE kind IN ({_quoted(methods.scored_kinds())})"
-    return f"{chain(wanted, samples)}, candidate AS ({_ORIGINS} UNION ALL {usable})"
+def _candidates(wanted: Wanted | None, samples: str, augmentations: Sequence[str] = ()) -> str:
+    """Return the CTEs up to `candidate`: the keys of the variants to be scored: origins, what the teacher made, what transforms made."""
+    found = [_ORIGINS]
+    if wanted is not None:
+        found.append(f"SELECT * FROM usable WHERE kind IN ({_quoted(methods.scored_kinds())})")
+    if augmentations:
+        found.append(_derived(augmentations))
+    first = chain(wanted, samples) if wanted is not None else f"WITH seen(sample_id) AS ({samples})"
+    return f"{first}, candidate AS ({' UNION ALL '.join(found)})"
 
 
-def unscored(wanted: Wanted | None, samples: str, stats: int) -> str:
+def _derived(augmentations: Sequence[str]) -> str:
+    """Return SQL for the keys of the current variants that these augmentations made, whose names must be in use."""
+    return f"""
+        SELECT {_KEYS} FROM {_OF_SEEN} CROSS JOIN derivation d
+        WHERE v.sample_id = seen.sample_id AND v.kind IN ({_quoted(methods.scored_kinds())})
+        AND d.derivation_id = v.derivation_id AND d.augmentation_id IN ({_quoted(augmentations)})
+        AND EXISTS (SELECT 1 FROM current_variants c WHERE c.variant_id = v.variant_id)
+    """
+
+
+def unscored(wanted: Wanted | None, samples: str, stats: int, augmentations: Sequence[str] = ()) -> str:
     """Return SQL for the variants that lack one of `stats` statistics under :student, with how many are present."""
     names = ", ".join(f":stat_{i}" for i in range(stats))
     return f"""
-        {_candidates(wanted, samples)}, counted AS (
+        {_candidates(wanted, samples, augmentations)}, counted AS (
             SELECT c.variant_id, (
                 SELECT count(*) FROM loss l
                 WHERE l.student_id = :student AND l.variant_id = c.variant_id AND l.stat IN ({names})
@@ -360,7 +373,7 @@ def unscored(wanted: Wanted | None, samples: str, stats: int) -> str:
     """
 
 
-def count_unscored(wanted: Wanted | None, stats: Sequence[int]) -> str:
+def count_unscored(wanted: Wanted | None, stats: Sequence[int], augmentations: Sequence[str] = ()) -> str:
     """Return SQL for what students lack, :student_0 with `stats[0]` statistics and so on, found in one walk over the variants.
 
     One row; for each student the variants that lack one, the statistics, and the variants' characters. Variants that lack
@@ -387,7 +400,7 @@ def count_unscored(wanted: Wanted | None, stats: Sequence[int]) -> str:
         for value in ("1", f"{n} - present_{i}", length)
     )
     return f"""
-        {_candidates(wanted, ALL_SAMPLES)},
+        {_candidates(wanted, ALL_SAMPLES, augmentations)},
         lacking AS MATERIALIZED (SELECT c.variant_id FROM candidate c WHERE {lacking}),
         counted AS MATERIALIZED (SELECT k.variant_id, {present} FROM lacking k)
         SELECT {sums} FROM counted k JOIN variant v ON v.variant_id = k.variant_id

@@ -15,9 +15,10 @@ from recycledb.config import TeacherConfig
 from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
-from recycledb.store import HEARTBEAT_S, Store
+from recycledb.store import HEARTBEAT_S, Store, derivations
 from recycledb.store.pending import Wanted
 from recycledb.sync.asking import Asking
+from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
 from recycledb.sync.plan import Plan, make
 from recycledb.sync.progress import Asked, Listener, Progress, silent
@@ -41,6 +42,7 @@ class Outcome:
 
     read: int = 0
     asked: list[Asked] = field(default_factory=list)
+    augmented: list[Augmented] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     batches: "Batched | None" = None
     stopped: str | None = None
@@ -62,7 +64,8 @@ class Outcome:
     def idle(self) -> bool:
         """Whether there was nothing to do."""
         taken = self.batches.taken if self.batches else 0
-        return not (self.read or taken or any(a.asked for a in self.asked) or any(s.statistics for s in self.scored))
+        made = any(a.sources for a in self.augmented) or any(s.statistics for s in self.scored)
+        return not (self.read or taken or any(a.asked for a in self.asked) or made)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON has it."""
@@ -82,6 +85,7 @@ class Outcome:
             "cost_unknown": unknown,
             "reasons": {key: sum(a.reasons.get(key, 0) for a in self.asked) for a in self.asked for key in a.reasons},
             "examples": {key: text for a in reversed(self.asked) for key, text in a.examples.items()},
+            "augmentations": [asdict(a) for a in self.augmented],
             "statistics": sum(s.statistics for s in self.scored),
             "students": [asdict(s) for s in self.scored],
             "batches": asdict(self.batches) if self.batches else None,
@@ -147,19 +151,25 @@ class Sync:
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and answers are new texts to score
         if not self.stop.is_set():
-            self._round(self.target.students)
+            self._round(self.target.students, augment=self.target.augment)
         if self.stop.is_set():
             self.outcome.stopped = self.outcome.stopped or STOPPED
-        self.outcome.left = self._with_money(make(self.store, self.target))
+        left = make(self.store, self.target).without_left_alone({a.name: a.left_alone for a in self.outcome.augmented})
+        self.outcome.left = self._with_money(left)
         return self.outcome
 
     @property
     def _ended(self) -> bool:
         return self.stop.is_set() or self.outcome.stopped is not None
 
-    def _round(self, students: Sequence[Student]) -> bool:
-        """Ask what can be asked, score what can be scored; return whether anything came of it."""
+    def _round(self, students: Sequence[Student], *, augment: bool = False) -> bool:
+        """Ask what can be asked, score what can be scored; return whether anything came of it.
+
+        With `augment`, let transforms have in between what was answered, since what they make is scored too.
+        """
         asked = self._reflect() if self.target.reflect and not self._ended else None
+        if augment:
+            self._augment()
         scored = [] if self.stop.is_set() else self._score(students)
         return bool(asked and asked.asked) or any(s.statistics for s in scored)
 
@@ -266,11 +276,23 @@ class Sync:
         finally:
             await teacher.close()
 
+    def _augment(self) -> None:
+        """Make what transforms can make now, one augmentation after the other."""
+        for config in self.target.augmentations:
+            if self.stop.is_set():
+                return
+            total = derivations.count_waiting(self.store, config.augmentation_id, config.sources, config.rounds)
+            if total:
+                work = Augmenting(self.store, config, total=total, stop=self.stop, listener=self.listener)
+                self.outcome.augmented.append(work.result)
+                work.run()
+
     def _score(self, students: Sequence[Student]) -> list[Scored]:
         """Compute the statistics that can be computed now, one student after the other."""
         if self.stop.is_set() or not self.target.score:
             return []
-        counts = self.store.count_scores(self.target.wanted, [(each.student_id, each.stats) for each in students])
+        wanted = [(each.student_id, each.stats) for each in students]
+        counts = self.store.count_scores(self.target.wanted, wanted, self.target.augmentation_ids)
         lacking = [(student, total) for student, (_, total, _) in zip(students, counts, strict=True) if total]
         return [self._score_under(student, total) for student, total in lacking if not self.stop.is_set()]
 
@@ -279,6 +301,7 @@ class Sync:
             self.store,
             student,
             self.target.wanted,
+            augmentations=self.target.augmentation_ids,
             total=total,
             limit=self.limit,
             stop=self.stop,

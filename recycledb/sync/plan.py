@@ -4,8 +4,8 @@ Invariant: planning writes nothing and asks nobody. What is counted as ready is 
 follows from it can only be bounded, since a reply may hold no variant, and is said as "at most".
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from recycledb import methods
@@ -13,7 +13,7 @@ from recycledb.errors import StudentError
 from recycledb.methods import TeacherStep
 from recycledb.reflection.teachers.prices import dearest
 from recycledb.schema import Stat, Texts
-from recycledb.store import Store
+from recycledb.store import Store, derivations
 from recycledb.store.pending import Wanted
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
@@ -60,10 +60,23 @@ class ScorePlan:
 
 
 @dataclass(frozen=True)
+class AugmentPlan:
+    """One augmentation: how many variants wait for it, those of each round counted."""
+
+    name: str
+    method: str
+    sources: int
+    left_alone: int = (
+        0  # of them, those that its transform saw in this run and did not use: they wait for others to go with
+    )
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a sync would do."""
 
     asks: list[AskPlan] = field(default_factory=list)
+    augmentations: list[AugmentPlan] = field(default_factory=list)
     scores: list[ScorePlan] = field(default_factory=list)
     unread: int = 0  # stored replies that the present extractor has not read: no calls
     failed: int = 0  # questions that failed for good; asked again with --retry-failed
@@ -76,7 +89,9 @@ class Plan:
     @property
     def ready(self) -> int:
         """Rows that can be filled in at once."""
-        return self.unread + sum(ask.ready for ask in self.asks) + sum(score.statistics for score in self.scores)
+        sources = sum(each.sources - each.left_alone for each in self.augmentations)
+        asked = sum(ask.ready for ask in self.asks)
+        return self.unread + asked + sources + sum(score.statistics for score in self.scores)
 
     @property
     def calls(self) -> int:
@@ -105,7 +120,17 @@ class Plan:
             "max_cost_usd": self.max_cost_usd,
             "steps": steps,
             "students": [asdict(score) for score in self.scores],
+            "augmentations": [asdict(each) for each in self.augmentations],
         }
+
+    def without_left_alone(self, left_alone: Mapping[str, int]) -> "Plan":
+        """Return the plan with so many sources of each augmentation, by name, as waiting for others to go with."""
+        return replace(
+            self,
+            augmentations=[
+                replace(each, left_alone=min(each.sources, left_alone.get(each.name, 0))) for each in self.augmentations
+            ],
+        )
 
 
 def money(spending: Spending | None) -> dict[str, Any]:
@@ -127,17 +152,21 @@ def _total(values: list[Any]) -> Any:
 def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False) -> Plan:
     """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has no replies to go by."""
     wanted, teacher = target.wanted, target.teacher
+    augmentations = _augmentations(store, target)
     if wanted is None or teacher is None or not target.reflect:
-        return Plan(scores=_scores(store, target, 0, exact) if target.score else [])
+        coming = _derived_at_most(target, augmentations, [])
+        return Plan(scores=_scores(store, target, coming, exact) if target.score else [], augmentations=augmentations)
     measured = measure(store, teacher, wanted, target.prompts, exact=exact)
     asks = _asks(store, target, wanted.retrying(retry_before), measured)
     # Only what is scored brings statistics: a compressed text does not.
     coming = sum(
         ask.calls for ask in asks if any(methods.kinds()[kind].scored for kind in methods.steps()[ask.step].made)
     )
+    coming += _derived_at_most(target, augmentations, asks)
     in_batches, in_processes = store.count_under_way(wanted)
     return Plan(
         asks=asks,
+        augmentations=augmentations,
         scores=_scores(store, target, coming, exact) if target.score else [],
         unread=store.count_unread(wanted.versions),
         failed=store.count_failed(wanted),
@@ -145,6 +174,31 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
         in_processes=in_processes,
         counted_by=measured.source if any(ask.calls for ask in asks) else None,
     )
+
+
+def _augmentations(store: Store, target: Target) -> list[AugmentPlan]:
+    """Count the sources that wait, as they will once the target's names are in use."""
+    if not (target.augment and target.augmentations):
+        return []
+    as_if = target.not_in_use(store)
+    return [
+        AugmentPlan(
+            each.name,
+            each.method,
+            derivations.count_waiting(store, each.augmentation_id, each.sources, each.rounds, as_if),
+        )
+        for each in target.augmentations
+    ]
+
+
+def _derived_at_most(target: Target, plans: Sequence[AugmentPlan], asks: Sequence[AskPlan]) -> int:
+    """Return how many variants to be scored the augmentations can make, of what waits and of what will be answered."""
+    most = 0
+    for config, plan in zip(target.augmentations, plans, strict=False):  # no plans where nothing is augmented
+        if methods.kinds()[config.transform.kind].scored:
+            coming = sum(ask.calls for ask in asks if set(methods.steps()[ask.step].made) & set(config.sources))
+            most += plan.sources + coming * config.rounds
+    return most
 
 
 def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> list[AskPlan]:
@@ -195,7 +249,8 @@ def _ask(
 
 
 def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
-    counts = store.count_scores(target.wanted, [(student.student_id, student.stats) for student in target.students])
+    students = [(student.student_id, student.stats) for student in target.students]
+    counts = store.count_scores(target.wanted, students, target.augmentation_ids)
     return [
         _score(store, target, student, found, coming, exact)
         for student, found in zip(target.students, counts, strict=True)
@@ -216,7 +271,7 @@ def _score_tokens(store: Store, target: Target, student: Student, characters: in
     from recycledb.scoring.requests import Request
     from recycledb.scoring.tokenising import count_tokens
 
-    rows = store.sample_scores(target.wanted, student.student_id, student.stats, SAMPLE)
+    rows = store.sample_scores(target.wanted, student.student_id, student.stats, SAMPLE, target.augmentation_ids)
     present = store.present_stats(student.student_id, [row.variant_id for row in rows])
     requests = [
         Request(

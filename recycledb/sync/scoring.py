@@ -67,12 +67,13 @@ class Scoring:
         student: Student,
         wanted: Wanted | None,
         *,
+        augmentations: Sequence[str] = (),
         total: int,
         limit: int | None,
         stop: threading.Event,
         listener: Listener,
     ) -> None:
-        self.store, self.student, self.wanted = store, student, wanted
+        self.store, self.student, self.wanted, self.augmentations = store, student, wanted, augmentations
         self.limit, self.stop, self.listener = limit, stop, listener
         self.result = Scored(student.config.name)
         self.progress = Progress("score", student.config.name, total)
@@ -97,7 +98,9 @@ class Scoring:
         """Yield the variants that lack statistics, in dataset order, drawn page by page."""
         left = self.limit
         for samples in self.store.iter_places(page=2_000):
-            rows = self.store.pending_scores(self.wanted, self.student.student_id, self.student.stats, samples)
+            rows = self.store.pending_scores(
+                self.wanted, self.student.student_id, self.student.stats, samples, self.augmentations
+            )
             present = self.store.present_stats(self.student.student_id, [row.variant_id for row in rows])
             for row in rows:
                 if self.stop.is_set():

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from recycledb import methods
-from recycledb.config import Config, StudentConfig, TeacherConfig
+from recycledb.config import FILE_NAME, AugmentationConfig, Config, StudentConfig, TeacherConfig
+from recycledb.errors import ConfigError
 from recycledb.reflection import prompts
 from recycledb.schema import canonical_json, utc_now
 from recycledb.scoring.identity import Identity, identify
-from recycledb.store import Store
+from recycledb.store import Meaning, Store
 from recycledb.store.pending import Wanted
 
 
@@ -47,6 +48,13 @@ class Target:
     lazy: bool = False
     budget_usd: float | None = None  # a cap on what all requests of the store may cost
     teachers: Sequence[TeacherConfig] = ()  # all of the configuration's, for their prices
+    augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
+    augment: bool = False  # whether what transforms make is made too
+
+    @property
+    def augmentation_ids(self) -> tuple[str, ...]:
+        """The ids of the augmentations."""
+        return tuple(dict.fromkeys(each.augmentation_id for each in self.augmentations))
 
     @property
     def wanted(self) -> Wanted | None:
@@ -69,6 +77,18 @@ class Target:
                 self._register_teacher(store, conn, self.teacher)
             for student in self.students:
                 self._register_student(store, conn, student)
+            for augmentation in self.augmentations:
+                self._register_augmentation(store, conn, augmentation)
+
+    def not_in_use(self, store: Store) -> list[Meaning]:
+        """Return the names of what variants depend on that will mean something else once this target is registered."""
+        meanings = [Meaning("extractor", name, str(version)) for name, version in methods.version_names().items()]
+        if self.teacher is not None:
+            meanings.append(Meaning("teacher", self.teacher.name, self.teacher.teacher_id))
+            meanings += [Meaning("prompt", step, prompt.prompt_id) for step, prompt in self.prompts.items()]
+        meanings += [Meaning("augmentation", each.name, each.augmentation_id) for each in self.augmentations]
+        in_use = {(row.kind, row.name, row.id) for row in store.rows("SELECT kind, name, id FROM current_names")}
+        return [meaning for meaning in meanings if meaning not in in_use]
 
     def _register_teacher(self, store: Store, conn: Connection, teacher: TeacherConfig) -> None:
         now = utc_now()
@@ -87,6 +107,12 @@ class Target:
         store.insert(conn, "student", [(student.student_id, config.name, *described, identity.parameters, utc_now())])
         store.ensure_name(conn, "student", config.name, student.student_id)
 
+    @staticmethod
+    def _register_augmentation(store: Store, conn: Connection, config: AugmentationConfig) -> None:
+        described = (config.method, config.transform.version, config.seed, canonical_json(config.parameters))
+        store.insert(conn, "augmentation", [(config.augmentation_id, config.name, *described, utc_now())])
+        store.ensure_name(conn, "augmentation", config.name, config.augmentation_id)
+
 
 def resolve(
     config: Config,
@@ -96,7 +122,7 @@ def resolve(
     students: Sequence[StudentConfig] | None = None,
     lazy: bool = False,
 ) -> Target:
-    """Return the target of a configuration; `only` ("reflect" or "score") leaves out the other half.
+    """Return the target of a configuration; `only` ("reflect", "augment" or "score") leaves out the rest.
 
     Raises ConfigError, StudentError. Where the file has no teacher and none is named, nothing is reflected; likewise
     without students nothing is scored.
@@ -104,7 +130,9 @@ def resolve(
     steps = [step for step in config.sync.steps if step != methods.SCORE]
     has_teacher = bool(teacher or config.teachers or only == "reflect") and bool(steps)
     found = config.get_teacher(teacher) if has_teacher else None
-    chosen = config.get_students() if students is None else students
+    chosen = [] if only == "augment" else config.get_students() if students is None else students
+    if only == "augment" and not config.augmentations:
+        raise ConfigError(f"no augmentation: set [augmentations.NAME] in {config.path or FILE_NAME}")
     scored = methods.SCORE in config.sync.steps or students is not None
     target = Target(
         teacher=found,
@@ -112,10 +140,12 @@ def resolve(
         if found
         else {},
         students=[Student(student, identify(student.model, student.revision)) for student in chosen],
-        reflect=found is not None and only != "score",
-        score=scored and only != "reflect",
+        reflect=found is not None and only not in ("augment", "score"),
+        score=scored and only not in ("reflect", "augment"),
         lazy=(lazy or config.sync.lazy) and bool(chosen) and found is not None,
         budget_usd=config.sync.budget_usd,
         teachers=tuple(config.teachers.values()),
+        augmentations=() if only == "reflect" else tuple(config.augmentations.values()),
+        augment=only not in ("reflect", "score"),
     )
     return target if target.score or target.lazy else replace(target, students=[])
