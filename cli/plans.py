@@ -20,7 +20,7 @@ def show_plan(plan: "Plan", target: "Target") -> None:
     from recycledb.cli.printing import Table
 
     out = stdout()
-    if target.teacher is None and not target.all_students:
+    if target.teacher is None and not target.all_students and not target.augmentations:
         out.print("recycledb.toml asks for nothing: set [teachers.NAME] or [students.NAME] in it")
     elif plan.ready == 0 and plan.calls == 0:
         out.print("nothing is missing" if not plan.failed else "nothing to do")
@@ -34,6 +34,11 @@ def show_plan(plan: "Plan", target: "Target") -> None:
             tokens_out, cost = _about(ask.completion_tokens), _dollars(ask.cost_usd)
             numbers = (f"{ask.ready:,}", f"{ask.follow:,}", _about(ask.prompt_tokens), tokens_out, cost)
             table.add_row(ask.step, ask.teacher, *numbers)
+        out.print(table)
+    if any(each.sources for each in plan.augmentations):
+        table = Table("step", "augmentation", "method", *right("variants now"), box=None)
+        for each in plan.augmentations:
+            table.add_row("augment", each.name, each.method, f"{each.sources:,}")
         out.print(table)
     if any(score.statistics or score.follow for score in plan.scores):
         table = Table("step", "student", *right("variants", "statistics now", "then at most", "tokens now"), box=None)

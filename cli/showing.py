@@ -40,6 +40,7 @@ def _show(found: dict[str, Any]) -> None:
     for variant in found["variants"]:
         _show_variant(variant, found["scores"], found["losses"])
         _show_measures([row for row in found["measures"] if row["variant_id"] == variant["variant_id"]])
+    _show_derivations(found)
     for text in found["teacher_texts"]:
         _show_text(text)
     out.print()
@@ -93,6 +94,27 @@ def _score_table(rows: list[dict[str, Any]]) -> Any:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _show_derivations(found: dict[str, Any]) -> None:
+    """Say what transforms made of this sample's variants and of others', and with which settings."""
+    out = stdout()
+    for derivation in found["derivations"]:
+        old = "" if derivation["is_current"] else " · superseded"
+        rest = f" · round {derivation['round']}{old} · {derivation['derivation_id'][:12]}"
+        out.rule(_title(derivation["augmentation"], rest), align="left", characters="┄")
+        if derivation["reason"] is not None:
+            out.print(f"no variant: {derivation['reason']}", markup=False)
+        else:
+            what = f"{derivation['kind']} {derivation['variant_id'][:12]}"
+            own = derivation["sample_id"] == found["sample_id"]
+            out.print(what if own else f"{what} of sample {derivation['sample_id'][:12]}", markup=False)
+        for member in derivation["members"]:
+            own = member["sample_id"] == found["sample_id"]
+            whose = "this sample" if own else f"sample {member['sample_id'][:12]}"
+            line = f"  {member['ordinal'] + 1}. {member['kind']} {member['variant_id'][:12]} of {whose}"
+            out.print(line, markup=False)
+        out.print(f"parameters {derivation['parameters']}", style="dim", markup=False)
 
 
 def _show_text(text: dict[str, Any]) -> None:

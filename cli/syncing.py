@@ -22,9 +22,10 @@ EXIT_MISSING = 3
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and leave.")] = False,
     only: Annotated[
-        Literal["reflect", "score", "measure"] | None,
+        Literal["reflect", "augment", "score", "measure"] | None,
         typer.Option(
-            help="Run one part only: reflect (teacher), score (students' statistics) or measure (configured measures)."
+            help="Run one part only: reflect (teacher steps), augment (transforms), score (students' statistics) or measure "
+            "(configured measures)."
         ),
     ] = None,
     measure: Annotated[
@@ -163,6 +164,7 @@ def _show_outcome(outcome: "Outcome") -> None:
     for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
         example = result["examples"][reason].partition(": ")[2]
         out.print(f"  {reason}: {count:,}" + (f", for example: {example}" if example else ""), markup=False)
+    _show_augmented(outcome)
     _show_scored(outcome)
     if outcome.stopped:
         out.print(outcome.stopped, markup=False)
@@ -171,6 +173,8 @@ def _show_outcome(outcome: "Outcome") -> None:
         missing = (
             f"{sum(ask.ready for ask in left.asks):,} calls, {sum(s.statistics for s in left.scores):,} statistics"
         )
+        if waiting := sum(each.sources - each.left_alone for each in left.augmentations):
+            missing += f", {waiting:,} variants to augment"
         if left.measures:
             missing += f", {sum(each.ready for each in left.measures):,} rows of measures"
         if left.in_batches:
@@ -180,6 +184,18 @@ def _show_outcome(outcome: "Outcome") -> None:
         if left.failed:
             missing += f"; {left.failed:,} questions failed for good (--retry-failed)"
         out.print(f"still missing: {missing}")
+
+
+def _show_augmented(outcome: "Outcome") -> None:
+    """Say what transforms made, and of what they made nothing."""
+    out = stdout()
+    for made in outcome.augmented:
+        if made.sources:
+            out.print(f"augmented by {made.name}: {made.variants:,} variants from {made.sources:,}", markup=False)
+        for reason, count in sorted(made.reasons.items()):
+            out.print(f"  {reason}: {count:,} without a variant", markup=False)
+        if made.left_alone:
+            out.print(f"  {made.left_alone:,} wait for others to go with", markup=False)
 
 
 def _show_scored(outcome: "Outcome") -> None:

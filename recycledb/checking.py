@@ -13,11 +13,12 @@ from operator import itemgetter
 from typing import Any
 
 from recycledb import methods
-from recycledb.config import student_id_of, teacher_id_of
+from recycledb.config import augmentation_id_of, student_id_of, teacher_id_of
 from recycledb.reflection.prompts import prompt_id_of
 from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
+from recycledb.store.derivations import derivation_id_of
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, Relation, RowOf, Rule
 from recycledb.sync.storing import reply_id_of
@@ -33,6 +34,10 @@ def check(store: Store) -> Checked:
     with checked.reading("selections"), store.read():  # see `verify.check`
         checked.findings += _selections(store)
         walked = next(walked for walked in checked.tables if walked.table == "selection")
+        walked.ids = walked.rows
+    with checked.reading("derivations"), store.read():
+        checked.findings += _derivations(store)
+        walked = next(walked for walked in checked.tables if walked.table == "derivation")
         walked.ids = walked.rows
     with checked.reading("counts of tokens"):
         checked.remarks += _odd_counts(store)
@@ -52,6 +57,10 @@ def _teacher(row: RowOf) -> str:
 
 def _student(row: RowOf) -> str:
     return student_id_of(row["model"], row["revision"], row["prompt"], row["max_length"], row["dtype"])
+
+
+def _augmentation(row: RowOf) -> str:
+    return augmentation_id_of(row["method"], row["version"], row["seed"], json.loads(row["parameters"]))
 
 
 def _reply(row: RowOf) -> str:
@@ -112,6 +121,19 @@ def _wrong_selection(row: RowOf) -> Iterator[str]:
             yield f"has {name} that are no JSON object"
 
 
+def _wrong_augmentation(row: RowOf) -> Iterator[str]:
+    parameters = _object(row["parameters"])
+    if parameters is None or canonical_json(parameters) != row["parameters"]:
+        yield "has parameters that are no JSON as it is written here"
+
+
+def _wrong_derivation(row: RowOf) -> Iterator[str]:
+    if _object(row["parameters"]) is None:
+        yield "has parameters that are no JSON object"
+    if row["round"] < 0:
+        yield f"is of round {row['round']}"
+
+
 def _wrong_name(row: RowOf) -> Iterator[str]:
     if row["kind"] not in NAMED:
         yield "names something that there is not"
@@ -149,6 +171,8 @@ RULES = {
     "reply": Rule("text_id", _reply, _wrong_reply),
     "attempt": Rule(wrong=_wrong_attempt),
     "loss": Rule(wrong=_wrong_loss),
+    "augmentation": Rule("augmentation_id", _augmentation, _wrong_augmentation),
+    "derivation": Rule(wrong=_wrong_derivation),
     "place": Rule(wrong=_wrong_place),
     "selection": Rule(wrong=_wrong_selection),
     "name": Rule(wrong=_wrong_name),
@@ -182,6 +206,12 @@ def _kind_made() -> str:
         for kind in each.kinds
     ]
     return f"CASE {' '.join(cases)} END"
+
+
+def _kind_derived() -> str:
+    """Return SQL for the kind that an augmentation (a) makes, NULL where its transform is not installed."""
+    cases = [f"WHEN '{each.name}' THEN '{each.kind}'" for each in methods.transforms().values()]
+    return f"CASE a.method {' '.join(cases)} END" if cases else "NULL"
 
 
 def _of_prompts_step(table: str) -> Relation:
@@ -256,6 +286,25 @@ _RELATIONS = (
         """,
     ),
     Relation(
+        "of variant were derived, but have another parent or sample than the first member of their derivation, or it has none",
+        """
+        SELECT count(*) FROM variant v
+        LEFT JOIN derivation d ON d.derivation_id = v.derivation_id
+        LEFT JOIN derivation_member m ON m.derivation_id = d.derivation_id AND m.ordinal = 0
+        LEFT JOIN variant p ON p.variant_id = m.variant_id
+        WHERE v.derivation_id IS NOT NULL
+        AND (p.variant_id IS NULL OR p.variant_id <> v.parent_id OR p.sample_id <> v.sample_id)
+        """,
+    ),
+    Relation(
+        "of derivation have both a variant and a reason for none, or neither, or two variants",
+        """
+        SELECT count(*) FROM derivation d
+        WHERE (CASE WHEN d.reason IS NULL THEN 1 ELSE 0 END)
+            <> (SELECT count(*) FROM variant v WHERE v.derivation_id = d.derivation_id)
+        """,
+    ),
+    Relation(
         "of closing end a place that there is not",
         """
         SELECT count(*) FROM closing c WHERE NOT EXISTS (
@@ -289,7 +338,15 @@ def relations() -> tuple[Relation, ...]:
         SELECT count(*) FROM variant v JOIN reply r ON r.text_id = v.text_id JOIN variant p ON p.variant_id = v.parent_id
         WHERE r.step IN ({known}) AND coalesce({_kind_made()}, '') <> v.kind
     """
-    return (*_RELATIONS, Relation("of variant are of another kind than their reply's step makes of their parent", made))
+    derived = f"""
+        SELECT count(*) FROM variant v JOIN derivation d ON d.derivation_id = v.derivation_id
+        JOIN augmentation a ON a.augmentation_id = d.augmentation_id WHERE {_kind_derived()} <> v.kind
+    """
+    return (
+        *_RELATIONS,
+        Relation("of variant are of another kind than their reply's step makes of their parent", made),
+        Relation("of variant are of another kind than their augmentation's transform makes", derived),
+    )
 
 
 # -- selections
@@ -326,6 +383,33 @@ def _selection(selection: str, record: Sequence[Any], picks: list[Any]) -> Itera
         kinds[pick[5]] = kinds.get(pick[5], 0) + 1
     if kinds != counted:
         yield f"selection {selection} counts {counted} by kind, but its picks are {kinds}"
+
+
+# -- derivations
+
+_DERIVATIONS = """
+    SELECT d.derivation_id, d.augmentation_id, d.round, m.ordinal, m.variant_id
+    FROM derivation d LEFT JOIN derivation_member m ON m.derivation_id = d.derivation_id ORDER BY d.derivation_id, m.ordinal
+"""
+
+
+def _derivations(store: Store) -> Iterator[str]:
+    """Yield what is wrong with derivations and their members: their ids, the numbers of the members."""
+    wrong = 0
+    with store.read() as conn:
+        for (key, *of), rows in groupby(conn.exec_driver_sql(_DERIVATIONS), key=itemgetter(0, 1, 2)):
+            members = list(rows)
+            if [row[3] for row in members] != list(range(len(members))):
+                what = "has no members, or they are not numbered in one line from 0"
+            elif derivation_id_of(of[0], of[1], [row[4] for row in members]) != key:
+                what = "does not hold the content that its id is the address of"
+            else:
+                continue
+            wrong += 1
+            if wrong <= verify.REPORTED:
+                yield f"derivation {key} {what}"
+    if wrong > verify.REPORTED:
+        yield f"derivation: {wrong - verify.REPORTED} more findings like these"
 
 
 def _odd_counts(store: Store) -> Iterator[str]:

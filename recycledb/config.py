@@ -249,6 +249,26 @@ class AugmentationConfig(Optioned):
         _require_kinds(self.of, [kind for kind in methods.kinds() if kind not in made])
         return self
 
+    @property
+    def transform(self) -> methods.Transform:
+        """The method."""
+        return methods.transforms()[self.method]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The kinds of variants that it uses, in an order of their own."""
+        return tuple(sorted(set(self.of or self.transform.of)))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What changes its variants besides the method's version and the seed."""
+        return {**_plain(self.options(self.transform.options)), "of": list(self.sources)}
+
+    @property
+    def augmentation_id(self) -> str:
+        """The content address of all that changes its variants; more rounds add to them and change none."""
+        return augmentation_id_of(self.method, self.transform.version, self.seed, self.parameters)
+
 
 def _require_kinds(given: tuple[str, ...], known: list[str]) -> None:
     for kind in given:
@@ -367,6 +387,11 @@ def student_id_of(model: str, revision: str, prompt: str, max_length: int, dtype
     """Return the content address of what changes a student's numbers; a folder is known by its content, not by its name."""
     named = "" if revision.startswith("sha256:") else model
     return content_id("student", named, revision, prompt, max_length, dtype, length=IDENTITY_LENGTH)
+
+
+def augmentation_id_of(method: str, version: int, seed: int, parameters: Mapping[str, Any]) -> str:
+    """Return the content address of what changes the variants of a transform."""
+    return content_id("augmentation", method, version, seed, parameters, length=IDENTITY_LENGTH)
 
 
 def find_file(start: Path | None = None) -> Path | None:

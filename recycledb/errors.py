@@ -9,6 +9,7 @@
     │   └── ReadOnlyError   the store may be read, but not written: by this user, or for want of space
     ├── TeacherError        the run cannot go on: no key, unknown model, no quota, server down
     ├── StudentError        a model cannot be found, identified or loaded
+    ├── MethodError         an installed method failed, or gave what it must not
     └── SelectionError      a recipe, its parameters or a query is wrong
         └── QueryError      SQL was refused or failed
 
@@ -63,13 +64,13 @@ class StudentError(RecycledbError):
     """A student model cannot be found, identified or loaded."""
 
 
+class MethodError(RecycledbError):
+    """A method's own code failed, or gave what it must not."""
+
+
 class SelectionError(RecycledbError):
     """A recipe or its parameters are wrong, or name something that the store lacks."""
 
 
 class QueryError(SelectionError):
     """A query was refused (it would write, or reach other files) or failed."""
-
-
-class MethodError(RecycledbError):
-    """A function of a method fails, or gives what no store can hold."""

@@ -220,6 +220,7 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
         "scores": _dicts(store.rows(_SCORES, s=sample)),
         "losses": _dicts(store.rows(_LOSSES, s=sample)),
         "measures": _dicts(store.rows(_MEASURES, s=sample)),
+        "derivations": _derivations(store, sample),
         "selections": _dicts(store.rows(_SELECTIONS, s=sample)),
         "explanations": explain(store, sample),
     }
@@ -228,7 +229,7 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
 _PLACES = "SELECT dataset, position, extra FROM dataset_samples WHERE sample_id = :s ORDER BY dataset, position"
 
 _VARIANTS = """
-    SELECT variant_id, kind, parent_id, text_id, teacher, is_current, instruction, input, output, created_at
+    SELECT variant_id, kind, parent_id, text_id, teacher, is_current, instruction, input, output, created_at, derivation_id
     FROM variants WHERE sample_id = :s ORDER BY created_at, kind
 """
 
@@ -272,6 +273,35 @@ _MEASURES = """
     FROM measures m WHERE m.sample_id = :s AND m.measure NOT IN ('ifd', 'rifd', 'ppl', 'length')
     ORDER BY m.measure, m.model, m.variant_id
 """
+# The derivations of which a variant of the sample is a member; its derived variants are among what they made.
+_DERIVATIONS = """
+    SELECT d.derivation_id, d.augmentation, d.round, d.is_current, d.parameters, d.reason, d.variant_id, v.kind, v.sample_id,
+        a.method, a.version, a.seed, a.parameters AS options
+    FROM derivations d JOIN augmentation a ON a.augmentation_id = d.augmentation_id
+    LEFT JOIN variant v ON v.variant_id = d.variant_id
+    WHERE d.derivation_id IN (
+        SELECT m.derivation_id FROM derivation_member m JOIN variant w ON w.variant_id = m.variant_id WHERE w.sample_id = :s
+    )
+    ORDER BY d.augmentation, d.round, d.derivation_id
+"""
+_MEMBERS = """
+    SELECT m.derivation_id, m.ordinal, m.variant_id, v.kind, v.sample_id
+    FROM derivation_member m JOIN variant v ON v.variant_id = m.variant_id
+    WHERE m.derivation_id IN (
+        SELECT o.derivation_id FROM derivation_member o JOIN variant w ON w.variant_id = o.variant_id WHERE w.sample_id = :s
+    )
+    ORDER BY m.derivation_id, m.ordinal
+"""
+
+
+def _derivations(store: Store, sample: str) -> list[dict[str, Any]]:
+    """Return what transforms made of the sample's variants, each with its members in order."""
+    members: dict[str, list[dict[str, Any]]] = {}
+    for member in _dicts(store.rows(_MEMBERS, s=sample)):
+        members.setdefault(member.pop("derivation_id"), []).append(member)
+    found = _dicts(store.rows(_DERIVATIONS, s=sample))
+    return [{**each, "members": members[each["derivation_id"]]} for each in found]
+
 
 _SELECTIONS = """
     SELECT i.selection, i.position, i.variant_id, i.rank, i.reason, c.recipe

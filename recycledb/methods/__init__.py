@@ -135,10 +135,17 @@ def _require_order(found: Iterable[Method], called: str) -> None:
                     raise ConfigError(f"{called}: step {step.name!r} names the kind {kind!r}, which no method has")
             if each.gives:
                 made_of.setdefault(each.gives, set()).update(each.kinds, each.beside)
-    for transform in (transform for method in found for transform in method.transforms):
-        if transform.kind not in known:
+    transforms = [transform for method in found for transform in method.transforms]
+    derived = {transform.kind for transform in transforms}
+    for transform in transforms:
+        for kind in (transform.kind, *transform.of):
+            if kind not in known:
+                raise ConfigError(
+                    f"{called}: transform {transform.name!r} names the kind {kind!r}, which no method has"
+                )
+        for kind in derived.intersection(transform.of):
             raise ConfigError(
-                f"{called}: transform {transform.name!r} makes the kind {transform.kind!r}, which no method has"
+                f"{called}: transform {transform.name!r} would use {kind!r} variants, which a transform makes"
             )
     for kind in made_of:
         if kind in _above(kind, made_of):

@@ -429,33 +429,49 @@ class Store:
         return found
 
     def pending_scores(
-        self, wanted: pending.Wanted | None, student: str, stats: Sequence[str], samples: Sequence[str]
+        self,
+        wanted: pending.Wanted | None,
+        student: str,
+        stats: Sequence[str],
+        samples: Sequence[str],
+        augmentations: Sequence[str] = (),
     ) -> Sequence[SQLRow]:
-        """Return the variants of these samples that lack statistics under a student, with how many are present."""
+        """Return the variants of these samples that lack statistics under a student, with how many are present.
+
+        Those that `augmentations`, by id, have made are among them.
+        """
         if not samples:
             return []
         samples = _padded(samples)
-        sql = pending.unscored(wanted, pending.listed(len(samples)), len(stats))
+        sql = pending.unscored(wanted, pending.listed(len(samples)), len(stats), augmentations)
         parameters = _score_parameters(wanted, student, stats)
         return self.rows(sql, **parameters, **_sample_parameters(samples))
 
     def sample_scores(
-        self, wanted: pending.Wanted | None, student: str, stats: Sequence[str], number: int
+        self,
+        wanted: pending.Wanted | None,
+        student: str,
+        stats: Sequence[str],
+        number: int,
+        augmentations: Sequence[str] = (),
     ) -> Sequence[SQLRow]:
         """Return some of the variants that lack statistics under a student, the first by id: ids are hashes."""
         sql = f"""
-            SELECT * FROM ({pending.unscored(wanted, pending.ALL_SAMPLES, len(stats))}) u
+            SELECT * FROM ({pending.unscored(wanted, pending.ALL_SAMPLES, len(stats), augmentations)}) u
             ORDER BY u.variant_id LIMIT {number}
         """
         return self.rows(sql, **_score_parameters(wanted, student, stats))
 
     def count_scores(
-        self, wanted: pending.Wanted | None, students: Sequence[tuple[str, Sequence[str]]]
+        self,
+        wanted: pending.Wanted | None,
+        students: Sequence[tuple[str, Sequence[str]]],
+        augmentations: Sequence[str] = (),
     ) -> list[tuple[int, int, int]]:
         """Return, for each student with its statistics, how many variants lack some, how many those are, and the variants' characters."""
         if not students:
             return []
-        sql = pending.count_unscored(wanted, [len(stats) for _, stats in students])
+        sql = pending.count_unscored(wanted, [len(stats) for _, stats in students], augmentations)
         parameters = dict(wanted.parameters) if wanted else {}
         for i, (student, stats) in enumerate(students):
             parameters |= {f"student_{i}": student, **{f"stat_{i}_{k}": stat for k, stat in enumerate(stats)}}

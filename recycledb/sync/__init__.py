@@ -15,10 +15,11 @@ from recycledb.config import TeacherConfig
 from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
-from recycledb.store import HEARTBEAT_S, Store
+from recycledb.store import HEARTBEAT_S, Store, derivations
 from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
 from recycledb.sync.asking import Asking
+from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
 from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
@@ -44,6 +45,7 @@ class Outcome:
 
     read: int = 0
     asked: list[Asked] = field(default_factory=list)
+    augmented: list[Augmented] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     valued: list[Valued] = field(default_factory=list)
     batches: "Batched | None" = None
@@ -66,7 +68,12 @@ class Outcome:
     def idle(self) -> bool:
         """Whether there was nothing to do."""
         taken = self.batches.taken if self.batches else 0
-        rows = (*(a.asked for a in self.asked), *(s.statistics for s in self.scored), *(v.values for v in self.valued))
+        rows = (
+            *(a.asked for a in self.asked),
+            *(a.sources for a in self.augmented),
+            *(s.statistics for s in self.scored),
+            *(v.values for v in self.valued),
+        )
         return not (self.read or taken or any(rows))
 
     def as_dict(self) -> dict[str, Any]:
@@ -87,6 +94,7 @@ class Outcome:
             "cost_unknown": unknown,
             "reasons": {key: sum(a.reasons.get(key, 0) for a in self.asked) for a in self.asked for key in a.reasons},
             "examples": {key: text for a in reversed(self.asked) for key, text in a.examples.items()},
+            "augmentations": [asdict(a) for a in self.augmented],
             "statistics": sum(s.statistics for s in self.scored),
             "students": [asdict(s) for s in self.scored],
             "measures": [asdict(v) for v in self.valued],
@@ -153,20 +161,26 @@ class Sync:
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and answers are new texts to score
         if not self.stop.is_set():
-            self._round(self.target.all_students)
+            self._round(self.target.all_students, augment=self.target.augment)
         self._fill_values()
         if self.stop.is_set():
             self.outcome.stopped = self.outcome.stopped or STOPPED
-        self.outcome.left = self._with_money(make(self.store, self.target))
+        left = make(self.store, self.target).without_left_alone({a.name: a.left_alone for a in self.outcome.augmented})
+        self.outcome.left = self._with_money(left)
         return self.outcome
 
     @property
     def _ended(self) -> bool:
         return self.stop.is_set() or self.outcome.stopped is not None
 
-    def _round(self, students: Sequence[Student]) -> bool:
-        """Ask what can be asked, score what can be scored; return whether anything came of it."""
+    def _round(self, students: Sequence[Student], *, augment: bool = False) -> bool:
+        """Ask what can be asked, score what can be scored; return whether anything came of it.
+
+        With `augment`, let transforms have in between what was answered, since what they make is scored too.
+        """
         asked = self._reflect() if self.target.reflect and not self._ended else None
+        if augment:
+            self._augment()
         scored = [] if self.stop.is_set() else self._score(students)
         return bool(asked and asked.asked) or any(s.statistics for s in scored)
 
@@ -277,15 +291,27 @@ class Sync:
         finally:
             await teacher.close()
 
+    def _augment(self) -> None:
+        """Make what transforms can make now, one augmentation after the other."""
+        for config in self.target.augmentations:
+            if self.stop.is_set():
+                return
+            total = derivations.count_waiting(self.store, config.augmentation_id, config.sources, config.rounds)
+            if total:
+                work = Augmenting(self.store, config, total=total, stop=self.stop, listener=self.listener)
+                self.outcome.augmented.append(work.result)
+                work.run()
+
     def _score(self, students: Sequence[Student]) -> list[Scored]:
         """Compute the facts that can be computed now, one student after the other."""
         wanted = self.target.wanted
         own = [each for each in students if self.target.score and each in self.target.students]
-        counts = self.store.count_scores(wanted, [(each.student_id, each.stats) for each in own])
+        stats = [(each.student_id, each.stats) for each in own]
+        counts = self.store.count_scores(wanted, stats, self.target.augmentation_ids)
         lacking = {each.student_id: count for each, (_, count, _) in zip(own, counts, strict=True)}
         found = []
         for student in students:
-            measured = [each.need(student.student_id, wanted) for each in self.target.measures_of(student)]
+            measured = [self.target.need(each, student) for each in self.target.measures_of(student)]
             total = lacking.get(student.student_id, 0) + sum(count_lacking(self.store, need).facts for need in measured)
             if total and not self.stop.is_set():
                 found.append(self._score_under(student, self.target.needs(student), total))
@@ -306,7 +332,7 @@ class Sync:
         for measured in self.target.measures:
             for student in measured.students:
                 if not self.stop.is_set():
-                    need = measured.need(student.student_id, self.target.wanted)
+                    need = self.target.need(measured, student)
                     name = student.config.name
                     self.outcome.valued.append(fill_values(self.store, measured, need, name, self.stop, self.listener))
 

@@ -63,10 +63,10 @@ class Measured:
         """The content address of its name, method, version and parameters."""
         return measure_id_of(self.config.name, self.method.name, self.method.version, self.parameters)
 
-    def need(self, student_id: str, wanted: Wanted | None) -> Need:
-        """Return the facts that it needs of a student."""
+    def need(self, student_id: str, wanted: Wanted | None, augmentations: tuple[str, ...] = ()) -> Need:
+        """Return the facts that it needs of a student, of what the teacher and the augmentations (by id) make too."""
         return Need(
-            Scope(wanted, self.config.kinds),
+            Scope(wanted, self.config.kinds, augmentations),
             student_id,
             tuple(each.name for each in self.method.statistics),
             tuple(readout.prompt_id for readout in self.readouts),

@@ -13,9 +13,9 @@ from recycledb.errors import StudentError
 from recycledb.methods import Readout, TeacherStep
 from recycledb.reflection.teachers.prices import dearest
 from recycledb.schema import Texts
-from recycledb.store import Store
+from recycledb.store import Store, derivations
 from recycledb.store.measures import Need, count_lacking, count_values, facts_of, some_lacking
-from recycledb.store.pending import Scope, Wanted
+from recycledb.store.pending import Wanted
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
 from recycledb.sync.measures import Measured
@@ -82,10 +82,23 @@ class MeasurePlan:
 
 
 @dataclass(frozen=True)
+class AugmentPlan:
+    """One augmentation: how many variants wait for it, those of each round counted."""
+
+    name: str
+    method: str
+    sources: int
+    left_alone: int = (
+        0  # of them, those that its transform saw in this run and did not use: they wait for others to go with
+    )
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a sync would do."""
 
     asks: list[AskPlan] = field(default_factory=list)
+    augmentations: list[AugmentPlan] = field(default_factory=list)
     scores: list[ScorePlan] = field(default_factory=list)
     measures: list[MeasurePlan] = field(default_factory=list)
     unread: int = 0  # stored replies that the present extractor has not read: no calls
@@ -99,8 +112,13 @@ class Plan:
     @property
     def ready(self) -> int:
         """Rows that can be filled in at once."""
-        rows = (*(ask.ready for ask in self.asks), *(score.statistics for score in self.scores))
-        return self.unread + sum(rows) + sum(measure.ready for measure in self.measures)
+        rows = (
+            *(ask.ready for ask in self.asks),
+            *(each.sources - each.left_alone for each in self.augmentations),
+            *(score.statistics for score in self.scores),
+            *(measure.ready for measure in self.measures),
+        )
+        return self.unread + sum(rows)
 
     @property
     def calls(self) -> int:
@@ -130,7 +148,17 @@ class Plan:
             "steps": steps,
             "students": [asdict(score) for score in self.scores],
             "measures": [asdict(measure) for measure in self.measures],
+            "augmentations": [asdict(each) for each in self.augmentations],
         }
+
+    def without_left_alone(self, left_alone: Mapping[str, int]) -> "Plan":
+        """Return the plan with so many sources of each augmentation, by name, as waiting for others to go with."""
+        return replace(
+            self,
+            augmentations=[
+                replace(each, left_alone=min(each.sources, left_alone.get(each.name, 0))) for each in self.augmentations
+            ],
+        )
 
 
 def money(spending: Spending | None) -> dict[str, Any]:
@@ -152,17 +180,21 @@ def _total(values: list[Any]) -> Any:
 def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False) -> Plan:
     """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has no replies to go by."""
     wanted, teacher = target.wanted, target.teacher
+    augmentations = _augmentations(store, target)
     if wanted is None or teacher is None or not target.reflect:
-        return _with_facts(Plan(), store, target, 0, exact)
+        coming = _derived_at_most(target, augmentations, [])
+        return _with_facts(Plan(augmentations=augmentations), store, target, coming, exact)
     measured = measure(store, teacher, wanted, target.prompts, exact=exact)
     asks = _asks(store, target, wanted.retrying(retry_before), measured)
     # Only what is scored brings statistics: a compressed text does not.
     coming = sum(
         ask.calls for ask in asks if any(methods.kinds()[kind].scored for kind in methods.steps()[ask.step].made)
     )
+    coming += _derived_at_most(target, augmentations, asks)
     in_batches, in_processes = store.count_under_way(wanted)
     plan = Plan(
         asks=asks,
+        augmentations=augmentations,
         unread=store.count_unread(wanted.versions),
         failed=store.count_failed(wanted),
         in_batches=in_batches,
@@ -189,7 +221,7 @@ def _measures(store: Store, target: Target, coming: int, exact: bool) -> list[Me
 def _measure(
     store: Store, target: Target, measured: Measured, student: Student, coming: int, exact: bool
 ) -> MeasurePlan:
-    need = measured.need(student.student_id, target.wanted)
+    need = target.need(measured, student)
     lacking = count_lacking(store, need)
     tokens, counted = None, 0
     if exact and lacking.facts:
@@ -198,6 +230,31 @@ def _measure(
     return MeasurePlan(
         measured.config.name, student.config.name, lacking.variants, lacking.facts, values, coming, tokens, counted
     )
+
+
+def _augmentations(store: Store, target: Target) -> list[AugmentPlan]:
+    """Count the sources that wait, as they will once the target's names are in use."""
+    if not (target.augment and target.augmentations):
+        return []
+    as_if = target.not_in_use(store)
+    return [
+        AugmentPlan(
+            each.name,
+            each.method,
+            derivations.count_waiting(store, each.augmentation_id, each.sources, each.rounds, as_if),
+        )
+        for each in target.augmentations
+    ]
+
+
+def _derived_at_most(target: Target, plans: Sequence[AugmentPlan], asks: Sequence[AskPlan]) -> int:
+    """Return how many variants to be scored the augmentations can make, of what waits and of what will be answered."""
+    most = 0
+    for config, plan in zip(target.augmentations, plans, strict=False):  # no plans where nothing is augmented
+        if methods.kinds()[config.transform.kind].scored:
+            coming = sum(ask.calls for ask in asks if set(methods.steps()[ask.step].made) & set(config.sources))
+            most += plan.sources + coming * config.rounds
+    return most
 
 
 def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> list[AskPlan]:
@@ -248,7 +305,8 @@ def _ask(
 
 
 def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
-    counts = store.count_scores(target.wanted, [(student.student_id, student.stats) for student in target.students])
+    students = [(student.student_id, student.stats) for student in target.students]
+    counts = store.count_scores(target.wanted, students, target.augmentation_ids)
     return [
         _score(store, target, student, found, coming, exact)
         for student, found in zip(target.students, counts, strict=True)
@@ -259,7 +317,7 @@ def _score(
     store: Store, target: Target, student: Student, found: tuple[int, int, int], coming: int, exact: bool
 ) -> ScorePlan:
     variants, statistics, characters = found
-    need = Need(Scope(target.wanted), student.student_id, student.stats)
+    need = target.own_need(student)
     tokens, counted = _tokens(store, student, need, (), characters) if exact and statistics else (None, 0)
     follow = coming * len(student.stats)
     return ScorePlan(student.config.name, variants, statistics, follow, characters, tokens, counted)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from recycledb import methods
-from recycledb.config import Config, StudentConfig, TeacherConfig
+from recycledb.config import FILE_NAME, AugmentationConfig, Config, StudentConfig, TeacherConfig
+from recycledb.errors import ConfigError
 from recycledb.reflection import prompts
 from recycledb.schema import canonical_json, utc_now
 from recycledb.scoring.identity import identify
-from recycledb.store import Store
+from recycledb.store import Meaning, Store
 from recycledb.store.measures import Need
 from recycledb.store.pending import Scope, Wanted
 from recycledb.sync.measures import Measured
@@ -34,6 +35,13 @@ class Target:
     budget_usd: float | None = None  # a cap on what all requests of the store may cost
     teachers: Sequence[TeacherConfig] = ()  # all of the configuration's, for their prices
     measures: Sequence[Measured] = ()
+    augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
+    augment: bool = False  # whether what transforms make is made too
+
+    @property
+    def augmentation_ids(self) -> tuple[str, ...]:
+        """The ids of the augmentations."""
+        return tuple(dict.fromkeys(each.augmentation_id for each in self.augmentations))
 
     @property
     def wanted(self) -> Wanted | None:
@@ -55,10 +63,17 @@ class Target:
 
     def needs(self, student: Student) -> list[Need]:
         """Return the facts that are wanted of a student: its own statistics, then those of measures."""
-        wanted, identity = self.wanted, student.student_id
-        scored = self.score and any(identity == each.student_id for each in self.students)
-        own = [Need(Scope(wanted), identity, student.stats)] if scored else []
-        return own + [measured.need(identity, wanted) for measured in self.measures_of(student)]
+        scored = self.score and any(student.student_id == each.student_id for each in self.students)
+        own = [self.own_need(student)] if scored else []
+        return own + [self.need(measured, student) for measured in self.measures_of(student)]
+
+    def own_need(self, student: Student) -> Need:
+        """Return the statistics that are wanted of a student."""
+        return Need(Scope(self.wanted, augmentations=self.augmentation_ids), student.student_id, student.stats)
+
+    def need(self, measured: Measured, student: Student) -> Need:
+        """Return the facts that a measure needs of a student."""
+        return measured.need(student.student_id, self.wanted, self.augmentation_ids)
 
     def measures_of(self, student: Student) -> list[Measured]:
         """Return the measures that are taken under a student."""
@@ -75,6 +90,18 @@ class Target:
                 self._register_student(store, conn, student)
             for measured in self.measures:
                 measured.register(store, conn)
+            for augmentation in self.augmentations:
+                self._register_augmentation(store, conn, augmentation)
+
+    def not_in_use(self, store: Store) -> list[Meaning]:
+        """Return the names of what variants depend on that will mean something else once this target is registered."""
+        meanings = [Meaning("extractor", name, str(version)) for name, version in methods.version_names().items()]
+        if self.teacher is not None:
+            meanings.append(Meaning("teacher", self.teacher.name, self.teacher.teacher_id))
+            meanings += [Meaning("prompt", step, prompt.prompt_id) for step, prompt in self.prompts.items()]
+        meanings += [Meaning("augmentation", each.name, each.augmentation_id) for each in self.augmentations]
+        in_use = {(row.kind, row.name, row.id) for row in store.rows("SELECT kind, name, id FROM current_names")}
+        return [meaning for meaning in meanings if meaning not in in_use]
 
     def _register_teacher(self, store: Store, conn: Connection, teacher: TeacherConfig) -> None:
         now = utc_now()
@@ -93,6 +120,12 @@ class Target:
         store.insert(conn, "student", [(student.student_id, config.name, *described, identity.parameters, utc_now())])
         store.ensure_name(conn, "student", config.name, student.student_id)
 
+    @staticmethod
+    def _register_augmentation(store: Store, conn: Connection, config: AugmentationConfig) -> None:
+        described = (config.method, config.transform.version, config.seed, canonical_json(config.parameters))
+        store.insert(conn, "augmentation", [(config.augmentation_id, config.name, *described, utc_now())])
+        store.ensure_name(conn, "augmentation", config.name, config.augmentation_id)
+
 
 def resolve(
     config: Config,
@@ -103,11 +136,15 @@ def resolve(
     lazy: bool = False,
     measures: Sequence[str] = (),
 ) -> Target:
-    """Return the target of a configuration; `only` ("reflect", "score" or "measure") leaves out the rest.
+    """Return the target of a configuration; `only` ("reflect", "augment", "score" or "measure") leaves out the rest.
 
     Raises ConfigError, StudentError. Where the file has no teacher and none is named, nothing is reflected; likewise
     without students nothing is scored. `measures` names some of those that are configured.
     """
+    if only == "augment" and not config.augmentations:
+        raise ConfigError(f"no augmentation: set [augmentations.NAME] in {config.path or FILE_NAME}")
+    if only == "measure" and not config.measures:
+        raise ConfigError(f"no measure: set [measures.NAME] in {config.path or FILE_NAME}")
     steps = [step for step in config.sync.steps if step != methods.SCORE]
     has_teacher = bool(teacher or config.teachers or only == "reflect") and bool(steps)
     found = config.get_teacher(teacher) if has_teacher else None
@@ -118,7 +155,8 @@ def resolve(
             known[each.name] = Student(each, identify(each.model, each.revision))
         return known[each.name]
 
-    chosen = [identified(each) for each in (config.get_students() if students is None else students)]
+    given = config.get_students() if students is None else students
+    chosen = [] if only == "augment" else [identified(each) for each in given]
     scored = methods.SCORE in config.sync.steps or students is not None
     target = Target(
         teacher=found,
@@ -132,5 +170,7 @@ def resolve(
         budget_usd=config.sync.budget_usd,
         teachers=tuple(config.teachers.values()),
         measures=resolve_measures(config, measures, chosen, identified) if only in (None, "measure") else (),
+        augmentations=() if only == "reflect" else tuple(config.augmentations.values()),
+        augment=only in (None, "augment"),
     )
     return target if target.score or target.lazy else replace(target, students=[])

@@ -1,0 +1,218 @@
+"""What transforms make: which variants still wait in a round of an augmentation, and the rows of what was made.
+
+Invariant: a derivation never changes. A variant waits unless a derivation of the round has it whose members all are current variants of
+samples that stand in a dataset. So added samples are grouped among themselves, and where a member's sample is closed the others wait again.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from sqlalchemy import Connection, text
+
+from recycledb.schema import Texts, canonical_json, content_id, utc_now, variant_id
+from recycledb.store import Meaning, Row, SQLRow, Store
+from recycledb.store.pending import ALL_SAMPLES
+
+KEYS = 2_000  # of one IN list
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of an augmentation, and the kinds of variants that it uses."""
+
+    augmentation_id: str
+    method: str
+    kinds: tuple[str, ...]
+    number: int
+
+    def place(self, variant: str) -> bytes:
+        """Return by what the variants of the round are ordered."""
+        return hashlib.sha256(
+            canonical_json([self.method, self.augmentation_id, self.number, variant]).encode()
+        ).digest()
+
+    def draw(self, n: int, *key: object) -> int:
+        """Return a number from 0 to n - 1 that depends on the augmentation, the round and the key alone."""
+        if n < 1:
+            raise ValueError(f"draw({n}): there is no number from 0 to {n - 1}")
+        content = canonical_json(["draw", self.augmentation_id, self.number, *key])
+        return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8]) % n
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of some variants: another one, or the reason why none. `sample_id` is that of the first member."""
+
+    round: Round
+    members: tuple[str, ...]
+    sample_id: str
+    kind: str
+    texts: Texts | None
+    reason: str | None
+    parameters: str
+
+    @property
+    def derivation_id(self) -> str:
+        """The content address of what was used, by which augmentation and in which round."""
+        return derivation_id_of(self.round.augmentation_id, self.round.number, self.members)
+
+
+def derivation_id_of(augmentation_id: str, number: int, members: Sequence[str]) -> str:
+    """Return the content address of a derivation."""
+    return content_id("derivation", augmentation_id, number, *members)
+
+
+# -- rows
+
+
+def derivation_row(made: Made, now: str) -> Row:
+    """Return the `derivation` row."""
+    return (
+        made.derivation_id,
+        made.round.augmentation_id,
+        made.round.number,
+        made.parameters,
+        made.reason,
+        now,
+    )
+
+
+def member_rows(made: Made) -> list[Row]:
+    """Return the `derivation_member` rows."""
+    return [(made.derivation_id, ordinal, member) for ordinal, member in enumerate(made.members)]
+
+
+def variant_row(made: Made, now: str) -> Row | None:
+    """Return the `variant` row, None where none was made."""
+    if made.texts is None:
+        return None
+    derivation, parent = made.derivation_id, made.members[0]
+    key = variant_id(made.sample_id, made.kind, made.texts, parent, derivation)
+    return (key, made.sample_id, made.kind, parent, None, None, None, *made.texts, now, derivation)
+
+
+# -- what waits
+
+
+def _statement(kinds: Sequence[str], rounds: str, select: str) -> str:
+    """Return SQL with the CTEs `source` (the variants that may be used) and `used` (derivations, and whether they count)."""
+    return f"""
+        WITH source AS MATERIALIZED (
+            SELECT c.variant_id FROM current_variants c
+            WHERE c.kind IN ({", ".join(f":kind_{i}" for i in range(len(kinds)))}) AND c.sample_id IN ({ALL_SAMPLES})
+        ),
+        used AS MATERIALIZED (
+            SELECT d.derivation_id, d.round, CASE WHEN count(*) = count(s.variant_id) THEN 1 ELSE 0 END AS counts
+            FROM derivation d JOIN derivation_member m ON m.derivation_id = d.derivation_id
+            LEFT JOIN source s ON s.variant_id = m.variant_id
+            WHERE d.augmentation_id = :augmentation AND {rounds}
+            GROUP BY d.derivation_id, d.round
+        )
+        {select}
+    """
+
+
+def _kinds(kinds: Sequence[str]) -> dict[str, object]:
+    return {f"kind_{i}": kind for i, kind in enumerate(kinds)}
+
+
+def count_waiting(
+    store: Store, augmentation_id: str, kinds: Sequence[str], rounds: int, as_if: Sequence[Meaning] = ()
+) -> int:
+    """Return how many variants wait, those of each round counted; `as_if` as in `Store.sandbox`."""
+    sql = _statement(
+        kinds,
+        "d.round < :rounds",
+        """
+        SELECT (SELECT count(*) FROM source) AS sources, (
+            SELECT count(*) FROM (
+                SELECT DISTINCT u.round, m.variant_id FROM used u JOIN derivation_member m ON m.derivation_id = u.derivation_id
+                WHERE u.counts = 1
+            ) t
+        ) AS taken
+        """,
+    )
+    values = {"augmentation": augmentation_id, "rounds": rounds, **_kinds(kinds)}
+    with _reading(store, sql, values, as_if) as rows:
+        [(sources, taken)] = rows
+    return int(sources) * rounds - int(taken)
+
+
+@contextmanager
+def _reading(store: Store, sql: str, values: dict[str, object], as_if: Sequence[Meaning]) -> Iterator[Sequence[Row]]:
+    if not as_if:
+        yield [tuple(row) for row in store.rows(sql, **values)]
+        return
+    with store.sandbox(as_if=as_if) as sandbox:
+        yield list(sandbox.execute(sql, values)[1])
+
+
+def waiting(store: Store, round: Round) -> list[str]:
+    """Return the variants that wait in a round, in its order."""
+    sql = _statement(
+        round.kinds,
+        "d.round = :round",
+        """
+        SELECT s.variant_id FROM source s WHERE s.variant_id NOT IN (
+            SELECT m.variant_id FROM used u JOIN derivation_member m ON m.derivation_id = u.derivation_id WHERE u.counts = 1
+        )
+        """,
+    )
+    found = store.rows(sql, augmentation=round.augmentation_id, round=round.number, **_kinds(round.kinds))
+    return sorted((row[0] for row in found), key=round.place)
+
+
+def broken(store: Store, round: Round) -> set[str]:
+    """Return the derivations of a round whose members are no longer all in use, so that the others wait again."""
+    sql = _statement(round.kinds, "d.round = :round", "SELECT u.derivation_id FROM used u WHERE u.counts = 0")
+    found = store.rows(sql, augmentation=round.augmentation_id, round=round.number, **_kinds(round.kinds))
+    return {row[0] for row in found}
+
+
+def texts(store: Store, variants: Sequence[str]) -> dict[str, SQLRow]:
+    """Return sample and texts of up to KEYS variants, by id."""
+    names = {f"v{i}": key for i, key in enumerate(variants)}
+    sql = f"""
+        SELECT variant_id, sample_id, instruction, input, output FROM variant
+        WHERE variant_id IN ({", ".join(f":{name}" for name in names)})
+    """
+    return {row.variant_id: row for row in store.rows(sql, **names)}
+
+
+# -- storing
+
+
+def add(store: Store, round: Round, group: Sequence[Made], known: set[str]) -> bool:
+    """Commit what was made in a round; False, and nothing committed, where another process has used a member meanwhile.
+
+    `known` are older derivations that the members may be of: those that `broken` returns. An equal derivation of another process is no
+    obstacle: it is the same row.
+    """
+    now = utc_now()
+    ours = {made.derivation_id for made in group}
+    with store.write() as conn:
+        if _with_members(conn, round, group) - ours - known:
+            return False
+        store.insert(conn, "derivation", [derivation_row(made, now) for made in group])
+        store.insert(conn, "variant", [row for made in group if (row := variant_row(made, now))])
+        store.insert(conn, "derivation_member", [row for made in group for row in member_rows(made)])
+    return True
+
+
+def _with_members(conn: Connection, round: Round, group: Sequence[Made]) -> set[str]:
+    """Return the derivations of the round that have a member of the group."""
+    found: set[str] = set()
+    members = (member for made in group for member in made.members)
+    while part := list(islice(members, KEYS)):
+        names = {f"v{i}": key for i, key in enumerate(part)}
+        sql = f"""
+            SELECT DISTINCT m.derivation_id FROM derivation_member m JOIN derivation d ON d.derivation_id = m.derivation_id
+            WHERE m.variant_id IN ({", ".join(f":{name}" for name in names)})
+            AND d.augmentation_id = :augmentation AND d.round = :round
+        """
+        values = {"augmentation": round.augmentation_id, "round": round.number, **names}
+        found.update(row[0] for row in conn.execute(text(sql), values))
+    return found

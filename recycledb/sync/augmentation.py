@@ -1,0 +1,186 @@
+"""Augment: show a transform the variants that wait, and commit what it makes of them, group by group.
+
+Invariant: a transform sees the variants of a round in an order that depends on the augmentation alone, and what it made is committed
+before it is asked for more than a group, so a killed run is continued as it would have gone on.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Never
+
+from recycledb.config import AugmentationConfig
+from recycledb.errors import MethodError, RecycledbError
+from recycledb.methods import Derived, Source
+from recycledb.reflection.teachers.contract import storable
+from recycledb.schema import Texts, canonical_json
+from recycledb.store import Store, derivations
+from recycledb.store.derivations import Made, Round
+from recycledb.sync.progress import Listener, Progress
+
+GROUP = 300  # derivations of one transaction
+PAGE = derivations.KEYS  # variants whose texts are held at once
+ERROR_MOST = 300  # characters of a plugin's own message
+
+
+@dataclass
+class Augmented:
+    """What came of an augmentation."""
+
+    name: str
+    method: str
+    variants: int = 0
+    sources: int = 0  # used, those of each round counted
+    reasons: dict[str, int] = field(default_factory=dict)  # why no variant was made, by what stands before the colon
+    left_alone: int = 0  # sources that the transform saw and did not use: they wait for others to go with
+
+
+class Augmenting:
+    """One run of an augmentation: all of its rounds."""
+
+    def __init__(
+        self, store: Store, config: AugmentationConfig, *, total: int, stop: threading.Event, listener: Listener
+    ) -> None:
+        self.store, self.config, self.stop, self.listener = store, config, stop, listener
+        self.result = Augmented(config.name, config.method)
+        self.progress = Progress("augment", config.name, total)
+
+    def run(self) -> Augmented:
+        """Make and commit what is missing; MethodError where the transform fails, with what it made before committed."""
+        for number in range(self.config.rounds):
+            round = Round(self.config.augmentation_id, self.config.method, self.config.sources, number)
+            while not self.stop.is_set() and not self._go_through(round):
+                pass  # another process has used some of the sources: look again which ones wait
+        self.progress.ended = True
+        self.listener(self.progress)
+        return self.result
+
+    def _go_through(self, round: Round) -> bool:
+        """Let the transform make what it can of the sources that wait in a round; return whether nobody interfered."""
+        known = derivations.broken(self.store, round)  # before what waits: one that is added in between is no obstacle
+        order = derivations.waiting(self.store, round)
+        if not order:
+            return True
+        call, group, used = _Call(self.store, self.config, round, order, self.stop), list[Made](), 0
+        try:
+            for made in call.results():
+                group.append(made)
+                if len(group) == GROUP:
+                    if not self._commit(round, group, known):
+                        return False
+                    used += sum(len(each.members) for each in group)
+                    group = []
+        except MethodError:
+            self._commit(round, group, known)  # it was made before, and stands
+            raise
+        if not self._commit(round, group, known):
+            return False
+        if not self.stop.is_set():
+            self.result.left_alone += len(order) - used - sum(len(each.members) for each in group)
+        return True
+
+    def _commit(self, round: Round, group: list[Made], known: set[str]) -> bool:
+        if not derivations.add(self.store, round, group, known):
+            return False
+        for made in group:
+            self.result.sources += len(made.members)
+            self.progress.done += len(made.members)
+            if made.reason is None:
+                self.result.variants += 1
+            else:
+                kind = made.reason.partition(":")[0]
+                self.result.reasons[kind] = self.result.reasons.get(kind, 0) + 1
+        self.listener(self.progress)
+        return True
+
+
+class _Call:
+    """One call of a transform's `make`: the sources are drawn as it asks for them, and what it gives is checked."""
+
+    def __init__(
+        self, store: Store, config: AugmentationConfig, round: Round, order: list[str], stop: threading.Event
+    ) -> None:
+        self.store, self.config, self.round, self.order, self.stop = store, config, round, order, stop
+        self.transform = config.transform
+        self.given: dict[str, str | None] = {}  # the sources that it has seen: their samples, None once they are used
+
+    def results(self) -> Iterator[Made]:
+        """Yield what it makes, until it has seen all sources or a stop."""
+        results = self._results()
+        while True:
+            try:
+                derived = next(results)
+            except StopIteration:
+                return
+            except (RecycledbError, MemoryError):  # of the store, while sources were drawn
+                raise
+            except Exception as error:  # whatever a plugin raises must be told with its name
+                if self.stop.is_set():
+                    return
+                self._refuse(f"failed: {type(error).__name__}: {error}", error)
+            if self.stop.is_set():  # the sources may have ended early, so what was made of the last is not to be kept
+                return
+            yield self._checked(derived)
+
+    def _results(self) -> Iterator[Derived]:
+        options = self.config.options(self.transform.options)
+        yield from self.transform.make(self._sources(), self.round.draw, options)
+
+    def _sources(self) -> Iterator[Source]:
+        for start in range(0, len(self.order), PAGE):
+            page = self.order[start : start + PAGE]
+            found = derivations.texts(self.store, page)
+            for key in page:
+                if self.stop.is_set():
+                    return
+                row = found[key]
+                self.given[key] = row.sample_id
+                yield Source(key, Texts(row.instruction, row.input, row.output))
+
+    def _checked(self, derived: object) -> Made:
+        """Return what the transform gave as it is stored; MethodError where it cannot be."""
+        if not isinstance(derived, Derived):
+            self._refuse(f"gave a {type(derived).__name__}, not a Derived")
+        texts, reason = derived.texts, derived.reason
+        if (texts is None) == (reason is None):
+            self._refuse(f"gave {'neither texts nor a reason' if texts is None else 'both texts and a reason'}")
+        if texts is not None and not isinstance(texts, Texts):
+            self._refuse(f"gave a {type(texts).__name__} as texts, not Texts")
+        for value in [*(texts or ()), *([reason] if reason is not None else [])]:
+            if not isinstance(value, str) or storable(value) != value:
+                self._refuse(f"gave {value!r:.60}, which is no text that a database can hold")
+        if reason == "":
+            self._refuse("gave an empty reason")
+        sample = self._take(derived.members)
+        return Made(
+            self.round, derived.members, sample, self.transform.kind, texts, reason, self._json(derived.parameters)
+        )
+
+    def _take(self, members: object) -> str:
+        """Mark the members as used; return the first one's sample."""
+        if not isinstance(members, tuple) or not members:
+            self._refuse(f"gave {members!r:.60} as members, not a tuple of one source's id or more")
+        samples = []
+        for key in members:
+            if not isinstance(key, str) or key not in self.given:
+                self._refuse(f"names the member {key!r:.60}, which is none of the sources that it was given")
+            sample, self.given[key] = self.given[key], None
+            if sample is None:
+                self._refuse(f"uses the source {key} twice in round {self.round.number}")
+            samples.append(sample)
+        return samples[0]
+
+    def _json(self, parameters: Mapping[str, Any]) -> str:
+        try:
+            text = canonical_json(dict(parameters))
+            if storable(text) != text:
+                raise ValueError("they hold a character that no database can hold")
+        except (TypeError, ValueError) as error:
+            self._refuse(f"gave parameters that are no JSON object: {error}", error)
+        return text
+
+    def _refuse(self, what: str, error: Exception | None = None) -> Never:
+        line = storable(" ".join(what.split()))[:ERROR_MOST]
+        raise MethodError(
+            f"augmentations.{self.config.name}: transform {self.config.method!r} {line}; what was made before is kept"
+        ) from error
