@@ -166,8 +166,8 @@ class StudentConfig(Settings):
     max_length: PositiveInt = Field(2048, description="Tokens of a sequence, at most; longer texts are cut.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="The precision of the computation.")
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1` …; without it, CUDA where there is some.")
-    stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...], Field(strict=False)] = Field(
-        (),
+    stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...] | None, Field(strict=False)] = Field(
+        None,
         description="The statistics to compute; without it, the two of the answer for the template `none`, all four else. "
         "An empty list is for a student that only measures are taken under.",
     )
@@ -175,7 +175,7 @@ class StudentConfig(Settings):
     @property
     def statistics(self) -> tuple[Stat, ...]:
         """The statistics to compute: Superfiltering's template goes with those of the answer alone."""
-        if self.stats or "stats" in self.model_fields_set:
+        if self.stats is not None:
             return self.stats
         return (Stat.A_DIRECT, Stat.A_CONDITION) if self.prompt == "none" else tuple(Stat)
 

@@ -343,7 +343,7 @@ def _rank(recipe: Recipe, pick: dict[str, Any]) -> float | None:
 
 _EXPORT = """
 SELECT variant_id FROM variants
-WHERE kind = :kind AND is_current = 1 AND (kind = 'origin' OR teacher = :teacher)
+WHERE kind = :kind AND is_current = 1 AND (kind = 'origin' OR teacher = :teacher OR derivation_id IS NOT NULL)
 AND sample_id IN (
     SELECT sample_id FROM dataset_samples WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
 )
