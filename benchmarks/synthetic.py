@@ -16,17 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from recycledb.config import load
-from recycledb.reflection.extraction import EXTRACTOR
-from recycledb.schema import (
-    Kind,
-    Stat,
-    Step,
-    Texts,
-    content_id,
-    sample_id,
-    utc_now,
-    variant_id,
-)
+from recycledb.methods.reflection import VERSION as EXTRACTOR
+from recycledb.methods.reflection import Kind, Step
+from recycledb.schema import Stat, Texts, content_id, sample_id, utc_now, variant_id
 from recycledb.store import Store
 from recycledb.store.backend import Row
 from recycledb.sync.storing import reply_id_of

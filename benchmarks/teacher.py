@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recycledb.config import Config, parse
+from recycledb.methods.reflection import REFLECT_INSTRUCTION
 from recycledb.reflection import prompts
-from recycledb.schema import Step, Texts
+from recycledb.schema import Texts
 from recycledb.store import Store
 
 HERE = Path(__file__).resolve().parent
@@ -73,8 +74,8 @@ async def bare(base_url: str, calls: int, in_flight: int) -> dict[str, float]:
     """Ask by the SDK alone; return calls, seconds and seconds of processor time."""
     import openai
 
-    prompt = prompts.load(Step.REFLECT_INSTRUCTION)
-    questions = iter([prompts.render(prompt, texts(number)) for number in range(calls)])
+    prompt = prompts.load(REFLECT_INSTRUCTION)
+    questions = iter([prompts.render(prompt, (texts(number),)) for number in range(calls)])
     client = openai.AsyncOpenAI(api_key="none", base_url=base_url, max_retries=0, timeout=60)
 
     async def ask() -> None:

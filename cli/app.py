@@ -6,7 +6,6 @@ may read go to stdout (one JSON object with --json), everything else to stderr.
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +17,7 @@ from recycledb.terminal import json_visible
 if TYPE_CHECKING:
     from recycledb.cli.printing import Terminal
     from recycledb.config import Config
-    from recycledb.store import Store
+    from recycledb.workspace import Workspace
 
 app = typer.Typer(
     name="recycledb",
@@ -59,11 +58,12 @@ class Session:
         """The store: --store or $RECYCLEDB_STORE, else the configuration's."""
         return self.store_option or self.config.store.url
 
-    def open(self, *, create: bool = False) -> AbstractContextManager["Store"]:
-        """Open the store in use."""
+    def open(self, *, create: bool = False) -> "Workspace":
+        """Open the store in use; the configuration is read only when it is needed."""
         from recycledb.store import Store
+        from recycledb.workspace import Workspace
 
-        return Store.open(self.url, create=create)
+        return Workspace(Store.open(self.url, create=create), self.__dict__.get("config"))
 
 
 session = Session()

@@ -1,17 +1,49 @@
 """Every command, gathered on one app in the order in which `--help` lists them: that of the work."""
 
-from recycledb.cli import demonstrating, reporting, selecting, showing, storing, syncing
+from recycledb.cli import (
+    comparisons,
+    demonstrating,
+    exports,
+    queries,
+    reporting,
+    selections,
+    showing,
+    status,
+    storing,
+    syncing,
+)
 from recycledb.cli.app import app, session
 
 COMMANDS = (
     demonstrating,
     storing,
     syncing,
-    selecting,
+    status,
+    selections,
+    queries,
+    comparisons,
+    exports,
     showing,
     reporting,
 )  # importing a module puts its commands on the app
-ORDER = ("demo", "init", "add", "sync", "status", "show", "query", "select", "selections", "diff", "compare", "export")
+ORDER = (
+    "demo",
+    "init",
+    "add",
+    "sync",
+    "status",
+    "show",
+    "query",
+    "select",
+    "selections",
+    "diff",
+    "compare",
+    "export",
+    "import-scores",
+    "merge",
+    "report",
+    "batches",
+)
 
 __all__ = ["COMMANDS", "app", "session"]
 

@@ -46,8 +46,8 @@ def _tour(worth_showing: Any) -> None:
     _run("select", "selective", "--student", "small", "-o", "selective-small.json")
     _run("select", "selective", "--student", "large", "-o", "selective-large.json")
     _run("compare", "small", "large")
-    with session.open() as store:
-        sample = worth_showing(store)
+    with session.open() as db:
+        sample = worth_showing(db.store)
     _say("One sample's history: what the teacher said, what the students made of it, who took it and why.")
     _run("show", sample[:12])
     _say("Everything is SQL.")

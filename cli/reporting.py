@@ -26,14 +26,12 @@ def report(
 
     Example: [bold]recycledb report -o report.html[/bold]
     """
-    from recycledb.reporting.report import write_report
-
-    with session.open() as store:
-        written = store.stoppable(lambda: write_report(store, out, limit=samples))
+    with session.open() as db:
+        written = db.report(out, samples=samples)
     size = f"{written['bytes'] / 1e6:,.1f} MB"
     some = "" if written["samples"] == written["of"] else f" of {written['of']:,}"
     emit(
-        {"file": str(out), **written},
+        written,
         as_json=json,
         show=lambda: stdout().print(f"{out}: {written['samples']:,}{some} samples, {size}", markup=False),
     )
@@ -60,7 +58,9 @@ def merge(
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
         with Progress(*columns, console=stderr(), transient=True, disable=not stderr().is_terminal) as progress:
             task = progress.add_task("comparing")
-            merged = merge(here, there, lambda table, new: progress.update(task, description=f"{table}: {new:,} new"))
+            merged = merge(
+                here.store, there, lambda table, new: progress.update(task, description=f"{table}: {new:,} new")
+            )
     emit(merged.as_dict(), as_json=json, show=lambda: _show_merged(merged, source))
 
 

@@ -25,12 +25,8 @@ def show(
 
     Example: [bold]recycledb show 3dd72b[/bold]
     """
-    from recycledb.inspecting import show as look
-    from recycledb.selection.explain import explain
-
-    with session.open() as store:
-        found = store.stoppable(lambda: look(store, identifier))
-        found["explanations"] = explain(store, found["sample_id"])
+    with session.open() as db:
+        found = db.show(identifier)
     emit(found, as_json=as_json, show=lambda: _show(found))
 
 
@@ -133,4 +129,4 @@ def _show_selections(found: dict[str, Any]) -> None:
             f"taken by {item['selection']} ({item['recipe']}) at {item['position']} as {kind}{reason}", markup=False
         )
     for explanation in found["explanations"]:
-        out.text(explanation if isinstance(explanation, str) else explanation["text"], soft_wrap=False)
+        out.text(explanation["text"], soft_wrap=False)

@@ -99,22 +99,22 @@ def add(
 
     Examples: [bold]recycledb add data.json[/bold] · [bold]recycledb add part-*.jsonl.gz --dataset mine[/bold]
     """
-    from recycledb.adding import add as add_files
-    from recycledb.formats import FORMATS, MAX_ROW
+    from recycledb.formats import FORMATS
 
     if format not in FORMATS:
         raise typer.BadParameter(f"{format!r} is not one of {', '.join(FORMATS)}", param_hint="--format")
     console = stderr()
-    most = MAX_ROW if max_row_mb is None else max_row_mb << 20
-    with session.open(create=True) as store, console.status("reading …") as status:
-        reports = add_files(store, paths, dataset, format, lambda rows: status.update(f"{rows:,} rows read"), most)
+    with session.open(create=True) as db, console.status("reading …") as status:
+        reports = db.add(
+            *paths,
+            dataset=dataset,
+            format=format,
+            max_row_mb=max_row_mb,
+            progress=lambda rows: status.update(f"{rows:,} rows read"),
+        )
     for report in reports:
         _tell_rejections(report)
-    result = {
-        "datasets": [report.as_dict() for report in reports],
-        **{key: sum(getattr(report, key) for report in reports) for key in ("added", "already_there", "rejected")},
-    }
-    emit(result, as_json=as_json, show=lambda: _tell(reports))
+    emit(reports.as_dict(), as_json=as_json, show=lambda: _tell(reports))
 
 
 def _tell_rejections(report: "Added") -> None:
@@ -175,11 +175,10 @@ def check(as_json: Json = False) -> None:
 
     Example: [bold]recycledb db check[/bold]
     """
-    from recycledb.checking import check as run
     from recycledb.errors import StoreError
 
-    with session.open() as store:
-        checked = run(store)
+    with session.open() as db:
+        checked = db.check()
     emit({"store": session.url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
     if checked.findings:
         raise StoreError(f"{len(checked.findings)} problems found in {session.url}")

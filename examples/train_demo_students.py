@@ -34,8 +34,8 @@ import transformers as hugging_face
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from recycledb.formats import is_placeholder
-from recycledb.reflection.extraction import extract
-from recycledb.schema import Step, Texts
+from recycledb.methods.reflection import Step, extract
+from recycledb.schema import Texts
 
 transformers: Any = hugging_face  # its constructors are only partly typed
 

@@ -49,6 +49,15 @@ class Added:
         return asdict(self)
 
 
+class Additions(list[Added]):
+    """One report a dataset."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the reports and their totals as JSON has them."""
+        totals = {key: sum(getattr(report, key) for report in self) for key in ("added", "already_there", "rejected")}
+        return {"datasets": [report.as_dict() for report in self], **totals}
+
+
 def dataset_name(path: Path) -> str:
     """Return the name that a file's dataset gets by itself: the file's name without its endings."""
     name = path.name
@@ -64,21 +73,21 @@ def add(
     format: str = "auto",
     progress: Callable[[int], None] | None = None,
     max_row: int = formats.MAX_ROW,
-) -> list[Added]:
+) -> Additions:
     """Add files, each as a dataset of its own name, or all in a row under one.
 
     `progress` is told the rows read so far. `max_row`: the bytes of unpacked text that a row may have. Raises FormatError for a
     file that cannot be read: what was added under other names before it stays.
     """
     if dataset is not None:
-        return [_Adding(store, dataset, list(paths), format, progress, max_row).run()]
+        return Additions([_Adding(store, dataset, list(paths), format, progress, max_row).run()])
     names = [dataset_name(path) for path in paths]
     for name in names:
         if names.count(name) > 1:
             same = ", ".join(str(path) for path in paths if dataset_name(path) == name)
             raise FormatError(f"{same} would all be the dataset {name!r}; give --dataset NAME, or add them one by one")
     pairs = zip(names, paths, strict=True)
-    return [_Adding(store, name, [path], format, progress, max_row).run() for name, path in pairs]
+    return Additions(_Adding(store, name, [path], format, progress, max_row).run() for name, path in pairs)
 
 
 class _Adding:

@@ -7,29 +7,29 @@ What cannot be seen by it is listed in docs/decisions/0006-a-digest-of-every-row
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from recycledb import methods
 from recycledb.config import student_id_of, teacher_id_of
 from recycledb.reflection.prompts import prompt_id_of
-from recycledb.schema import Kind, LossStatus, ReplyStatus, Stat, Step, canonical_json
+from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, Relation, RowOf, Rule
-from recycledb.sync.reading import kind_of
 from recycledb.sync.storing import reply_id_of
 
-NAMED = ("teacher", "student", "prompt", "selection", "extractor")
+NAMED = ("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _RANDOM = re.compile(r"[0-9a-f]{32}")
 
 
 def check(store: Store) -> Checked:
     """Look at the whole store and return what was looked at and what was found."""
-    checked = verify.check(store, RULES, RELATIONS)
+    checked = verify.check(store, RULES, relations())
     with checked.reading("selections"), store.read():  # see `verify.check`
         checked.findings += _selections(store)
         walked = next(walked for walked in checked.tables if walked.table == "selection")
@@ -43,7 +43,7 @@ def check(store: Store) -> Checked:
 
 
 def _prompt(row: RowOf) -> str:
-    return prompt_id_of(Step(row["step"]), row["text"])
+    return prompt_id_of(row["step"], row["text"])
 
 
 def _teacher(row: RowOf) -> str:
@@ -56,7 +56,7 @@ def _student(row: RowOf) -> str:
 
 def _reply(row: RowOf) -> str:
     question = (row["variant_id"], row["step"], row["teacher_id"], row["prompt_id"], row["number"])
-    return reply_id_of(question, row["status"], row["text"], row["finish_reason"], row["error"])
+    return reply_id_of(question, row["status"], row["text"], row["finish_reason"], row["error"], row["others"] or "")
 
 
 def _wrong_teacher(row: RowOf) -> Iterator[str]:
@@ -68,7 +68,7 @@ def _wrong_teacher(row: RowOf) -> Iterator[str]:
 
 
 def _wrong_reply(row: RowOf) -> Iterator[str]:
-    yield from _unknown(row, step=Step, status=ReplyStatus)
+    yield from _unknown(row, status=ReplyStatus)
     if row["text"] is None and row["status"] == ReplyStatus.OK:
         yield "is ok, but has no text"
     if row["number"] < 1:
@@ -78,13 +78,12 @@ def _wrong_reply(row: RowOf) -> Iterator[str]:
 
 
 def _wrong_attempt(row: RowOf) -> Iterator[str]:
-    yield from _unknown(row, step=Step)
     if row["number"] < 1:
         yield f"is attempt {row['number']}"
 
 
 def _wrong_loss(row: RowOf) -> Iterator[str]:
-    yield from _unknown(row, stat=Stat, status=LossStatus)
+    yield from _unknown(row, status=LossStatus)
     has_value = row["status"] in (LossStatus.OK, LossStatus.IMPORTED)
     if has_value and (row["loss_sum"] is None or not math.isfinite(row["loss_sum"]) or row["n_tokens"] < 1):
         yield f"is {row['status']}, with the sum {row['loss_sum']} over {row['n_tokens']} tokens"
@@ -94,11 +93,9 @@ def _wrong_loss(row: RowOf) -> Iterator[str]:
 
 def _wrong_variant(row: RowOf) -> Iterator[str]:
     whence = [row[name] for name in ("parent_id", "text_id", "teacher_id", "prompt_id")]
-    if row["kind"] not in list(Kind):
-        yield f"has the kind {row['kind']!r}, which there is not"
-    elif row["kind"] == Kind.ORIGIN and whence != [None] * 4:
+    if row["kind"] == ORIGIN and [*whence, row["derivation_id"]] != [None] * 5:
         yield "is an origin, but names what it was made from"
-    elif row["kind"] != Kind.ORIGIN and None in whence:
+    elif row["kind"] != ORIGIN and (None in whence if row["derivation_id"] is None else whence[1:] != [None] * 3):
         yield "does not say what it was made from"
 
 
@@ -120,8 +117,6 @@ def _wrong_name(row: RowOf) -> Iterator[str]:
         yield "names something that there is not"
     elif row["kind"] == "extractor" and not row["id"].isdecimal():
         yield f"means {row['id']!r}, which is no version"
-    elif row["kind"] == "prompt" and row["name"] not in list(Step):
-        yield "is a prompt of a step that there is not"
 
 
 def _wrong_worker(row: RowOf) -> Iterator[str]:
@@ -145,14 +140,10 @@ def _object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _wrong_step(row: RowOf) -> Iterable[str]:
-    return _unknown(row, step=Step)
-
-
 RULES = {
     **verify.RULES,
     "variant": verify.RULES["variant"]._replace(wrong=_wrong_variant),
-    "prompt": Rule("prompt_id", _prompt, _wrong_step),
+    "prompt": Rule("prompt_id", _prompt),
     "teacher": Rule("teacher_id", _teacher, _wrong_teacher),
     "student": Rule("student_id", _student),
     "reply": Rule("text_id", _reply, _wrong_reply),
@@ -182,25 +173,33 @@ def _named(kind: str, table: str) -> Relation:
     return Relation(f"of name mean a {kind} that there is not", sql)
 
 
-def _steps() -> str:
+def _kind_made() -> str:
     """Return SQL for the kind that a step (r.step) makes of what it reads (p.kind), NULL where it does not read that."""
-    reads = {Step.COMPRESS: (Kind.ORIGIN,), Step.REFLECT_INSTRUCTION: (Kind.ORIGIN, Kind.COMPRESSED)}
     cases = [
-        f"WHEN r.step = '{step}' AND p.kind = '{read}' THEN '{kind_of(step, read)}'"
-        for step in Step
-        for read in reads.get(step, (Kind.ORIGIN, Kind.REFLECT_INSTRUCTION))
+        f"WHEN r.step = '{step.name}' AND p.kind = '{kind}' THEN '{each.gives or ''}'"
+        for step in methods.steps().values()
+        for each in step.inputs
+        for kind in each.kinds
     ]
     return f"CASE {' '.join(cases)} END"
 
 
-RELATIONS = (
+def _of_prompts_step(table: str) -> Relation:
+    sql = f"SELECT count(*) FROM {table} r JOIN prompt p ON p.prompt_id = r.prompt_id WHERE p.step <> r.step"
+    return Relation(f"of {table} are of another step than their prompt", sql)
+
+
+_RELATIONS = (
     Relation(
         "of reply answer an attempt that there is not",
         "SELECT count(*) FROM reply r WHERE NOT EXISTS (SELECT 1 FROM attempt a WHERE a.attempt_id = r.attempt_id)",
     ),
     Relation(
         "of reply answer another question than their attempt asked",
-        f"SELECT count(*) FROM reply r JOIN attempt a ON a.attempt_id = r.attempt_id WHERE {_other(*_QUESTION, 'number')}",
+        f"""
+        SELECT count(*) FROM reply r JOIN attempt a ON a.attempt_id = r.attempt_id
+        WHERE {_other(*_QUESTION, "number")} OR coalesce(r.others, '') <> coalesce(a.others, '')
+        """,
     ),
     Relation(
         "of repeated_reply answer another question than their attempt asked, or none",
@@ -209,6 +208,8 @@ RELATIONS = (
         LEFT JOIN attempt a ON a.attempt_id = e.attempt_id WHERE a.attempt_id IS NULL OR {_other(*_QUESTION)}
         """,
     ),
+    _of_prompts_step("attempt"),
+    _of_prompts_step("reply"),
     Relation(
         "of extraction say that a variant was read from another reply than it was",
         """
@@ -217,8 +218,13 @@ RELATIONS = (
         """,
     ),
     Relation(
-        "of extraction give both a variant and a reason for none, or neither",
-        "SELECT count(*) FROM extraction e WHERE (e.variant_id IS NULL) = (e.reason IS NULL)",
+        "of extraction give both a variant and a reason for none, or neither and no rating",
+        """
+        SELECT count(*) FROM extraction e WHERE (e.variant_id IS NULL) = (e.reason IS NULL)
+        AND (e.variant_id IS NOT NULL OR NOT EXISTS (
+            SELECT 1 FROM rating n WHERE n.text_id = e.text_id AND n.extractor = e.extractor
+        ))
+        """,
     ),
     Relation(
         "of variant were made from a reply that there is not",
@@ -233,13 +239,6 @@ RELATIONS = (
         SELECT count(*) FROM variant v JOIN reply r ON r.text_id = v.text_id JOIN variant p ON p.variant_id = v.parent_id
         WHERE v.teacher_id <> r.teacher_id OR v.prompt_id <> r.prompt_id OR v.parent_id <> r.variant_id
         OR v.sample_id <> p.sample_id
-        """,
-    ),
-    Relation(
-        "of variant are of another kind than their reply's step makes of their parent",
-        f"""
-        SELECT count(*) FROM variant v JOIN reply r ON r.text_id = v.text_id JOIN variant p ON p.variant_id = v.parent_id
-        WHERE coalesce({_steps()}, '') <> v.kind
         """,
     ),
     Relation(
@@ -278,7 +277,19 @@ RELATIONS = (
     _named("student", "student"),
     _named("prompt", "prompt"),
     _named("selection", "selection"),
+    _named("measure", "measure"),
+    _named("augmentation", "augmentation"),
 )
+
+
+def relations() -> tuple[Relation, ...]:
+    """Return what must hold between rows, of whatever methods there are; rows of methods that are not installed are held to the rest."""
+    known = ", ".join(f"'{step}'" for step in methods.steps())
+    made = f"""
+        SELECT count(*) FROM variant v JOIN reply r ON r.text_id = v.text_id JOIN variant p ON p.variant_id = v.parent_id
+        WHERE r.step IN ({known}) AND coalesce({_kind_made()}, '') <> v.kind
+    """
+    return (*_RELATIONS, Relation("of variant are of another kind than their reply's step makes of their parent", made))
 
 
 # -- selections

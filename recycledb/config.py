@@ -11,18 +11,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from recycledb import methods
 from recycledb.errors import ConfigError
-from recycledb.schema import IDENTITY_LENGTH, Stat, Step, canonical_json, content_id
+from recycledb.schema import IDENTITY_LENGTH, Stat, content_id
 
 FILE_NAME = "recycledb.toml"
 DEFAULT_URL = "sqlite:///recycle.db"
-StepName = Literal["compress", "reflect_instruction", "reflect_response", "score"]
-STEPS: tuple[StepName, ...] = ("compress", "reflect_instruction", "reflect_response", "score")
+STEPS = ("compress", "reflect_instruction", "reflect_response", "score")
 DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens": 2048}
 
 
+def _step(name: str) -> str:
+    if name not in methods.steps():
+        raise ValueError(f"there is no step {name!r}; there are {', '.join(methods.steps())}")
+    return name
+
+
+def _step_or_score(name: str) -> str:
+    return name if name == methods.SCORE else _step(name)
+
+
+StepName = Annotated[str, AfterValidator(_step)]
 LocalPath = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
 T = TypeVar("T", bound="Settings")
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -175,9 +195,10 @@ class StoreSettings(Settings):
 class SyncSettings(Settings):
     """What a sync brings about."""
 
-    steps: Annotated[tuple[StepName, ...], Field(strict=False)] = Field(
+    steps: Annotated[tuple[Annotated[str, AfterValidator(_step_or_score)], ...], Field(strict=False)] = Field(
         STEPS,
-        description="Which of the steps to take. Without `compress`, an input is shown along with its instruction.",
+        description="Which of the steps to take. Without `compress`, an input is shown along with its instruction. "
+        "The steps of an installed method are taken where they are named here.",
     )
     teacher: str | None = Field(None, description="The teacher to ask; without it, the only one there is.")
     students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
@@ -203,9 +224,10 @@ class Config(Settings):
     store: StoreSettings = StoreSettings()
     teachers: dict[str, TeacherConfig] = {}
     students: dict[str, StudentConfig] = {}
-    prompts: dict[Annotated[Step, Field(strict=False)], LocalPath] = Field(
+    prompts: dict[StepName, LocalPath] = Field(
         {},
-        description="A file with your own wording of a step (`compress`, `reflect_instruction`, `reflect_response`).",
+        description="A file with your own wording of a step (`compress`, `reflect_instruction`, `reflect_response`, or one of an "
+        "installed method).",
     )
     sync: SyncSettings = SyncSettings()
 
@@ -338,8 +360,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def identity_json(identity: Mapping[str, Any]) -> str:
-    """Return an identity as it is stored."""
-    return canonical_json(identity)

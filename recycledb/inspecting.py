@@ -1,13 +1,16 @@
 """Look at the store: what there is and what is missing, and one sample's whole history.
 
-Invariant: reading only, through the views that users query too.
+Invariant: it only reads. Names and scores come from the views that users query too; counts and ids come from the tables beneath, where a
+view would join what is not asked for.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from recycledb.config import Config
 from recycledb.errors import RecycledbError, StoreError
+from recycledb.selection.explain import explain
 from recycledb.store import SQLRow, Store
 from recycledb.store.migrate import HEAD
 from recycledb.store.pending import is_number
@@ -15,7 +18,7 @@ from recycledb.store.spending import Spending, known, unknown
 from recycledb.store.statement import tokens
 from recycledb.sync.budget import measure
 from recycledb.sync.plan import Plan, make, money
-from recycledb.sync.target import Target
+from recycledb.sync.target import Target, resolve
 
 SHORTEST_PREFIX = 4
 # Where an id may come from, and the samples that it leads to.
@@ -36,6 +39,35 @@ def spending_of(store: Store, config: Config) -> Spending | None:
     if config.sync.budget_usd is None:
         return None
     return measure(store, config.sync.budget_usd, tuple(config.teachers.values()))
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `status` tells, and what it was made from."""
+
+    facts: dict[str, Any]
+    target: Target | None  # None where it cannot be told
+    plan: Plan | None
+    spending: Spending | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the facts for JSON."""
+        return self.facts
+
+
+def look(store: Store, config: Config) -> Status:
+    """Return what there is and what the configuration lacks; Ctrl-C stops the statements.
+
+    An error in what the configuration asks for (a model's folder is gone) stands in `missing_unknown`.
+    """
+    spending = spending_of(store, config)
+    try:
+        target = resolve(config)
+    except RecycledbError as error:
+        wrong = error  # the name of an except clause ends with it
+        return Status(store.stoppable(lambda: status(store, wrong, None, spending)), None, None, spending)
+    plan = store.stoppable(lambda: make(store, target))
+    return Status(store.stoppable(lambda: status(store, target, plan, spending)), target, plan, spending)
 
 
 def status(
@@ -162,7 +194,7 @@ def find_sample(store: Store, prefix: str) -> str:
 
 
 def show(store: Store, prefix: str) -> dict[str, Any]:
-    """Return everything that the store knows of one sample; `prefix` is a unique prefix of an id."""
+    """Return everything that the store knows of one sample, and why selections took or left it; `prefix` is a unique one of an id."""
     sample = find_sample(store, prefix)
     found = store.rows("SELECT * FROM samples WHERE sample_id = :s", s=sample)[0]
     return {
@@ -173,6 +205,7 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
         "scores": _dicts(store.rows(_SCORES, s=sample)),
         "losses": _dicts(store.rows(_LOSSES, s=sample)),
         "selections": _dicts(store.rows(_SELECTIONS, s=sample)),
+        "explanations": explain(store, sample),
     }
 
 

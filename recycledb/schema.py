@@ -1,4 +1,4 @@
-"""Kinds, steps, statistics, content addresses and canonical JSON: what a row says, and what makes two rows the same.
+"""Statistics, statuses, content addresses and canonical JSON: what a row says, and what makes two rows the same.
 
 Invariant: a row's id is a pure function of its content, so the same content has the same id in every store, and a row may
 be inserted twice without harm. Only `attempt` and `worker`, which record events of this machine, have random ids.
@@ -18,25 +18,7 @@ IDENTITY_LENGTH = 12  # 48 bits: the few teachers, students and prompts of a sto
 PAIR_ID_LENGTH = 24  # 96 bits: token sequences
 
 
-class Kind(StrEnum):
-    """What a variant is; the four that are scored carry the names of the published statistics' splits."""
-
-    ORIGIN = "origin"
-    COMPRESSED = "compressed"
-    REFLECT_INSTRUCTION = "reflect_instruction"
-    REFLECT_RESPONSE = "reflect_response"
-    REFLECT_BOTH = "reflect_both"
-
-
-SCORED_KINDS = (Kind.ORIGIN, Kind.REFLECT_INSTRUCTION, Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH)
-
-
-class Step(StrEnum):
-    """A question that a teacher answers about one variant."""
-
-    COMPRESS = "compress"
-    REFLECT_INSTRUCTION = "reflect_instruction"
-    REFLECT_RESPONSE = "reflect_response"
+ORIGIN = "origin"  # the kind of variant that is the sample as it came
 
 
 class Stat(StrEnum):
@@ -108,9 +90,9 @@ def sample_id(texts: Texts) -> str:
     return content_id("sample", *texts)
 
 
-def variant_id(sample: str, kind: Kind, texts: Texts, parent: str | None = None, reply: str | None = None) -> str:
+def variant_id(sample: str, kind: str, texts: Texts, parent: str | None = None, reply: str | None = None) -> str:
     """Return the id of a variant of `sample`: derived from `parent` by the teacher's `reply`, unless it is the origin."""
-    return content_id("variant", sample, kind, parent, reply, *texts)
+    return content_id("variant", sample, str(kind), parent, reply, *texts)
 
 
 def utc_now() -> str:

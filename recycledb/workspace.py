@@ -1,18 +1,23 @@
 """The library's front door: a store and its configuration, with what the commands do as methods.
 
-Invariant: a method does what the command of its name does, and returns as an object what the command prints.
+Invariant: a method does what the command of its name does and returns as an object, or as plain data, what the command prints with
+`--json`: where it is an object, `as_dict()` is that. The commands call these methods, or the functions that these call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from recycledb.adding import Added, add
+from recycledb.adding import Additions, add
 from recycledb.config import Config, load
-from recycledb.inspecting import show, spending_of, status
+from recycledb.formats import MAX_ROW
+from recycledb.formats.arrow import to_table
+from recycledb.inspecting import Status, look, show
 from recycledb.store import Row, Store
-from recycledb.sync import Listener, Outcome, Plan, Sync, Target, resolve
+from recycledb.store.batches import listed
+from recycledb.store.verify import Checked
+from recycledb.sync import Listener, Outcome, Plan, Stop, Sync, resolve
 from recycledb.sync.progress import silent
 
 if TYPE_CHECKING:
@@ -21,7 +26,10 @@ if TYPE_CHECKING:
     import pyarrow
 
     from recycledb.selection.compare import Comparison
-    from recycledb.selection.select import Selected
+    from recycledb.selection.diff import Diff
+    from recycledb.selection.published import Imported
+    from recycledb.selection.select import Exported, Selected
+    from recycledb.store.merge import Merged
 
 
 @dataclass(frozen=True)
@@ -32,11 +40,12 @@ class Answer:
     rows: list[Row]
 
     def to_arrow(self) -> "pyarrow.Table":
-        """Return a pyarrow Table."""
-        import pyarrow as pa
+        """Return a pyarrow Table; a column of mixed types is text.
 
-        values = list(zip(*self.rows, strict=True)) if self.rows else [()] * len(self.columns)
-        return pa.Table.from_arrays([pa.array(column) for column in values], names=self.columns)
+        >>> db.query("SELECT 1 AS a UNION ALL SELECT 'x' ORDER BY 1").to_arrow()["a"].to_pylist()
+        ['1', 'x']
+        """
+        return to_table(self.columns, self.rows)
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a pandas DataFrame; pandas must be installed."""
@@ -52,14 +61,21 @@ class Answer:
 class Workspace:
     """An open store with its configuration. Close it, or use it in a `with` block."""
 
-    def __init__(self, store: Store, config: Config) -> None:
-        self.store, self.config = store, config
+    def __init__(self, store: Store, config: Config | None = None) -> None:
+        self.store, self._config = store, config
 
     @classmethod
     def open(cls, url: str | None = None, *, config: str | Path | None = None, create: bool = False) -> Self:
         """See `recycledb.open`."""
-        read = load(None if config is None else Path(config))
-        return cls(Store.open(url or read.store.url, create=create), read)
+        read = load(None if config is None else Path(config)) if config is not None or url is None else None
+        return cls(Store.open(url or (read or load()).store.url, create=create), read)
+
+    @property
+    def config(self) -> Config:
+        """The configuration: where none was given, the nearest, read when it is first needed."""
+        if self._config is None:
+            self._config = load()
+        return self._config
 
     def close(self) -> None:
         """Close the store."""
@@ -71,49 +87,114 @@ class Workspace:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, *paths: str | Path, dataset: str | None = None, format: str = "auto") -> list[Added]:
-        """Bring samples in from files; again brings in only what is new. One report a dataset.
+    # -- filling the store
+
+    def add(
+        self,
+        *paths: str | Path,
+        dataset: str | None = None,
+        format: str = "auto",
+        max_row_mb: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Additions:
+        """Add samples from files; again adds only what is new. One report a dataset; `progress` is told the rows read so far.
 
         >>> db.add("samples.json")[0].added
         40
         """
-        return add(self.store, [Path(path) for path in paths], dataset, format)
+        largest = MAX_ROW if max_row_mb is None else max_row_mb << 20
+        return add(self.store, [Path(path) for path in paths], dataset, format, progress, largest)
 
-    def plan(self, *, only: str | None = None, teacher: str | None = None, students: Sequence[str] = ()) -> Plan:
-        """Count what is missing for the configured state; nothing is written or asked.
+    def plan(self, **options: Any) -> Plan:
+        """Count what is missing for the configured state; nothing is written or asked. Options as in `sync`.
 
         >>> db.plan(only="reflect").calls > 100
         True
         """
-        return Sync(self.store, self._target(only, teacher, students)).plan()
+        return self.prepare_sync(**options).plan()
 
-    def sync(
+    def sync(self, **options: Any) -> Outcome:
+        """Fill in what is missing. Options as in `prepare_sync`.
+
+        >>> db.sync().complete
+        True
+        """
+        return self.prepare_sync(**options).run()
+
+    def prepare_sync(
         self,
         *,
         only: str | None = None,
         teacher: str | None = None,
         students: Sequence[str] = (),
+        overrides: Mapping[str, Any] | None = None,
         lazy: bool = False,
         limit: int | None = None,
         max_cost: float | None = None,
         retry_failed: bool = False,
+        stop: Stop | None = None,
         listener: Listener = silent,
-    ) -> Outcome:
-        """Fill in what is missing; `listener` is told of progress. Students are names of the configuration, or NAME=MODEL.
+    ) -> Sync:
+        """Return a run that has yet to be planned (`plan()`) and run (`run()`); `listener` is told of progress.
 
-        >>> db.sync().complete
-        True
+        Students are names of the configuration, or NAME=MODEL; `overrides` sets their prompt, max_length, dtype or device.
         """
-        target = self._target(only, teacher, students, lazy=lazy)
-        run = Sync(self.store, target, limit=limit, max_cost=max_cost, retry_failed=retry_failed, listener=listener)
-        return run.run()
+        given = {key: value for key, value in (overrides or {}).items() if value is not None}
+        chosen = self.config.get_students(tuple(students), **given) if students or given else None
+        target = resolve(self.config, only=only, teacher=teacher, students=chosen, lazy=lazy)
+        return Sync(
+            self.store, target, limit=limit, max_cost=max_cost, retry_failed=retry_failed, stop=stop, listener=listener
+        )
 
-    def _target(self, only: str | None, teacher: str | None, students: Sequence[str], *, lazy: bool = False) -> Target:
-        chosen = self.config.get_students(tuple(students)) if students else None
-        return resolve(self.config, only=only, teacher=teacher, students=chosen, lazy=lazy)
+    def batches(self) -> list[dict[str, Any]]:
+        """Return what was submitted to batch services, and what became of it.
 
-    def query(self, sql: str, *, timeout_s: float | None = None, **parameters: Any) -> Answer:
-        """Run read-only SQL in the store's own dialect; `:name` is bound from the keyword of that name.
+        >>> db.batches()
+        []
+        """
+        return listed(self.store)
+
+    def import_scores(
+        self,
+        file: str | Path,
+        *,
+        dataset: str,
+        kind: str,
+        student: str,
+        teacher: str | None = None,
+        template: str = "vicuna",
+        max_length: int = 2048,
+    ) -> "Imported":
+        """Import published scores as a student of their own; again imports nothing."""
+        from recycledb.selection.published import import_scores
+
+        of = {"dataset": dataset, "kind": kind, "student": student, "teacher": teacher}
+        return import_scores(self.store, Path(file), **of, prompt=template, max_length=max_length)  # type: ignore[arg-type]
+
+    def merge(self, source: str, progress: Callable[[str, int], None] | None = None) -> "Merged":
+        """Copy every row of the store at the URL `source` that this one lacks; again copies only what is new.
+
+        >>> with recycledb.open("sqlite:///other.db", create=True) as other:
+        ...     other.merge(db.config.store.url).rows["sample"]
+        40
+        """
+        from recycledb.store.merge import merge, open_source
+
+        with open_source(source) as there:
+            return merge(self.store, there, progress) if progress else merge(self.store, there)
+
+    # -- asking it
+
+    def query(
+        self,
+        sql: str,
+        given: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        allow_external: bool = False,
+        **parameters: Any,
+    ) -> Answer:
+        """Run read-only SQL in the store's own dialect; `:name` is bound from the keyword of that name, or from `given`.
 
         >>> db.query("SELECT count(*) AS n FROM samples").rows
         [(40,)]
@@ -122,20 +203,26 @@ class Workspace:
         """
         from recycledb.selection.query import query
 
-        with query(self.store, sql, parameters, timeout_s=timeout_s) as result:
+        values = {**(given or {}), **parameters}
+        with query(self.store, sql, values, timeout_s=timeout_s, allow_external=allow_external) as result:
             return Answer(result.columns, list(result.rows))
 
     def select(
         self,
         recipe: str | Path,
+        given: Mapping[str, Any] | None = None,
         *,
         out: str | Path | None = None,
         name: str | None = None,
         format: str = "alpaca",
+        llama_factory: str | Path | None = None,
+        card: str | Path | None = None,
         timeout_s: float | None = None,
         **parameters: Any,
     ) -> "Selected":
         """Run a recipe (a shipped one's name, or the Path of a .sql file), record the selection, write its rows to `out`.
+
+        Its parameters are keywords, or stand in `given`.
 
         >>> db.select("selective", student="small", out="recycled.json").counts["reflect_both"] > 0
         True
@@ -143,33 +230,115 @@ class Workspace:
         from recycledb.selection.recipes import get_recipe, read_recipe
         from recycledb.selection.select import select
 
-        found = read_recipe(recipe) if isinstance(recipe, Path) else get_recipe(recipe)
-        output = None if out is None else Path(out)
-        return select(self.store, found, parameters, name=name, output=output, format=format, timeout_s=timeout_s)
+        return select(
+            self.store,
+            read_recipe(recipe) if isinstance(recipe, Path) else get_recipe(recipe),
+            {**(given or {}), **parameters},
+            name=name,
+            output=_path(out),
+            format=format,
+            llama_factory=_path(llama_factory),
+            card=_path(card),
+            timeout_s=timeout_s,
+        )
 
-    def compare(self, *students: str, **options: Any) -> "Comparison":
-        """Put two or more students side by side, or teachers, or prompts; options as in `recycledb.selection.compare.compare`.
+    def selections(self) -> list[dict[str, Any]]:
+        """Return the recorded selections, oldest first.
+
+        >>> db.selections()[0]["selection"]
+        'selective-small'
+        """
+        from recycledb.selection.select import list_selections
+
+        return list_selections(self.store)
+
+    def diff(self, a: str, b: str) -> "Diff":
+        """Say what only one of two recorded selections took, by kind and by reason.
+
+        >>> db.diff("selective-small", "selective-small").only_a
+        0
+        """
+        from recycledb.selection.diff import diff
+
+        return diff(self.store, a, b)
+
+    def export(
+        self,
+        out: str | Path,
+        *,
+        llama_factory: str | Path | None = None,
+        card: str | Path | None = None,
+        **options: Any,
+    ) -> "Exported":
+        """Write every current variant of one kind, in dataset order; options as in `recycledb.selection.select.export`.
+
+        >>> db.export("reflected.json", kind="reflect_both").rows > 0
+        True
+        """
+        from recycledb.selection.select import export
+
+        return export(self.store, Path(out), llama_factory=_path(llama_factory), card=_path(card), **options)
+
+    def compare(self, *students: str, plot: str | Path | None = None, **options: Any) -> "Comparison":
+        """Compare two or more students, or teachers, or prompts; options as in `recycledb.selection.compare.compare`.
+
+        `plot` is an HTML file to write pictures to.
 
         >>> round(db.compare("small", "large").correlations[0].spearman, 1) > 0
         True
         """
         from recycledb.selection.compare import compare
 
-        return compare(self.store, students, **options)
+        found = compare(self.store, students, **{"pictures": plot is not None, **options})
+        if plot is not None:
+            from recycledb.files import write_text
+            from recycledb.reporting.plots import comparison_html
+
+            write_text(Path(plot), comparison_html(found))
+        return found
 
     def show(self, identifier: str) -> dict[str, Any]:
-        """Return everything known of one sample, by a unique prefix of an id.
+        """Return everything known of one sample, by a unique prefix of an id, and why selections took or left it.
 
         >>> sample = db.query("SELECT sample_id FROM samples LIMIT 1").rows[0][0]
         >>> db.show(sample[:12])["sample_id"] == sample
         True
         """
-        return show(self.store, identifier)
+        return self.store.stoppable(lambda: show(self.store, identifier))
 
     def status(self) -> dict[str, Any]:
-        """Return what there is and what is missing.
+        """Return what there is and what is missing, or in `missing_unknown` why that cannot be told.
 
         >>> db.status()["samples"]
         40
         """
-        return status(self.store, resolve(self.config), spending=spending_of(self.store, self.config))
+        return self.look().as_dict()
+
+    def look(self) -> Status:
+        """Return the status along with the plan and the money from which it was made."""
+        return look(self.store, self.config)
+
+    def check(self) -> Checked:
+        """Verify the store: every row by its digest and its id, and what rows say of each other.
+
+        >>> db.check().findings
+        []
+        """
+        from recycledb.checking import check
+
+        return check(self.store)
+
+    def report(self, out: str | Path = "report.html", *, samples: int | None = None) -> dict[str, Any]:
+        """Write one HTML file that shows what is in the store, with the texts of all samples or of the first few.
+
+        >>> db.report("report.html", samples=3)["samples"]
+        3
+        """
+        from recycledb.reporting.report import write_report
+
+        written = self.store.stoppable(lambda: write_report(self.store, Path(out), limit=samples))
+        return {"file": str(out), **written}
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

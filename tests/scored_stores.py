@@ -5,7 +5,8 @@ from typing import Any
 
 import stores
 
-from recycledb.schema import Kind, Stat, Step, Texts, content_id, utc_now, variant_id
+from recycledb.methods.reflection import Kind, Step
+from recycledb.schema import Stat, Texts, content_id, utc_now, variant_id
 from recycledb.store import Store
 
 STEP_OF = {

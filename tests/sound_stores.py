@@ -9,10 +9,12 @@ from sqlalchemy import Boolean, text
 from stores import add_samples, texts
 from templates import made, new
 
+from recycledb import methods
 from recycledb.config import StudentConfig, TeacherConfig
+from recycledb.methods.reflection import Step
 from recycledb.reflection import prompts
 from recycledb.reflection.teachers import Reply
-from recycledb.schema import ReplyStatus, Stat, Step, random_id, utc_now
+from recycledb.schema import ReplyStatus, Stat, random_id, utc_now
 from recycledb.scoring.identity import Identity
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import select
@@ -31,7 +33,7 @@ ANSWERS = {
 
 def target(**more: Any) -> Target:
     """Return the target that `fill` fulfils."""
-    wordings = {step: prompts.load(step) for step in Step}
+    wordings = {step: prompts.load(methods.steps()[step]) for step in Step}
     student = Student(StudentConfig(name="7b", model="org/7b"), Identity("abc", 7_000_000_000, False))
     teacher = TeacherConfig(name="gpt", model="gpt-test", **more)
     return Target(teacher=teacher, prompts=wordings, students=[student], reflect=True, score=True)

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recycledb.schema import Kind, Stat, Step, Texts, canonical_json, content_id, random_id, utc_now, variant_id
+from recycledb.methods.reflection import Kind, Step
+from recycledb.schema import Stat, Texts, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Place, Store
 from recycledb.store.pending import Wanted
 
@@ -12,6 +13,7 @@ TEACHER = "7ea000000001"
 STUDENT = "57d000000001"
 PROMPTS = {step: content_id("prompt", step, length=12) for step in Step}
 EXTRACTOR = 1
+VERSIONS = dict.fromkeys(Step, EXTRACTOR)
 ALL_STEPS = tuple(Step)
 
 
@@ -43,7 +45,7 @@ def add_samples(store: Store, samples: Iterable[Texts], dataset: str = "d") -> l
 
 def wanted(steps: Sequence[Step] = ALL_STEPS, **more: Any) -> Wanted:
     """Return what a configuration with these steps asks of the teacher that `register` writes."""
-    return Wanted(TEACHER, {step: PROMPTS[step] for step in steps}, EXTRACTOR, **more)
+    return Wanted(TEACHER, {step: PROMPTS[step] for step in steps}, **more)
 
 
 def register(store: Store) -> None:
@@ -125,6 +127,33 @@ def extra(**fields: Any) -> str:
     return canonical_json(fields)
 
 
+def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
+    """Write a row of every table that steps other than reflection fill; return the variant that two origins were made into."""
+    now = "2026-01-01T00:00:00.000000Z"
+    origins = conn.exec_driver_sql("SELECT sample_id, variant_id FROM variant WHERE kind = 'origin'").fetchall()
+    members = [dict(map(tuple, origins))[sample] for sample in samples]
+    text_id = conn.exec_driver_sql("SELECT min(text_id) FROM reply").fetchone()[0]
+    measure, augmentation = content_id("measure", name, length=12), content_id("augmentation", name, length=12)
+    derivation = content_id("derivation", augmentation, 0, *members)
+    made = Texts(f"Both of {name}", "", "both")
+    key = variant_id(samples[0], "pair", made, members[0], derivation)
+    for table, row in (
+        ("rating", (text_id, 1, members[0], "score", 4.0, now)),
+        ("measure", (measure, f"m-{name}", "digits", 1, "{}", now)),
+        (
+            "readout",
+            (STUDENT, PROMPTS[Step.COMPRESS], members[0], "", -0.5, -1.0, *[None] * 8, 9, False, "ok", None, "test"),
+        ),
+        ("value", (measure, STUDENT, members[0], "", 0.5, "ok")),
+        ("augmentation", (augmentation, f"a-{name}", "pair", 1, 0, "{}", now)),
+        ("derivation", (derivation, augmentation, 0, "{}", None, now)),
+        ("variant", (key, samples[0], "pair", members[0], None, None, None, *made, now, derivation)),
+        *(("derivation_member", (derivation, ordinal, member)) for ordinal, member in enumerate(members)),
+    ):
+        store.insert(conn, table, [row])
+    return key
+
+
 def fill(store: Store, dataset: str = "d") -> None:
     """Put two samples through every step, score them and select one: a row in every table and view."""
     register(store)
@@ -144,6 +173,7 @@ def fill(store: Store, dataset: str = "d") -> None:
         origin = variant_id(ids[0], Kind.ORIGIN, one)
         store.insert(conn, "selection_item", [(selection, 0, origin, 0.5, "the best")])
         store.ensure_name(conn, "selection", f"best-{dataset}", selection)
+        derive(store, conn, ids, dataset)
         store.insert(conn, "batch", [(f"batch-{dataset}", TEACHER, "a worker", now)])
         store.insert(conn, "batch_event", [(f"batch-{dataset}", now, "taken", "batch_1", None)])
 

@@ -20,11 +20,12 @@ from typing import Any
 
 from templates import new
 
+from recycledb import methods
 from recycledb.config import Config, TeacherConfig, parse
 from recycledb.reflection import prompts
 from recycledb.reflection.teachers import Question, Reply, Teacher, open_teacher
 from recycledb.reflection.teachers.pace import Ticket
-from recycledb.schema import Step, Texts
+from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.sync import Outcome, Sync, Target, resolve
 
@@ -118,7 +119,7 @@ def rows(url: str, sql: str, **values: Any) -> list[dict[str, Any]]:
 
 def question_hash(step: str, read: Texts) -> str:
     """Return how the server names the question of `step` about `read`."""
-    messages = prompts.render(prompts.load(Step(step)), read)
+    messages = prompts.render(prompts.load(methods.steps()[step]), (read,))
     return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
 
 

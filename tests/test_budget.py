@@ -20,10 +20,11 @@ from test_sync_kills import start_sync, wait_for
 
 from recycledb.config import TeacherConfig, parse
 from recycledb.errors import ConfigError, TeacherError
+from recycledb.methods.reflection import Step
 from recycledb.reflection.teachers import Question
 from recycledb.reflection.teachers.chat import ChatTeacher
 from recycledb.reflection.teachers.prices import find_cost, usage_cost
-from recycledb.schema import Step, Texts
+from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.store.spending import Spending
 from recycledb.sync import Plan, Sync
@@ -213,7 +214,7 @@ def test_where_no_connection_came_about_nothing_was_paid(tmp_path: Path) -> None
         async def ask() -> Any:
             try:
                 messages = [{"role": "user", "content": "hello"}]
-                return await asking.ask(Question("a", Step.COMPRESS, messages, Texts("", "", "")))
+                return await asking.ask(Question("a", Step.COMPRESS, messages, (Texts("", "", ""),)))
             finally:
                 await asking.close()
 

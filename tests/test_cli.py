@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import sound_stores
 import stores
 import typer
-from conftest import Cli
+from conftest import Cli, clean_environment
 from teacher_server import Fault, TeacherServer
 
 import recycledb
@@ -350,3 +352,32 @@ def test_secrets_are_never_stored_or_told(cli: Cli, data: Path, tmp_path: Path) 
     assert (
         holding(tmp_path, KEY.encode()) == [] and KEY not in told.stdout + told.stderr + refused.stdout + refused.stderr
     )
+
+
+STARTED = """
+import os, signal, sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupted())
+from recycledb.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "recycledb.cli.commands", "recycledb.errors"])
+def test_ctrl_c_while_the_command_starts_is_one_line(module: str, tmp_path: Path) -> None:
+    """A real signal, at the moment when the command's first modules are loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, module],
+        check=False,
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "recycledb: stopped; what was committed is kept\n"

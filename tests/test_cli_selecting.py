@@ -14,7 +14,7 @@ import stores
 from conftest import Cli
 
 from recycledb.cli import run as run_command
-from recycledb.schema import Step
+from recycledb.methods.reflection import Step
 from recycledb.store import Store
 
 

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recycledb.errors import SelectionError
-from recycledb.schema import Kind, Step, utc_now
-from recycledb.selection.compare import MAX_POINTS, compare, inversions, kendall, pearson, ranks
+from recycledb.methods.reflection import Kind, Step
+from recycledb.schema import utc_now
+from recycledb.selection.agreement import inversions, kendall, pearson, ranks
+from recycledb.selection.compare import MAX_POINTS, compare
 from recycledb.selection.explain import explain
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import export, select

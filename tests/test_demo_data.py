@@ -15,8 +15,9 @@ import torch
 import transformers as hugging_face
 
 from recycledb.formats import is_placeholder
-from recycledb.reflection.extraction import extract
-from recycledb.schema import SCORED_KINDS, Kind, Step, Texts
+from recycledb.methods import scored_kinds
+from recycledb.methods.reflection import Kind, Step, extract
+from recycledb.schema import Texts
 
 transformers: Any = hugging_face
 ROOT = Path(__file__).parents[1]
@@ -205,7 +206,7 @@ def test_students_have_learned_something_and_disagree() -> None:
     small, large = (students.evaluate(DEMO / "students" / name, variants) for name in STUDENTS)
 
     for student in (small, large):
-        assert all(student.median_ifd(kind) < 1 for kind in SCORED_KINDS)
+        assert all(student.median_ifd(kind) < 1 for kind in scored_kinds())
         assert student.rifd_below_1() > 0.3
         assert 5 <= sum(p in (Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH) for p in student.picks()) <= 30
     assert sum(a != b for a, b in zip(small.picks(), large.picks(), strict=True)) >= 5

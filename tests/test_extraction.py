@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recycledb.reflection.extraction import Extracted, extract
-from recycledb.schema import Step, Texts
+from recycledb.methods import Extracted
+from recycledb.methods.reflection import Step, extract
+from recycledb.schema import Texts
 
 READ = Texts("Name a river.", "", "The Rhine.")
 COMPRESS, INSTRUCT, RESPOND = Step.COMPRESS, Step.REFLECT_INSTRUCTION, Step.REFLECT_RESPONSE

@@ -109,6 +109,29 @@ def test_a_library_has_its_place(library: str, allowed: str) -> None:
     assert users and {name for name in users if not re.fullmatch(allowed, name)} == set()
 
 
+MOST_LINES_OF_A_FILE = 500
+MOST_LINES_OF_A_FUNCTION = 60
+# Longer files that are about to be cut down; to be emptied.
+STILL_TOO_LONG = {"recycledb.sync.asking"}
+
+
+def test_files_and_functions_are_short() -> None:
+    """Migrations apart, which are what they were when they were released."""
+    own = {name: tree for name, tree in MODULES.items() if not name.startswith("recycledb.migrations")}
+    last_lines = {
+        name: max((getattr(node, "end_lineno", 0) or 0 for node in ast.walk(tree)), default=0)
+        for name, tree in own.items()
+    }
+    assert {name for name, line in last_lines.items() if line > MOST_LINES_OF_A_FILE} <= STILL_TOO_LONG
+    functions = {
+        f"{name}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, tree in own.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: lines for name, lines in functions.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
+
+
 def loaded(*arguments: str, cwd: Path, code: str = "from recycledb.cli import main; main()") -> set[str]:
     """Return the libraries that a run of the command (or of other code) has loaded in the end."""
     tell = "import atexit, sys; atexit.register(lambda: print('LOADED', *sys.modules, file=sys.stderr)); "

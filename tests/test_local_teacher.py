@@ -12,8 +12,10 @@ from tiny_students import tokenizer, transformers
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
-from recycledb.reflection.teachers import Question, Reply, open_teacher, storable
-from recycledb.schema import ReplyStatus, Step, Texts
+from recycledb.methods.reflection import Step
+from recycledb.reflection.teachers import Question, Reply, open_teacher
+from recycledb.reflection.teachers.contract import storable
+from recycledb.schema import ReplyStatus, Texts
 
 CHATML = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}\n{% endfor %}"
@@ -53,7 +55,7 @@ def question(text: str, system: str | None = None) -> Question:
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    return Question(text, Step.COMPRESS, messages, Texts(text, "", ""))
+    return Question(text, Step.COMPRESS, messages, (Texts(text, "", ""),))
 
 
 async def ask_all(settings: TeacherConfig, questions: Sequence[Question]) -> list[Reply]:

@@ -17,7 +17,8 @@ from alembic.migration import MigrationContext
 from conftest import Cli
 
 from recycledb.errors import SchemaError, StoreError
-from recycledb.schema import Stat, Step
+from recycledb.methods.reflection import Step
+from recycledb.schema import Stat
 from recycledb.store import Store, parse_url, revisions, upgrade
 from recycledb.store.migrate import HEAD
 from recycledb.store.migrate import REVISIONS as KNOWN

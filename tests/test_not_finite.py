@@ -19,8 +19,9 @@ from tiny_students import SAMPLES, save_student
 
 from recycledb.cli import run as run_command
 from recycledb.cli.app import session
+from recycledb.methods.reflection import Kind
 from recycledb.reporting.report import write_report
-from recycledb.schema import Kind, LossStatus, Stat, Texts
+from recycledb.schema import LossStatus, Stat, Texts
 from recycledb.scoring.engine import Engine
 from recycledb.scoring.requests import Request, Result
 from recycledb.selection.compare import compare

@@ -9,12 +9,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import scored_stores as scored
 import stores
 from conftest import Cli
 
-from recycledb.errors import QueryError, StoreError
+from recycledb.errors import QueryError, SelectionError, StoreError
+from recycledb.formats.arrow import to_table
 from recycledb.selection.query import FORMATS, query, write_result
-from recycledb.selection.recipes import guess, read_recipe
+from recycledb.selection.recipes import bind, guess, parse, read_recipe, values_of
+from recycledb.selection.select import select
 from recycledb.store import Store
 
 
@@ -60,15 +63,46 @@ def test_a_number_of_more_than_64_bits_cannot_be_bound(sqlite_url: str) -> None:
         ("12", 12),
         ("-1.5", -1.5),
         (".5", 0.5),
-        ("1e3", 1000.0),
+        ("1e+3", 1000.0),
+        ("1e-3", 0.001),
+        ("1.0e3", 1000.0),
+        ("0", 0),
         ("9223372036854775807", (1 << 63) - 1),
         ("-9223372036854775808", -1 << 63),
+        *((word, word) for word in ("1e10", "12e4", "007", "00")),  # the digits of an id
         *((word, word) for word in ("9223372036854775808", "1_000", "１２", " 12", "1e999", "inf", "nan", "0x10", "")),
     ],
 )
 def test_a_value_is_a_number_where_sql_would_say_so(text: str, value: Any) -> None:
     found = guess(text)
     assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("sql", "value"),
+    [
+        ("SELECT :id AS id", 12),
+        ("-- @param id text: the first letters of an id\nSELECT :id AS id", "12"),
+        ("-- @param id number: how many\nSELECT :id AS id", 12),
+    ],
+)
+def test_a_parameter_has_the_type_that_its_sql_declares(sql: str, value: Any, store: Store) -> None:
+    assert ask(store, sql, values_of(sql, {"id": "12"})) == [{"id": value}]
+    assert values_of("-- @param n number: it\nSELECT :n", {"n": "1e10"}) == {"n": 1e10}
+    recipe = parse("mine", "-- @param id text: of whom\nSELECT variant_id FROM variants WHERE variant_id = :id")
+    assert bind(store, recipe, {"id": "12"}).values == {"id": "12"}
+    with pytest.raises(SelectionError, match="n is 'many', which is no number"):
+        values_of("-- @param n number: it\nSELECT :n", {"n": "many"})
+
+
+@pytest.mark.parametrize("columns", ["1 AS a, 2 AS a", "1 AS a, 2 AS A", "variant_id"])
+def test_a_recipe_names_its_columns_apart(columns: str, store: Store) -> None:
+    scored.two_students(store)
+    recipe = parse("mine", f"SELECT variant_id, {columns} FROM variants LIMIT 2")
+    name = columns.rpartition(" ")[2].lower()
+    with pytest.raises(SelectionError, match=f"recipe mine returns several columns called {name}: name each by AS"):
+        select(store, recipe)
+    assert select(store, parse("mine", "SELECT variant_id, 1 AS a, 2 AS a_1, 3 AS a_2 FROM variants")).means["a_2"] == 3
 
 
 def test_sql_files_are_utf8_with_or_without_a_mark(cli: Cli, sqlite_url: str, tmp_path: Path) -> None:
@@ -164,11 +198,9 @@ def test_every_type_of_duckdb_can_be_written(empty_stores: dict[str, Path], tmp_
 def test_a_column_of_many_types_and_sizes_is_parquet(tmp_path: Path) -> None:
     from decimal import Decimal
 
-    from recycledb.selection.query import Result, to_arrow
-
     many = 65_536
     rows = [(1 << 100, [1], Decimal("1.5"))] + [(1, [2], Decimal("2.25"))] * many + [(2, ["x"], Decimal("1000.125"))]
-    table = to_arrow(Result(["big", "list", "decimal"], iter(rows)))
+    table = to_table(["big", "list", "decimal"], iter(rows))
     assert table.num_rows == len(rows)
     assert table["big"][0].as_py() == str(1 << 100)
     assert table["list"][many + 1].as_py() in ('["x"]', ["x"])

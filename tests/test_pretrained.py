@@ -24,9 +24,10 @@ from recycledb.cli import run as run_command
 from recycledb.cli.app import session
 from recycledb.config import TeacherConfig
 from recycledb.errors import StudentError, TeacherError
+from recycledb.methods.reflection import Step
 from recycledb.pretrained.folder import NEVER_RUNS_CODE
 from recycledb.reflection.teachers import Question, Reply, open_teacher
-from recycledb.schema import ReplyStatus, Stat, Step, Texts
+from recycledb.schema import ReplyStatus, Stat, Texts
 from recycledb.scoring.engine import Engine
 from recycledb.scoring.frames import Failure, Setup, read_frame, write_frame
 from recycledb.scoring.identity import identify
@@ -424,7 +425,7 @@ def test_a_prompt_that_the_template_refuses_fails_alone(folder: Path) -> None:
     async def ask() -> list[Reply]:
         one = teacher(folder)
         questions = [
-            Question(text, Step.COMPRESS, [{"role": "user", "content": text}], Texts(text, "", ""))
+            Question(text, Step.COMPRESS, [{"role": "user", "content": text}], (Texts(text, "", ""),))
             for text in ("bad", "good")
         ]
         try:

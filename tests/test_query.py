@@ -13,8 +13,9 @@ import scored_stores as scored
 import stores
 
 from recycledb.errors import QueryError, WriteError
+from recycledb.formats.arrow import to_table
 from recycledb.schema import Texts
-from recycledb.selection.query import Result, format_of, query, to_arrow, write_result
+from recycledb.selection.query import Result, format_of, query, write_result
 from recycledb.store import Store
 from recycledb.store.statement import parameters_in, statements_in, with_dollars, without_comments
 
@@ -236,7 +237,7 @@ def test_parquet_keeps_types(tmp_path: Path) -> None:
     ]
     with pytest.raises(QueryError, match="give -o FILE"):
         write_result(result(["n"]), "parquet", None, io.StringIO())
-    assert to_arrow(result(["m"], (1,), ("x",), (None,))).to_pylist() == [{"m": "1"}, {"m": "x"}, {"m": None}]
+    assert to_table(["m"], [(1,), ("x",), (None,)]).to_pylist() == [{"m": "1"}, {"m": "x"}, {"m": None}]
 
 
 def test_a_table_fits_the_terminal_and_obeys_nothing() -> None:

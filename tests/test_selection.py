@@ -15,11 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recycledb.errors import QueryError, SelectionError
-from recycledb.schema import Kind, Stat, Texts, content_id
+from recycledb.methods.reflection import Kind
+from recycledb.schema import Stat, Texts, content_id
 from recycledb.selection.diff import diff
 from recycledb.selection.explain import Ratios, decide, explain
 from recycledb.selection.identities import find_selection
-from recycledb.selection.recipes import get_recipe, iter_recipes, parse, parse_top
+from recycledb.selection.recipes import (
+    get_recipe,
+    iter_recipes,
+    parse,
+    parse_top,
+    read_recipe,
+    recipe_names,
+    shipped_as,
+)
 from recycledb.selection.select import export, select
 from recycledb.store import Store
 
@@ -418,6 +427,29 @@ def test_explain_says_the_ratios_the_branch_and_the_bound(store: Store) -> None:
     assert "no place" not in said[0]["text"]
     stores.add_samples(store, [stores.texts("apples")])  # the dataset without the others
     assert "it has no place in any dataset now" in explain(store, samples[1])[0]["text"]
+
+
+def test_only_a_shipped_text_is_explained_by_the_shipped_tree(store: Store, tmp_path: Path) -> None:
+    [_, sample, *_] = scored.two_students(store)
+    own = tmp_path / "selective.sql"
+    own.write_text(
+        "SELECT variant_id, 'as I like it' AS reason FROM scores WHERE kind = 'origin' AND student = :student"
+    )
+    select(store, read_recipe(own), {"student": "7b"}, name="own")
+    copied = tmp_path / "copied.sql"  # as `recipes show selective > copied.sql` writes it
+    copied.write_text(get_recipe("selective").sql.rstrip() + "\n")
+    select(store, read_recipe(copied), {"student": "7b", "teacher": "gpt"}, name="copied")
+    said = {each["selection"]: each for each in explain(store, sample)}
+    assert said["own"]["steps"] == ["reason: as I like it", "taken at 1 of 4"]
+    assert "ifd(Q) 0.7634 > ifd(ori) 0.7334? yes" in said["copied"]["text"]
+
+
+def test_a_text_shipped_by_an_earlier_release_is_explained(store: Store) -> None:
+    [_, sample, *_] = scored.two_students(store)
+    earlier = (Path(__file__).parent / "data" / "selective-0.1.0.sql").read_text(encoding="utf-8")
+    select(store, parse("selective", earlier), {"student": "7b"}, name="then")
+    assert "ifd(Q) 0.7634 > ifd(ori) 0.7334? yes" in explain(store, sample)[0]["text"]
+    assert {recipe.name: shipped_as(recipe.sql) for recipe in iter_recipes()} == {name: name for name in recipe_names()}
 
 
 # -- recipes of one's own

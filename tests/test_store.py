@@ -23,7 +23,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from recycledb.errors import QueryError, StoreError
-from recycledb.schema import SCORED_KINDS, Kind, Stat, Step, Texts, sample_id, utc_now, variant_id
+from recycledb.methods import scored_kinds
+from recycledb.methods.reflection import Kind, Step
+from recycledb.schema import Stat, Texts, sample_id, utc_now, variant_id
 from recycledb.store import Store, parse_url, pending, workers
 from recycledb.store.sqlite import SQLite, driver, has_wal_reset_bug, register_functions
 from recycledb.store.tables import metadata
@@ -557,16 +559,17 @@ def test_another_extractor_reads_again_and_asks_nothing(store: Store) -> None:
     want = stores.wanted((Step.REFLECT_RESPONSE,))
     (question,) = store.pending_questions(want, ids)
     stores.read(store, question, stores.reply(store, question), usable=False)
-    better = stores.EXTRACTOR + 1
-    assert store.count_unread(stores.EXTRACTOR) == 0 and store.count_unread(better) == 1
-    newer = pending.Wanted(want.teacher_id, want.prompts, better)
+    version = stores.EXTRACTOR + 1
+    better = dict.fromkeys(Step, version)
+    assert store.count_unread(stores.VERSIONS) == 0 and store.count_unread(better) == 1
+    newer = pending.Wanted(want.teacher_id, want.prompts, versions=better)
     assert store.pending_questions(newer, ids) == []
     (unread,) = store.pending_readings(better)
     assert unread.step == "reflect_response" and unread.variant_id == question.variant_id
-    stores.read(store, unread, unread.text_id, extractor=better)
+    stores.read(store, unread, unread.text_id, extractor=version)
     assert store.count_unread(better) == 0
     with store.write() as conn:
-        store.ensure_name(conn, "extractor", "extractor", str(better))
+        store.ensure_name(conn, "extractor", "extractor", str(version))
     rows = store.rows("SELECT extractor, status, is_current FROM extractions ORDER BY extractor")
     assert [tuple(row) for row in rows] == [(1, "unusable", 0), (2, "ok", 1)]
     assert counted(store, "variants WHERE is_current = 1") == 2
@@ -619,9 +622,9 @@ def test_only_wanted_variants_are_scored(store: Store) -> None:
     want = stores.wanted()
     stores.answer_all(store, want, ids)
     kinds = [row.kind for row in store.pending_scores(want, stores.STUDENT, STATS, ids)]
-    assert sorted(kinds) == sorted([*SCORED_KINDS] * 2)
+    assert sorted(kinds) == sorted([*scored_kinds()] * 2)
     assert store.count_scores(want, [(stores.STUDENT, STATS)])[0][0] == 8
-    other = pending.Wanted("anotherteach", want.prompts, want.extractor)
+    other = pending.Wanted("anotherteach", want.prompts)
     assert [row.kind for row in store.pending_scores(other, stores.STUDENT, STATS, ids)] == ["origin", "origin"]
 
 

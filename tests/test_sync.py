@@ -19,10 +19,10 @@ from tiny_students import save_student
 
 from recycledb.config import Config, parse
 from recycledb.errors import ConfigError
-from recycledb.reflection.extraction import extract
+from recycledb.methods.reflection import Step, extract
 from recycledb.reflection.teachers import Reply
-from recycledb.reflection.teachers.recorded import write_recording
-from recycledb.schema import ReplyStatus, Stat, Step, Texts
+from recycledb.reflection.teachers.recorded import recorded_line
+from recycledb.schema import ReplyStatus, Stat, Texts
 from recycledb.scoring.requests import Request
 from recycledb.scoring.tokenising import count_tokens
 from recycledb.store import Store
@@ -48,14 +48,14 @@ def reply_text(step: Step, read: Texts) -> str:
     return f"[Better Answer]\nA better answer: {name}.\n[End]"
 
 
-def replies_about(texts: Texts) -> Iterator[tuple[str, Texts, Reply]]:
+def replies_about(texts: Texts) -> Iterator[tuple[str, tuple[Texts, ...], Reply]]:
     """Yield the reply to every question that a sample raises."""
 
-    def ask(step: Step, read: Texts) -> tuple[Texts | None, tuple[str, Texts, Reply]]:
+    def ask(step: Step, read: Texts) -> tuple[Texts | None, tuple[str, tuple[Texts, ...], Reply]]:
         text = reply_text(step, read)
         usage = {"prompt_tokens": 50, "completion_tokens": len(text) // 4}
         reply = Reply(status=ReplyStatus.OK, text=text, finish_reason="stop", **usage)  # type: ignore[arg-type]
-        return extract(step, text, read).texts, (step, read, reply)
+        return extract(step, text, read).texts, (step, (read,), reply)
 
     compressed, line = ask(Step.COMPRESS, texts) if texts.input else (texts, None)
     if line:
@@ -119,7 +119,8 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(tmp_path: Path, students: Path) -> Place:
     for name in STUDENTS:
         (tmp_path / name).symlink_to(students / name)
-    write_recording(tmp_path / "replies.jsonl", (line for i in range(20) for line in replies_about(sample(i))))
+    lines = [recorded_line(*line) + "\n" for i in range(20) for line in replies_about(sample(i))]
+    (tmp_path / "replies.jsonl").write_text("".join(lines), "utf-8")
     made = Place(tmp_path)
     made.add(range(4))
     return made
@@ -292,7 +293,7 @@ def test_lazy_comes_to_an_end_whatever_fails_and_whatever_has_no_score(
 def play(store: Store, patterns: dict[int, tuple[Any, ...]]) -> list[tuple[Step, int]]:
     """Ask and score by turns, as a lazy sync does, with these outcomes; return the questions, by step and sample."""
     prompts = {step: f"p-{step}" for step in Step}
-    wanted = Wanted(teacher_id="t", prompts=prompts, extractor=1, lazy_student="s")
+    wanted = Wanted(teacher_id="t", prompts=prompts, lazy_student="s")
     with store.write() as conn:
         store.insert(conn, "teacher", [("t", "t", "openai", "m", "{}", "now")])
         store.insert(conn, "prompt", [(prompt, step, "", "", "now") for step, prompt in prompts.items()])

@@ -16,7 +16,9 @@ from teacher_server import Exchange, Fault, TeacherServer
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
-from recycledb.reflection.teachers import (
+from recycledb.methods.reflection import Step
+from recycledb.reflection.teachers import open_teacher
+from recycledb.reflection.teachers.contract import (  # fmt: skip
     RAW_MOST,
     SHORT_MOST,
     Question,
@@ -24,19 +26,18 @@ from recycledb.reflection.teachers import (
     Teacher,
     TeacherStop,
     failed,
-    open_teacher,
-)  # fmt: skip
+)
 from recycledb.reflection.teachers.pace import BREAKER, FIRST_CONTACT_S, Pace, Ticket, retry_delay
 from recycledb.reflection.teachers.prices import find_cost
-from recycledb.reflection.teachers.recorded import write_recording
-from recycledb.schema import ReplyStatus, Step, Texts
+from recycledb.reflection.teachers.recorded import recorded_line
+from recycledb.schema import ReplyStatus, Texts
 
 READ = Texts("an instruction", "", "an answer")
 OK, FAILED, ERROR = ReplyStatus.OK, ReplyStatus.FAILED, ReplyStatus.ERROR
 
 
 def question(text: str, number: int = 1) -> Question:
-    return Question(f"{text}-{number}", Step.COMPRESS, [{"role": "user", "content": text}], READ, number)
+    return Question(f"{text}-{number}", Step.COMPRESS, [{"role": "user", "content": text}], (READ,), number)
 
 
 def config(server: TeacherServer, **settings: Any) -> TeacherConfig:
@@ -178,14 +179,15 @@ def test_what_no_other_question_would_survive_stops_the_run(server: TeacherServe
 
 
 def test_retry_after_is_read_as_seconds_milliseconds_or_date(server: TeacherServer) -> None:
-    from recycledb.reflection.teachers.chat import _duration, _retry_after
+    from recycledb.reflection.teachers.bodies import retry_after
+    from recycledb.reflection.teachers.chat import _duration
 
     reply = asyncio.run(ask_one(config(server), question(Fault.RATE_LIMITED_AFTER.value)))
     assert reply.retry_after_s == pytest.approx(0.2)
-    assert _retry_after({"retry-after-ms": "150", "retry-after": "9"}) == pytest.approx(0.15)
-    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert (_retry_after({"retry-after": "Wed, 21 Oct 2499 07:28:00 GMT"}) or 0) > 1e9
-    assert _retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after-ms": "150", "retry-after": "9"}) == pytest.approx(0.15)
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert (retry_after({"retry-after": "Wed, 21 Oct 2499 07:28:00 GMT"}) or 0) > 1e9
+    assert retry_after({"retry-after": "soon"}) is None
     assert [_duration(text) for text in ("1m30.5s", "20ms", "7", "2h", "?", None)] == [90.5, 0.02, 7, 7200, None, None]
 
 
@@ -597,7 +599,7 @@ def test_a_recording_answers_attempts_in_order(tmp_path: Path) -> None:
         (OK, None, "second"),
     ]
     assert (replies[2].prompt_tokens, replies[2].completion_tokens, replies[2].served_model) == (3, 4, "gpt")
-    other = Question("a", Step.REFLECT_RESPONSE, [], READ)
+    other = Question("a", Step.REFLECT_RESPONSE, [], (READ,))
     assert asyncio.run(ask_one(settings, other)).kind == "no_recorded_reply"
 
 
@@ -646,11 +648,10 @@ def test_what_was_written_answers_as_it_was(tmp_path: Path) -> None:
     ]
     path = tmp_path / "out.jsonl"
     reads = [Texts(str(n), "", "") for n in range(3)]
-    assert (
-        write_recording(path, ((Step.COMPRESS, read, reply) for read, reply in zip(reads, replies, strict=True))) == 3
-    )
+    lines = (recorded_line(Step.COMPRESS, (read,), reply) for read, reply in zip(reads, replies, strict=True))
+    path.write_text("\n".join(lines) + "\n", "utf-8")
     settings = TeacherConfig(name="r", provider="recorded", file=path)
     for read, reply in zip(reads, replies, strict=True):
-        again = asyncio.run(ask_one(settings, Question("a", Step.COMPRESS, [], read)))
+        again = asyncio.run(ask_one(settings, Question("a", Step.COMPRESS, [], (read,))))
         assert (again.status, again.text, again.error) == (reply.status, reply.text, reply.error)
         assert (again.finish_reason, again.prompt_tokens) == (reply.finish_reason, reply.prompt_tokens)

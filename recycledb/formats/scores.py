@@ -19,7 +19,8 @@ from typing import Any
 from recycledb.errors import FormatError
 from recycledb.formats.containers import Source
 from recycledb.formats.values import Bad
-from recycledb.schema import SCORED_KINDS, Stat, is_mean_loss
+from recycledb.methods import scored_kinds
+from recycledb.schema import Stat, is_mean_loss
 
 Four = tuple[float | None, float | None, float | None, float | None]
 
@@ -64,7 +65,7 @@ def _parts(path: Path, kind: str | None) -> list[Path]:
     shard = _SHARD.fullmatch(path.name)
     if shard is None:
         return [path]
-    if kind is not None and shard["split"] in SCORED_KINDS and shard["split"] != kind:
+    if kind is not None and shard["split"] in scored_kinds() and shard["split"] != kind:
         raise FormatError(
             f"{path} is named for {shard['split']}, not {kind}: give --kind {shard['split']} or another file"
         )
@@ -75,7 +76,7 @@ def _parts(path: Path, kind: str | None) -> list[Path]:
 
 def _split_files(folder: Path, kind: str | None) -> list[Path]:
     if kind is None:
-        raise FormatError(f"{folder} is a folder: say which kind to take from it, one of {', '.join(SCORED_KINDS)}")
+        raise FormatError(f"{folder} is a folder: say which kind to take from it, one of {', '.join(scored_kinds())}")
     named = [(found, part) for part in sorted(folder.iterdir()) if (found := _SHARD.fullmatch(part.name))]
     parts = [(found, part) for found, part in named if found["split"] == kind]
     if not parts:

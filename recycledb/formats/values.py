@@ -1,8 +1,13 @@
-"""What a row of a file may be: how large, of how many values; and what stands where one cannot be read."""
+"""What a row of a file may be: how large, of how many values; what stands where one cannot be read; a value as JSON has it."""
 
+import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from recycledb.errors import FormatError
 
@@ -38,3 +43,32 @@ def too_many_values(text: bytes) -> bool:
         if count > MAX_VALUES:
             return True
     return False
+
+
+def plain(value: Any) -> Any:
+    """Return a database's value as JSON has it: no NaN, no infinity; bytes in hexadecimal; the rest as text."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float | Decimal):
+        return _plain_number(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, Mapping):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _plain_number(value: float | Decimal) -> float | str | None:
+    """Return a number as JSON has it, a decimal one as text where a float would lose a part of it."""
+    number = float(value)
+    if isinstance(value, Decimal) and not (math.isfinite(number) and Decimal(repr(number)) == value):
+        return str(value)
+    return number if math.isfinite(number) else None
+
+
+def flat(value: Any) -> Any:
+    """Return a value that stands in one field: lists and structures as JSON."""
+    found = plain(value)
+    return json.dumps(found, ensure_ascii=False) if isinstance(found, list | dict) else found

@@ -9,8 +9,6 @@ import gzip
 import hashlib
 import io
 import json
-import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +16,12 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from recycledb.errors import FormatError, WriteError
+from recycledb.errors import FormatError
 from recycledb.files import writing
+from recycledb.formats.arrow import write_parquet
+from recycledb.formats.values import flat, plain
 
 OUT_FORMATS = ("alpaca", "sharegpt", "jsonl", "parquet")
-PARQUET_ROWS = 1024
-PARQUET_BYTES = 1 << 26
-SPOOL_BYTES = 1 << 24
-INT64 = range(-(1 << 63), 1 << 63)
 TEXT_FIELDS = ("instruction", "input", "output")
 
 Rows = Iterable[Mapping[str, Any]]
@@ -72,61 +68,19 @@ def _write_jsonl(stream: IO[bytes], rows: Rows) -> None:
 
 
 def _write_parquet(stream: IO[bytes], rows: Rows) -> None:
-    """Write Parquet in two passes, the first into a spool, since a column's type is known when its last row is."""
-    import pyarrow as pa  # late, since the other formats need none of it
-    import pyarrow.parquet as pq
-
-    arrow = {"text": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-    types: dict[str, str] = dict.fromkeys(TEXT_FIELDS, "text")
-    with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
-        for number, row in enumerate(map(_full_row, _whole(rows))):
-            for name, value in row.items():
-                types[name] = _joint_type(types.get(name, "null"), value)
-            _spool(spool, _json_line(number, row))
-        spool.seek(0)
-        schema = pa.schema([(name, arrow.get(kind, pa.string())) for name, kind in types.items()])
-        with pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer:
-            for lines in _batches(spool):
-                found = [json.loads(line) for line in lines]
-                columns = [[_as_type(row.get(name), kind) for row in found] for name, kind in types.items()]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
+    columns = list(TEXT_FIELDS)
+    write_parquet(stream, columns, _as_tuples(rows, columns))
 
 
-def _spool(spool: IO[bytes], line: bytes) -> None:
-    try:
-        spool.write(line)
-    except OSError as error:
-        where = tempfile.gettempdir()
-        raise WriteError(f"no room for the rows of a Parquet file in {where}: {error.strerror} ($TMPDIR)") from error
-
-
-def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    size = 0
-    for line in lines:
-        batch.append(line)
-        size += len(line)
-        if len(batch) == PARQUET_ROWS or size > PARQUET_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _joint_type(known: str, value: Any) -> str:
-    """Return the Parquet type of a column that was `known` and now holds `value`; json is text that holds any JSON."""
-    if value is None:
-        return known
-    new = {bool: "bool", int: "int", float: "float", str: "text"}.get(type(value), "json")
-    if new == "int" and value not in INT64:
-        new = "json"
-    if known in ("null", new):
-        return new
-    return "float" if {known, new} == {"int", "float"} else "json"
-
-
-def _as_type(value: Any, kind: str) -> Any:
-    return json.dumps(value, ensure_ascii=False) if kind == "json" and value is not None else value
+def _as_tuples(rows: Rows, columns: list[str]) -> Iterator[list[Any]]:
+    """Yield the rows' values in the order of `columns`, to which new names are added as they come."""
+    for number, row in enumerate(_whole(rows)):
+        columns += [name for name in row if name not in columns]
+        values = [flat(row.get(name)) for name in columns]
+        for value in values:
+            if isinstance(value, str) and not value.isascii():
+                _encoded(number, value)
+        yield values
 
 
 _WRITERS: dict[str, Callable[[IO[bytes], Rows], None]] = {
@@ -168,21 +122,8 @@ def _quoted(text: str) -> str:
 
 def _full_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in TEXT_FIELDS} | {
-        name: _plain(value) for name, value in row.items() if name not in TEXT_FIELDS
+        name: plain(value) for name, value in row.items() if name not in TEXT_FIELDS
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as it came from a query as plain JSON; NaN and infinities, which JSON lacks, become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, str | int):
-        return value
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _json_list(rows: Rows, layout: Callable[[Mapping[str, Any]], str]) -> Iterator[bytes]:

@@ -1,39 +1,28 @@
-"""Prompts: the wording of the three steps, as files that a user can replace, and their rendering to chat messages.
+"""Prompts: the wording of a teacher step, as a file that a user can replace, and its rendering to chat messages.
 
 A prompt file is plain text:
 
 - A line `<<system>>` or `<<user>>` begins a message; without any such line the whole file is the user's message.
-- `{instruction}`, `{input}` and `{output}` stand for the texts of the sample that is asked about.
-- `{{#input}} … {{/input}}` is left out where the sample has no input. A section's marker that fills a line takes the
+- `{instruction}`, `{input}` and `{output}` stand for the texts of the variant that is asked about. Where a step shows several variants,
+  `{instruction_2}`, `{input_2}`, `{output_2}` stand for those of the second, and so on.
+- `{{#input}} … {{/input}}` is left out where the variant has no input. A section's marker that fills a line takes the
   line's end with it.
 
 Invariant: a prompt's id is the hash of its step and its text as read, so an edited file is a new prompt and makes new
 rows beside the old. Texts are put in literally and in one pass: whatever braces or markers a sample holds, it cannot
 become part of the prompt's own form.
-This module refuses prompts that could not work: without a text that the step reads, or without the markers by which the
-reply is read (`recycledb.reflection.extraction`). It holds no model-specific wording.
+This module refuses prompts that could not work: without a text that the step needs, or without the markers by which its
+reply is read. It holds no model-specific wording.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from recycledb.errors import ConfigError
-from recycledb.schema import IDENTITY_LENGTH, Step, Texts, content_id
-
-MARKERS: dict[Step, tuple[str, ...]] = {
-    Step.COMPRESS: ("[Instruction]", "[End]"),
-    Step.REFLECT_INSTRUCTION: ("[New Instruction]", "[New Answer]", "[End]"),
-    Step.REFLECT_RESPONSE: ("[Better Answer]", "[End]"),
-}
-
-# A prompt without one of these would drop a text in silence.
-_NEEDED: dict[Step, tuple[str, ...]] = {
-    Step.COMPRESS: ("instruction", "input"),
-    Step.REFLECT_INSTRUCTION: ("instruction", "output"),
-    Step.REFLECT_RESPONSE: ("instruction", "input", "output"),
-}
+from recycledb.methods import TeacherStep
+from recycledb.schema import IDENTITY_LENGTH, Texts, content_id
 
 _ROLE = re.compile(r"^<<(system|user)>>[ \t]*\n?", re.MULTILINE)
 _SECTION_MARK = re.compile(r"^\{\{([#/])(\w+)\}\}[ \t]*\n|\{\{([#/])(\w+)\}\}", re.MULTILINE)
@@ -44,56 +33,62 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 class PromptText:
     """A step's prompt: its text as read, where it came from, and its messages as (role, text) pairs."""
 
-    step: Step
+    step: str
     text: str
     source: str
     prompt_id: str
     messages: tuple[tuple[str, str], ...]
 
 
-def load(step: Step, path: Path | None = None) -> PromptText:
-    """Read the prompt of `step` from `path`, or the one that ships with recycledb.
+def load(step: TeacherStep, path: Path | None = None) -> PromptText:
+    """Read the prompt of `step` from `path`, or the one that ships with its method.
 
     Raises ConfigError where the file cannot be read, names an unknown placeholder, or lacks a text or a marker.
     """
     if path is None:
-        source = f"recycledb:{step}"
-        text = resources.files("recycledb.reflection").joinpath(f"prompts/{step}.txt").read_text(encoding="utf-8")
+        source = f"recycledb:{step.name}"
+        text = step.wording()
     else:
         source = str(path)
-        text = _read(step, path)
+        text = _read(step.name, path)
     return parse(step, text, source)
 
 
-def parse(step: Step, text: str, source: str) -> PromptText:
+def parse(step: TeacherStep, text: str, source: str) -> PromptText:
     """Check the text of a prompt and return it split into messages; raises ConfigError like `load`."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     _check_placeholders(step, text, source)
     lower = text.lower()
-    for marker in MARKERS[step]:
+    for marker in step.markers:
         if marker.lower() not in lower:
-            raise ConfigError(f"prompt {source} for {step} does not ask for {marker}, by which the reply is read")
+            raise ConfigError(f"prompt {source} for {step.name} does not ask for {marker}, by which the reply is read")
     messages = _split(text)
     if not any(role == "user" for role, _ in messages):
-        raise ConfigError(f"prompt {source} for {step} has no <<user>> message")
-    return PromptText(step, text, source, prompt_id_of(step, text), messages)
+        raise ConfigError(f"prompt {source} for {step.name} has no <<user>> message")
+    return PromptText(step.name, text, source, prompt_id_of(step.name, text), messages)
 
 
-def prompt_id_of(step: Step, text: str) -> str:
+def prompt_id_of(step: str, text: str) -> str:
     """Return the content address of a step's wording."""
-    return content_id("prompt", step, text, length=IDENTITY_LENGTH)
+    return content_id("prompt", str(step), text, length=IDENTITY_LENGTH)
 
 
-def render(prompt: PromptText, texts: Texts) -> list[dict[str, str]]:
-    """Return the chat messages that ask `prompt` about `texts`, as {"role", "content"} dictionaries."""
-    values = texts._asdict()
+def render(prompt: PromptText, shown: Sequence[Texts]) -> list[dict[str, str]]:
+    """Return the chat messages that ask `prompt` about the variants shown, as {"role", "content"} dictionaries."""
+    values = dict(_values(shown))
     return [
-        {"role": role, "content": _fill(_drop_sections(text, keep=bool(texts.input)), values)}
+        {"role": role, "content": _fill(_drop_sections(text, keep=bool(shown[0].input)), values)}
         for role, text in prompt.messages
     ]
 
 
-def _read(step: Step, path: Path) -> str:
+def _values(shown: Sequence[Texts]) -> Iterator[tuple[str, str]]:
+    for number, texts in enumerate(shown, 1):
+        for name, value in zip(Texts._fields, texts, strict=True):
+            yield (name if number == 1 else f"{name}_{number}"), value
+
+
+def _read(step: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -104,22 +99,23 @@ def _read(step: Step, path: Path) -> str:
         raise ConfigError(f"prompt file {path} for {step} is not UTF-8 text (byte {error.start})") from error
 
 
-def _check_placeholders(step: Step, text: str, source: str) -> None:
+def _check_placeholders(step: TeacherStep, text: str, source: str) -> None:
     depth = 0
     for match in _SECTION_MARK.finditer(text):
         kind, name = match[1] or match[3], match[2] or match[4]
         depth += 1 if kind == "#" else -1
         if name != "input" or depth not in (0, 1):
-            raise ConfigError(f"prompt {source} for {step}: {match[0].strip()} is out of place or unknown")
+            raise ConfigError(f"prompt {source} for {step.name}: {match[0].strip()} is out of place or unknown")
     if depth:
-        raise ConfigError(f"prompt {source} for {step}: {{{{#input}}}} is not closed by {{{{/input}}}}")
+        raise ConfigError(f"prompt {source} for {step.name}: {{{{#input}}}} is not closed by {{{{/input}}}}")
     named = set(_PLACEHOLDER.findall(_SECTION_MARK.sub("", text)))
-    for name in sorted(named - set(Texts._fields)):
-        known = ", ".join(f"{{{field}}}" for field in Texts._fields)
-        raise ConfigError(f"prompt {source} for {step} has an unknown placeholder {{{name}}}; known are {known}")
-    for name in _NEEDED[step]:
+    placeholders = [name for name, _ in _values([Texts("", "", "")] * step.shown)]
+    for name in sorted(named.difference(placeholders)):
+        known = ", ".join(f"{{{each}}}" for each in placeholders)
+        raise ConfigError(f"prompt {source} for {step.name} has an unknown placeholder {{{name}}}; known are {known}")
+    for name in step.needs:
         if name not in named:
-            raise ConfigError(f"prompt {source} for {step} lacks {{{name}}}, which the step reads")
+            raise ConfigError(f"prompt {source} for {step.name} lacks {{{name}}}, which the step needs")
 
 
 def _split(text: str) -> tuple[tuple[str, str], ...]:

@@ -14,10 +14,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from recycledb.files import writing_text
+from recycledb.methods import scored_kinds
 from recycledb.reporting.drawing import histogram
 from recycledb.reporting.page import asset, data_block, escape, figure, number, page, section, share, table
-from recycledb.reporting.samples import BLOCK, KINDS, Samples, blocks, read_samples
-from recycledb.schema import SCORED_KINDS, utc_now
+from recycledb.reporting.samples import BLOCK, Samples, blocks, read_samples
+from recycledb.schema import utc_now
 from recycledb.store import Store
 from recycledb.store.pending import is_number
 from recycledb.store.spending import known, unknown
@@ -121,7 +122,10 @@ class _Report:
     def _variants(self) -> str:
         found = dict(self._rows("SELECT kind, count(*) FROM variant GROUP BY kind"))
         current = self.samples.current
-        rows = [[kind, found.get(kind, 0), current[kind], share(current[kind], current["origin"])] for kind in KINDS]
+        rows = [
+            [kind, found.get(kind, 0), current[kind], share(current[kind], current["origin"])]
+            for kind in self.samples.kinds
+        ]
         note = (
             "Current: made by the teacher and the prompt that carry their names now, and read by the newest extractor."
         )
@@ -240,7 +244,7 @@ class _Report:
         for i, student in enumerate(self.students):
             for ratio, name in enumerate(("IFD", "reversed IFD")):
                 pictures = [
-                    _distribution(kind, values[ratio, i, kind]) for kind in SCORED_KINDS if values[ratio, i, kind]
+                    _distribution(kind, values[ratio, i, kind]) for kind in scored_kinds() if values[ratio, i, kind]
                 ]
                 if pictures:
                     parts.append(f'<h3>{name} under {escape(student)}</h3><div class="grid">{"".join(pictures)}</div>')

@@ -13,14 +13,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from recycledb import methods
 from recycledb.reporting.page import packed_block
-from recycledb.schema import Kind
 
 BLOCK = 250  # samples of one block: about 300 KB packed
 FIRST_WORDS = 110
 TEXTS_AT_ONCE = 2_000
-KINDS = [kind.value for kind in Kind]
-SHORT = ["origin", "compressed", "instruction", "response", "both"]
 
 # (variant_id, kind as a number, teacher)
 _Variant = tuple[str, int, str | None]
@@ -34,6 +32,7 @@ class Samples:
     students: list[str]
     selections: list[str]
     datasets: list[str]
+    kinds: list[str]  # those of the methods that there are, then what else the store holds
     order: list[tuple[str, int, int]]  # sample, number of its dataset, position
     total: int  # before a limit was applied
     current: Counter[str] = field(default_factory=Counter)  # current variants by kind, whether shown or not
@@ -45,8 +44,8 @@ class Samples:
     def meta(self) -> dict[str, Any]:
         """What the page's script is told."""
         return {
-            "kinds": KINDS,
-            "short": SHORT,
+            "kinds": self.kinds,
+            "short": [methods.kinds()[kind].short if kind in methods.kinds() else kind for kind in self.kinds],
             "students": self.students,
             "selections": self.selections,
             "datasets": self.datasets,
@@ -68,7 +67,15 @@ def read_samples(
         first.setdefault(sample, (sample, number[dataset], position))
     order = list(first.values())[:limit]
     selections = conn.exec_driver_sql("SELECT selection_id, selection FROM selections ORDER BY created_at").fetchall()
-    found = Samples(list(students), [row[1] for row in selections], datasets, order, len(first), ratios=ratios)
+    found = Samples(
+        list(students),
+        [row[1] for row in selections],
+        datasets,
+        list(methods.kinds()),
+        order,
+        len(first),
+        ratios=ratios,
+    )
     shown = {row[0] for row in order}
     variants = conn.exec_driver_sql(
         "SELECT sample_id, variant_id, kind, teacher FROM variants WHERE is_current = 1"
@@ -76,9 +83,11 @@ def read_samples(
     sample_of = {}
     for sample, variant, kind, teacher in variants:
         sample_of[variant] = sample
+        if kind not in found.kinds:
+            found.kinds.append(kind)
         found.current[kind] += 1
         if sample in shown:
-            found.variants[sample].append((variant, KINDS.index(kind), teacher))
+            found.variants[sample].append((variant, found.kinds.index(kind), teacher))
     for each in found.variants.values():
         each.sort(key=lambda variant: (variant[1], variant[2] or "", variant[0]))
     _read_taken(conn, found, sample_of, {row[0]: i for i, row in enumerate(selections)})

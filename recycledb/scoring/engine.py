@@ -24,7 +24,6 @@ import torch
 
 from recycledb.errors import RecycledbError, StudentError
 from recycledb.scoring.batching import Batch, Work, by_beginning, by_length
-from recycledb.scoring.encodings import Encodings
 from recycledb.scoring.frames import Setup
 from recycledb.scoring.kernels import Kernel, choose
 from recycledb.scoring.lanes import Lane, LocalLane, WorkerLane
@@ -107,19 +106,17 @@ class Engine:
         workers: int | None = None,
         workers_after_s: float | None = None,
         sharded: bool | None = None,
-        encodings: Encodings | None = None,
     ) -> Self:
         """Load a Hugging Face causal language model from a folder or the Hub.
 
         `device` None takes all visible GPUs, else the CPU; `cuda` all GPUs, `cuda:N` one. `sharded` spreads one model
         over all GPUs; None does so where a replica does not fit. `workers` is the number of processes on CPU: 0 computes
         in this process alone, None starts one for each core once a run has lasted a while; `workers_after_s` says how long
-        that is, also where their number is given, which else has them started at once. `encodings` keeps token ids for
-        the next student with the same tokenizer. Raises StudentError where
+        that is, also where their number is given, which else has them started at once. Raises StudentError where
         model, device or dtype are not to be had, or where the model has fewer positions than `max_length`.
         """
         target, number_type = resolve_device(device), resolve_dtype(dtype)
-        tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length, encodings)
+        tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length)
         networks = _load_replicas(model, revision, number_type, _devices(target), sharded)
         engine = cls.over(networks, tokeniser, model)
         if target.type == "cpu":

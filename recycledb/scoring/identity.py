@@ -16,11 +16,12 @@ import math
 import os
 import re
 import stat
-import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from recycledb.errors import StudentError, WriteError
 from recycledb.files import make_folder, write_text
@@ -108,19 +109,14 @@ def _parameters(weights: Iterable[str], folder: Path) -> int | None:
     if not names or any(int(shard[1]) != len(names) for shard in map(_SHARD.search, names) if shard):
         return None  # old weights, or shards that are not downloaded yet
     try:
-        return sum(_header_parameters(folder / name) for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return sum(_stored_parameters(folder / name) for name in names)
+    except (OSError, SafetensorError):
         return None  # a damaged header: loading the model will say so
 
 
-def _header_parameters(path: Path) -> int:
-    """Count a safetensors file's parameters: eight bytes of length, then JSON of name to dtype, shape and offsets."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > path.stat().st_size:
-            raise ValueError(f"the header of {path} is longer than the file")
-        header = json.loads(file.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+def _stored_parameters(path: Path) -> int:
+    with safe_open(path, framework="numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
 
 
 def _cached_snapshot(model: str, revision: str | None) -> Path | None:

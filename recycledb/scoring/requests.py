@@ -46,11 +46,6 @@ class Progress:
     seconds: float
     utilisation: float | None
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Return tokens computed a second since the run began."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:

@@ -10,7 +10,6 @@ from typing import Any
 
 from recycledb.errors import StudentError
 from recycledb.pretrained.folder import is_library_error
-from recycledb.scoring.encodings import Encodings, fingerprint
 from recycledb.scoring.network import load_tokenizer
 from recycledb.scoring.requests import Request, TokenCount
 from recycledb.scoring.spans import Span, batch_spans
@@ -24,8 +23,7 @@ _LAST_WINDOW = 2048
 class Tokeniser:
     """A model's tokenizer with the template and length that spans are cut by."""
 
-    def __init__(self, tokenizer: Any, prompt: str, max_length: int, encodings: Encodings | None = None) -> None:
-        """Keep ids in `encodings`, where given, and find there those that another student with this tokenizer has left."""
+    def __init__(self, tokenizer: Any, prompt: str, max_length: int) -> None:
         if prompt not in TEMPLATES:
             raise StudentError(f"unknown prompt template {prompt!r}: choose one of {', '.join(TEMPLATES)}")
         if max_length < 2:
@@ -33,20 +31,13 @@ class Tokeniser:
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.max_length = max_length
-        self._encodings = encodings
-        self._fingerprint = fingerprint(tokenizer) if encodings is not None else None
 
     def spans(self, requests: Sequence[Request]) -> list[list[Span]]:
         """Return the spans of each request, every distinct string tokenised once."""
         items = [(request.texts, request.stats) for request in requests]
         return batch_spans(self._encode, self.prompt, self.max_length, items)
 
-    def _encode(self, texts: list[str]) -> Sequence[Sequence[int]]:
-        if self._encodings is None or self._fingerprint is None:
-            return self._tokenise(texts)
-        return self._encodings.encode(self._fingerprint, texts, self._tokenise)
-
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         # Longer texts than the model's are cut by spans; verbose=False keeps the tokenizer from warning of them.
         try:
             encoded = self.tokenizer(

@@ -1,8 +1,8 @@
 """Why a sample was taken or left, in the recipe's own terms: the ratios compared, the branch taken, the bound that failed.
 
 Invariant: what is said of a recorded selection is what its recipe decides on the scores as they stand, names and prompts meaning
-what they meant then; the record itself says what was picked. This module refuses to guess at recipes that are not shipped: of
-those it says what was recorded.
+what they meant then; the record itself says what was picked. Only a recipe whose text was shipped is explained, whatever its name; of
+any other it is said what was recorded.
 """
 
 import json
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from recycledb.schema import Kind
+from recycledb.methods.reflection import Kind
 from recycledb.selection.identities import find_prompts
-from recycledb.selection.recipes import BEST, PROMPT
+from recycledb.selection.recipes import BEST, PROMPT, shipped_as
 from recycledb.store import Meaning, Store
 from recycledb.terminal import visible_line
 
@@ -113,10 +113,10 @@ def explain(store: Store, sample_id: str) -> list[dict[str, Any]]:
     explained = []
     asked: set[tuple[Any, Any]] = set()
     for row in store.rows(_SELECTIONS, sample=sample_id):
-        parameters = json.loads(row.parameters)
-        if row.recipe == "selective":
+        parameters, shipped = json.loads(row.parameters), shipped_as(row.sql)
+        if shipped == "selective":
             asked.add((parameters.get("student"), parameters.get("teacher")))
-        explained.append(_recorded(store, sample_id, row, parameters))
+        explained.append(_recorded(store, sample_id, row, parameters, shipped))
     for student, teacher in _settings(store, sample_id):
         if (student, teacher) not in asked:
             steps = _selective(store, sample_id, {"student": student, "teacher": teacher})
@@ -126,20 +126,22 @@ def explain(store: Store, sample_id: str) -> list[dict[str, Any]]:
 
 # Only selections that carry their name: the others were replaced by later ones.
 _SELECTIONS = """
-    SELECT s.selection, s.recipe, s.parameters, s.selection_id, s.rows, max(v.kind) AS picked, min(i.position) AS position,
+    SELECT s.selection, s.recipe, s.sql, s.parameters, s.selection_id, s.rows, max(v.kind) AS picked, min(i.position) AS position,
         max(i.reason) AS reason
     FROM selections s
     LEFT JOIN (
         selection_item i JOIN variant v ON v.variant_id = i.variant_id AND v.sample_id = :sample
     ) ON i.selection_id = s.selection_id
     WHERE s.selection_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'selection')
-    GROUP BY s.selection, s.recipe, s.parameters, s.selection_id, s.rows, s.created_at
+    GROUP BY s.selection, s.recipe, s.sql, s.parameters, s.selection_id, s.rows, s.created_at
     ORDER BY s.created_at, s.selection_id
 """
 
 
-def _recorded(store: Store, sample_id: str, row: Any, parameters: dict[str, Any]) -> dict[str, Any]:
-    match row.recipe:
+def _recorded(
+    store: Store, sample_id: str, row: Any, parameters: dict[str, Any], shipped: str | None
+) -> dict[str, Any]:
+    match shipped:
         case "selective":
             steps = _selective(store, sample_id, parameters)
         case "cherry" | "superfilter":

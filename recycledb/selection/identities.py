@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recycledb.errors import SelectionError
-from recycledb.schema import Step
 from recycledb.store import Meaning, Store
 
 PREFIX = 4  # letters of an id, at least
@@ -91,8 +90,7 @@ def find_prompts(store: Store, text: str) -> tuple[Meaning, ...]:
         if len(matching) != 1:
             listed = "; ".join(
                 f"{step} {', '.join(row[0][:8] + (' (in use)' if row[2] else '') for row in there if row[1] == step)}"
-                for step in (each.value for each in Step)
-                if any(row[1] == step for row in there)
+                for step in dict.fromkeys(row[1] for row in there)
             )
             why = "several prompts begin so" if matching else "no prompt of the store"
             raise SelectionError(f"{part!r}: {why}; there are: {listed or 'none'}; see `prompts` in docs/schema.md")

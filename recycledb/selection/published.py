@@ -15,10 +15,10 @@ from typing import Any
 
 from recycledb.errors import SelectionError
 from recycledb.formats import PublishedScores, read_scores
+from recycledb.methods import scored_kinds
 from recycledb.schema import (
     IDENTITY_LENGTH,
-    SCORED_KINDS,
-    Kind,
+    ORIGIN,
     LossStatus,
     Stat,
     content_id,
@@ -68,8 +68,8 @@ def import_scores(
     SelectionError where the counts differ, where the dataset lacks such variants, where the student's name means a model
     that was scored here, or where it has other numbers already.
     """
-    if kind not in [each.value for each in SCORED_KINDS]:
-        raise SelectionError(f"no scored kind {kind!r}; there are {', '.join(SCORED_KINDS)}")
+    if kind not in scored_kinds():
+        raise SelectionError(f"no scored kind {kind!r}; there are {', '.join(scored_kinds())}")
     dataset = identities.find_dataset(store, dataset)
     student_id = content_id("student", student, REVISION, prompt, max_length, DTYPE, length=IDENTITY_LENGTH)
     _require_own_name(store, student, student_id)
@@ -118,7 +118,7 @@ def _require_own_name(store: Store, student: str, student_id: str) -> None:
 def _variants(store: Store, dataset: str, kind: str, teacher: str | None) -> dict[int, str]:
     """Return the variant of `kind` at each open position of the dataset: that with the smallest id, where there are several."""
     maker = None
-    if kind != Kind.ORIGIN:
+    if kind != ORIGIN:
         found = identities.find_teacher(store, teacher)
         if found is None:
             raise _no_variants(dataset, kind)
@@ -141,7 +141,7 @@ def _variants(store: Store, dataset: str, kind: str, teacher: str | None) -> dic
 
 
 def _no_variants(dataset: str, kind: str) -> SelectionError:
-    if kind == Kind.ORIGIN:
+    if kind == ORIGIN:
         return SelectionError(
             f"dataset {dataset} has no samples; `recycledb add FILE --dataset {dataset}` brings them in"
         )

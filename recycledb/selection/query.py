@@ -8,14 +8,11 @@ This module refuses to translate SQL between dialects.
 import csv
 import io
 import json
-import math
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime
-from datetime import time as time_of_day
 from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
@@ -23,6 +20,8 @@ from typing import IO, Any, cast
 
 from recycledb.errors import QueryError
 from recycledb.files import writing, writing_text
+from recycledb.formats.arrow import write_parquet
+from recycledb.formats.values import flat, plain
 from recycledb.store import Row, Sandbox, Store, TimeLimit
 from recycledb.store.statement import parameters_in, statements_in
 from recycledb.terminal import json_visible, visible, visible_line
@@ -103,7 +102,7 @@ def write_result(result: Result, format: str, output: Path | None, stdout: IO[st
         if output is None:
             raise QueryError("Parquet is not for a terminal; give -o FILE.parquet")
         with writing(output) as stream:
-            return _write_parquet(result, stream)
+            return write_parquet(stream, result.columns, result.rows)
     if output is None:
         return _write_text(result, format, stdout, width)
     with writing_text(output) as file:
@@ -144,7 +143,7 @@ def _write_text(result: Result, format: str, file: IO[str], width: int | None) -
         case "csv":
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(result.columns)
-            return _each(result, lambda row: writer.writerow([_flat(value) for value in row]))
+            return _each(result, lambda row: writer.writerow([flat(value) for value in row]))
     return _write_table(result, file, width)
 
 
@@ -167,97 +166,7 @@ def _write_json(result: Result, file: IO[str]) -> int:
 
 
 def _json(columns: Sequence[str], row: Row) -> str:
-    return json.dumps({column: _plain(value) for column, value in zip(columns, row, strict=True)}, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    """Return a database's value as JSON has it: no NaN, no infinity; bytes in hexadecimal; the rest as text."""
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, float | Decimal):
-        return _plain_number(value)
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-def _plain_number(value: float | Decimal) -> float | str | None:
-    """Return a number as JSON has it, a decimal one as text where a float would lose a part of it."""
-    number = float(value)
-    if isinstance(value, Decimal) and not (math.isfinite(number) and Decimal(repr(number)) == value):
-        return str(value)
-    return number if math.isfinite(number) else None
-
-
-def _flat(value: Any) -> Any:
-    """Return a value that stands in one field: lists and structures as JSON."""
-    plain = _plain(value)
-    return json.dumps(plain, ensure_ascii=False) if isinstance(plain, list | dict) else plain
-
-
-def _write_parquet(result: Result, stream: IO[bytes]) -> int:
-    """Write Parquet; a column's type is that of all its values, so the result is held in memory, in Arrow's form."""
-    import pyarrow.parquet as pq
-
-    table = to_arrow(result)
-    pq.write_table(table, stream, compression="zstd")
-    return int(table.num_rows)
-
-
-def to_arrow(result: Result) -> Any:
-    """Return the rows as a `pyarrow.Table`; a column of mixed types becomes text."""
-    import pyarrow as pa
-
-    pieces: list[list[Any]] = [[] for _ in result.columns]
-    while batch := list(islice(result.rows, 65_536)):
-        for column, values in zip(pieces, zip(*batch, strict=True), strict=True):
-            column.append(_array([_arrow_value(value) for value in values], pa))
-    return pa.table([_joined(column, pa) for column in pieces], names=result.columns)
-
-
-_ARROW = (str, int, float, bytes, list, dict, Decimal, date, datetime, time_of_day)
-
-
-def _arrow_value(value: Any) -> Any:
-    if isinstance(value, time_of_day) and value.tzinfo is not None:  # Arrow has no such type, and would drop the zone
-        return value.isoformat()
-    return value if value is None or isinstance(value, _ARROW) else _plain(value)
-
-
-def _array(values: list[Any], pa: Any) -> Any:
-    try:
-        return pa.array(values)
-    # A number here, a text there (SQLite has no column types), or what Arrow has no type for: more than 64 bits, a list of UUIDs.
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        return pa.array([None if value is None else str(_flat(value)) for value in values])
-
-
-def _joined(chunks: list[Any], pa: Any) -> Any:
-    types = {chunk.type for chunk in chunks if not pa.types.is_null(chunk.type)}
-    if not types:
-        return pa.nulls(sum(len(chunk) for chunk in chunks))
-    if len(types) == 1:
-        kind = types.pop()
-    elif types == {pa.int64(), pa.float64()}:
-        kind = pa.float64()
-    elif all(pa.types.is_decimal(each) for each in types):
-        scale = max(each.scale for each in types)
-        digits = scale + max(each.precision - each.scale for each in types)
-        kind = pa.decimal128(digits, scale) if digits <= 38 else pa.string()
-    else:
-        kind = pa.string()
-    return pa.chunked_array([_cast(chunk, kind, pa) for chunk in chunks], type=kind)
-
-
-def _cast(chunk: Any, kind: Any, pa: Any) -> Any:
-    try:
-        return chunk.cast(kind)
-    except pa.ArrowNotImplementedError:  # a list, say, as text
-        return pa.array([None if value is None else str(_flat(value)) for value in chunk.to_pylist()], type=kind)
+    return json.dumps({column: plain(value) for column, value in zip(columns, row, strict=True)}, ensure_ascii=False)
 
 
 # -- a table for people
@@ -284,7 +193,7 @@ def _cell(value: Any) -> str:
     """Return a value on one line, without anything that a terminal would obey."""
     if value is None:
         return ""
-    return visible_line((f"{value:.6g}" if isinstance(value, float) else str(_flat(value))).replace("\n", "⏎"))
+    return visible_line((f"{value:.6g}" if isinstance(value, float) else str(flat(value))).replace("\n", "⏎"))
 
 
 def _width(text: str) -> int:

@@ -17,7 +17,8 @@ The SQL uses a parameter as `:NAME`; a value is bound, never pasted. TYPE is one
     top                 a number (500) or a share (5%); the SQL sees :NAME_count and :NAME_percent, of which one is NULL
 
 and the default `none` is NULL. A file of one's own need not declare anything: `:student`, `:teacher`, `:dataset` and
-`:top_count` or `:top_percent` have those types, any other parameter is a number where it looks like one, else text.
+`:top_count` or `:top_percent` have those types, any other parameter is a number where it is written as one, else text: 20, -3, 0.5, 1e-3.
+1e10 and 007, which may be the digits of an id, are text; a declared `number` takes them, a declared `text` takes nothing for a number.
 
 Columns: `variant_id`; `rank`, by which rows are written in ascending order (else they are in dataset order); `reason`, why
 it was taken; any other number is averaged for the summary.
@@ -25,6 +26,7 @@ it was taken; any other number is averaged for the summary.
 Invariant: the text that runs is the text that `recipes show` prints and that a selection records.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -48,6 +50,8 @@ _PARAMETER = re.compile(
     r"^--\s*@param\s+(?P<name>\w+)\s+(?P<type>[\w-]+)(?:\((?P<choices>[^)]*)\))?\s*(?:=\s*(?P<default>[^:]+?))?\s*:\s*(?P<help>.*?)\s*$",
     re.MULTILINE,
 )
+# What stands for a number without being declared one: no exponent but a signed one or behind a point, no leading zero.
+_PLAIN_NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d*|(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+[eE][+-]\d+)", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _INT64 = range(-(1 << 63), 1 << 63)
 _SHARE = re.compile(r"(?P<percent>\d+(?:\.\d*)?|\.\d+)\s*%")
@@ -62,11 +66,6 @@ class Parameter:
     choices: tuple[str, ...] = ()
     default: str | None = None  # "none" is NULL; None is no default
     help: str = ""
-
-    @property
-    def is_optional(self) -> bool:
-        """Whether it can be left out: it has a default, or the store may offer just one."""
-        return self.default is not None or self.type in ("student", "small-student", "teacher", "teacher-or-best")
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,27 @@ def get_recipe(name: str) -> Recipe:
         hint = f"; for a file give --sql {name}" if name.endswith(".sql") else ""
         raise SelectionError(f"no recipe {name!r}; there are {', '.join(recipe_names())}{hint}")
     return parse(name, (files("recycledb.selection") / "recipes" / f"{name}.sql").read_text(encoding="utf-8"))
+
+
+# The SHA-256 of shipped texts of earlier releases, which decide as the present ones do: selections are on record with them.
+_EARLIER = {
+    "4942889342fe6e00e78727daa5db74f0bfc0749c4964660ede297a27d6468a9c": "selective",
+    "e2ff40fdc356843370f6cb80353f10a4d1007b616d04b50d740baddb75923f99": "selective",
+    "b619c37e0f4962d207a132dc4523ba05e77e075329b3d9b30810db260162332f": "selective",
+    "0f878c26cfc4937812e0c900fd79f5197d407ac4482929fcdf3a186458cef80b": "cherry",
+    "ab579d3d8be794dc9f26794c354855eab47dcead422f4d78d918b56b61a7a725": "superfilter",
+    "7323cc2d6daa7ba2ffa6aae1b850ba39ade2bb53b42963366b48bf4bd8f4f4d8": "recycled",
+}
+
+
+def shipped_as(sql: str) -> str | None:
+    """Return the name of the shipped recipe whose text this is, in this release or an earlier one; None where it is none of them.
+
+    What a file of one's own is called says nothing of what it decides.
+    """
+    text = sql.rstrip()  # which `recipes show NAME > FILE` may change
+    shipped = {recipe.sql.rstrip(): recipe.name for recipe in iter_recipes()}
+    return shipped.get(text) or _EARLIER.get(hashlib.sha256(text.encode()).hexdigest())
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -227,32 +247,44 @@ def _plain(recipe: Recipe, parameter: Parameter, text: Any) -> Any:
             + (f" ({parameter.help})" if parameter.help else "")
         )
     match parameter.type:
-        case "number":
-            return _number(parameter.name, text)
         case "top":
             return parse_top(text)
         case "choice":
             if text not in parameter.choices:
                 raise SelectionError(f"{parameter.name} is {text!r}; it is one of {', '.join(parameter.choices)}")
             return text
+    return _typed(parameter.name, parameter.type, text)
+
+
+def values_of(sql: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of a query's parameters, given as texts: of the types that its SQL declares, as a recipe's may."""
+    declared = {match["name"]: match["type"] for match in _PARAMETER.finditer(sql)}
+    return {name: _typed(name, declared.get(name, "any"), text) for name, text in given.items()}
+
+
+def _typed(name: str, type: str, text: Any) -> Any:
+    match type:
+        case "number":
+            return _number(name, text)
         case "any":
             return guess(text)
     return str(text)
 
 
 def _number(name: str, text: Any) -> int | float:
-    value = guess(text)
+    value = _as_number(text) if isinstance(text, str) and _NUMBER.fullmatch(text) else text
     if not isinstance(value, int | float):
         raise SelectionError(f"{name} is {text!r}, which is no number")
     return value
 
 
 def guess(text: Any) -> Any:
-    """Return a number where the text is one, else the text."""
-    if not isinstance(text, str):
-        return text
-    if not _NUMBER.fullmatch(text):  # Python takes more for a number: 1_000, or digits of other scripts
-        return text
+    """Return a number where the text is written as one, else the text."""
+    return _as_number(text) if isinstance(text, str) and _PLAIN_NUMBER.fullmatch(text) else text
+
+
+def _as_number(text: str) -> int | float | str:
+    """Return the number that a text is, or the text where SQL has none so large."""
     if re.fullmatch(r"[+-]?\d+", text):
         return int(text) if len(text) <= 20 and int(text) in _INT64 else text  # SQL's integers have 64 bits
     return float(text) if math.isfinite(float(text)) else text

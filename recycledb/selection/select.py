@@ -17,11 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recycledb import methods
 from recycledb.errors import QueryError, ReadOnlyError, SelectionError
 from recycledb.formats import write
-from recycledb.schema import SCORED_KINDS, Kind, canonical_json, content_id, utc_now
+from recycledb.schema import ORIGIN, canonical_json, content_id, utc_now
+from recycledb.selection import identities
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, parse_top
-from recycledb.selection.training import data_file
+from recycledb.selection.training import Written, data_file, write_beside
 from recycledb.store import Sandbox, Store, TimeLimit
 from recycledb.store.statement import statements_in, without_comments
 
@@ -36,12 +38,8 @@ REVISION_TABLES = {
 
 # A sample stands where its first open place is, datasets by name.
 _PLACES = """
-    SELECT sample_id, min(place) AS place
-    FROM (
-        SELECT sample_id, row_number() OVER (ORDER BY dataset, position) AS place
-        FROM dataset_samples WHERE CAST(:sight AS VARCHAR) IS NULL OR dataset = :sight
-    ) AS ordered
-    GROUP BY sample_id
+    SELECT sample_id, min(place) AS place FROM sample_order
+    WHERE CAST(:sight AS VARCHAR) IS NULL OR dataset = :sight GROUP BY sample_id
 """
 
 
@@ -65,6 +63,7 @@ class Selected:
     file_sha256: str | None  # of the file as it lies there: differs from the above where it is compressed
     note: str | None  # why nothing was picked
     not_recorded: str | None = None  # why the store has no record of it: it may only be read
+    beside: tuple[str, ...] = ()  # files written beside the rows: LLaMA-Factory's, a card
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -90,27 +89,25 @@ def select(
     name: str | None = None,
     output: Path | None = None,
     format: str = "alpaca",
+    llama_factory: Path | None = None,
+    card: Path | None = None,
     timeout_s: float | None = None,
 ) -> Selected:
     """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
 
     Without a name it is called recipe-student, with the teacher and the prompt behind where they were given; in a folder its
-    file is called as it is. A `top` that the recipe does not declare cuts its ranking. SelectionError says what is wrong with
+    file is called as it is. A `top` that the recipe does not declare cuts its ranking. `llama_factory` is a folder of LLaMA-Factory's
+    data, where the rows go unless `output` says otherwise; `card` a dataset card to write. SelectionError says what is wrong with
     the recipe or its parameters, or that there are no scores to run it on; picking nothing of what there is gives a `note`. In a store
     that may only be read the selection is not recorded, and `not_recorded` says why.
     QueryError where its SQL, the reading of the rows included, takes longer than `timeout_s` seconds.
     """
     limit = TimeLimit(timeout_s)
-    given = dict(given or {})
-    cut = given.pop("top", None) if "top" not in recipe.declares else None
-    bound = bind(store, recipe, given)
-    if cut is not None:
-        bound.said["top"] = str(cut)
-    if format != "alpaca":
-        bound.said["format"] = format
-    prompt = bound.said.get(PROMPT)
-    parts = (recipe.name, bound.said.get("student"), given.get("teacher"), str(prompt)[:8] if prompt else None)
-    called = name or "-".join(str(part) for part in parts if part)
+    bound, cut = _bound(store, recipe, dict(given or {}), format)
+    called = name or _name(recipe, bound, given or {})
+    output = output or llama_factory
+    if output is None and card is not None:
+        raise SelectionError("a card describes a file: name the file too")
     if output is not None and output.is_dir():
         output = data_file(output, called, format)
     samples = count_samples(store, bound.said.get("dataset"))
@@ -120,7 +117,6 @@ def select(
         columns = _columns(sandbox, recipe, bound)
         picks = _Picks(columns, _places_in_cut(recipe, columns, cut, samples))
         sha256, file_sha256 = _written(partial(_rows, sandbox, recipe, bound), picks, output, format)
-    note = None if picks.items else _why_nothing(recipe, bound, samples)
     parameters = _parameters(bound)
     selected = Selected(
         selection=called,
@@ -137,13 +133,46 @@ def select(
         format=format,
         file=str(output) if output else None,
         file_sha256=file_sha256,
-        note=note,
+        note=None if picks.items else _why_nothing(recipe, bound, samples),
     )
-    try:
-        _record(store, recipe, selected, picks)
-    except ReadOnlyError as error:
-        return replace(selected, not_recorded=str(error))
-    return selected
+    return replace(
+        selected,
+        not_recorded=_record(store, recipe, selected, picks),
+        beside=_beside(store, selected, llama_factory, card),
+    )
+
+
+def _bound(store: Store, recipe: Recipe, given: dict[str, Any], format: str) -> tuple[Bound, Any]:
+    """Return the recipe's parameters, and the `top` by which its ranking is cut where it declares none."""
+    cut = given.pop("top", None) if "top" not in recipe.declares else None
+    bound = bind(store, recipe, given)
+    if cut is not None:
+        bound.said["top"] = str(cut)
+    if format != "alpaca":
+        bound.said["format"] = format
+    return bound, cut
+
+
+def _name(recipe: Recipe, bound: Bound, given: Given) -> str:
+    prompt = bound.said.get(PROMPT)
+    parts = (recipe.name, bound.said.get("student"), given.get("teacher"), str(prompt)[:8] if prompt else None)
+    return "-".join(str(part) for part in parts if part)
+
+
+def _beside(store: Store, selected: Selected, llama_factory: Path | None, card: Path | None) -> tuple[str, ...]:
+    if selected.file is None or selected.file_sha256 is None:
+        return ()
+    written = Written(
+        name=selected.selection,
+        file=Path(selected.file),
+        format=selected.format,
+        rows=selected.rows,
+        counts=selected.counts,
+        sha256=selected.file_sha256,
+        recipe=selected.recipe,
+        parameters=selected.parameters,
+    )
+    return write_beside(store, written, llama_factory, card, selected.parameters.get("student"))
 
 
 def _mean(values: list[float]) -> float:
@@ -165,7 +194,7 @@ def _parameters(bound: Bound) -> dict[str, Any]:
 
 
 def _ordered(kinds: Counter[str]) -> list[str]:
-    order = [kind.value for kind in SCORED_KINDS]
+    order = list(methods.kinds())
     return sorted(kinds, key=lambda kind: (order.index(kind) if kind in order else len(order), kind))
 
 
@@ -210,9 +239,27 @@ def _columns(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
         list(rows)
     except QueryError as error:
         raise QueryError(f"recipe {recipe.name}: {error}") from error
+    _require_different(sandbox, recipe, bound, columns)
     if "variant_id" not in columns:
         raise SelectionError(f"recipe {recipe.name} returns {', '.join(columns)}; it must return variant_id")
     return columns
+
+
+def _require_different(sandbox: Sandbox, recipe: Recipe, bound: Bound, columns: list[str]) -> None:
+    """Raise SelectionError where two columns have one name: of such, a row of JSON keeps one."""
+    lower = {column.lower() for column in columns}
+    if not any((renamed := _RENAMED.fullmatch(column)) and renamed[1].lower() in lower for column in columns):
+        return
+    raw, _ = sandbox.execute(
+        _body(recipe), bound.values
+    )  # a subquery's columns are renamed apart, the statement's own are not
+    several = [name for name, count in Counter(column.lower() for column in raw).items() if count > 1]
+    if several:
+        raise SelectionError(f"recipe {recipe.name} returns several columns called {several[0]}: name each by AS")
+
+
+# What a database makes of a subquery's second column `a`: SQLite a:1, DuckDB a_1.
+_RENAMED = re.compile(r"(.+)[:_]\d+", re.DOTALL)
 
 
 def _body(recipe: Recipe) -> str:
@@ -314,6 +361,7 @@ class Exported:
     format: str
     file: str
     sha256: str
+    beside: tuple[str, ...] = ()  # files written beside it: LLaMA-Factory's, a card
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -329,22 +377,27 @@ def export(
     prompt: str | None = None,
     dataset: str | None = None,
     format: str = "alpaca",
+    student: str | None = None,
+    llama_factory: Path | None = None,
+    card: Path | None = None,
     timeout_s: float | None = None,
 ) -> Exported:
     """Write every current variant of one kind, in dataset order; nothing is recorded. SelectionError where there is none.
 
-    With `prompt`, what is current is what it would be if those wordings were in use. QueryError where the reading takes longer than
+    With `prompt`, what is current is what it would be if those wordings were in use. `llama_factory` and `card` as in `select`;
+    `student` is for whom LLaMA-Factory's training file is written. QueryError where the reading takes longer than
     `timeout_s` seconds.
     """
     limit = TimeLimit(timeout_s)
-    if kind not in list(Kind):
-        raise SelectionError(f"no kind {kind!r}; there are {', '.join(Kind)}")
+    if kind not in methods.kinds():
+        raise SelectionError(f"no kind {kind!r}; there are {', '.join(methods.kinds())}")
     declared = (
         Parameter("kind", "text"),
         Parameter("teacher", "teacher"),
         Parameter("dataset", "dataset", default="none"),
     )
     recipe = Recipe("export", "", _EXPORT, declared)
+    learner = identities.find_student(store, student).name if student is not None else None
     bound = bind(store, recipe, {"kind": kind, "teacher": teacher, "dataset": dataset, PROMPT: prompt})
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
         if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
@@ -353,14 +406,26 @@ def export(
             raise SelectionError(f"there is no current {kind}{of}{where} to export")
         picks = _Picks(["variant_id"], None)
         sha256 = write(output, _rows(sandbox, recipe, bound, picks), format)
-    maker = None if kind == Kind.ORIGIN else bound.said["teacher"]
-    return Exported(kind, maker, dataset, len(picks.items), format, str(output), sha256)
+    maker = None if kind == ORIGIN else bound.said["teacher"]
+    written = Written(
+        name=output.name.split(".")[0],
+        file=output,
+        format=format,
+        rows=len(picks.items),
+        counts={kind: len(picks.items)},
+        sha256=sha256,
+        recipe=f"every {kind}",
+        parameters={"teacher": maker, "dataset": dataset},
+    )
+    beside = write_beside(store, written, llama_factory, card, learner)
+    return Exported(kind, maker, dataset, len(picks.items), format, str(output), sha256, beside)
 
 
 # -- recording
 
 
-def _record(store: Store, recipe: Recipe, selected: Selected, picks: _Picks) -> None:
+def _record(store: Store, recipe: Recipe, selected: Selected, picks: _Picks) -> str | None:
+    """Record a selection; return why it cannot be, where the store may only be read."""
     row = (
         selected.selection_id,
         selected.selection,
@@ -374,10 +439,24 @@ def _record(store: Store, recipe: Recipe, selected: Selected, picks: _Picks) -> 
         utc_now(),
     )
     items = ((selected.selection_id, position, *item) for position, item in enumerate(picks.items))
-    with store.write() as conn:
-        if store.insert(conn, "selection", [row]):
-            store.insert(conn, "selection_item", items)
-        store.ensure_name(conn, "selection", selected.selection, selected.selection_id)
+    try:
+        with store.write() as conn:
+            if store.insert(conn, "selection", [row]):
+                store.insert(conn, "selection_item", items)
+            store.ensure_name(conn, "selection", selected.selection, selected.selection_id)
+    except ReadOnlyError as error:
+        return str(error)
+    return None
+
+
+def list_selections(store: Store) -> list[dict[str, Any]]:
+    """Return the recorded selections, oldest first."""
+    rows = store.rows("""
+        SELECT selection, recipe, rows, counts, parameters, created_at, output_sha256, store_revision, selection_id
+        FROM selections ORDER BY created_at, selection_id
+    """)
+    found: list[dict[str, Any]] = [dict(row._mapping) for row in rows]
+    return [{**row, "counts": json.loads(row["counts"]), "parameters": json.loads(row["parameters"])} for row in found]
 
 
 def _require_scores(store: Store, bound: Bound, samples: int) -> None:

@@ -41,6 +41,17 @@ class Written:
     parameters: Mapping[str, Any]
 
 
+def write_beside(
+    store: Store, written: Written, llama_factory: Path | None, card: Path | None, student: str | None
+) -> tuple[str, ...]:
+    """Write what is asked for beside a file of rows: LLaMA-Factory's entry in a folder, a card; return the paths."""
+    paths = write_llama_factory(store, llama_factory, written, student) if llama_factory is not None else []
+    if card is not None:
+        write_card(card, written)
+        paths.append(card)
+    return tuple(str(path) for path in paths)
+
+
 def data_file(folder: Path, name: str, format: str) -> Path:
     """Return where LLaMA-Factory's folder has the rows of that name, when no other file is asked for."""
     return folder / (entry_name(name) + SUFFIXES.get(format, ".json"))

@@ -19,7 +19,7 @@ from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
 from recycledb.errors import ReadOnlyError, StoreError, without_password
-from recycledb.schema import random_id, utc_now
+from recycledb.schema import Texts, random_id, utc_now
 from recycledb.store import migrate, pending, places, repeats, verify, workers
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
@@ -39,6 +39,14 @@ CLAIM_ROWS = 256  # questions in one statement
 
 SQLRow = _SQLRow[*tuple[Any, ...]]
 _T = TypeVar("_T")
+
+
+QuestionKey = tuple[str, str, str]
+
+
+def key_of(question: SQLRow) -> QuestionKey:
+    """Return what tells a question from the others of one run: the variant that it is about, its step, and the others that it shows."""
+    return question.variant_id, question.step, question.others
 
 
 def parse_url(url: str) -> tuple[str, Path]:
@@ -270,19 +278,29 @@ class Store:
             SELECT q.step, count(*), sum(length(q.instruction) + length(q.input) + length(q.output))
             FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q GROUP BY q.step
         """
-        return {row[0]: (int(row[1]), int(row[2])) for row in self.rows(sql, **wanted.parameters)}
+        counted = {row[0]: (int(row[1]), int(row[2])) for row in self.rows(sql, **wanted.parameters)}
+        if any(step.shown > 1 for step in wanted.steps):
+            sql = f"""
+                SELECT q.step, sum(length(w.instruction) + length(w.input) + length(w.output))
+                FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q
+                JOIN variant w ON w.sample_id = q.sample_id AND instr(q.others, w.variant_id) > 0
+                WHERE q.others <> '' GROUP BY q.step
+            """
+            for step, characters in self.rows(sql, **wanted.parameters):
+                counted[step] = (counted[step][0], counted[step][1] + int(characters))
+        return counted
 
-    def count_unread(self, extractor: int) -> int:
-        """Return how many complete replies this extractor has not read."""
-        return int(self.rows(f"SELECT count(*) FROM ({pending.UNREAD}) u", extractor=extractor)[0][0])
+    def count_unread(self, versions: Mapping[str, int]) -> int:
+        """Return how many complete replies these versions have not read; `versions` is by step."""
+        return int(self.rows(f"SELECT count(*) FROM ({pending.unread(versions)}) u")[0][0])
 
     def count_failed(self, wanted: pending.Wanted) -> int:
         """Return how many wanted questions failed for good."""
-        return int(self.rows(pending.FAILED, **wanted.parameters)[0][0])
+        return int(self.rows(pending.failed(wanted), **wanted.parameters)[0][0])
 
     def count_under_way(self, wanted: pending.Wanted) -> tuple[int, int]:
         """Return how many wanted questions wait for their reply in batches, and in processes that live."""
-        row = self.rows(pending.UNDER_WAY, **wanted.parameters)[0]
+        row = self.rows(pending.under_way(wanted), **wanted.parameters)[0]
         return int(row.in_batches or 0), int(row.in_processes or 0)
 
     def reply_history(self, teacher: str) -> dict[str, SQLRow]:
@@ -314,21 +332,32 @@ class Store:
         sql = f"SELECT * FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q ORDER BY q.variant_id, q.step LIMIT {number}"
         return self.rows(sql, **wanted.parameters)
 
-    def pending_readings(self, extractor: int, page: int = 500) -> Sequence[SQLRow]:
-        """Return some of the complete replies that this extractor has not read, with the texts that they are about."""
-        return self.rows(pending.UNREAD_PAGE, extractor=extractor, page=page)
+    def pending_readings(self, versions: Mapping[str, int], page: int = 500) -> Sequence[SQLRow]:
+        """Return some of the complete replies that these versions have not read, with the texts that they are about."""
+        return self.rows(pending.unread_page(versions), page=page)
+
+    def texts_beside(self, rows: Iterable[SQLRow]) -> dict[str, tuple[Texts, ...]]:
+        """Return the texts of the further variants that questions show, by the questions' `others`."""
+        lists = {row.others for row in rows if row.others}
+        ids = sorted({key for others in lists for key in others.split(",")})
+        found: dict[str, Texts] = {}
+        for start in range(0, len(ids), 500):
+            names = {f"v{i}": key for i, key in enumerate(ids[start : start + 500])}
+            sql = f"SELECT variant_id, instruction, input, output FROM variant WHERE variant_id IN ({', '.join(f':{n}' for n in names)})"
+            found.update({row[0]: Texts(*row[1:]) for row in self.rows(sql, **names)})
+        return {"": (), **{others: tuple(found[key] for key in others.split(",")) for others in lists}}
 
     def add_replies(self, replies: Sequence[Row]) -> None:
         """Commit what came back from teachers: `reply` rows, each payment once."""
         with self.write() as conn:
             repeats.insert_replies(self, conn, replies)
 
-    def add_readings(self, extractions: Sequence[Row], variants: Sequence[Row]) -> None:
-        """Commit an extractor's verdicts, and the variants that it found."""
+    def add_readings(self, extractions: Sequence[Row], variants: Sequence[Row], ratings: Sequence[Row] = ()) -> None:
+        """Commit what was read in replies: results, one a reply, the variants and the ratings."""
         with self.write() as conn:
-            if variants:
-                self.insert(conn, "variant", variants)
-            self.insert(conn, "extraction", extractions)
+            for table, rows in (("variant", variants), ("extraction", extractions), ("rating", ratings)):
+                if rows:
+                    self.insert(conn, table, rows)
 
     def add_losses(self, losses: Sequence[Row]) -> None:
         """Commit statistics: `loss` rows."""
@@ -356,36 +385,47 @@ class Store:
             workers.revive(conn, worker)  # before the check: what it claimed earlier is under way after all
             attempts = self._open_among(conn, wanted, asked)
             found = [
-                (random_id(), attempts[row.variant_id, row.step] + 1, row, amount)
+                (random_id(), attempts[key_of(row)] + 1, row, amount)
                 for row, amount in zip(asked, amounts, strict=True)
-                if (row.variant_id, row.step) in attempts
+                if key_of(row) in attempts
             ]
             if spending is not None:
                 fit = spending.affordable(conn, [amount for *_, amount in found])
-                spending.refused = {(row.variant_id, row.step) for _, _, row, _ in found[fit:]}
+                spending.refused = {key_of(row) for _, _, row, _ in found[fit:]}
                 found = found[:fit]
             now = utc_now()
             rows = [
-                (key, row.variant_id, row.step, wanted.teacher_id, row.prompt_id, number, worker, now, amount)
+                (
+                    key,
+                    row.variant_id,
+                    row.step,
+                    wanted.teacher_id,
+                    row.prompt_id,
+                    number,
+                    worker,
+                    now,
+                    amount,
+                    row.others or None,
+                )
                 for key, number, row, amount in found
             ]
             self.insert(conn, "attempt", rows)
         return [(key, number, row) for key, number, row, _ in found]
 
     @staticmethod
-    def _open_among(conn: Connection, wanted: pending.Wanted, asked: Sequence[SQLRow]) -> dict[tuple[str, str], int]:
-        """Return those of the questions that are still open, by variant and step, with how often they were asked."""
-        found = {}
+    def _open_among(conn: Connection, wanted: pending.Wanted, asked: Sequence[SQLRow]) -> dict[QuestionKey, int]:
+        """Return those of the questions that are still open, with how often they were asked."""
+        found: dict[QuestionKey, int] = {}
         for start in range(0, len(asked), CLAIM_ROWS):
             part = asked[start : start + CLAIM_ROWS]
             size = _size(len(part))
             values: dict[str, object] = dict(wanted.parameters)
             for i in range(size):
                 row = part[i] if i < len(part) else None
-                question = (row.variant_id, row.step, row.prompt_id) if row else ("", "", "")
-                values |= zip((f"variant_{i}", f"step_{i}", f"prompt_{i}"), question, strict=True)
-            still = conn.execute(text(pending.open_among(size)), values)
-            found.update({(row.variant_id, row.step): row.attempts for row in still if row.variant_id})
+                question = (row.variant_id, row.step, row.prompt_id, row.others) if row else ("", "", "", "")
+                values |= zip((f"variant_{i}", f"step_{i}", f"prompt_{i}", f"others_{i}"), question, strict=True)
+            still = conn.execute(text(pending.open_among(wanted, size)), values)
+            found.update({key_of(row): row.attempts for row in still if row.variant_id})
         return found
 
     def pending_scores(

@@ -1,6 +1,7 @@
 """What a database must offer to hold a store: the contract that `sqlite.py` and `duckdb.py` fulfil.
 
-Every difference between databases lives behind these methods; the rest of the library speaks portable SQL.
+What databases do differently stands behind these methods, and the rest of the library speaks SQL that both know. `merge.py` knows a
+little more: how a SQLite source is held still, how many rows a batch has, how keys and truth values are written.
 """
 
 from collections.abc import Sequence

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Boolean, Connection
 
 from recycledb.errors import SchemaError, StoreError
-from recycledb.schema import Kind, Step
+from recycledb.schema import ORIGIN
 from recycledb.store import Store
 from recycledb.store.backend import Row
 from recycledb.store.digest import with_digests
@@ -39,8 +39,9 @@ READ_ROWS = 2_000
 KEYS = 1_000  # of one IN list
 
 TABLES = (
-    "prompt", "teacher", "student", "sample", "variant", "dataset", "place", "closing", "dataset_import", "attempt", "reply",
-    "repeated_reply", "batch", "batch_event", "extraction", "loss", "selection", "selection_item", "name",
+    "prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample", "variant", "dataset", "place", "closing",
+    "dataset_import", "attempt", "reply", "repeated_reply", "batch", "batch_event", "derivation_member", "extraction", "rating", "loss",
+    "readout", "value", "selection", "selection_item", "name",
 )  # fmt: skip
 
 Tell = Callable[[str, int], None]  # a table's name and how many of its rows are new so far
@@ -86,29 +87,71 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
     with _snapshot(source, target.backend.path.parent) as conn:
         work = _Merge(target, conn, tell)
         work.check_datasets()
-        for table in ("prompt", "teacher", "student", "sample"):
+        for table in ("prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample"):
             work.copy(table)
-        work.copy("variant", "kind", (Kind.ORIGIN,))
+        work.copy("variant", "kind", (ORIGIN,))
         work.copy_datasets()
-        for step, kinds in _MAKES.items():
-            work.copy("attempt", "step", (step,))
-            work.copy("reply", "step", (step,))
+        for steps, kinds in _generations(conn):
+            work.copy("attempt", "step", steps)
+            work.copy("reply", "step", steps)
             work.copy("variant", "kind", kinds)
+        work.copy("derivation_member")
         work.copy_repeated()
         work.copy_batches()
         work.copy("extraction")
-        work.copy_losses()
+        work.copy("rating")
+        for table, owner in (("loss", "student"), ("readout", "student"), ("value", "measure")):
+            work.copy_owned(table, owner)
         work.copy_selections()
         work.copy_names()
     return work.result
 
 
-# In this order a step reads nothing but what is there already: compressed, then reflect_instruction, then reflect_both.
-_MAKES = {
-    Step.COMPRESS: (Kind.COMPRESSED,),
-    Step.REFLECT_INSTRUCTION: (Kind.REFLECT_INSTRUCTION,),
-    Step.REFLECT_RESPONSE: (Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH),
-}
+# What steps were asked about, what they made, and what variants were made from, by kinds.
+_ASKED_ABOUT = """
+    SELECT DISTINCT a.step, v.kind FROM attempt a JOIN variant v ON v.variant_id = a.variant_id
+    UNION
+    SELECT DISTINCT r.step, v.kind FROM reply r JOIN variant v ON v.variant_id = r.variant_id
+    UNION
+    SELECT DISTINCT a.step, w.kind FROM attempt a JOIN variant v ON v.variant_id = a.variant_id
+    JOIN variant w ON w.sample_id = v.sample_id AND instr(a.others, w.variant_id) > 0 WHERE a.others IS NOT NULL
+"""
+_MADE_BY = "SELECT DISTINCT v.kind, r.step FROM variant v JOIN reply r ON r.text_id = v.text_id"
+_MADE_FROM = """
+    SELECT DISTINCT v.kind, p.kind FROM variant v JOIN variant p ON p.variant_id = v.parent_id
+    UNION
+    SELECT DISTINCT v.kind, m.kind FROM variant v JOIN derivation_member d ON d.derivation_id = v.derivation_id
+    JOIN variant m ON m.variant_id = d.variant_id
+"""
+
+
+def _generations(source: Connection) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield steps and kinds in an order in which each needs only kinds and steps before it, as the rows themselves say.
+
+    So a store is merged whole, whatever methods are installed here.
+    """
+    needs: dict[tuple[str, str], set[tuple[str, str]]] = {
+        **{
+            ("step", step): set()
+            for (step,) in _stream(source, "SELECT step FROM attempt UNION SELECT step FROM reply")
+        },
+        **{("kind", kind): set() for (kind,) in _stream(source, "SELECT DISTINCT kind FROM variant")},
+    }
+    for sql, what, needed in ((_ASKED_ABOUT, "step", "kind"), (_MADE_BY, "kind", "step"), (_MADE_FROM, "kind", "kind")):
+        for name, other in _stream(source, sql):
+            needs[what, name].add((needed, other))
+    done = {("kind", ORIGIN)}
+    waiting = sorted(set(needs) - done)
+    while waiting:
+        steps = [each for each in waiting if each[0] == "step" and needs[each] <= done]
+        kinds = [each for each in waiting if each[0] == "kind" and needs[each] <= done.union(steps)]
+        found = [
+            *steps,
+            *kinds,
+        ] or waiting  # rows that lead back to themselves are of a damaged store, which is merged as it is
+        yield [name for what, name in found if what == "step"], [name for what, name in found if what == "kind"]
+        done.update(found)
+        waiting = [each for each in waiting if each not in done]
 
 
 @contextmanager
@@ -146,6 +189,8 @@ class _Merge:
 
     def copy(self, table: str, column: str = "", values: Sequence[str] = ()) -> None:
         """Copy a table's missing rows, or those of them in which `column` has one of these values."""
+        if column and not values:
+            return
         key = _columns(table, key=True)
         if table not in self.missing:
             self.missing[table] = self._missing_ids(table, key, _Where())
@@ -166,12 +211,14 @@ class _Merge:
             with self.target.write() as conn:
                 self._insert(conn, "repeated_reply", rows)
 
-    def copy_losses(self) -> None:
-        """Copy missing statistics, student by student: a student new to the target comes as one stream."""
-        _, variant, stat = _columns("loss", key=True)
-        for (student,) in list(self._read("SELECT student_id FROM student ORDER BY student_id")):
-            where = _Where().and_in("student_id", (student,))
-            self._copy_rows("loss", variant, self._missing_ids("loss", [variant, stat], where), where)
+    def copy_owned(self, table: str, owner: str) -> None:
+        """Copy the missing rows of a table owner by owner: one that is new to the target comes as one stream."""
+        column = f"{owner}_id"
+        key = [name for name in _columns(table, key=True) if name != column]
+        key.sort(key=lambda name: name != "variant_id")  # looked up by it
+        for (each,) in list(self._read(f"SELECT {column} FROM {owner} ORDER BY {column}")):
+            where = _Where().and_in(column, (each,))
+            self._copy_rows(table, key[0], self._missing_ids(table, key, where), where)
 
     def copy_batches(self) -> None:
         """Copy batches that were handed over, with what became of them, all in one transaction, after their attempts.

@@ -14,7 +14,7 @@ from recycledb.errors import SchemaError
 from recycledb.store.backend import Backend
 from recycledb.store.copying import copy_beside
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")  # tests hold them against the files
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")  # tests hold them against the files
 HEAD = REVISIONS[-1]
 # What a store of any revision has: many projects number their revisions as we do, and have a table `alembic_version`.
 FIRST_TABLES = {

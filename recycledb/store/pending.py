@@ -1,28 +1,32 @@
 """What is missing, in SQL: the questions not yet answered and the statistics not yet computed.
 
 Invariant: each statement is asked of the facts alone (no flags, no cursors kept between runs), so a row that is removed
-by hand is missing again, and nothing that is there is ever asked for twice. The statements are portable across SQLite,
-DuckDB and PostgreSQL.
+by hand is missing again, and nothing that is there is ever asked for twice.
+What steps there are, what they read and what they give is read from `recycledb.methods`; the statements are generated to the depth that
+the wanted steps need. They use nothing that SQLite and DuckDB do not share.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, SCORED_KINDS, Kind, Step
+from recycledb import methods
+from recycledb.methods import Input, TeacherStep
+from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, ORIGIN
 from recycledb.store.repeats import unanswered
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The reflections that a configuration asks for: whose, by which prompts, in which steps, read by which extractor."""
+    """The variants and ratings that a configuration asks for: whose, in which steps, by which prompts, read by which versions."""
 
     teacher_id: str
-    prompts: Mapping[Step, str]  # step: prompt_id; also says which steps are wanted
-    extractor: int
+    prompts: Mapping[str, str]  # step: prompt_id; also says which steps are wanted
+    versions: Mapping[str, int] = field(default_factory=methods.versions)  # step: how its replies are read
     retry_before: str = ""  # failed replies older than this moment are asked again
-    run_started: str = "9"  # errors since this moment count against max_attempts; sorts after every moment: none do
+    run_started: str | None = None  # errors since this moment count against max_attempts; None: none do
     max_attempts: int = 5
-    lazy_student: str | None = None  # reflect_response only on the winner of this student's IFD comparison
+    lazy_student: str | None = None  # `Input.lazy` applies, by this student's scores
 
     def retrying(self, before: str) -> "Wanted":
         """Return the same, with replies that failed before that moment asked again."""
@@ -32,26 +36,23 @@ class Wanted:
         """Return the same, for a run that starts now."""
         return replace(self, run_started=now)
 
-    @property
+    @cached_property
+    def steps(self) -> tuple[TeacherStep, ...]:
+        """The wanted steps."""
+        return tuple(methods.steps()[name] for name in self.prompts)
+
+    @cached_property
     def parameters(self) -> dict[str, object]:
-        """The values that the statements below bind."""
+        """The values that the statements below bind; of all steps, since conditions may name any."""
         return {
             "teacher": self.teacher_id,
-            "extractor": self.extractor,
             "retry_before": self.retry_before,
             "run_started": self.run_started,
             "max_attempts": self.max_attempts,
             **({"lazy_student": self.lazy_student} if self.lazy_student else {}),
-            **{f"prompt_{step}": self.prompts.get(step, "") for step in Step},
+            **{f"prompt_{step}": self.prompts.get(step, "") for step in methods.steps()},
+            **{f"version_{step}": self.versions[step] for step in methods.steps()},
         }
-
-
-@dataclass(frozen=True)
-class Page:
-    """A stretch of open places, in order, so that a plan of millions is walked in constant memory."""
-
-    after: tuple[str, int] = field(default=("", -1))
-    limit: int = 500
 
 
 OPEN_PLACES = """
@@ -85,84 +86,137 @@ _KEYS = "v.variant_id, v.sample_id, v.kind, v.parent_id"
 # CROSS JOIN, because SQLite then keeps the order: from the few samples of a page to their variants, not the other way round.
 _OF_SEEN = "seen CROSS JOIN variant v"
 
-_MAKES = {
-    Step.COMPRESS: (Kind.COMPRESSED,),
-    Step.REFLECT_INSTRUCTION: (Kind.REFLECT_INSTRUCTION,),
-    Step.REFLECT_RESPONSE: (Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH),
-}
+_ORIGINS = f"SELECT {_KEYS} FROM {_OF_SEEN} WHERE v.sample_id = seen.sample_id AND v.kind = '{ORIGIN}'"
 
 
-def _quoted(kinds: Iterable[Kind]) -> str:
-    return ", ".join(f"'{kind}'" for kind in kinds)
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def chain(wanted: Wanted, samples: str) -> str:
-    """Return the CTEs `seen` (samples) and `usable` (keys of their variants under the wanted teacher, prompts and extractor).
+    """Return the CTEs `seen` (samples) and `usable` (keys of their variants under the wanted teacher, prompts and versions).
 
-    A variant is usable when what it was made from is the origin or usable too: compressed, then reflect_instruction, then reflect_both.
+    A variant is usable when what it was made from is the origin or usable too.
     """
+    aliases = [f"v{i}" if i else "v" for i in range(_depth(wanted.steps))]
+    joins, condition = [], ""
+    for alias in reversed(aliases):
+        below = f" AND ({condition})" if condition else ""
+        made = f"({_made(wanted, alias)}{below})"
+        condition = made if alias == "v" else f"{alias}.kind = '{ORIGIN}' OR {made}"
+    for child, alias in zip(["", *aliases], aliases, strict=False):
+        if child:
+            joins.append(f"LEFT JOIN variant {alias} ON {alias}.variant_id = {child}.parent_id")
+        joins.append(f"{'LEFT ' if child else ''}{_read(wanted, alias)}")
     return f"""
         WITH seen(sample_id) AS ({samples}),
         usable AS (
             SELECT {_KEYS} FROM {_OF_SEEN}
-            {_READ.format(a="v")}
-            LEFT JOIN variant p ON p.variant_id = v.parent_id
-            LEFT {_READ.format(a="p")}
-            LEFT JOIN variant g ON g.variant_id = p.parent_id
-            LEFT {_READ.format(a="g")}
-            WHERE v.sample_id = seen.sample_id AND {_made("v", wanted)} AND (
-                p.kind = 'origin' OR ({_made("p", wanted)} AND (g.kind = 'origin' OR {_made("g", wanted)}))
-            )
+            {" ".join(joins)}
+            WHERE v.sample_id = seen.sample_id AND {condition or "1 = 0"}
         )
     """
 
 
-# The join to what the extractor in use read in a variant's reply.
-_READ = "JOIN extraction {a}e ON {a}e.text_id = {a}.text_id AND {a}e.extractor = :extractor AND {a}e.variant_id = {a}.variant_id"
+def _depth(steps: Sequence[TeacherStep]) -> int:
+    """Return how many steps lie between the origin and the variant that is furthest from it."""
+    depths = {ORIGIN: 0}
+    edges = [(kind, each.gives) for step in steps for each in step.inputs if each.gives for kind in each.kinds]
+    for _ in edges:  # methods are refused where a kind leads back to itself
+        for kind, made in edges:
+            if kind in depths:
+                depths[made] = max(depths.get(made, 0), depths[kind] + 1)
+    return max(depths.values())
 
 
-def _made(alias: str, wanted: Wanted) -> str:
-    """Return the condition that a variant was made by the wanted teacher and prompt, as the extractor in use reads the reply."""
-    kinds = " OR ".join(
-        f"({alias}.kind IN ({_quoted(kinds)}) AND {alias}.prompt_id = :prompt_{step})"
-        for step, kinds in _MAKES.items()
-        if step in wanted.prompts
+def _read(wanted: Wanted, alias: str) -> str:
+    """Return the join to what the version in use read in a variant's reply."""
+    making = [step for step in wanted.steps if step.made]
+    version = f":version_{making[0].name}" if making else "0"
+    if len({step.version for step in making}) > 1:
+        cases = " ".join(f"WHEN {alias}.kind IN ({_quoted(step.made)}) THEN :version_{step.name}" for step in making)
+        version = f"CASE {cases} END"
+    return (
+        f"JOIN extraction {alias}e ON {alias}e.text_id = {alias}.text_id AND {alias}e.extractor = {version} "
+        f"AND {alias}e.variant_id = {alias}.variant_id"
     )
-    return f"({alias}e.text_id IS NOT NULL AND {alias}.teacher_id = :teacher AND ({kinds or '1 = 0'}))"
+
+
+def _made(wanted: Wanted, alias: str) -> str:
+    """Return the condition that a variant was made by the wanted teacher and prompt, as the version in use reads the reply."""
+    kinds = " OR ".join(
+        f"({alias}.kind IN ({_quoted(step.made)}) AND {alias}.prompt_id = :prompt_{step.name})"
+        for step in wanted.steps
+        if step.made
+    )
+    return f"{alias}e.text_id IS NOT NULL AND {alias}.teacher_id = :teacher AND ({kinds or '1 = 0'})"
 
 
 def questions(wanted: Wanted, samples: str) -> str:
-    """Return SQL for the questions that a teacher can be asked now: variant, sample, step, prompt, the texts it reads.
+    """Return SQL for the questions that a teacher can be asked now.
 
-    Without the compress step a sample's input is shown to the teacher along with its instruction.
+    Columns: variant_id, sample_id, kind, step, prompt_id, others (ids of the further variants shown, joined by commas, '' where there are
+    none), the texts of the first, and how often it was asked.
     """
-    asks = []
-    origin = f"SELECT {_KEYS} FROM {_OF_SEEN} WHERE v.sample_id = seen.sample_id AND v.kind = 'origin'"
-    if Step.COMPRESS in wanted.prompts:
-        asks.append(_ask(Step.COMPRESS, f"{origin} AND v.input <> ''"))
-    if Step.REFLECT_INSTRUCTION in wanted.prompts:
-        only = " AND v.input = ''" if Step.COMPRESS in wanted.prompts else ""
-        asks.append(_ask(Step.REFLECT_INSTRUCTION, origin + only))
-        asks.append(_ask(Step.REFLECT_INSTRUCTION, "SELECT * FROM usable WHERE kind = 'compressed'"))
-    if Step.REFLECT_RESPONSE in wanted.prompts:
-        harder = "SELECT * FROM usable WHERE kind = 'reflect_instruction'"
-        lazy = wanted.lazy_student and Step.REFLECT_INSTRUCTION in wanted.prompts
-        asks.append(_ask(Step.REFLECT_RESPONSE, origin + (_STAYED if lazy else "")))
-        asks.append(_ask(Step.REFLECT_RESPONSE, f"{harder} AND {_WON}" if lazy else harder))
+    asks = list(_asks(wanted))
     if not asks:
         return f"""
             WITH seen(sample_id) AS ({samples})
-            SELECT v.variant_id, v.sample_id, v.kind, '' AS step, '' AS prompt_id, v.instruction, v.input, v.output, 0 AS attempts
+            SELECT v.variant_id, v.sample_id, v.kind, '' AS step, '' AS prompt_id, '' AS others,
+                v.instruction, v.input, v.output, 0 AS attempts
             FROM variant v WHERE 1 = 0
         """
-    contest = f", ifd AS ({_IFD})" if wanted.lazy_student else ""
+    tables = "".join(f", {name} AS ({sql})" for name, sql in _lazy_tables(wanted))
     return f"""
-        {chain(wanted, samples)}{contest}, ask AS ({" UNION ALL ".join(asks)}),
-        open_question AS MATERIALIZED (SELECT a.* FROM ask a WHERE {_UNANSWERED})
-        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, v.instruction, v.input, v.output,
-            (SELECT count(*) FROM attempt t WHERE {_ASKED_BEFORE}) AS attempts
+        {chain(wanted, samples)}, member AS ({_ORIGINS} UNION ALL SELECT * FROM usable){tables},
+        ask AS ({" UNION ALL ".join(asks)}),
+        open_question AS MATERIALIZED (SELECT a.* FROM ask a WHERE {_unanswered(wanted)})
+        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.others, v.instruction, v.input, v.output,
+            (SELECT count(*) FROM attempt t WHERE {_same_question(wanted, "t")}) AS attempts
         FROM open_question a JOIN variant v ON v.variant_id = a.variant_id
     """
+
+
+def _asks(wanted: Wanted) -> Iterator[str]:
+    """Yield SQL for what each wanted step can be asked about, by input."""
+    for step in wanted.steps:
+        for each in step.inputs:
+            yield _ask(step, each, wanted)
+
+
+def _ask(step: TeacherStep, each: Input, wanted: Wanted) -> str:
+    conditions = []
+    if each.where and not each.left_to:
+        conditions.append(f"({each.where})")
+    elif each.where and each.left_to in wanted.prompts:
+        conditions.append(f"NOT ({each.where})")
+    if each.lazy and _is_lazy(step, wanted):
+        conditions.append(f"({each.lazy})")
+    beside = [f"m{i}" for i in range(len(each.beside))]
+    joins = [
+        f"JOIN member {alias} ON {alias}.sample_id = v.sample_id AND {alias}.kind = '{kind}'"
+        for alias, kind in zip(beside, each.beside, strict=True)
+    ]
+    others = " || ',' || ".join(f"{alias}.variant_id" for alias in beside) or "''"
+    if ORIGIN in each.kinds:  # with its texts at hand, for the conditions
+        source, condition = _OF_SEEN, f"v.sample_id = seen.sample_id AND v.kind = '{ORIGIN}'"
+    else:
+        source, condition = "usable v", f"v.kind IN ({_quoted(each.kinds)})"
+    return f"""
+        SELECT v.variant_id, v.sample_id, v.kind, '{step.name}' AS step, CAST(:prompt_{step.name} AS VARCHAR) AS prompt_id,
+            {others} AS others
+        FROM {source} {" ".join(joins)} WHERE {" AND ".join([condition, *conditions])}
+    """
+
+
+def _is_lazy(step: TeacherStep, wanted: Wanted) -> bool:
+    return wanted.lazy_student is not None and (not step.lazy_after or step.lazy_after in wanted.prompts)
+
+
+def _lazy_tables(wanted: Wanted) -> Iterator[tuple[str, str]]:
+    for step in wanted.steps:
+        if _is_lazy(step, wanted):
+            yield from step.lazy_tables
 
 
 def is_number(alias: str) -> str:
@@ -170,61 +224,17 @@ def is_number(alias: str) -> str:
     return f"{alias}.loss_sum / {alias}.n_tokens BETWEEN {LEAST_MEAN_LOSS} AND {MOST_MEAN_LOSS}"
 
 
-# The comparison of Selective Reflection-Tuning (arXiv:2402.10110): is the new instruction harder than the old one?
-# A comparison with a missing score is false, as in the `selective` recipe, so both take the same branch.
-_IFD = f"""
-    SELECT v.variant_id, v.sample_id, v.kind,
-        CASE WHEN {is_number("c")} AND {is_number("d")} THEN exp(c.loss_sum / c.n_tokens) / exp(d.loss_sum / d.n_tokens) END AS ifd
-    FROM seen CROSS JOIN variant v
-    JOIN loss c ON c.student_id = :lazy_student AND c.variant_id = v.variant_id AND c.stat = 'A_condition'
-    JOIN loss d ON d.student_id = :lazy_student AND d.variant_id = v.variant_id AND d.stat = 'A_direct'
-    WHERE v.sample_id = seen.sample_id
-    AND (v.kind = 'origin' OR v.variant_id IN (SELECT variant_id FROM usable WHERE kind = 'reflect_instruction'))
-"""
-
-_WON = """variant_id IN (
-    SELECT q.variant_id FROM ifd q JOIN ifd o ON o.sample_id = q.sample_id AND o.kind = 'origin'
-    WHERE q.kind = 'reflect_instruction' AND q.ifd > o.ifd
-)"""
-
-# The origin stays when no new instruction won; that is known once each was scored, or when none can come any more.
-_STAYED = """
-    AND EXISTS (SELECT 1 FROM ifd o WHERE o.variant_id = v.variant_id)
-    AND NOT EXISTS (
-        SELECT 1 FROM usable u WHERE u.sample_id = v.sample_id AND u.kind = 'reflect_instruction'
-        AND NOT EXISTS (SELECT 1 FROM ifd q WHERE q.variant_id = u.variant_id)
+def _same_question(wanted: Wanted, alias: str) -> str:
+    """Return the condition that a row of `attempt` or `reply` is of question `a`."""
+    # A step shows either one variant always or several, so where none shows several, `others` need not be read.
+    others = (
+        f" AND (a.others = '' OR {alias}.others = a.others)" if any(step.shown > 1 for step in wanted.steps) else ""
     )
-    AND NOT EXISTS (
-        SELECT 1 FROM ifd q JOIN ifd o ON o.variant_id = v.variant_id
-        WHERE q.sample_id = v.sample_id AND q.kind = 'reflect_instruction' AND q.ifd > o.ifd
+    return (
+        f"{alias}.variant_id = a.variant_id AND {alias}.step = a.step AND {alias}.teacher_id = :teacher "
+        f"AND {alias}.prompt_id = a.prompt_id{others}"
     )
-    AND EXISTS (
-        SELECT 1 FROM variant b
-        JOIN reply r ON r.variant_id = b.variant_id
-        LEFT JOIN extraction e ON e.text_id = r.text_id AND e.extractor = :extractor
-        WHERE b.sample_id = v.sample_id AND r.teacher_id = :teacher
-        AND (b.kind = 'origin' OR b.variant_id IN (SELECT variant_id FROM usable))
-        AND (
-            (r.step = 'reflect_instruction' AND r.prompt_id = :prompt_reflect_instruction)
-            OR (r.step = 'compress' AND r.prompt_id = :prompt_compress AND (r.status = 'failed' OR e.reason IS NOT NULL))
-        )
-        AND (r.status = 'failed' OR e.text_id IS NOT NULL)
-    )
-"""
 
-
-def _ask(step: Step, variants: str) -> str:
-    return f"""
-        SELECT v.variant_id, v.sample_id, v.kind, '{step}' AS step, CAST(:prompt_{step} AS VARCHAR) AS prompt_id
-        FROM ({variants}) v
-    """
-
-
-_SAME_QUESTION = (
-    "variant_id = a.variant_id AND {t}.step = a.step AND {t}.teacher_id = :teacher AND {t}.prompt_id = a.prompt_id"
-)
-
-_ASKED_BEFORE = f"t.{_SAME_QUESTION.format(t='t')}"
 
 # A batch is alive until it is taken or abandoned, whichever process handed it over.
 LIVE_BATCH = """
@@ -233,86 +243,104 @@ LIVE_BATCH = """
     )
 """
 
-# Answered, or failed for good, or failed too often in this run, or under way in a process or a batch that lives.
-_UNANSWERED = f"""
-    NOT EXISTS (
-        SELECT 1 FROM reply r WHERE r.{_SAME_QUESTION.format(t="r")}
-        AND (r.status = 'ok' OR (r.status = 'failed' AND r.created_at >= :retry_before))
-    )
-    AND (
-        SELECT count(*) FROM reply r WHERE r.{_SAME_QUESTION.format(t="r")}
-        AND r.status = 'error' AND r.created_at >= :run_started
-    ) < :max_attempts
-    AND NOT EXISTS (
-        SELECT 1 FROM attempt t
-        WHERE t.{_SAME_QUESTION.format(t="t")}
-        AND {unanswered("t")}
-        AND (
-            EXISTS (SELECT 1 FROM worker w WHERE w.worker_id = t.worker_id AND w.ended_at IS NULL)
-            OR t.worker_id IN ({LIVE_BATCH})
-        )
-    )
-"""
 
-# Attempts that wait for their reply in a batch, and in a process that lives.
-UNDER_WAY = f"""
-    SELECT
-        sum(CASE WHEN t.worker_id IN ({LIVE_BATCH}) THEN 1 ELSE 0 END) AS in_batches,
-        sum(CASE WHEN t.worker_id IN (SELECT worker_id FROM worker WHERE ended_at IS NULL) THEN 1 ELSE 0 END) AS in_processes
-    FROM attempt t
-    WHERE t.teacher_id = :teacher AND t.prompt_id IN ({", ".join(f":prompt_{step}" for step in Step)})
-    AND {unanswered("t")}
-"""
+def _unanswered(wanted: Wanted) -> str:
+    """Return the condition that question `a` is open.
 
-
-def open_among(questions: int) -> str:
-    """Return SQL for those of so many questions, bound as variant_0, step_0, prompt_0, …, that are open, and their attempts."""
-    listed = ", ".join(
-        f"(CAST(:variant_{i} AS VARCHAR), CAST(:step_{i} AS VARCHAR), CAST(:prompt_{i} AS VARCHAR))"
-        for i in range(questions)
-    )
+    It is not where it was answered, failed for good, failed too often in this run, or is under way in a process or a batch that lives.
+    """
     return f"""
-        WITH a(variant_id, step, prompt_id) AS (VALUES {listed})
-        SELECT a.variant_id, a.step, (SELECT count(*) FROM attempt t WHERE {_ASKED_BEFORE}) AS attempts
-        FROM a WHERE {_UNANSWERED}
+        NOT EXISTS (
+            SELECT 1 FROM reply r WHERE {_same_question(wanted, "r")}
+            AND (r.status = 'ok' OR (r.status = 'failed' AND r.created_at >= :retry_before))
+        )
+        AND (
+            SELECT count(*) FROM reply r WHERE {_same_question(wanted, "r")}
+            AND r.status = 'error' AND r.created_at >= CAST(:run_started AS VARCHAR)
+        ) < :max_attempts
+        AND NOT EXISTS (
+            SELECT 1 FROM attempt t
+            WHERE {_same_question(wanted, "t")}
+            AND {unanswered("t")}
+            AND (
+                EXISTS (SELECT 1 FROM worker w WHERE w.worker_id = t.worker_id AND w.ended_at IS NULL)
+                OR t.worker_id IN ({LIVE_BATCH})
+            )
+        )
     """
 
 
-# Complete replies that the present extractor has not read.
-UNREAD = """
-    SELECT r.text_id FROM reply r
-    WHERE r.status = 'ok'
-    AND NOT EXISTS (SELECT 1 FROM extraction e WHERE e.text_id = r.text_id AND e.extractor = :extractor)
-"""
+def _wanted_prompts(wanted: Wanted) -> str:
+    return ", ".join(f":prompt_{step}" for step in wanted.prompts) or "''"
 
-UNREAD_PAGE = f"""
-    SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id,
-        v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output
-    FROM reply r JOIN variant v ON v.variant_id = r.variant_id
-    WHERE r.text_id IN ({UNREAD} ORDER BY r.text_id LIMIT :page) ORDER BY r.text_id
-"""
 
-# Questions about open samples whose last word is a reply that failed for good.
-FAILED = f"""
-    SELECT count(*) FROM (
-        SELECT DISTINCT r.variant_id, r.step, r.prompt_id FROM reply r
-        WHERE r.status = 'failed' AND r.teacher_id = :teacher AND r.prompt_id IN ({", ".join(f":prompt_{step}" for step in Step)})
-        AND EXISTS (SELECT 1 FROM variant v WHERE v.variant_id = r.variant_id AND v.sample_id IN ({ALL_SAMPLES}))
-        AND NOT EXISTS (
-            SELECT 1 FROM reply s WHERE s.variant_id = r.variant_id AND s.step = r.step
-            AND s.teacher_id = r.teacher_id AND s.prompt_id = r.prompt_id AND s.status = 'ok'
-        )
-    ) f
-"""
+def under_way(wanted: Wanted) -> str:
+    """Return SQL for how many attempts wait for their reply in a batch, and in a process that lives."""
+    return f"""
+        SELECT
+            sum(CASE WHEN t.worker_id IN ({LIVE_BATCH}) THEN 1 ELSE 0 END) AS in_batches,
+            sum(CASE WHEN t.worker_id IN (SELECT worker_id FROM worker WHERE ended_at IS NULL) THEN 1 ELSE 0 END) AS in_processes
+        FROM attempt t
+        WHERE t.teacher_id = :teacher AND t.prompt_id IN ({_wanted_prompts(wanted)})
+        AND {unanswered("t")}
+    """
+
+
+def open_among(wanted: Wanted, questions: int) -> str:
+    """Return SQL for those of so many questions, bound as variant_0, step_0, prompt_0, others_0, …, that are open, and their attempts."""
+    listed = ", ".join(
+        f"(CAST(:variant_{i} AS VARCHAR), CAST(:step_{i} AS VARCHAR), CAST(:prompt_{i} AS VARCHAR), CAST(:others_{i} AS VARCHAR))"
+        for i in range(questions)
+    )
+    return f"""
+        WITH a(variant_id, step, prompt_id, others) AS (VALUES {listed})
+        SELECT a.variant_id, a.step, a.others, (SELECT count(*) FROM attempt t WHERE {_same_question(wanted, "t")}) AS attempts
+        FROM a WHERE {_unanswered(wanted)}
+    """
+
+
+def unread(versions: Mapping[str, int]) -> str:
+    """Return SQL for the complete replies that the present versions have not read; steps that nobody can read are left alone."""
+    cases = " ".join(f"WHEN '{step}' THEN {version:d}" for step, version in versions.items())
+    return f"""
+        SELECT r.text_id FROM reply r
+        WHERE r.status = 'ok' AND r.step IN ({_quoted(versions)})
+        AND NOT EXISTS (SELECT 1 FROM extraction e WHERE e.text_id = r.text_id AND e.extractor = CASE r.step {cases} END)
+    """
+
+
+def unread_page(versions: Mapping[str, int]) -> str:
+    """Return SQL for at most :page of them, with what they are about."""
+    return f"""
+        SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id, coalesce(r.others, '') AS others,
+            v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output
+        FROM reply r JOIN variant v ON v.variant_id = r.variant_id
+        WHERE r.text_id IN ({unread(versions)} ORDER BY r.text_id LIMIT :page) ORDER BY r.text_id
+    """
+
+
+def failed(wanted: Wanted) -> str:
+    """Return SQL for the number of questions about open samples whose last reply failed for good."""
+    return f"""
+        SELECT count(*) FROM (
+            SELECT DISTINCT r.variant_id, r.step, r.prompt_id, coalesce(r.others, '') AS others FROM reply r
+            WHERE r.status = 'failed' AND r.teacher_id = :teacher AND r.prompt_id IN ({_wanted_prompts(wanted)})
+            AND EXISTS (SELECT 1 FROM variant v WHERE v.variant_id = r.variant_id AND v.sample_id IN ({ALL_SAMPLES}))
+            AND NOT EXISTS (
+                SELECT 1 FROM reply s WHERE s.variant_id = r.variant_id AND s.step = r.step
+                AND s.teacher_id = r.teacher_id AND s.prompt_id = r.prompt_id
+                AND coalesce(s.others, '') = coalesce(r.others, '') AND s.status = 'ok'
+            )
+        ) f
+    """
 
 
 def _candidates(wanted: Wanted | None, samples: str) -> str:
     """Return the CTEs up to `candidate`: the keys of the variants to be scored, origins and what the teacher made."""
-    origin = f"SELECT {_KEYS} FROM {_OF_SEEN} WHERE v.sample_id = seen.sample_id AND v.kind = 'origin'"
     if wanted is None:
-        return f"WITH seen(sample_id) AS ({samples}), candidate AS ({origin})"
-    usable = f"SELECT * FROM usable WHERE kind IN ({_quoted(SCORED_KINDS)})"
-    return f"{chain(wanted, samples)}, candidate AS ({origin} UNION ALL {usable})"
+        return f"WITH seen(sample_id) AS ({samples}), candidate AS ({_ORIGINS})"
+    usable = f"SELECT * FROM usable WHERE kind IN ({_quoted(methods.scored_kinds())})"
+    return f"{chain(wanted, samples)}, candidate AS ({_ORIGINS} UNION ALL {usable})"
 
 
 def unscored(wanted: Wanted | None, samples: str, stats: int) -> str:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection, text
 
-from recycledb.schema import Kind, Texts, sample_id, utc_now, variant_id
+from recycledb.schema import ORIGIN, Texts, sample_id, utc_now, variant_id
 from recycledb.store.backend import Backend, Row
 
 BATCH_ROWS = 5_000
@@ -65,9 +65,8 @@ def _add_samples(store: Inserting, conn: Connection, samples: dict[str, Texts]) 
     """Insert samples and their origins; return how many were new."""
     now = utc_now()
     new = store.insert(conn, "sample", [(key, *texts, now) for key, texts in samples.items()])
-    origin = Kind.ORIGIN
     variants = [
-        (variant_id(key, origin, texts), key, origin.value, *[None] * 4, *texts, now) for key, texts in samples.items()
+        (variant_id(key, ORIGIN, texts), key, ORIGIN, *[None] * 4, *texts, now) for key, texts in samples.items()
     ]
     store.insert(conn, "variant", variants)
     return new

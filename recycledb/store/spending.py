@@ -125,7 +125,7 @@ class Spending:
     charged_usd: float = 0.0  # for requests whose cost is unknown
     unknown: int = 0  # how many those are
     unpriced: list[Unpriced] = field(default_factory=list)  # those among them that `charge` has no price for
-    refused: set[tuple[str, str]] = field(
+    refused: set[tuple[str, str, str]] = field(
         default_factory=set
     )  # questions (variant, step) of the last claim that did not fit
     charge: Callable[[Unpriced], float | None] = lambda requests: None

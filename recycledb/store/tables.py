@@ -169,6 +169,10 @@ class Attempt(SQLModel, table=True):
     reserved_usd: float | None = Field(
         default=None, sa_type=Double, description="the most that it can cost; NULL where no price was known"
     )
+    others: str | None = Field(
+        default=None,
+        description="the further variants that the question shows, in order, joined by commas; NULL for none",
+    )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
@@ -201,6 +205,7 @@ class Reply(SQLModel, table=True):
     duration_ms: int | None
     created_at: str
     raw: str | None = Field(default=None, description="what the server said that fits no other column")
+    others: str | None = Field(default=None, description="as in attempt")
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
@@ -261,6 +266,11 @@ class Variant(SQLModel, table=True):
     input: str
     output: str
     created_at: str
+    derivation_id: str | None = Field(
+        default=None,
+        index=True,
+        description="what made it without a reply; NULL for origins and for what teachers made",
+    )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
@@ -293,6 +303,103 @@ class Loss(SQLModel, table=True):
     status: str
     pair_id: str | None
     kernel: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Rating(SQLModel, table=True):
+    """A number that one version read in a reply, about one of the variants that the question showed."""
+
+    text_id: str = Field(primary_key=True, foreign_key="reply.text_id")
+    extractor: int = Field(primary_key=True)
+    variant_id: str = Field(primary_key=True, foreign_key="variant.variant_id")
+    name: str = Field(primary_key=True)
+    value: float = Field(sa_type=Double)
+    created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Measure(SQLModel, table=True):
+    """A number of variants: a method's versioned function with its parameters."""
+
+    measure_id: str = Field(primary_key=True)
+    name: str
+    method: str
+    version: int
+    parameters: str
+    created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Readout(SQLModel, table=True):
+    """A student's log-probabilities of up to ten chosen next tokens after one prompt about one variant."""
+
+    student_id: str = Field(primary_key=True, foreign_key="student.student_id")
+    prompt_id: str = Field(primary_key=True, foreign_key="prompt.prompt_id")
+    variant_id: str = Field(primary_key=True, foreign_key="variant.variant_id")
+    reference_id: str = Field(primary_key=True, description="the variant whose answer is shown beside it; '' for none")
+    lp0: float | None = Field(sa_type=Double)
+    lp1: float | None = Field(sa_type=Double)
+    lp2: float | None = Field(sa_type=Double)
+    lp3: float | None = Field(sa_type=Double)
+    lp4: float | None = Field(sa_type=Double)
+    lp5: float | None = Field(sa_type=Double)
+    lp6: float | None = Field(sa_type=Double)
+    lp7: float | None = Field(sa_type=Double)
+    lp8: float | None = Field(sa_type=Double)
+    lp9: float | None = Field(sa_type=Double)
+    n_tokens: int
+    merged: bool
+    status: str
+    pair_id: str | None
+    kernel: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Value(SQLModel, table=True):
+    """What a measure makes of the facts about a variant under a model; computed again whenever it is missing."""
+
+    measure_id: str = Field(primary_key=True, foreign_key="measure.measure_id")
+    model_id: str = Field(primary_key=True)
+    variant_id: str = Field(primary_key=True, foreign_key="variant.variant_id")
+    other_id: str = Field(primary_key=True, description="the variant that it is compared with; '' for none")
+    value: float | None = Field(sa_type=Double)
+    status: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Augmentation(SQLModel, table=True):
+    """A transform with its version, seed and parameters: what makes variants without a model."""
+
+    augmentation_id: str = Field(primary_key=True)
+    name: str
+    method: str
+    version: int
+    seed: int
+    parameters: str
+    created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Derivation(SQLModel, table=True):
+    """What an augmentation did with some variants in one round, or why nothing; the variant it made names it."""
+
+    derivation_id: str = Field(primary_key=True)
+    augmentation_id: str = Field(foreign_key="augmentation.augmentation_id")
+    round: int
+    parameters: str
+    reason: str | None
+    created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class DerivationMember(SQLModel, table=True):
+    """One of the variants that a derivation used, in order."""
+
+    __tablename__ = "derivation_member"
+
+    derivation_id: str = Field(primary_key=True, foreign_key="derivation.derivation_id")
+    ordinal: int = Field(primary_key=True)
+    variant_id: str = Field(foreign_key="variant.variant_id", index=True)
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 

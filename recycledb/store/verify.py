@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from sqlalchemy import Boolean, Connection, Double, Integer, Table
 
 from recycledb.errors import RecycledbError
-from recycledb.schema import Kind, Texts, sample_id, variant_id
+from recycledb.schema import Texts, sample_id, variant_id
 from recycledb.store import migrate
 from recycledb.store.backend import Backend
 from recycledb.store.digest import COLUMN, digests_of
@@ -95,7 +95,9 @@ def _same_texts(row: RowOf) -> Texts:
 
 
 def _variant_address(row: RowOf) -> str:
-    return variant_id(row["sample_id"], Kind(row["kind"]), _same_texts(row), row["parent_id"], row["text_id"])
+    return variant_id(
+        row["sample_id"], row["kind"], _same_texts(row), row["parent_id"], row["text_id"] or row["derivation_id"]
+    )
 
 
 RULES: Mapping[str, Rule] = {

@@ -27,7 +27,6 @@ from recycledb.sync.stopping import Stop, at_once
 from recycledb.sync.target import Student, Target, resolve
 
 if TYPE_CHECKING:
-    from recycledb.scoring.encodings import Encodings
     from recycledb.sync.batches import Batched
 
 __all__ = ["Listener", "Outcome", "Plan", "Progress", "Stop", "Student", "Sync", "Target", "make", "resolve"]
@@ -273,16 +272,9 @@ class Sync:
             return []
         counts = self.store.count_scores(self.target.wanted, [(each.student_id, each.stats) for each in students])
         lacking = [(student, total) for student, (_, total, _) in zip(students, counts, strict=True) if total]
-        if len(lacking) < 2:
-            return [self._score_under(student, total) for student, total in lacking]
-        from recycledb.scoring.encodings import Encodings
+        return [self._score_under(student, total) for student, total in lacking if not self.stop.is_set()]
 
-        with Encodings() as encodings:
-            return [
-                self._score_under(student, total, encodings) for student, total in lacking if not self.stop.is_set()
-            ]
-
-    def _score_under(self, student: Student, total: int, encodings: "Encodings | None" = None) -> Scored:
+    def _score_under(self, student: Student, total: int) -> Scored:
         scoring = Scoring(
             self.store,
             student,
@@ -291,7 +283,6 @@ class Sync:
             limit=self.limit,
             stop=self.stop,
             listener=self.listener,
-            encodings=encodings,
         )
         self.outcome.scored.append(scoring.result)
         scored = scoring.run()

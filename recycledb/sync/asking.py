@@ -1,68 +1,52 @@
 """Ask the teacher: many questions under way at once, each on record before it is sent, each reply committed before it is read.
 
-Invariant: memory is bounded by what is under way, whatever the plan's size; questions are drawn from the store page by page. Tasks
-share an event loop, and one writer commits: a thread, or where replies pile up the loop itself (writing.py):
+Invariant: memory is bounded by what is under way, whatever the plan's size; questions are drawn from the store page by page:
 
     candidates → admit (the teacher's pace) → claim (attempt rows, in groups) → ask → commit (in groups) → read → candidates
 
+Replies are committed in the event loop itself, before it takes more off the wire; everything else that needs the store runs in threads.
+Beside a busy loop a thread waits for Python's lock far longer than a commit takes, and meanwhile a kill would lose what has arrived.
+
 A question that failed on the way comes back after a while, as a new attempt. After a stop (signal, budget, limit, an error of the run)
-nothing new is admitted; requests in flight are waited for, `DRAIN_S` at most, and committed.
+nothing new is admitted; requests in flight are waited for, `DRAIN_S` at most, and committed. Once the store has refused a reply it is
+given no other until the end of the run, when there is one last try to commit them: they are paid for.
 """
 
 import asyncio
-import heapq
-import itertools
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from recycledb.errors import RecycledbError
-from recycledb.reflection.prompts import render
-from recycledb.reflection.teachers import Question, Reply, Teacher, TeacherStop, failed
+from recycledb.reflection.teachers.contract import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
-from recycledb.schema import ReplyStatus, Step, Texts
-from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store
+from recycledb.schema import ReplyStatus
+from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store, key_of
 from recycledb.store.pending import Wanted
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Asked, Listener, Progress
-from recycledb.sync.reading import Complete, verdicts_on
+from recycledb.sync.questions import Candidate, Questions
+from recycledb.sync.reading import Complete, complete_of, verdicts_on
 from recycledb.sync.stopping import at_once, cancel, watched
-from recycledb.sync.storing import Arrived, not_sent, store_readings, store_replies
+from recycledb.sync.storing import Arrived, Readings, not_sent, store_readings, store_replies
 from recycledb.sync.target import Target
-from recycledb.sync.writing import Urgency, Writer, quick_switches
+
+T = TypeVar("T")
 
 DRAIN_S = 60.0  # how long replies under way are waited for after a stop, at most
 REPORT_S = 0.2
 STOP_CHECK_S = 0.05
-PAGE = 200  # samples whose questions are drawn at once; the next page is fetched when half of it is used up
 CLAIM_GROUP = 16  # questions in one transaction: a reply waits for no more than that
+COMMIT_GROUP = 2  # replies: a kill loses no more that had arrived
 READ_GROUP = 256
+THREADS = 4  # drawing, claiming, reading, the heartbeat
 UNREAD_MOST = 1_000  # replies waiting to be read before no more is asked: reading must not fall behind for good
 DEFECTS_MOST = 10  # replies in a row at which our own code fails: then it is not the replies
-
-
-@dataclass(slots=True)
-class Candidate:
-    """A question that may be asked, with the messages it would send, and how often it was in this run."""
-
-    row: SQLRow
-    messages: Any
-    tokens: int
-    tries: int = 0
-
-    @property
-    def step(self) -> Step:
-        """The step it belongs to."""
-        return Step(self.row.step)
-
-    @property
-    def read(self) -> Texts:
-        """The texts that it is about."""
-        return Texts(self.row.instruction, self.row.input, self.row.output)
 
 
 @dataclass(slots=True)
@@ -106,19 +90,17 @@ class Asking:
         self.budget = budget or Budget(target.teacher, None)
         self.result = Asked()
         self.progress = {step: Progress(step, self.config.name, totals.get(step, 0)) for step in target.prompts}
-        self._pages: Iterator[list[str]] = store.iter_places(PAGE)
-        self._walked, self._found = False, 0  # whether the pages are at their end, and what this walk has brought
+        self.questions = Questions(store, teacher, target, wanted)
         self._loading: asyncio.Task[None] | None = None
-        self._fresh: deque[Candidate] = deque()  # in order of the datasets
-        self._next: deque[Candidate] = deque()  # what new variants bring: asked first, so that samples are finished
-        self._late: list[tuple[float, int, Candidate]] = []  # to be asked again, by time
-        self._order = itertools.count()
         self._granted = 0  # admitted, claimed or asked: what the limit counts
         self._admitted: list[Admitted] = []
         self._under_way = 0  # admitted, and not yet committed
-        self._unsent: dict[str, Row] = {}  # questions on record and not yet sent, by their attempts
+        self._unsent: dict[str, tuple[Row, str]] = {}  # questions on record and not yet sent, by their attempts
         self._defects = 0  # in a row
         self._asks: set[asyncio.Task[None]] = set()
+        self._arrived: list[Answered] = []  # not yet committed
+        self._refusal: Exception | None = None  # what the store said when it refused a reply
+        self._refused: list[Answered] = []  # replies that it did not take
         self._unread: deque[Complete] = deque()
         self._reading = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -132,8 +114,8 @@ class Asking:
         """Ask until nothing is left to ask or something stops it; return what came of it. Raises what stopped it badly."""
         self._loop = asyncio.get_running_loop()
         self._wake, self._claimable, self._readable, self._ended = (asyncio.Event() for _ in range(4))
-        with quick_switches(), watched(self.stop):
-            self._writer = Writer(self._store_replies, self._committed, self._refused)
+        self._threads = ThreadPoolExecutor(THREADS, "store")
+        with watched(self.stop):
             try:
                 for work in (self._draw(), self._claim(), self._read(), self._beat(), self._report(), self._watch()):
                     self._tasks.append(self._loop.create_task(self._guard(work)))
@@ -151,6 +133,10 @@ class Asking:
             await work
         except Exception as error:  # also a defect of ours: what is under way is committed first, then it is shown
             self._halt(error)
+
+    def _in_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        """Run what needs the store beside the loop; it runs to its end even where nobody waits for it any more."""
+        return self._loop.run_in_executor(self._threads, function, *arguments)
 
     async def _watch(self) -> None:
         """Watch for a request to stop, which comes from a signal handler or another thread."""
@@ -196,26 +182,22 @@ class Asking:
     async def _candidate(self) -> Candidate | None:
         """Return what to ask next, as soon as there is something; None when nothing is left and nothing can follow, or it is closed."""
         while not self._closed:
-            if self._late and self._late[0][0] <= self._loop.time():
-                return heapq.heappop(self._late)[2]
+            if again := self.questions.late(self._loop.time()):
+                return again
             if len(self._unread) < UNREAD_MOST:
-                if self._next:
-                    return self._next.popleft()
-                self._load_ahead()
-                if self._fresh:
-                    return self._fresh.popleft()
-            if not (self._walked and self._idle):
-                await self._pause(self._until_late())
-            elif not await self._walk_again():
+                if self.questions.low and self._loading is None:
+                    self._loading = self._loop.create_task(self._guard(self._load()))
+                if candidate := self.questions.next():
+                    return candidate
+            if not (self.questions.none_left and self._idle):
+                await self._pause(self.questions.until_late(self._loop.time()))
+            elif not await self._in_thread(self.questions.rewind, self.worker):
                 return None
         return None
 
     @property
     def _idle(self) -> bool:
-        return not (self._under_way or self._late or self._next or self._fresh or self._unread or self._reading)
-
-    def _until_late(self) -> float | None:
-        return max(0.001, self._late[0][0] - self._loop.time()) if self._late else None
+        return not (self._under_way or self._unread or self._reading)
 
     async def _pause(self, seconds: float | None) -> None:
         """Wait until something happens, or for so long."""
@@ -228,40 +210,10 @@ class Asking:
         except TimeoutError:
             return
 
-    def _load_ahead(self) -> None:
-        if len(self._fresh) < PAGE // 2 and self._loading is None and not self._walked:
-            self._loading = self._loop.create_task(self._guard(self._load()))
-
     async def _load(self) -> None:
-        page = await asyncio.to_thread(self._draw_page)
-        if page is None:
-            self._walked = True
-        else:
-            self._fresh.extend(page)
-            self._found += len(page)
+        await self._in_thread(self.questions.load)
         self._loading = None
         self._wake.set()
-
-    def _draw_page(self) -> list[Candidate] | None:
-        samples = next(self._pages, None)
-        if samples is None:
-            return None
-        return [self._prepared(row) for row in self.store.pending_questions(self.wanted, samples)]
-
-    async def _walk_again(self) -> bool:
-        """Begin anew where questions have become open meanwhile: another process died, or samples were added."""
-        if not self._found:
-            return False
-        await self._writer.run(Urgency.BEAT, self.store.beat, self.worker)  # ends the workers that are dead by now
-        if not await asyncio.to_thread(self.store.count_questions, self.wanted):
-            return False
-        self._pages, self._walked, self._found = self.store.iter_places(PAGE), False, 0
-        return True
-
-    def _prepared(self, row: SQLRow) -> Candidate:
-        read = Texts(row.instruction, row.input, row.output)
-        messages = render(self.target.prompts[Step(row.step)], read)
-        return Candidate(row, messages, self.teacher.estimate(messages))
 
     async def _afford(self, amount: float | None) -> bool:
         """Set aside what the question may cost; while others are under way, what they do not use may come back."""
@@ -294,18 +246,16 @@ class Asking:
             rows = [admitted.candidate.row for admitted in group]
             money = ([admitted.reserved for admitted in group], self.budget.spending)
             try:
-                claims = await self._writer.run(Urgency.CLAIM, self._claim_group, rows, *money)
+                claims = await self._in_thread(self._claim_group, rows, *money)
             except BaseException:  # whatever it was, cancellation too: none of them is sent
                 for admitted in group:
                     self._withdraw(admitted)
                 raise
-            won = {(row.variant_id, row.step): (key, number) for key, number, row in claims}
+            won = {key_of(row): (key, number) for key, number, row in claims}
             for admitted in group:
                 row = admitted.candidate.row
-                claim = won.pop((row.variant_id, row.step), None)
-                if (
-                    claim is None or self._writer.error is not None
-                ):  # someone else's by now; or the store refuses replies
+                claim = won.pop(key_of(row), None)
+                if claim is None or self._refusal is not None:  # someone else's by now; or the store refuses replies
                     self._withdraw(admitted)
                 else:
                     self._send(admitted, *claim)
@@ -314,9 +264,9 @@ class Asking:
     def _put_back(self, group: list[Admitted]) -> None:
         """Ask those again later that the store's cap did not hold; where nothing is under way that may bring money back, end."""
         refused = self.budget.spending.refused if self.budget.spending else ()
-        late = [a.candidate for a in group if (a.candidate.row.variant_id, a.candidate.row.step) in refused]
+        late = [a.candidate for a in group if key_of(a.candidate.row) in refused]
         if late:
-            self._next.extendleft(reversed(late))
+            self.questions.put_back(late)
             self._short = True
             if self._under_way == 0:
                 self._close(self.budget.store_reached)
@@ -324,10 +274,10 @@ class Asking:
     def _claim_group(
         self, rows: list[SQLRow], reserved: list[float | None], spending: Spending | None
     ) -> list[tuple[str, int, SQLRow]]:
-        """Claim questions, noting what is on record but not sent. Runs in the writer's thread."""
+        """Claim questions, noting what is on record but not sent. Runs in a thread."""
         claims = self.store.claim(self.wanted, self.worker, rows, reserved, spending)
         for key, number, row in claims:
-            self._unsent[key] = self._question(row, number)
+            self._unsent[key] = (self._question(row, number), row.others)
         return claims
 
     def _question(self, row: SQLRow, number: int) -> Row:
@@ -352,7 +302,7 @@ class Asking:
 
     async def _ask(self, admitted: Admitted, attempt_id: str, number: int) -> None:
         candidate = admitted.candidate
-        question = Question(attempt_id, candidate.step, candidate.messages, candidate.read, number)
+        question = Question(attempt_id, candidate.step, candidate.messages, candidate.shown, number)
         with admitted.ticket:
             try:
                 reply = await self.teacher.ask(question, admitted.ticket)
@@ -365,7 +315,15 @@ class Asking:
                 raise
             except Exception as error:  # a defect that one reply brings out must not cost the others
                 reply = self._defect(error)
-        self._writer.put(Answered(admitted, Arrived(attempt_id, self._question(candidate.row, number), reply)))
+        self._arrived.append(
+            Answered(
+                admitted, Arrived(attempt_id, self._question(candidate.row, number), reply, others=candidate.row.others)
+            )
+        )
+        if len(self._arrived) >= COMMIT_GROUP:
+            self._commit()
+        elif len(self._arrived) == 1:
+            self._loop.call_soon(self._commit)  # with whatever else arrives in this round of the loop
 
     def _defect(self, error: Exception) -> Reply:
         self._defects += 1
@@ -375,24 +333,32 @@ class Asking:
 
     # -- committing
 
-    def _store_replies(self, group: list[Answered]) -> None:
-        """Commit what came back. Runs in the writer's thread."""
-        store_replies(self.store, [answered.arrived for answered in group])
+    def _commit(self) -> None:
+        """Commit what came back."""
+        group, self._arrived = self._arrived, []
+        try:
+            if group and self._refusal is None:
+                store_replies(self.store, [answered.arrived for answered in group])
+        except Exception as error:  # whatever it was, the replies must not be dropped
+            self._refusal = error
+        if self._refusal is None:
+            self._committed(group)
+        else:
+            self._refused += group
+            self._under_way -= len(group)
+            self._halt(self._refusal)
 
-    def _committed(self, group: list[Answered]) -> None:
+    def _committed(self, group: Sequence[Answered]) -> None:
         self._short = False  # it is looked at again
         for answered in group:
             self._under_way -= 1
             self._note(answered)
             if answered.arrived.reply.status is ReplyStatus.OK:
                 self._defects = 0
-                self._unread.append(Complete(answered.arrived.row, answered.admitted.candidate.row))
+                candidate = answered.admitted.candidate
+                self._unread.append(complete_of(answered.arrived.row, candidate.row, candidate.shown))
                 self._readable.set()
         self._wake.set()
-
-    def _refused(self, group: list[Answered], error: Exception) -> None:
-        self._under_way -= len(group)
-        self._halt(error)
 
     def _note(self, answered: Answered) -> None:
         reply, candidate = answered.arrived.reply, answered.admitted.candidate
@@ -414,8 +380,7 @@ class Asking:
         if reply.retriable and candidate.tries < self.wanted.max_attempts and not self._closed:
             # A time that the server named is waited for by the teacher's pace, which knows when there is no use in it.
             delay = retry_delay(candidate.tries, reply) if reply.retry_after_s is None else 0.0
-            at = self._loop.time() + delay
-            heapq.heappush(self._late, (at, next(self._order), candidate))
+            self.questions.ask_again(candidate, self._loop.time() + delay)
             return
         result.failed += reply.status is ReplyStatus.FAILED
         result.errors += reply.status is ReplyStatus.ERROR
@@ -430,36 +395,31 @@ class Asking:
             if not self._unread:
                 self._readable.clear()
             self._reading = len(group)
-            verdicts = await asyncio.to_thread(
-                verdicts_on, group
-            )  # not in the writer's thread: replies would wait for it
-            await self._writer.run(Urgency.READ, store_readings, self.store, *verdicts)
-            variants = verdicts.variants
-            follow = await asyncio.to_thread(self._follow, variants) if variants and not self._closed else []
+            verdicts, follow = await self._in_thread(self._read_and_follow, group)
             self._reading = 0
-            self.result.variants += len(variants)
-            self.result.unusable += len(group) - len(variants)
-            self._next.extend(follow)
+            self.result.variants += len(verdicts.variants)
+            self.result.unusable += verdicts.unusable
+            self.questions.add(follow)
             self._wake.set()
 
-    def _follow(self, variants: list[Row]) -> list[Candidate]:
-        """Return what can be asked about new variants."""
-        new = {variant[0] for variant in variants}
-        samples = list({variant[1] for variant in variants})
-        found = self.store.pending_questions(self.wanted, samples)
-        return [self._prepared(row) for row in found if row.variant_id in new]
+    def _read_and_follow(self, group: list[Complete]) -> tuple[Readings, list[Candidate]]:
+        """Store what these replies hold; return that, and what can be asked about new variants. Runs in a thread."""
+        verdicts = verdicts_on(group)
+        store_readings(self.store, verdicts)
+        return verdicts, [] if self._closed else self.questions.following(verdicts.variants)
 
     # -- ending
 
     async def _drain(self) -> None:
         """Wait for what is under way, within bounds, and for its commit."""
-        self._tasks[0].cancel()  # drawing
+        drawing, _, reading, *_ = self._tasks
+        drawing.cancel()
         for admitted in self._admitted:
             self._withdraw(admitted)
         self._admitted = []
         started = self._loop.time()
         deadline = started + min(DRAIN_S, self.config.timeout_s)
-        while self._under_way or ((self._unread or self._reading) and self._writer.error is None):
+        while self._under_way or ((self._unread or self._reading) and not reading.done()):
             if (left := deadline - self._loop.time()) <= 0 or at_once(self.stop):
                 self._gave_up(len(self._asks), self._loop.time() - started)
                 break
@@ -474,29 +434,26 @@ class Asking:
                 self._error.add_note(said)
 
     async def _finish(self) -> None:
-        """End every task, commit what has arrived, and end the writer."""
+        """End every task, commit what has arrived, and end the claims on what was never sent."""
         if self._loading is not None:
             self._tasks.append(self._loading)
         await cancel((*self._asks, *self._tasks))
-        await self._writer.close()
-        await asyncio.sleep(0)  # what the writer still had to tell
-        if self._unsent:
-            await asyncio.to_thread(self._end_unsent)
+        self._threads.shutdown(cancel_futures=True)
+        self._commit()
+        with suppress(Exception):  # whatever refuses these has refused a reply or a claim before: that error is told
+            if self._refused:  # the disk may have room again
+                store_replies(self.store, [answered.arrived for answered in self._refused])
+                self._committed(self._refused)
+            if self._unsent:  # cost nothing, and may be asked by whoever comes next
+                store_replies(self.store, [not_sent(key, *question) for key, question in self._unsent.items()])
         for progress in self.progress.values():
             progress.ended = True
         self._tell()
 
-    def _end_unsent(self) -> None:
-        """End the claims on what was never sent: it cost nothing, and may be asked by whoever comes next."""
-        with suppress(
-            Exception
-        ):  # whatever refuses this has refused a reply or a claim before, which is the error that is told
-            store_replies(self.store, [not_sent(key, question) for key, question in self._unsent.items()])
-
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            await self._writer.run(Urgency.BEAT, self.store.beat, self.worker)
+            await self._in_thread(self.store.beat, self.worker)
 
     async def _report(self) -> None:
         while True:

@@ -18,11 +18,11 @@ from typing import IO
 
 from recycledb.errors import TeacherError
 from recycledb.reflection.prompts import render
-from recycledb.reflection.teachers import Message, Reply
 from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, BatchTeacher, Output, Remote, unfinished
 from recycledb.reflection.teachers.calls import Stopped
-from recycledb.schema import ReplyStatus, Step, Texts
-from recycledb.store import SQLRow, Store, batches
+from recycledb.reflection.teachers.contract import Message, Reply
+from recycledb.schema import ReplyStatus, Texts
+from recycledb.store import SQLRow, Store, batches, key_of
 from recycledb.store.pending import Wanted
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Asked
@@ -173,7 +173,15 @@ class Batches:
 
     def _commit(self, replies: Iterable[tuple[SQLRow, Reply]]) -> None:
         pairs = [
-            (row, Arrived(row.attempt_id, (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number), reply))
+            (
+                row,
+                Arrived(
+                    row.attempt_id,
+                    (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number),
+                    reply,
+                    others=row.others or "",
+                ),
+            )
             for row, reply in replies
         ]
         store_replies(self.store, [arrived for _, arrived in pairs])
@@ -259,9 +267,9 @@ class Batches:
         claims = self.store.claim(self.wanted, batch, [question.row for question in questions], *money)
         if self.budget.spending and self.budget.spending.refused:
             self._end_for_money()
-        won = {(row.variant_id, row.step): attempt for attempt, _, row in claims}
+        won = {key_of(row): attempt for attempt, _, row in claims}
         for question in questions:
-            attempt = won.get((question.row.variant_id, question.row.step))
+            attempt = won.get(key_of(question.row))
             if attempt is None:
                 self.budget.release(question.reserved)
             else:
@@ -272,13 +280,17 @@ class Batches:
         """Yield open questions in dataset order, until the limit or the budget is reached."""
         count = 0
         for samples in self.store.iter_places():
-            for row in self.store.pending_questions(self.wanted, samples):
+            rows = self.store.pending_questions(self.wanted, samples)
+            beside = self.store.texts_beside(rows)
+            for row in rows:
                 if self._full:
                     return
                 if limit is not None and count >= limit:
                     self.asked.stopped = f"the limit of {limit} calls is reached"
                     return
-                messages = render(self.target.prompts[Step(row.step)], Texts(row.instruction, row.input, row.output))
+                messages = render(
+                    self.target.prompts[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
+                )
                 reserved = self.budget.most(messages)
                 if not self.budget.reserve(reserved):
                     self.asked.stopped = self.budget.reached

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from recycledb import methods
 from recycledb.errors import StudentError
+from recycledb.methods import TeacherStep
 from recycledb.reflection.teachers.prices import dearest
-from recycledb.schema import Stat, Step, Texts
+from recycledb.schema import Stat, Texts
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
 from recycledb.store.spending import Spending
@@ -129,13 +131,15 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
         return Plan(scores=_scores(store, target, 0, exact) if target.score else [])
     measured = measure(store, teacher, wanted, target.prompts, exact=exact)
     asks = _asks(store, target, wanted.retrying(retry_before), measured)
-    # A compressed text is not scored, so only the other steps' answers bring statistics.
-    coming = sum(ask.calls for ask in asks if ask.step != Step.COMPRESS)
+    # Only what is scored brings statistics: a compressed text does not.
+    coming = sum(
+        ask.calls for ask in asks if any(methods.kinds()[kind].scored for kind in methods.steps()[ask.step].made)
+    )
     in_batches, in_processes = store.count_under_way(wanted)
     return Plan(
         asks=asks,
         scores=_scores(store, target, coming, exact) if target.score else [],
-        unread=store.count_unread(wanted.extractor),
+        unread=store.count_unread(wanted.versions),
         failed=store.count_failed(wanted),
         in_batches=in_batches,
         in_processes=in_processes,
@@ -145,21 +149,34 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
 
 def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> list[AskPlan]:
     counted = store.count_questions(wanted)
-    ready = {step: counted.get(step, (0, 0)) for step in target.prompts}
-    compress, instruction = ready.get(Step.COMPRESS, (0, 0)), ready.get(Step.REFLECT_INSTRUCTION, (0, 0))
-    before: Mapping[Step, tuple[int, int]] = {
-        Step.COMPRESS: (0, 0),
-        Step.REFLECT_INSTRUCTION: compress,
-        Step.REFLECT_RESPONSE: (compress[0] + instruction[0], compress[1] + instruction[1])
-        if Step.REFLECT_INSTRUCTION in target.prompts
-        else (0, 0),
-    }
+    ready = {step.name: counted.get(step.name, (0, 0)) for step in wanted.steps}
+    follow = _follow(wanted, ready)
     history = store.reply_history(wanted.teacher_id) if counted else {}
-    return [_ask(target, step, ready[step], before[step], history.get(step), measured) for step in target.prompts]
+    return [_ask(target, step, ready[step], follow[step], history.get(step), measured) for step in target.prompts]
+
+
+def _follow(wanted: Wanted, ready: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Return, by step, the questions (and their characters) that the answers to earlier steps can lead to, at most.
+
+    Each answer is one variant, and a variant of a kind that a step reads is one question of that step.
+    """
+    follow: dict[str, tuple[int, int]] = {}
+
+    def of(step: TeacherStep) -> tuple[int, int]:
+        if step.name not in follow:
+            before = [other for other in wanted.steps if set(other.made) & set(step.read_kinds)]
+            sums = [(ready[other.name], of(other)) for other in before]
+            follow[step.name] = (
+                sum(now[0] + later[0] for now, later in sums),
+                sum(now[1] + later[1] for now, later in sums),
+            )
+        return follow[step.name]
+
+    return {step.name: of(step) for step in wanted.steps}
 
 
 def _ask(
-    target: Target, step: Step, ready: tuple[int, int], before: tuple[int, int], history: Any | None, measured: Measure
+    target: Target, step: str, ready: tuple[int, int], before: tuple[int, int], history: Any | None, measured: Measure
 ) -> AskPlan:
     teacher = target.teacher
     assert teacher is not None
@@ -174,7 +191,7 @@ def _ask(
     if calls and price and completion is not None and told:
         cost = price(prompt_tokens, completion, 0)
     most = dearest(price, prompt_tokens, calls * longest) if calls and price and longest else cost
-    return AskPlan(step.value, teacher.name, ready[0], before[0], prompt_tokens, completion, cost, most)
+    return AskPlan(step, teacher.name, ready[0], before[0], prompt_tokens, completion, cost, most)
 
 
 def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:

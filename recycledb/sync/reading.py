@@ -1,95 +1,106 @@
-"""Read stored replies: each gets one verdict of the present extractor, and with it a variant or a reason for none.
+"""Read stored replies: each gets one result from the version of its step's reader in use: a variant, ratings, or a reason for none.
 
-Invariant: only committed replies are read, and a verdict depends on nothing but the reply and the texts that it is about, so a better
-extractor re-reads everything without asking anyone. A reply at which the extractor fails is one without a variant, and costs no other.
+Invariant: only committed replies are read, and a result depends on nothing but the reply and the texts that it is about, so a better
+version reads everything again without asking anyone. A reply at which the reader fails is one without a result, and costs no other.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from recycledb.reflection.extraction import EXTRACTOR, extract
-from recycledb.reflection.teachers import error_line
-from recycledb.schema import Kind, Step, Texts, utc_now, variant_id
+from recycledb import methods
+from recycledb.reflection.teachers.contract import error_line
+from recycledb.schema import Texts, utc_now, variant_id
 from recycledb.store import Row, SQLRow, Store
-from recycledb.sync.storing import store_readings
+from recycledb.sync.storing import Readings, store_readings
 
 
-class Complete:
-    """A reply that was just committed, as `verdicts_on` wants it: its row along with the texts that it is about."""
+class Complete(NamedTuple):
+    """A complete reply, and the variants that its question showed."""
 
-    __slots__ = (
-        "input", "instruction", "kind", "output", "prompt_id", "sample_id", "step", "teacher_id", "text", "text_id", "variant_id"
-    )  # fmt: skip
-
-    def __init__(self, reply: Row, read: SQLRow) -> None:
-        self.text_id, self.step, self.teacher_id, self.prompt_id, self.text = reply[0], *reply[3:6], reply[8]
-        self.variant_id, self.sample_id, self.kind = read.variant_id, read.sample_id, read.kind
-        self.instruction, self.input, self.output = read.instruction, read.input, read.output
-
-
-def kind_of(step: Step, read: Kind) -> Kind:
-    """Return the kind of variant that a step makes of one of kind `read`."""
-    if step is Step.COMPRESS:
-        return Kind.COMPRESSED
-    if step is Step.REFLECT_INSTRUCTION:
-        return Kind.REFLECT_INSTRUCTION
-    return Kind.REFLECT_RESPONSE if read is Kind.ORIGIN else Kind.REFLECT_BOTH
-
-
-def verdict(reply: SQLRow, now: str) -> tuple[Row, Row | None]:
-    """Return the `extraction` row of a reply, and the `variant` row where there is one."""
-    step, read = Step(reply.step), Texts(reply.instruction, reply.input, reply.output)
-    found = extract(step, reply.text, read)
-    if found.texts is None:
-        return (reply.text_id, EXTRACTOR, None, found.reason, now), None
-    kind = kind_of(step, Kind(reply.kind))
-    key = variant_id(reply.sample_id, kind, found.texts, reply.variant_id, reply.text_id)
-    made_by = (reply.text_id, reply.teacher_id, reply.prompt_id)
-    variant = (key, reply.sample_id, kind.value, reply.variant_id, *made_by, *found.texts, now)
-    return (reply.text_id, EXTRACTOR, key, None, now), variant
+    text_id: str
+    step: str
+    teacher_id: str
+    prompt_id: str
+    text: str
+    variant_id: str
+    sample_id: str
+    kind: str
+    others: str
+    shown: tuple[Texts, ...]
 
 
 @dataclass
 class Found:
-    """What reading brought: replies read, new variants, and replies that hold none."""
+    """What reading brought: replies read, new variants, ratings, and replies that hold neither."""
 
     read: int = 0
     variants: int = 0
+    ratings: int = 0
     unusable: int = 0
+
+    def add(self, verdicts: Readings) -> None:
+        """Count what was stored."""
+        self.read += len(verdicts.extractions)
+        self.variants += len(verdicts.variants)
+        self.ratings += len(verdicts.ratings)
+        self.unusable += verdicts.unusable
 
 
 def read_all(store: Store, stop: threading.Event | None = None) -> Found:
-    """Read every reply that the present extractor has not read, page by page until a stop."""
+    """Read every reply that the versions in use have not read, page by page until a stop."""
     found = Found()
-    while not (stop and stop.is_set()) and (replies := store.pending_readings(EXTRACTOR)):
-        verdicts = verdicts_on(replies)
-        store_readings(store, *verdicts)
-        found.read += len(replies)
-        found.variants += len(verdicts.variants)
-    found.unusable = found.read - found.variants
+    while not (stop and stop.is_set()) and (replies := store.pending_readings(methods.versions())):
+        beside = store.texts_beside(replies)
+        verdicts = verdicts_on(_complete(reply, beside[reply.others]) for reply in replies)
+        store_readings(store, verdicts)
+        found.add(verdicts)
     return found
 
 
-class Verdicts(NamedTuple):
-    """What replies hold: `extraction` rows, one a reply, and `variant` rows."""
+def _complete(row: SQLRow, beside: tuple[Texts, ...]) -> Complete:
+    shown = (Texts(row.instruction, row.input, row.output), *beside)
+    made_by = (row.text_id, row.step, row.teacher_id, row.prompt_id, row.text)
+    return Complete(*made_by, row.variant_id, row.sample_id, row.kind, row.others, shown)
 
-    extractions: list[Row]
-    variants: list[Row]
+
+def complete_of(reply: Row, question: SQLRow, shown: tuple[Texts, ...]) -> Complete:
+    """Return a reply that was just committed, as its row has it, to a question about `shown`."""
+    text_id, step, teacher_id, prompt_id, text = reply[0], *reply[3:6], reply[8]
+    about = (question.variant_id, question.sample_id, question.kind, question.others)
+    return Complete(text_id, step, teacher_id, prompt_id, text, *about, shown)
 
 
-def verdicts_on(replies: Sequence[Any]) -> Verdicts:
+def verdicts_on(replies: Iterable[Complete]) -> Readings:
     """Return what these replies hold, without storing it."""
     now = utc_now()
-    verdicts = [_verdict_whatever(reply, now) for reply in replies]
-    return Verdicts([row for row, _ in verdicts], [variant for _, variant in verdicts if variant is not None])
+    found = Readings([], [], [])
+    for reply in replies:
+        try:
+            _add_verdict(found, reply, now)
+        except MemoryError:
+            raise
+        except Exception as error:  # a defect that one text brings out must not cost the others
+            reason = error_line("defect", f"{type(error).__name__}: {error}")
+            found.extractions.append((reply.text_id, methods.versions()[reply.step], None, reason, now))
+    return found
 
 
-def _verdict_whatever(reply: Any, now: str) -> tuple[Row, Row | None]:
-    try:
-        return verdict(reply, now)
-    except MemoryError:
-        raise
-    except Exception as error:  # a defect that one text brings out must not cost the others
-        return (reply.text_id, EXTRACTOR, None, error_line("defect", f"{type(error).__name__}: {error}"), now), None
+def _add_verdict(found: Readings, reply: Complete, now: str) -> None:
+    step = methods.steps()[reply.step]
+    result = step.read(reply.text, reply.shown)
+    about = (reply.variant_id, *filter(None, reply.others.split(",")))
+    ratings = [
+        (reply.text_id, step.version, about[each.about], each.name, float(each.value), now) for each in result.ratings
+    ]
+    kind = step.gives(reply.kind)
+    if result.texts is None or kind is None:
+        reason = result.reason or (None if ratings else "empty: the reply holds neither texts nor ratings")
+        found.extractions.append((reply.text_id, step.version, None, reason, now))
+    else:
+        key = variant_id(reply.sample_id, kind, result.texts, reply.variant_id, reply.text_id)
+        made_by = (reply.text_id, reply.teacher_id, reply.prompt_id)
+        found.variants.append((key, reply.sample_id, kind, reply.variant_id, *made_by, *result.texts, now))
+        found.extractions.append((reply.text_id, step.version, key, None, now))
+    found.ratings.extend(ratings)

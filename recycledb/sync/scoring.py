@@ -16,7 +16,6 @@ from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.target import Student
 
 if TYPE_CHECKING:
-    from recycledb.scoring.encodings import Encodings
     from recycledb.scoring.engine import Engine
     from recycledb.scoring.requests import Progress as EngineProgress
 
@@ -44,7 +43,7 @@ def not_finite(student: str, count: int, dtype: str) -> str:
     return f"{student}: {count:,} statistics are NaN or infinite and have no value; {remedy}"
 
 
-def load_engine(student: Student, encodings: "Encodings | None" = None) -> "Engine":
+def load_engine(student: Student) -> "Engine":
     """Load a student's model; StudentError when it cannot be."""
     from recycledb.scoring.engine import Engine
 
@@ -56,7 +55,6 @@ def load_engine(student: Student, encodings: "Encodings | None" = None) -> "Engi
         max_length=config.max_length,
         dtype=config.dtype,
         device=config.device,
-        encodings=encodings,
     )
 
 
@@ -73,9 +71,7 @@ class Scoring:
         limit: int | None,
         stop: threading.Event,
         listener: Listener,
-        encodings: "Encodings | None" = None,
     ) -> None:
-        self.encodings = encodings  # shared with the students before and after
         self.store, self.student, self.wanted = store, student, wanted
         self.limit, self.stop, self.listener = limit, stop, listener
         self.result = Scored(student.config.name)
@@ -84,7 +80,7 @@ class Scoring:
     def run(self) -> Scored:
         """Compute and commit what is missing; return what came of it."""
         known = lambda pairs: self.store.known_pairs(self.student.student_id, pairs)  # noqa: E731
-        with load_engine(self.student, self.encodings) as engine:
+        with load_engine(self.student) as engine:
             for results in engine.score(self._requests(), known, self._note, self.stop.is_set):
                 self.store.add_losses([self._row(result) for result in results])
                 self._count(results)

@@ -7,10 +7,9 @@ and its payment is on record. Only where that fails too, or the disk is at fault
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from recycledb.reflection.extraction import EXTRACTOR
-from recycledb.reflection.teachers import Reply, error_line, fitted
+from recycledb.reflection.teachers.contract import Reply, error_line, fitted
 from recycledb.schema import ReplyStatus, content_id, utc_now
 from recycledb.store import Row, Store
 
@@ -21,18 +20,22 @@ _ROWS_FAULT = {"DataError", "ProgrammingError", "IntegrityError", "InterfaceErro
 
 @dataclass(slots=True)
 class Arrived:
-    """A reply to an attempt; `question` is variant, step, teacher, prompt and number. `row` is as it was stored."""
+    """A reply to an attempt; `question` is variant, step, teacher, prompt and number, `others` the further variants shown.
+
+    `row` is as it was stored.
+    """
 
     attempt_id: str
     question: Row
     reply: Reply
     row: Row = ()
+    others: str = ""
 
 
-def reply_row(attempt_id: str, question: Row, reply: Reply) -> Row:
-    """Return the `reply` row of what came back for an attempt; `question` is variant, step, teacher, prompt and number."""
+def reply_row(attempt_id: str, question: Row, reply: Reply, others: str = "") -> Row:
+    """Return the `reply` row of what came back for an attempt; see `Arrived`."""
     content = (reply.status.value, reply.text, reply.finish_reason)
-    text_id = reply_id_of(question, *content, reply.error)
+    text_id = reply_id_of(question, *content, reply.error, others)
     served = (reply.served_model, reply.request_id)
     paid = (reply.prompt_tokens, reply.completion_tokens, reply.cost_usd)
     return (
@@ -46,12 +49,15 @@ def reply_row(attempt_id: str, question: Row, reply: Reply) -> Row:
         reply.duration_ms,
         utc_now(),
         reply.raw,
+        others or None,
     )
 
 
-def reply_id_of(question: Row, status: str, text: str | None, finish_reason: str | None, error: str | None) -> str:
-    """Return the content address of a reply to a question; see `reply_row`."""
-    return content_id("reply", *question, status, text, finish_reason, error)
+def reply_id_of(
+    question: Row, status: str, text: str | None, finish_reason: str | None, error: str | None, others: str = ""
+) -> str:
+    """Return the content address of a reply to a question; see `Arrived`."""
+    return content_id("reply", *question, *([others] if others else []), status, text, finish_reason, error)
 
 
 def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:
@@ -59,7 +65,7 @@ def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:
 
     def commit(group: Sequence[Arrived]) -> None:
         for each in group:
-            each.row = reply_row(each.attempt_id, each.question, each.reply)
+            each.row = reply_row(each.attempt_id, each.question, each.reply, each.others)
         store.add_replies([each.row for each in group])
 
     def commit_least(one: Arrived, error: Exception) -> None:
@@ -69,19 +75,41 @@ def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:
     _commit_what_can_be(arrived, commit, commit_least)
 
 
-def store_readings(store: Store, extractions: list[Row], variants: list[Row]) -> None:
-    """Commit an extractor's verdicts and variants; a variant that cannot be stored is taken out, and the reason why is stored."""
-    by_id = {variant[0]: variant for variant in variants}
+class Readings(NamedTuple):
+    """What replies hold: `extraction` rows, one a reply, `variant` rows and `rating` rows."""
+
+    extractions: list[Row]
+    variants: list[Row]
+    ratings: list[Row]
+
+    @property
+    def unusable(self) -> int:
+        """How many replies hold neither a variant nor ratings."""
+        return sum(row[3] is not None for row in self.extractions)
+
+
+def store_readings(store: Store, found: Readings) -> None:
+    """Commit what replies hold; what cannot be stored is taken out, and the reason why is stored in its place."""
+    variants = {variant[0]: variant for variant in found.variants}
+    ratings: dict[str, list[Row]] = {}
+    for rating in found.ratings:
+        ratings.setdefault(rating[0], []).append(rating)
 
     def commit(group: Sequence[Row]) -> None:
-        store.add_readings(group, [by_id[row[2]] for row in group if row[2] in by_id])
+        store.add_readings(
+            group,
+            [variants[row[2]] for row in group if row[2] in variants],
+            [rating for row in group for rating in ratings.get(row[0], ())],
+        )
 
     def commit_least(row: Row, error: Exception) -> None:
-        if row[2] in by_id:
-            variants.remove(by_id.pop(row[2]))
-        commit([(row[0], EXTRACTOR, None, error_line("unstorable", f"{type(error).__name__}: {error}"), row[4])])
+        if row[2] in variants:
+            found.variants.remove(variants.pop(row[2]))
+        for rating in ratings.pop(row[0], ()):
+            found.ratings.remove(rating)
+        commit([(*row[:2], None, error_line("unstorable", f"{type(error).__name__}: {error}"), row[4])])
 
-    _commit_what_can_be(extractions, commit, commit_least)
+    _commit_what_can_be(found.extractions, commit, commit_least)
 
 
 def _commit_what_can_be(
@@ -117,10 +145,10 @@ def unstorable(reply: Reply, error: Exception) -> Reply:
     return replace(Reply(status=ReplyStatus.FAILED, error=why), **kept)
 
 
-def not_sent(attempt_id: str, question: Row) -> Arrived:
+def not_sent(attempt_id: str, question: Row, others: str = "") -> Arrived:
     """Return the end of an attempt that is on record but was never sent: nothing was paid, and the question is open again."""
     reply = Reply(status=ReplyStatus.ERROR, error="not_sent: the run ended before it was sent", cost_usd=0.0)
-    return Arrived(attempt_id, question, reply)
+    return Arrived(attempt_id, question, reply, others=others)
 
 
 def is_rows_fault(error: BaseException) -> bool:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
+from recycledb import methods
 from recycledb.config import Config, StudentConfig, TeacherConfig
 from recycledb.reflection import prompts
-from recycledb.reflection.extraction import EXTRACTOR
-from recycledb.schema import Step, canonical_json, utc_now
+from recycledb.schema import canonical_json, utc_now
 from recycledb.scoring.identity import Identity, identify
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
@@ -40,7 +40,7 @@ class Target:
     """The state that a sync brings about."""
 
     teacher: TeacherConfig | None
-    prompts: Mapping[Step, prompts.PromptText]
+    prompts: Mapping[str, prompts.PromptText]
     students: Sequence[Student]
     reflect: bool
     score: bool
@@ -56,7 +56,6 @@ class Target:
         return Wanted(
             teacher_id=self.teacher.teacher_id,
             prompts={step: prompt.prompt_id for step, prompt in self.prompts.items()},
-            extractor=EXTRACTOR,
             max_attempts=self.teacher.max_attempts,
             lazy_student=self.students[0].student_id if self.lazy else None,
         )
@@ -64,7 +63,8 @@ class Target:
     def register(self, store: Store) -> None:
         """Write the identities of this target, and let the names mean them from now on."""
         with store.write() as conn:
-            store.ensure_name(conn, "extractor", "extractor", str(EXTRACTOR))
+            for name, version in methods.version_names().items():
+                store.ensure_name(conn, "extractor", name, str(version))
             if self.teacher is not None:
                 self._register_teacher(store, conn, self.teacher)
             for student in self.students:
@@ -77,8 +77,8 @@ class Target:
         store.insert(conn, "teacher", [(teacher.teacher_id, teacher.name, teacher.provider, model, identity, now)])
         store.ensure_name(conn, "teacher", teacher.name, teacher.teacher_id)
         for step, prompt in self.prompts.items():
-            store.insert(conn, "prompt", [(prompt.prompt_id, step.value, prompt.text, prompt.source, now)])
-            store.ensure_name(conn, "prompt", step.value, prompt.prompt_id)
+            store.insert(conn, "prompt", [(prompt.prompt_id, step, prompt.text, prompt.source, now)])
+            store.ensure_name(conn, "prompt", step, prompt.prompt_id)
 
     @staticmethod
     def _register_student(store: Store, conn: Connection, student: Student) -> None:
@@ -101,14 +101,16 @@ def resolve(
     Raises ConfigError, StudentError. Where the file has no teacher and none is named, nothing is reflected; likewise
     without students nothing is scored.
     """
-    steps = [Step(step) for step in config.sync.steps if step != "score"]
+    steps = [step for step in config.sync.steps if step != methods.SCORE]
     has_teacher = bool(teacher or config.teachers or only == "reflect") and bool(steps)
     found = config.get_teacher(teacher) if has_teacher else None
     chosen = config.get_students() if students is None else students
-    scored = "score" in config.sync.steps or students is not None
+    scored = methods.SCORE in config.sync.steps or students is not None
     target = Target(
         teacher=found,
-        prompts={step: prompts.load(step, config.prompts.get(step)) for step in steps} if found else {},
+        prompts={step: prompts.load(methods.steps()[step], config.prompts.get(step)) for step in steps}
+        if found
+        else {},
         students=[Student(student, identify(student.model, student.revision)) for student in chosen],
         reflect=found is not None and only != "score",
         score=scored and only != "reflect",

@@ -1,31 +1,25 @@
 """How many tokens a teacher will read: measured where there is something to measure by, and it is said by what.
 
 Invariant: nothing is downloaded and nobody is asked. In order of trust: what the teacher's server itself counted in earlier replies,
-tiktoken's encoding of the model where its table is cached, the tokenizer of a local model, and last four characters a token.
+the tokenizer of a local model, and last four characters a token (English prompts: 15 to 19 % too many, see docs/experiments-teacher.md).
 The ratio of characters to tokens is taken from a sample of the very prompts that would be sent, then applied to all of their characters.
 """
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from recycledb.config import TeacherConfig
 from recycledb.pretrained.folder import is_library_error
 from recycledb.reflection import prompts
-from recycledb.schema import Step, Texts
+from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text
 SAMPLE = 300  # prompts measured
 LEAST_REPLIES = 20  # that a server must have counted before it is gone by
-
-_TABLES = "https://openaipublic.blob.core.windows.net/encodings/"
 
 
 @dataclass(frozen=True)
@@ -44,14 +38,14 @@ def measure(
     store: Store,
     teacher: TeacherConfig,
     wanted: Wanted,
-    wordings: Mapping[Step, prompts.PromptText],
+    wordings: Mapping[str, prompts.PromptText],
     *,
     exact: bool = True,
 ) -> Measure:
     """Return how characters become tokens for this teacher; without `exact` no tokenizer is loaded."""
     overhead = {step: sum(len(text) for _, text in wording.messages) for step, wording in wordings.items()}
     counted = store.prompt_tokens_seen(teacher.teacher_id)
-    known = [(row, overhead[Step(row.step)]) for row in counted if Step(row.step) in overhead and row.tokens]
+    known = [(row, overhead[row.step]) for row in counted if row.step in overhead and row.tokens]
     replies = sum(row.replies for row, _ in known)
     if replies >= LEAST_REPLIES:
         characters = sum(row.characters + row.replies * more for row, more in known)
@@ -59,48 +53,31 @@ def measure(
         return Measure(characters / sum(row.tokens for row, _ in known), source)
     if not exact:
         return Measure()
-    found = _tiktoken(teacher.model) or _local(teacher.model)
+    found = _local(teacher.model)
     return _sampled(store, wanted, wordings, *found) if found else Measure()
 
 
 def _sampled(
     store: Store,
     wanted: Wanted,
-    wordings: Mapping[Step, prompts.PromptText],
+    wordings: Mapping[str, prompts.PromptText],
     count: Callable[[str], int],
     source: str,
 ) -> Measure:
     """Measure by a tokenizer, on prompts picked by their ids, which are hashes and so as good as random."""
     texts = []
-    for row in store.sample_questions(wanted, SAMPLE):
-        messages = prompts.render(wordings[Step(row.step)], Texts(row.instruction, row.input, row.output))
+    rows = store.sample_questions(wanted, SAMPLE)
+    beside = store.texts_beside(rows)
+    for row in rows:
+        messages = prompts.render(
+            wordings[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
+        )
         texts += [message["content"] for message in messages]
     tokens = sum(count(text) for text in texts)
     return Measure(sum(map(len, texts)) / tokens, source) if tokens else Measure()
 
 
 Counter = tuple[Callable[[str], int], str]
-
-
-def _tiktoken(model: str) -> Counter | None:
-    """Return tiktoken's count for a model it knows, if its table lies in the cache: it would be downloaded else."""
-    if find_spec("tiktoken") is None:
-        return None
-    tiktoken = import_module("tiktoken")
-    try:
-        name = tiktoken.encoding_name_for_model(model)
-    except KeyError:
-        return None
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    table = Path(folder or Path(tempfile.gettempdir(), "data-gym-cache")) / _cache_key(f"{_TABLES}{name}.tiktoken")
-    if not table.is_file():
-        return None
-    encoding = tiktoken.get_encoding(name)
-    return (lambda text: len(encoding.encode(text, disallowed_special=()))), f"tiktoken's {name}"
-
-
-def _cache_key(url: str) -> str:
-    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
 
 
 def _local(model: str) -> Counter | None:

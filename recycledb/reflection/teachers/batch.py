@@ -19,11 +19,11 @@ import openai
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import ConfigError, TeacherError, without_password
-from recycledb.reflection.teachers import Message, Reply, error_line, failed, storable
+from recycledb.reflection.teachers.bodies import Bodies
 from recycledb.reflection.teachers.calls import call, pause
-from recycledb.reflection.teachers.chat import CONNECT_S, ChatTeacher
+from recycledb.reflection.teachers.contract import Message, Reply, error_line, failed, storable
 from recycledb.reflection.teachers.pace import retry_delay
-from recycledb.reflection.teachers.wire import MEGABYTE, find_access, parsed, sync_client
+from recycledb.reflection.teachers.wire import CONNECT_S, MEGABYTE, find_access, parsed, sync_client
 from recycledb.schema import CONTENT_ID_LENGTH, ReplyStatus
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -73,10 +73,9 @@ class BatchTeacher:
         """Once `stop` is set, whatever waits for the service raises Stopped."""
         if config.provider != "openai":
             raise ConfigError(f'teacher {config.name!r}: mode = "batch" needs provider = "openai"')
-        self._config, self._chat, self._stop = config, ChatTeacher(config), stop or threading.Event()
-        if config.price_in is None or config.price_out is None:
-            self._chat._cost = None  # a price table has the online price, which a batch does not cost
+        self._config, self._stop = config, stop or threading.Event()
         access = find_access(config)
+        self._bodies = Bodies(config, access, batch=True)
         self._who, self._mask = f"teacher {config.name!r} at {access.address}", access.mask
         self._line_most = config.max_reply_mb * MEGABYTE + LINE_MORE
         self._client = openai.OpenAI(
@@ -164,7 +163,7 @@ class BatchTeacher:
         """Fetch an output or error file of a batch of so many requests."""
         copy: IO[bytes] = TemporaryFile()  # noqa: SIM115 - closed with the output that it becomes
         try:
-            return Output(self._chat, copy, self._line_most, self._copy(file_id, copy, requests * self._line_most))
+            return Output(self._bodies, copy, self._line_most, self._copy(file_id, copy, requests * self._line_most))
         except BaseException:
             copy.close()
             raise
@@ -217,7 +216,7 @@ class BatchTeacher:
         """Return how long to wait before reading is tried again; None where that cannot go better."""
         if isinstance(error, openai.APIStatusError):
             response = error.response
-            reply, stop = self._chat._refused(response.status_code, response.headers, response.content)
+            reply, stop = self._bodies.refused(response.status_code, response.headers, response.content)
             return retry_delay(tries, reply) if reply.retriable and not stop else None
         if isinstance(error, openai.APIConnectionError | httpx2.HTTPError | OSError):
             return retry_delay(tries, failed("connection", ""))
@@ -226,7 +225,7 @@ class BatchTeacher:
     def _explained(self, error: Exception, what: str) -> TeacherError:
         if isinstance(error, openai.APIStatusError):
             response = error.response
-            reply, stop = self._chat._refused(response.status_code, response.headers, response.content)
+            reply, stop = self._bodies.refused(response.status_code, response.headers, response.content)
             return TeacherError(f"{self._who}: {what}: {stop or reply.error}")
         return TeacherError(f"{self._who}: {what}: {self._told(str(error.__cause__ or error))}")
 
@@ -234,8 +233,8 @@ class BatchTeacher:
 class Output:
     """A file of a batch that was fetched; `problem` says how it is known to be cut short, None where it is not."""
 
-    def __init__(self, chat: ChatTeacher, copy: IO[bytes], line_most: int, problem: str | None) -> None:
-        self._chat, self._copy, self._line_most = chat, copy, line_most
+    def __init__(self, bodies: Bodies, copy: IO[bytes], line_most: int, problem: str | None) -> None:
+        self._bodies, self._copy, self._line_most = bodies, copy, line_most
         self.problem = problem
         self.lines = 0
         for line, whole in self._iter_lines():
@@ -275,11 +274,11 @@ class Output:
             if not isinstance(data, dict) or not isinstance(data.get("custom_id"), str):
                 return None
             attempt = data["custom_id"]
-            return (attempt, self._chat._masked(self._read(data, line))) if _ATTEMPT.fullmatch(attempt) else None
+            return (attempt, self._bodies.masked(self._read(data, line))) if _ATTEMPT.fullmatch(attempt) else None
         except MemoryError:
             raise
         except Exception as error:  # whatever one line makes of our code, the other lines must not be lost by it
-            return self._by_name(line, self._chat._unreadable(f"its line: {type(error).__name__}: {error}", line))
+            return self._by_name(line, self._bodies.unreadable(f"its line: {type(error).__name__}: {error}", line))
 
     def _by_name(self, line: bytes, reply: Reply) -> tuple[str, Reply] | None:
         """Return the reply with the attempt that a line names, though it could not be read."""
@@ -291,15 +290,15 @@ class Output:
         if isinstance(response, dict):
             status = response.get("status_code")
             if status == 200:
-                return self._chat._judge(response.get("body"), line)
+                return self._bodies.judge(response.get("body"), line)
             if isinstance(status, int) and 100 <= status < 600:
                 body = json.dumps(response.get("body")).encode()
-                return self._chat._refused(int(status), {}, body)[0]
-            return self._chat._unreadable("its line has a response without a status", line)
+                return self._bodies.refused(int(status), {}, body)[0]
+            return self._bodies.unreadable("its line has a response without a status", line)
         error = error if isinstance(error, dict) else {}
         code = str(error.get("code") or "batch_error")
-        kind = re.sub(r"\W+", "_", self._chat._mask(code))[:60]
-        said = self._chat._mask(str(error.get("message") or "no answer came back"))
+        kind = re.sub(r"\W+", "_", self._bodies.mask(code))[:60]
+        said = self._bodies.mask(str(error.get("message") or "no answer came back"))
         return unfinished(kind, said, begun=code not in UNBEGUN_CODES)
 
 

@@ -12,8 +12,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -23,34 +21,27 @@ import openai
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import without_password
-from recycledb.reflection.teachers import (
-    RETRIABLE,
+from recycledb.reflection.teachers.bodies import Bodies, number
+from recycledb.reflection.teachers.contract import (
     SHORT_MOST,
     Message,
     Question,
     Reply,
     TeacherStop,
     failed,
-    is_count,
-    judged,
     storable,
 )  # fmt: skip
 from recycledb.reflection.teachers.pace import Pace, Ticket
-from recycledb.reflection.teachers.prices import find_cost, is_unbegun, usage_cost
 from recycledb.reflection.teachers.wire import (
+    CONNECT_S,
     Mask,
     Refused,
     TooLarge,
     async_client,
     body_of,
     find_access,
-    parsed,
-    pointed_to,
 )  # fmt: skip
 from recycledb.schema import ReplyStatus
-
-CONNECT_S = 10.0
-BODY_MOST = 65_536  # letters of a body that are kept where it is no answer
 
 # How a request may end without a status: the SDK's errors, and what its transports raise past it.
 _UNREACHED: tuple[type[Exception], ...] = (
@@ -68,13 +59,6 @@ _NO_CONNECTION: tuple[type[Exception], ...] = (
     *([import_module("aiohttp").ClientConnectorError] if find_spec("aiohttp") else []),
 )
 
-_NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-_UNKNOWN_MODEL = frozenset({"model_not_found", "invalid_model"})
-_UNSUPPORTED = frozenset({"unsupported_parameter", "unsupported_value", "unknown_parameter"})
-_TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length", "request_too_large"})
-_KINDS = {408: "timeout", 409: "conflict", 429: "rate_limited"}
-# Servers other than OpenAI's say it in words only.
-_TOO_LONG_WORDS = re.compile(r"context (?:length|window|size)|maximum (?:context|model) length|too many tokens", re.I)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -85,10 +69,8 @@ class ChatTeacher:
     def __init__(self, config: TeacherConfig) -> None:
         self._config, self._who = config, f"teacher {config.name!r}"
         access = find_access(config)
-        self._where, self._mask = access.address, access.mask
-        self._key_env = config.api_key_env
+        self._where, self._mask, self._bodies = access.address, access.mask, Bodies(config, access)
         self._fixed = {"model": config.model, **config.request_params}
-        self._cost = find_cost(config, self._where)
         self._pace = Pace(self._who, config.concurrency, rpm=config.rpm, tpm=config.tpm, wait_s=config.wait_s)
         self._guess = _Guess(config.request_params)
         self._client = openai.AsyncOpenAI(
@@ -165,106 +147,12 @@ class ChatTeacher:
         body = body_of(response)
         try:
             if response.is_success:
-                return self._masked(self._read(body)), None
-            return self._refused(response.status_code, response.headers, body)
+                return self._bodies.masked(self._bodies.read(body)), None
+            return self._bodies.refused(response.status_code, response.headers, body)
         except MemoryError:
             raise
         except Exception as error:  # whatever one body makes of our code, the other replies must not be lost by it
-            return self._unreadable(f"{type(error).__name__}: {error}", body), None
-
-    def _unreadable(self, why: str, body: bytes, **fields: Any) -> Reply:
-        return failed("unreadable", self._mask(why), raw=self._body(body), **fields)
-
-    def _read(self, body: bytes) -> Reply:
-        """Return the reply of a body that came with success."""
-        try:
-            data = parsed(body)
-        except ValueError:
-            return failed("bad_body", f"status 200, but not JSON: {self._excerpt(body)}", raw=self._body(body))
-        return self._judge(data, body)
-
-    def _judge(self, data: object, said: bytes) -> Reply:
-        """Return the reply of a chat completion; `said` is what is kept where it is none."""
-        if not isinstance(data, dict):
-            detail = f"status 200, but not a chat completion: {self._excerpt(said)}"
-            return failed("bad_body", detail, raw=self._body(said))
-        usage = data.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        fields: dict[str, Any] = {
-            "served_model": self._shown(data.get("model")),
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "cost_usd": usage_cost(self._cost, usage),
-        }
-        choice = _first_choice(data)
-        if choice is None:
-            return failed(
-                "bad_body", f"status 200, but no choices: {self._excerpt(said)}", raw=self._body(said), **fields
-            )
-        content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
-        text = _content(content)
-        if text is None and content is not None:
-            fields["raw"] = self._body(said)
-        return judged(
-            None if text is None else self._mask.in_answer(text),
-            self._shown(choice.get("finish_reason")),
-            self._mask(refusal) if isinstance(refusal, str) else None,
-            **fields,
-        )
-
-    def _masked(self, reply: Reply) -> Reply:
-        return replace(reply, raw=self._mask(reply.raw)) if reply.raw else reply
-
-    def _shown(self, value: object) -> object:
-        return self._mask(value) if isinstance(value, str) else value
-
-    def _body(self, body: bytes) -> str:
-        """Return a body as it is kept where it is no answer. Masked before it is cut, so that no half of a key is left."""
-        return self._mask(body.decode("utf-8", "replace"))[:BODY_MOST]
-
-    def _excerpt(self, body: bytes) -> str:
-        return self._body(body)[:200]
-
-    def _refused(self, status: int, headers: Mapping[str, str], body: bytes) -> tuple[Reply, str | None]:
-        """Return the reply of a status other than success, and what to tell the user where the run must stop."""
-        said = _said(body)
-        codes = {value for name in ("code", "type") if isinstance(value := said.get(name), str)}
-        message = said.get("message")
-        message = self._mask(message if isinstance(message, str) else self._excerpt(body))
-        message = " ".join(without_password(message).split())[:300]
-        param = said.get("param")
-        stop = self._must_stop(status, codes, self._mask(param)[:100] if isinstance(param, str) else None, message)
-        if 300 <= status < 400:
-            message = stop = self._redirected(status, headers)
-        kind = _error_kind(status, codes, message, stop is not None)
-        retry_after_s = _retry_after(headers) if kind in RETRIABLE else None
-        cost_usd = 0.0 if is_unbegun(status, codes, _NO_QUOTA | _UNKNOWN_MODEL | _UNSUPPORTED) else None
-        reply = failed(kind, f"{status}: {message}", retry_after_s=retry_after_s, cost_usd=cost_usd)
-        return reply, storable(stop) if stop else None
-
-    def _redirected(self, status: int, headers: Mapping[str, str]) -> str:
-        location = headers.get("location")
-        if not location:
-            return f"it answers {status}, which is no answer to a question; correct base_url"
-        target = self._mask(pointed_to(self._where, location))
-        return f"it redirects ({status}) to {target}, and redirects are not followed; correct base_url"
-
-    def _must_stop(self, status: int, codes: set[str], param: str | None, message: str) -> str | None:
-        model, said = self._config.model, f"({status}: {message})"
-        if status == 401:
-            return f"the key in {self._key_env} was not accepted {said}"
-        if status == 403:
-            return f"the key in {self._key_env} may not use model {model!r} {said}"
-        if status == 402 or codes & _NO_QUOTA:
-            return f"there is no quota or credit left {said}; top it up, then run sync again"
-        if status == 404 or codes & _UNKNOWN_MODEL:
-            return f"no model {model!r} there, or no such address {said}; correct model or base_url"
-        if codes & _UNSUPPORTED:
-            return (
-                f"the model does not take {param or 'a parameter'} as configured {said}; set it in the teacher's params"
-            )
-        return None
+            return self._bodies.unreadable(f"{type(error).__name__}: {error}", body), None
 
     def _note(
         self, question: Question, reply: Reply, headers: Mapping[str, str], sent_at: float, ticket: Ticket | None
@@ -283,7 +171,7 @@ class ChatTeacher:
             if ticket:
                 ticket.spent(tokens)
         for budget, needed in (("requests", 1), ("tokens", max(1, tokens))):
-            left = _number(headers.get(f"x-ratelimit-remaining-{budget}"))
+            left = number(headers.get(f"x-ratelimit-remaining-{budget}"))
             reset = _duration(headers.get(f"x-ratelimit-reset-{budget}"))
             if left is not None and reset is not None and left < needed:
                 self._pace.pause(reset)
@@ -312,50 +200,6 @@ def _length(messages: Sequence[Message]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
-def _error_kind(status: int, codes: set[str], message: str, stop: bool) -> str:
-    if stop:
-        return "stopped"
-    if status in _KINDS or status >= 500:
-        return _KINDS.get(status, "server_error")
-    if "content_filter" in codes:
-        return "content_filter"
-    if status == 413 or codes & _TOO_LONG or _TOO_LONG_WORDS.search(message):
-        return "too_long"
-    return "bad_request"
-
-
-def _first_choice(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    choices = data.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return None
-    return choices[0] if isinstance(choices[0].get("message"), dict) else None
-
-
-def _content(content: object) -> str | None:
-    if isinstance(content, list):  # some servers answer in parts
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else None
-
-
-def _cached(usage: Mapping[str, Any]) -> int:
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return cached if is_count(cached) else 0
-
-
-def _said(body: bytes) -> Mapping[str, Any]:
-    """Return the error object of a body, however it is wrapped; empty where there is none."""
-    try:
-        data = parsed(body)
-    except ValueError:
-        return {}
-    inner = data.get("error", data) if isinstance(data, dict) else None
-    if isinstance(inner, str):
-        return {"message": inner}
-    return inner if isinstance(inner, dict) else {}
-
-
 def _never_connected(error: BaseException | None) -> bool:
     """Say whether a request failed before there was a connection, so that it cost nothing."""
     while error is not None and not isinstance(error, _NO_CONNECTION):
@@ -375,32 +219,11 @@ def _cause_told(cause: BaseException) -> str:
     return getattr(cause, "strerror", None) or str(cause) or f"it broke off ({type(cause).__name__})"
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of Retry-After, which is a number or a date; None where there is none."""
-    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after")
-    if value is None or (seconds := _number(value)) is not None:
-        return None if value is None else seconds
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        number = float(value) if value is not None else None
-    except ValueError:
-        return None
-    return number if number is not None and 0 <= number < float("inf") else None
-
-
 def _duration(value: str | None) -> float | None:
     """Return the seconds of `1m30.5s`, `20ms` or a plain number; None where it is none of these."""
     if value is None:
         return None
-    if (number := _number(value)) is not None:
-        return number
+    if (seconds := number(value)) is not None:
+        return seconds
     parts = _DURATION.findall(value)
     return sum(float(amount) * _SECONDS[unit] for amount, unit in parts) if parts else None

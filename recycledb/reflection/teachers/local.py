@@ -22,7 +22,7 @@ from jinja2.exceptions import TemplateError
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
 from recycledb.pretrained import loading
-from recycledb.reflection.teachers import Message, Question, Reply, failed, judged
+from recycledb.reflection.teachers.contract import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
 
 # A batch waits this long for company: questions are let in one after another, and each commits a row first.

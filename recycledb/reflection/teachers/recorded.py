@@ -5,8 +5,9 @@ A recording is JSON Lines. Each line is a reply to one question, known by what w
     {"step": "reflect_response", "reads": {"instruction": "…", "input": "", "output": "…"}, "text": "…",
      "finish_reason": "stop", "prompt_tokens": 210, "completion_tokens": 95}
 
-`finish_reason`, `prompt_tokens`, `completion_tokens`, `served_model` and `error` ("kind: detail") may be missing; so may
-`text` beside an error. Several lines for one question are the answers to its attempts, in order; the last one also
+Where a step shows several variants, `beside` is a list of the others' texts, in order. It, `finish_reason`, `prompt_tokens`,
+`completion_tokens`, `served_model` and `error` ("kind: detail") may be missing; so may `text` beside an error.
+Several lines for one question are the answers to its attempts, in order; the last one also
 answers those after it.
 
 Invariant: the same recording answers the same attempt alike, in every run. Only offsets are kept in memory, so a recording
@@ -16,24 +17,23 @@ may be larger than it. This module refuses to invent: an unknown question fails 
 import json
 import os
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recycledb import methods
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
-from recycledb.files import writing_text
-from recycledb.reflection.teachers import Message, Question, Reply, failed, judged
+from recycledb.reflection.teachers.contract import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
-from recycledb.schema import ReplyStatus, Step, Texts, content_id
+from recycledb.schema import ReplyStatus, Texts, content_id
 
 _TEXT_FIELDS = ("text", "finish_reason", "served_model", "error")
 _COUNT_FIELDS = ("prompt_tokens", "completion_tokens")
 
 
-def question_key(step: str, read: Texts) -> bytes:
-    """Return the content address of a question: its step and the texts it is about."""
-    return bytes.fromhex(content_id("question", step, *read))
+def question_key(step: str, shown: Sequence[Texts]) -> bytes:
+    """Return the content address of a question: its step and the texts of the variants that it shows."""
+    return bytes.fromhex(content_id("question", str(step), *(text for texts in shown for text in texts)))
 
 
 class RecordedTeacher:
@@ -70,7 +70,7 @@ class RecordedTeacher:
 
     async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
         """Return the recorded reply to this attempt at the question."""
-        offsets = self._offsets.get(question_key(question.step, question.read))
+        offsets = self._offsets.get(question_key(question.step, question.shown))
         if not offsets:
             return failed("no_recorded_reply", f"{self._path.name} has none for {question.step} of these texts")
         index = 2 * (min(question.number, len(offsets) // 2) - 1)
@@ -106,18 +106,20 @@ class RecordedTeacher:
     def _check(self, line: bytes, number: int) -> bytes:
         try:
             row = json.loads(line)
-            reads = Texts(**row["reads"])
-            step = Step(row["step"])
-            _check_fields(row, reads)
-            return question_key(step, reads)
+            shown = [Texts(**texts) for texts in (row["reads"], *row.get("beside", ()))]
+            step = row["step"]
+            if step not in methods.steps():
+                raise ValueError(f"{step!r} is not a step; there are {', '.join(methods.steps())}")
+            _check_fields(row, shown)
+            return question_key(step, shown)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             detail = "nested too deep" if isinstance(error, RecursionError) else detail
             raise TeacherError(f"recording {self._path}, line {number}: not a recorded reply: {detail}") from error
 
 
-def _check_fields(row: Mapping[str, Any], reads: Texts) -> None:
-    for name, value in reads._asdict().items():
+def _check_fields(row: Mapping[str, Any], shown: Sequence[Texts]) -> None:
+    for name, value in (field for texts in shown for field in texts._asdict().items()):
         if not isinstance(value, str):
             raise TypeError(f"reads.{name} is not a text")
     for name in _TEXT_FIELDS:
@@ -130,22 +132,14 @@ def _check_fields(row: Mapping[str, Any], reads: Texts) -> None:
         raise KeyError("text")
 
 
-def recorded_line(step: str, read: Texts, reply: Reply) -> str:
-    """Return the line by which a recording answers a question about `read` with `reply`."""
-    row: dict[str, Any] = {"step": str(step), "reads": read._asdict(), "text": reply.text}
+def recorded_line(step: str, shown: Sequence[Texts], reply: Reply) -> str:
+    """Return the line by which a recording answers a question about the variants in `shown` with `reply`."""
+    row: dict[str, Any] = {"step": str(step), "reads": shown[0]._asdict(), "text": reply.text}
+    if shown[1:]:
+        row["beside"] = [texts._asdict() for texts in shown[1:]]
     for name in ("finish_reason", *_COUNT_FIELDS, "served_model"):
         if getattr(reply, name) is not None:
             row[name] = getattr(reply, name)
     if reply.status is not ReplyStatus.OK:
         row["error"] = reply.error or "error: unknown"
     return json.dumps(row, ensure_ascii=False)
-
-
-def write_recording(path: Path, replies: Iterable[tuple[str, Texts, Reply]]) -> int:
-    """Write (step, texts read, reply) rows as a recording and return how many; attempts at one question in their order."""
-    count = 0
-    with writing_text(path) as file:
-        for step, read, reply in replies:
-            file.write(recorded_line(step, read, reply) + "\n")
-            count += 1
-    return count

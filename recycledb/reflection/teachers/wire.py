@@ -23,6 +23,7 @@ from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError, without_password
 
 OPENAI_URL = "https://api.openai.com/v1"
+CONNECT_S = 10.0
 MEGABYTE = 1_000_000
 LEAST_LENGTH = 4  # of a key or password that is looked for: a shorter one would be found in any word
 CREDENTIALS_LENGTH = 10  # of "Basic" with what follows it, at least

@@ -10,14 +10,9 @@
 -- @param metric choice(ppl, loss) = ppl: what IFD is a ratio of
 -- @param top top = 5%: how many, as a number or as a share of the samples in sight (rounded down)
 
-WITH
-ordered AS (
-    SELECT sample_id, row_number() OVER (ORDER BY dataset, position) AS place
-    FROM dataset_samples
-    WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
-),
-sight AS (
-    SELECT sample_id, min(place) AS place FROM ordered GROUP BY sample_id
+WITH sight AS (
+    SELECT sample_id, min(place) AS place FROM sample_order
+    WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset GROUP BY sample_id
 ),
 score AS (
     SELECT

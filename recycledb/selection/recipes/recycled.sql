@@ -6,14 +6,9 @@
 -- @param teacher teacher: whose reflections
 -- @param dataset dataset = none: only samples of this dataset
 
-WITH
-ordered AS (
-    SELECT sample_id, row_number() OVER (ORDER BY dataset, position) AS place
-    FROM dataset_samples
-    WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
-),
-sight AS (
-    SELECT sample_id, min(place) AS place FROM ordered GROUP BY sample_id
+WITH sight AS (
+    SELECT sample_id, min(place) AS place FROM sample_order
+    WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset GROUP BY sample_id
 ),
 choice AS (
     SELECT

@@ -1,8 +1,8 @@
 """Extraction: read a teacher's reply and say which texts it holds, or why none.
 
 Invariant: `extract` is a pure function of its arguments and takes time linear in the reply's length. What it returns
-for a given reply changes only together with `EXTRACTOR`, whose number is stored with every verdict; so a better
-extractor re-reads stored replies and asks the teacher nothing.
+for a given reply changes only together with the `version` of the step that it is a reply to, which is stored with every result; so a
+better extraction reads stored replies again and asks the teacher nothing.
 It refuses to guess: without a marker there is no text, and the text that was read is never passed off as the teacher's.
 
 How a reply is read:
@@ -22,23 +22,34 @@ Reasons are a slug and a detail, `slug: detail`: `no_marker`, `empty`, `placehol
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import NamedTuple
 
-from recycledb.schema import Step, Texts
+from recycledb.methods.definition import Extracted
+from recycledb.schema import Texts
 
-EXTRACTOR = 1
 
-# The sections that a step's reply is made of, in order, with the marker as a user knows it.
-_SECTIONS: dict[Step, tuple[tuple[str, str], ...]] = {
-    Step.COMPRESS: (("instruction", "[Instruction]"),),
-    Step.REFLECT_INSTRUCTION: (("new instruction", "[New Instruction]"), ("new answer", "[New Answer]")),
-    Step.REFLECT_RESPONSE: (("better answer", "[Better Answer]"),),
-}
-# Teachers that have seen the other steps' markers call the compressed instruction new.
-_ALIASES: dict[Step, dict[str, str]] = {Step.COMPRESS: {"new instruction": "instruction"}}
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the reply to a step is written.
+
+    `sections` are what it is made of, in order: each with the name by which a label is known and the marker as a user knows it. `changes`
+    is the text that the first section must differ from, and `texts` puts the sections' bodies together to the texts of the variant.
+    `aliases` are names that teachers use for a section of another name.
+    """
+
+    sections: tuple[tuple[str, str], ...]
+    changes: Callable[[Texts], str]
+    texts: Callable[[Sequence[str], Texts], Texts]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What a prompt must ask for, so that its reply can be read."""
+        return (*(marker for _, marker in self.sections), "[End]")
+
 
 _THINKING = re.compile(r"\s{0,64}<(think|thinking|thought|reasoning)>", re.IGNORECASE)
 _THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
@@ -84,14 +95,6 @@ _PLACEHOLDER = re.compile(
 _PLACEHOLDER_LENGTH = 80
 
 
-@dataclass(frozen=True, slots=True)
-class Extracted:
-    """The texts that a reply holds, or else the reason why it holds none."""
-
-    texts: Texts | None
-    reason: str | None = None
-
-
 class _Opener(NamedTuple):
     name: str
     start: int  # where the marker begins, with whatever announces it on its line
@@ -117,38 +120,31 @@ class _UnusableError(Exception):
     """Carries the reason why a block's text cannot be used."""
 
 
-def extract(step: Step, text: str, read: Texts) -> Extracted:
-    """Return the texts of the variant that `text`, the reply to `step` about `read`, holds, or the reason why none.
-
-    compress gives (new instruction, no input, the answer read), reflect_instruction (new instruction, no input, new
-    answer), reflect_response (instruction and input read, better answer).
-    """
+def extract(form: Form, text: str, read: Texts) -> Extracted:
+    """Return the texts of the variant that `text`, a reply about `read`, holds, or the reason why none."""
     text = text.replace("\r\n", "\n")
-    start = _skip_thinking(step, text)
+    start = _skip_thinking(form, text)
     if start is None:
         return Extracted(None, "thinking: the reply ends within its reasoning")
-    reply = _Reply(step, text, start)
+    reply = _Reply(form, text, start)
     reason = reply.missing()
     for blocks in reply.candidates():
         try:
-            return Extracted(_variant(step, [reply.body(block, read) for block in blocks], read))
+            return Extracted(_variant(form, [reply.body(block, read) for block in blocks], read))
         except _UnusableError as unusable:
             reason = reason or str(unusable)
-    return Extracted(None, reason or f"no_marker: no {_SECTIONS[step][-1][1]} after {_SECTIONS[step][0][1]}")
+    return Extracted(None, reason or f"no_marker: no {form.sections[-1][1]} after {form.sections[0][1]}")
 
 
-def _variant(step: Step, bodies: list[str], read: Texts) -> Texts:
-    for (name, marker), body in zip(_SECTIONS[step], bodies, strict=True):
+def _variant(form: Form, bodies: list[str], read: Texts) -> Texts:
+    for (name, marker), body in zip(form.sections, bodies, strict=True):
         if not body:
             raise _UnusableError(f"empty: nothing follows {marker}")
         if _is_placeholder(body):
             raise _UnusableError(f"placeholder: the {name} is {body!r}")
-    before = read.output if step is Step.REFLECT_RESPONSE else read.instruction
-    if bodies[0].split() == before.split():
-        raise _UnusableError(f"unchanged: the {_SECTIONS[step][0][0]} is the text that was read")
-    if step is Step.REFLECT_RESPONSE:
-        return Texts(read.instruction, read.input, bodies[0])
-    return Texts(bodies[0], "", read.output if step is Step.COMPRESS else bodies[1])
+    if bodies[0].split() == form.changes(read).split():
+        raise _UnusableError(f"unchanged: the {form.sections[0][0]} is the text that was read")
+    return form.texts(bodies, read)
 
 
 def _is_placeholder(body: str) -> bool:
@@ -159,20 +155,20 @@ def _is_placeholder(body: str) -> bool:
     return not bare or _PLACEHOLDER.fullmatch(bare) is not None
 
 
-def _skip_thinking(step: Step, text: str) -> int | None:
+def _skip_thinking(form: Form, text: str) -> int | None:
     """Return where the reply proper begins; None where it never does."""
     closing = _THOUGHT_ENDS.search(text)
     if _THINKING.match(text):
         return closing.end() if closing else None
     # Some chat templates put the opening tag into the prompt. A closing tag that stands alone ends the reasoning only
     # if a marker follows; else it is part of an answer that speaks of such tags.
-    if closing and any(_openers(step, text, closing.end())):
+    if closing and any(_openers(form, text, closing.end())):
         return closing.end()
     return 0
 
 
-def _openers(step: Step, text: str, start: int) -> Iterator[_Opener]:
-    names = {name: name for name, _ in _SECTIONS[step]} | _ALIASES.get(step, {})
+def _openers(form: Form, text: str, start: int) -> Iterator[_Opener]:
+    names = {name: name for name, _ in form.sections} | dict(form.aliases)
     for match in _BRACKETED.finditer(text, start):
         if (name := names.get(_words(match[1]))) is not None:
             yield _bracketed_opener(name, text, match.start(), match.end())
@@ -213,10 +209,10 @@ def _bold(before: str, after: str) -> bool:
 class _Reply:
     """The sections of one reply, found once."""
 
-    def __init__(self, step: Step, text: str, start: int) -> None:
-        self._step, self._text, self._start = step, text, start
-        found = sorted(_openers(step, text, start), key=lambda opener: opener.start)
-        trust = {name: min((o.trust for o in found if o.name == name), default=0) for name, _ in _SECTIONS[step]}
+    def __init__(self, form: Form, text: str, start: int) -> None:
+        self._form, self._text, self._start = form, text, start
+        found = sorted(_openers(form, text, start), key=lambda opener: opener.start)
+        trust = {name: min((o.trust for o in found if o.name == name), default=0) for name, _ in form.sections}
         self._all = found
         self._bodies: dict[_Block, str] = {}
         self._blocks = self._find_blocks([opener for opener in found if opener.trust == trust[opener.name]])
@@ -224,7 +220,7 @@ class _Reply:
     def missing(self) -> str | None:
         """Return the reason where a section is not there at all."""
         present = {block.opener.name for block in self._blocks}
-        for name, marker in _SECTIONS[self._step]:
+        for name, marker in self._form.sections:
             if name not in present:
                 return f"no_marker: no {marker} in the reply"
         return None
@@ -236,7 +232,7 @@ class _Reply:
             yield from (group for group in reversed(groups) if group[-1].complete is complete)
 
     def _groups(self) -> Iterator[Sequence[_Block]]:
-        names = [name for name, _ in _SECTIONS[self._step]]
+        names = [name for name, _ in self._form.sections]
         if len(names) == 1:
             yield from ([block] for block in self._blocks)
             return

@@ -1,0 +1,138 @@
+"""The command that compares students, teachers or prompts: compare."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+from recycledb.cli.options import DatasetName, Timeout
+
+if TYPE_CHECKING:
+    from recycledb.cli.printing import Table
+    from recycledb.selection.compare import Comparison
+    from recycledb.selection.picks import Confusion
+
+
+@app.command()
+def compare(
+    students: Annotated[
+        list[str], typer.Argument(metavar="STUDENT STUDENT…", help="Two or more students in the store.")
+    ] = [],  # noqa: B006 — typer copies it
+    *,
+    metric: Annotated[
+        str, typer.Option(help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ and a statistic.")
+    ] = "ifd_ppl",
+    kind: Annotated[str | None, typer.Option(help="One kind of variant. Default: every scored kind.")] = None,
+    top: Annotated[str, typer.Option(metavar="5%|N", help="The top share whose overlap is counted.")] = "5%",
+    dataset: DatasetName = None,
+    teacher: Annotated[
+        list[str],
+        typer.Option(help="Whose reflections; several times to compare teachers. Default: the only one."),
+    ] = [],  # noqa: B006
+    prompt: Annotated[
+        list[str],
+        typer.Option(
+            metavar="current|ID[+ID…]",
+            help="By which prompts they were made; several times to compare prompts. The first letters of a prompt_id.",
+        ),
+    ] = [],  # noqa: B006
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write pictures: one file that works offline.")
+    ] = None,
+    timeout: Timeout = None,
+    as_json: Json = False,
+) -> None:
+    """Put students' scores side by side: distributions, correlations, overlap, what each would pick, where they differ.
+
+    Likewise two teachers, or two prompts of one, under a student: by what they made of the same samples.
+
+    Example: [bold]recycledb compare 7b 13b --top 5% --plot compare.html[/bold]
+
+    Example: [bold]recycledb compare 7b --teacher gpt --teacher claude[/bold], or
+    [bold]recycledb compare 7b --prompt current --prompt 3fa9c2[/bold]
+    """
+    with session.open() as db:
+        found = db.compare(
+            *students,
+            metric=metric,
+            kind=kind,
+            top=top,
+            dataset=dataset,
+            teachers=teacher,
+            prompts=prompt,
+            plot=plot,
+            timeout_s=timeout,
+        )
+    if plot is not None:
+        stderr().print(f"wrote {plot}", markup=False, soft_wrap=True)
+    emit(found.as_dict(), as_json=as_json, show=lambda: _show_comparison(found))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _table(*columns: str) -> "Table":
+    from recycledb.cli.printing import Table
+
+    table = Table(box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _show_comparison(found: "Comparison") -> None:
+    out = stdout()
+    under = "" if len(found.students) > 1 else f" under {found.students[0]}"
+    teachers = {side.teacher for side in found.sides}
+    made = f", teacher {found.sides[0].teacher}" if len(teachers) == 1 and found.sides[0].teacher else ""
+    out.print(f"{found.metric} of {' and '.join(found.labels)}{under} on {found.samples} samples{made}", markup=False)
+    table = _table("", "kind", "n", "missing", "mean", "median", "sd", "quartiles", "below 1")
+    for each in found.summaries:
+        quartiles = f"{_number(each.quartile_1)}–{_number(each.quartile_3)}"
+        numbers = [_number(value) for value in (each.mean, each.median, each.stddev)]
+        table.add_row(each.side, each.kind, str(each.n), str(each.missing), *numbers, quartiles, str(each.below_1))
+    out.print(table)
+    table = _table("", "kind", "n", "Spearman", "Pearson", "Kendall")
+    for row in found.correlations:
+        numbers = [_number(value) for value in (row.spearman, row.pearson, row.kendall)]
+        table.add_row(" × ".join(row.sides), row.kind, str(row.n), *numbers)
+    out.print()
+    out.print(table)
+    table = _table(f"top {found.top}", "kind", "k", "in both", "overlap")
+    for overlap in found.top_overlaps:
+        share = "–" if overlap.overlap is None else f"{overlap.overlap:.1%}"
+        table.add_row(" × ".join(overlap.sides), overlap.kind, str(overlap.k), str(overlap.shared), share)
+    out.print()
+    out.print(table)
+    for confusion in found.confusions:
+        _show_confusion(confusion)
+    _show_disagreements(found)
+
+
+def _show_confusion(confusion: "Confusion") -> None:
+    out = stdout()
+    first, second = confusion.sides
+    table = _table(f"{first} ↓  {second} →", *confusion.labels)
+    for label, counts in zip(confusion.labels, confusion.counts, strict=True):
+        table.add_row(label, *(str(count) for count in counts))
+    agreement = "" if confusion.agreement is None else f": the same for {confusion.agreement:.1%} of samples"
+    out.print()
+    out.print(f"what selective picks{agreement}")
+    out.print(table)
+
+
+def _show_disagreements(found: "Comparison") -> None:
+    out = stdout()
+    if found.disagreements:
+        out.print()
+        out.print("where they differ most")
+    for each in found.disagreements:
+        values = ", ".join(
+            f"{name} {value:.3f} (above {share:.0%})"
+            for name, value, share in zip(found.labels, each.values, each.percentiles, strict=True)
+        )
+        out.print(f"  {each.sample_id[:12]}  {each.kind}: {values}", markup=False, soft_wrap=True)
+        for words in each.words:
+            out.print(f"      {words}", style="dim", no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,100 @@
+"""Commands that take variants out and published scores in: export, import-scores."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.cli.options import Card, DatasetName, LlamaFactory, OutFormat, Prompt, Teacher, Timeout
+from recycledb.cli.selections import tell_written
+
+if TYPE_CHECKING:
+    from recycledb.selection.published import Imported
+    from recycledb.selection.select import Exported
+
+
+@app.command()
+def export(
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    kind: Annotated[str, typer.Option(help="Which variants: origin, compressed, reflect_instruction …")] = "origin",
+    teacher: Teacher = None,
+    prompt: Prompt = None,
+    dataset: DatasetName = None,
+    format: OutFormat = "alpaca",
+    student: Annotated[str | None, typer.Option(help="For whom --llama-factory writes the training file.")] = None,
+    timeout: Timeout = None,
+    llama_factory: LlamaFactory = None,
+    card: Card = None,
+    as_json: Json = False,
+) -> None:
+    """Write every current variant of one kind, in dataset order.
+
+    Example: [bold]recycledb export --kind reflect_both -o reflected.json[/bold]
+    """
+    with session.open() as db:
+        exported = db.export(
+            output,
+            kind=kind,
+            teacher=teacher,
+            prompt=prompt,
+            dataset=dataset,
+            format=format,
+            student=student,
+            llama_factory=llama_factory,
+            card=card,
+            timeout_s=timeout,
+        )
+    tell_written(exported.beside)
+    emit(exported.as_dict(), as_json=as_json, show=lambda: _show_exported(exported))
+
+
+def _show_exported(exported: "Exported") -> None:
+    out = stdout()
+    out.print(f"wrote {exported.rows} {exported.kind} to {exported.file}", markup=False, soft_wrap=True)
+    out.print(f"  sha256 {exported.sha256}")
+
+
+@app.command("import-scores")
+def import_scores(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines or Parquet, or a folder with the Hub's files.")
+    ],
+    *,
+    dataset: Annotated[str, typer.Option(help="The dataset that the scores follow, row by row.")],
+    kind: Annotated[str, typer.Option(help="Which variants they are of: origin, reflect_both …")],
+    student: Annotated[str, typer.Option(help="A name for the student that they become.")],
+    teacher: Teacher = None,
+    prompt: Annotated[str, typer.Option(help="The template that they were computed with.")] = "vicuna",
+    max_length: Annotated[int, typer.Option(min=1, help="The tokens that they were cut to.")] = 2048,
+    as_json: Json = False,
+) -> None:
+    """Bring published scores in, as a student of their own; again brings in nothing.
+
+    Example: [bold]recycledb import-scores origin.jsonl --dataset alpaca --kind origin --student paper-7b[/bold]
+    """
+    with session.open() as db:
+        imported = db.import_scores(
+            file,
+            dataset=dataset,
+            kind=kind,
+            student=student,
+            teacher=teacher,
+            template=prompt,
+            max_length=max_length,
+        )
+    emit(imported.as_dict(), as_json=as_json, show=lambda: _show_imported(imported))
+
+
+def _show_imported(imported: "Imported") -> None:
+    out = stdout()
+    out.print(
+        f"{imported.student}: {imported.variants} {imported.kind} of {imported.dataset}, "
+        f"{imported.statistics_new} statistics new, {imported.statistics_present} already there, {imported.invalid} invalid",
+        markup=False,
+    )
+    if imported.without_variant:
+        out.print(
+            f"  {imported.without_variant} rows have no {imported.kind} in the store and were left out", markup=False
+        )

@@ -1,0 +1,106 @@
+"""How a sync tells of its progress: bars on a terminal, or events as lines of JSON."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from recycledb.cli.app import stderr
+from recycledb.terminal import visible_line
+
+if TYPE_CHECKING:
+    from recycledb.sync import Listener
+    from recycledb.sync import Progress as Event
+
+
+@contextmanager
+def drawn(as_json: bool) -> Iterator["Listener"]:
+    """Draw progress on a terminal; with --json print events as lines; otherwise say nothing."""
+    if as_json:
+        yield _while_read(_events())
+        return
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda progress: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<34}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:>10}", markup=False),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    tasks: dict[tuple[str, str], Any] = {}
+    bars = Progress(*columns, console=console)
+
+    def draw(progress: "Event") -> None:
+        key = (progress.step, progress.who)
+        if key not in tasks:
+            tasks[key] = bars.add_task(visible_line(f"{progress.step} · {progress.who}"), rate="", note="")
+        bars.update(
+            tasks[key],
+            completed=progress.done + progress.failed,
+            total=max(progress.total, progress.done + progress.failed),
+            rate=f"{progress.rate:,.1f}/s",
+            note=_note(progress),
+        )
+
+    bars.start()
+    try:
+        yield _while_read(draw)
+    finally:
+        with suppress(OSError):  # the terminal may be gone
+            bars.stop()
+
+
+def _while_read(listener: "Listener") -> "Listener":
+    """Say nothing more once nobody reads it (a closed pipe or terminal): the run goes on."""
+    gone = False
+
+    def listen(progress: "Event") -> None:
+        nonlocal gone
+        if not gone:
+            try:
+                listener(progress)
+            except OSError:
+                gone = True
+
+    return listen
+
+
+def _note(progress: "Event") -> str:
+    from recycledb.sync.budget import described
+
+    parts = []
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    if progress.in_flight:
+        parts.append(f"{progress.in_flight:,} under way")
+    if progress.tokens and progress.seconds:
+        per_minute = progress.step != "score"
+        rate = progress.tokens / progress.seconds * (60 if per_minute else 1)
+        parts.append(f"{rate:,.0f} tokens/{'min' if per_minute else 's'}")
+    if progress.utilisation is not None:
+        parts.append(f"{progress.utilisation:.0%} of peak")
+    if cost := described(progress.cost_usd, progress.cost_unknown):
+        parts.append(cost)
+    return ", ".join(parts)
+
+
+def _events(every_s: float = 1.0) -> "Listener":
+    """Return a listener that prints an event a second a step on stderr."""
+    import time
+
+    last: dict[tuple[str, str], float] = {}
+
+    def listen(progress: "Event") -> None:
+        key, now = (progress.step, progress.who), time.monotonic()
+        if progress.ended or now - last.get(key, 0.0) >= every_s:
+            last[key] = now
+            print(json.dumps(progress.as_dict()), file=sys.stderr, flush=True)
+
+    return listen

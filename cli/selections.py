@@ -1,0 +1,204 @@
+"""Commands that choose: recipes, select, selections, diff."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+from recycledb.cli.options import (
+    Card,
+    DatasetName,
+    LlamaFactory,
+    OutFormat,
+    Params,
+    Prompt,
+    Student,
+    Teacher,
+    Timeout,
+    parse_params,
+)
+
+if TYPE_CHECKING:
+    from recycledb.selection.diff import Diff
+    from recycledb.selection.select import Selected
+
+# -- recipes
+
+recipes_app = typer.Typer(invoke_without_command=True, help="List the shipped recipes; `recipes show NAME` prints one.")
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the shipped recipes; `recipes show NAME` prints one to start one's own from.
+
+    Example: [bold]recycledb recipes show selective > mine.sql[/bold], then [bold]recycledb select --sql mine.sql[/bold]
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from recycledb.selection.recipes import iter_recipes
+
+    out = stdout()
+    for recipe in iter_recipes():
+        out.print(recipe.name, style="bold", end="")
+        out.print(f"  {recipe.description}")
+        for parameter in recipe.parameters:
+            kind = " | ".join(parameter.choices) or parameter.type
+            default = f" = {parameter.default}" if parameter.default is not None else ""
+            out.print(f"    {parameter.name}: {kind}{default}  {parameter.help}", style="dim", markup=False)
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="The recipe's name.")]) -> None:
+    """Print a recipe's SQL, to read or to start one's own from.
+
+    Example: [bold]recycledb recipes show selective > mine.sql[/bold]
+    """
+    from recycledb.selection.recipes import get_recipe
+
+    print(get_recipe(name).sql.rstrip("\n"))  # a shipped file, as it is
+
+
+# -- select
+
+
+@app.command()
+def select(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe; see `recipes`.")] = None,
+    *,
+    sql: Annotated[Path | None, typer.Option("--sql", metavar="FILE", help="A recipe of one's own.")] = None,
+    student: Student = None,
+    teacher: Teacher = None,
+    prompt: Prompt = None,
+    dataset: DatasetName = None,
+    top: Annotated[
+        str | None, typer.Option(metavar="5%|N", help="How many: a share of the samples, or a number.")
+    ] = None,
+    param: Params = [],  # noqa: B006 — typer copies it
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    format: OutFormat = "alpaca",
+    name: Annotated[str | None, typer.Option(help="The selection's name. Default: RECIPE-STUDENT.")] = None,
+    timeout: Timeout = None,
+    llama_factory: LlamaFactory = None,
+    card: Card = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: pick variants, record the selection, write Alpaca JSON.
+
+    Example: [bold]recycledb select selective --student 7b -o recycled.json[/bold]
+    """
+    named = {"student": student, "teacher": teacher, "prompt": prompt, "dataset": dataset, "top": top}
+    given = {**named, **parse_params(param)}
+    given = {key: value for key, value in given.items() if value is not None}
+    chosen = _recipe(recipe, sql)
+    if output is None and card is not None and llama_factory is None:
+        raise typer.BadParameter("--card describes a file: give -o FILE too")
+    with session.open() as db:
+        selected = db.select(
+            chosen,
+            given,
+            name=name,
+            out=output,
+            format=format,
+            llama_factory=llama_factory,
+            card=card,
+            timeout_s=timeout,
+        )
+    tell_written(selected.beside)
+    emit(selected.as_dict(), as_json=as_json, show=lambda: _show_selected(selected))
+    if selected.note:
+        stderr().print(f"recycledb: {selected.note}", markup=False)
+    if selected.not_recorded:
+        stderr().print(f"recycledb: not recorded: {selected.not_recorded}", markup=False, soft_wrap=True)
+
+
+def tell_written(paths: Sequence[str]) -> None:
+    """Say which files were written beside the rows."""
+    for path in paths:
+        stderr().print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _recipe(name: str | None, sql: Path | None) -> str | Path:
+    from recycledb.selection.recipes import recipe_names
+
+    if sql is not None and name is None:
+        return sql
+    if name is not None and sql is None:
+        return name
+    raise typer.BadParameter(f"name a recipe ({', '.join(recipe_names())}) or give --sql FILE")
+
+
+def _show_selected(selected: "Selected") -> None:
+    out = stdout()
+    share = f" ({selected.share:.1%})" if selected.share is not None else ""
+    out.print(selected.selection, style="bold", end="")
+    out.print(f": {selected.rows} of {selected.samples} samples{share}")
+    for kind, count in selected.counts.items():
+        out.print(f"  {kind:<20} {count:>8}  {count / selected.rows:6.1%}")
+    for name, mean in selected.means.items():
+        out.print(f"  mean {name:<15} {mean:>8.4f}")
+    out.print(f"  id     {selected.selection_id}")
+    out.print(f"  sha256 {selected.file_sha256 or selected.output_sha256}")
+    if selected.file:
+        out.print(f"  wrote  {selected.file}", markup=False, soft_wrap=True)
+    elif not selected.not_recorded:
+        out.print("  recorded; -o FILE writes it")
+
+
+@app.command()
+def selections(as_json: Json = False) -> None:
+    """List the recorded selections.
+
+    Example: [bold]recycledb selections[/bold]
+    """
+    with session.open() as db:
+        found = db.selections()
+    emit({"selections": found}, as_json=as_json, show=lambda: _show_selections(found))
+
+
+def _show_selections(found: list[dict[str, Any]]) -> None:
+    out = stdout()
+    if not found:
+        out.print("no selection is recorded yet; `recycledb select RECIPE` makes one")
+    for row in found:
+        parameters = " ".join(f"{key}={value}" for key, value in row["parameters"].items() if value is not None)
+        counts = ", ".join(f"{kind} {count}" for kind, count in row["counts"].items())
+        out.print(
+            f"{row['selection']}  {row['rows']} rows  {row['created_at'][:19]}  {row['recipe']} {parameters}",
+            markup=False,
+        )
+        out.print(f"    {counts}  sha256 {row['output_sha256'][:12]}", style="dim", markup=False)
+
+
+@app.command("diff")
+def diff_(
+    a: Annotated[str, typer.Argument(metavar="A", help="A selection's name or id.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
+    as_json: Json = False,
+) -> None:
+    """Say what only one of two selections took, by kind and by reason.
+
+    Example: [bold]recycledb diff selective-7b selective-13b[/bold]
+    """
+    with session.open() as db:
+        found = db.diff(a, b)
+    emit(found.as_dict(), as_json=as_json, show=lambda: _show_diff(found))
+
+
+def _show_diff(found: "Diff") -> None:
+    out = stdout()
+    out.print(f"{found.a}: {found.rows_a} rows; {found.b}: {found.rows_b} rows", markup=False)
+    out.print(f"the same variant in both: {found.same} samples")
+    out.print(f"another variant of the same sample: {sum(found.changed.values())} samples")
+    for change, count in found.changed.items():
+        out.print(f"  {count:>8}  {change}", markup=False)
+    for name, total, kinds, reasons in (
+        (found.a, found.only_a, found.only_a_kinds, found.only_a_reasons),
+        (found.b, found.only_b, found.only_b_kinds, found.only_b_reasons),
+    ):
+        out.print(f"only {name}: {total} samples", markup=False)
+        for label, counts in (("kind", kinds), ("reason", reasons)):
+            for key, count in counts.items():
+                out.print(f"  {count:>8}  {label}: {key}", markup=False)

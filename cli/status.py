@@ -1,0 +1,129 @@
+"""Commands that say what there is and what is missing: status, batches."""
+
+from typing import TYPE_CHECKING, Any
+
+from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.cli.plans import right, show_plan
+
+if TYPE_CHECKING:
+    from recycledb.inspecting import Status
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Say what there is and what is missing, per step, teacher and student.
+
+    Example: [bold]recycledb status --json[/bold]
+    """
+    with session.open() as db:
+        found = db.look()
+    emit(found.as_dict(), as_json=as_json, show=lambda: _show_status(found))
+
+
+@app.command()
+def batches(as_json: Json = False) -> None:
+    """List what was handed to batch services, and what became of it. A `sync` takes what is done.
+
+    Example: [bold]recycledb batches[/bold]
+    """
+    with session.open() as db:
+        found = db.batches()
+    emit({"batches": found}, as_json=as_json, show=lambda: _show_batch_list(found))
+
+
+def _show_batch_list(found: list[dict[str, Any]]) -> None:
+    from recycledb.cli.printing import Table
+
+    out = stdout()
+    if not found:
+        out.print('no batches; set mode = "batch" under a teacher of recycledb.toml, then run sync')
+        return
+    table = Table(
+        "batch",
+        "teacher",
+        "status",
+        *right("requests", "answered", "failed"),
+        "at the service",
+        "updated",
+        "detail",
+        box=None,
+    )
+    for row in found:
+        counts = [f"{row[key]:,}" for key in ("requests", "answered", "failed")]
+        what = (row["batch_id"][:8], row["teacher"], row["status"])
+        table.add_row(*what, *counts, row["remote_id"] or "", row["updated_at"][:19], row["detail"] or "")
+    out.print(table)
+
+
+def _show_status(status: "Status") -> None:
+    from recycledb.cli.printing import Table
+    from recycledb.sync.budget import budget_line, described
+    from recycledb.sync.scoring import not_finite
+
+    out, found = stdout(), status.facts
+    out.print(f"{found['store']} ({found['backend']}, schema {found['schema']})", markup=False)
+    table = Table("dataset", *right("places", "samples"), "format", "source", box=None)
+    for row in found["datasets"]:
+        table.add_row(row["dataset"], f"{row['places']:,}", f"{row['samples']:,}", row["format"], row["source"])
+    out.print(table)
+    if found["variants"]:
+        out.print("variants: " + ", ".join(f"{count:,} {kind}" for kind, count in found["variants"].items()))
+    if found["teachers"]:
+        out.print(_teacher_table(found["teachers"]))
+    if found["unusable"]:
+        reasons = [f"{row['texts']} {row['reason']} ({row['step']}, {row['teacher']})" for row in found["unusable"]]
+        out.print("unusable replies: " + "; ".join(reasons), markup=False)
+    if found["students"]:
+        out.print(_student_table(found["students"]))
+        for row in found["students"]:
+            if row["not_finite"] and "@" not in row["student"]:  # an older one's numbers are no longer asked for
+                out.print(not_finite(row["student"], row["not_finite"], row["dtype"]), markup=False)
+    if spent := described(found["cost_usd"], found["cost_unknown"]):
+        out.print(f"spent: {spent}{_per_selected(found)}", markup=False)
+    if status.spending is not None:
+        out.print(budget_line(status.spending), markup=False)
+    if found["selections"]:
+        out.print(f"selections: {found['selections']:,}")
+    out.print()
+    out.print("missing", style="bold")
+    if status.plan is None or status.target is None:
+        out.print(f"unknown: {found['missing_unknown']}", markup=False)
+    else:
+        show_plan(status.plan, status.target)
+
+
+def _per_selected(found: dict[str, Any]) -> str:
+    rows = [row for row in found["selected"] if row["cost_per_sample_usd"] is not None]
+    return "".join(f"; ${row['cost_per_sample_usd']:,.6f} a sample of {row['selection']}" for row in rows)
+
+
+def _teacher_table(rows: list[dict[str, Any]]) -> Any:
+    from recycledb.cli.printing import Table
+
+    headers = ("asked", "ok", "unusable", "failed", "errors", "unanswered", "tokens in", "tokens out", "USD")
+    table = Table("step", "teacher", *right(*headers), box=None)
+    for row in rows:
+        counts = [row[key] for key in ("attempts", "ok", "unusable", "failed", "errors", "unanswered")]
+        tokens = [row[key] for key in ("prompt_tokens", "completion_tokens")]
+        cost = _spent(row["cost_usd"], row["cost_unknown"])
+        numbers = [f"{value:,}" if value is not None else "unknown" for value in (*counts, *tokens)]
+        table.add_row(row["step"], row["teacher"], *numbers, cost)
+    return table
+
+
+def _spent(known: float | None, unknown: int) -> str:
+    if not known:
+        return "unknown" if unknown else "0"
+    return f"{known:,.4f} + {unknown:,} unknown" if unknown else f"{known:,.4f}"
+
+
+def _student_table(rows: list[dict[str, Any]]) -> Any:
+    from recycledb.cli.printing import Table
+
+    table = Table(
+        "student", *right("statistics", "without value", "truncated", "merged"), "template", "dtype", "model", box=None
+    )
+    for row in rows:
+        numbers = [f"{row[key] or 0:,}" for key in ("statistics", "without_value", "truncated", "merged")]
+        table.add_row(row["student"], *numbers, row["prompt"], row["dtype"], row["model"])
+    return table

@@ -1,0 +1,211 @@
+"""The methods that there are: those that ship with recycledb, and those that installed packages register.
+
+A package registers a method by an entry point in the group `recycledb.methods` that names a `Method`:
+
+    [project.entry-points."recycledb.methods"]
+    translation = "my_package:TRANSLATION"
+
+Invariant: names are unique over all methods (kinds, steps, measures, transforms, statistics, readouts), and no step leads back to what
+it reads; a package for which this does not hold is refused by name, before anything is done.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+
+from recycledb.errors import ConfigError
+from recycledb.methods.definition import (
+    Derived,
+    Draw,
+    Extracted,
+    Facts,
+    Input,
+    Method,
+    Parts,
+    Rating,
+    Readout,
+    Source,
+    Statistic,
+    StudentMeasure,
+    TeacherStep,
+    Transform,
+    VariantKind,
+)
+from recycledb.schema import ORIGIN
+
+__all__ = [
+    "Derived",
+    "Draw",
+    "Extracted",
+    "Facts",
+    "Input",
+    "Method",
+    "Parts",
+    "Rating",
+    "Readout",
+    "Source",
+    "Statistic",
+    "StudentMeasure",
+    "TeacherStep",
+    "Transform",
+    "VariantKind",
+    "kinds",
+    "measures",
+    "methods",
+    "statistics",
+    "steps",
+    "transforms",
+    "versions",
+]
+
+GROUP = "recycledb.methods"
+COMMON_VERSION = "extractor"  # the name under which a store keeps the version that the built-in steps share
+SCORE = "score"  # the step of a sync that is no teacher's
+_ORIGIN = VariantKind(ORIGIN, "origin", "the sample as it came")
+
+
+def _built_in() -> tuple[Method, ...]:
+    from recycledb.methods.reflection import REFLECTION
+
+    return (REFLECTION,)
+
+
+@cache
+def methods() -> tuple[Method, ...]:
+    """Return all methods, those that ship first; ConfigError where a package's method cannot be used."""
+    found = list(_built_in())
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        method = _loaded(point)
+        for what, name in _clashes(found, method):
+            raise ConfigError(
+                f"{_called(point)}: there is a {what} {name!r} already; rename it or uninstall the package"
+            )
+        _require_order([*found, method], _called(point))
+        found.append(method)
+    return tuple(found)
+
+
+def _loaded(point: EntryPoint) -> Method:
+    try:
+        method = point.load()
+    except Exception as error:  # whatever a package's import raises must be told with the package's name
+        raise ConfigError(f"{_called(point)} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"{_called(point)}: {point.value} is a {type(method).__name__}, not a recycledb.methods.Method"
+        )
+    return method
+
+
+def _called(point: EntryPoint) -> str:
+    package = point.dist.name if point.dist else "an installed package"
+    return f"method {point.name!r} of {package}"
+
+
+def _names(method: Method) -> Iterator[tuple[str, str]]:
+    yield "method", method.name
+    yield from (("kind", kind.name) for kind in method.kinds)
+    yield from (("step", step.name) for step in method.steps)
+    yield from (("measure", measure.name) for measure in method.measures)
+    yield from (("transform", transform.name) for transform in method.transforms)
+    yield from (("readout", readout.name) for measure in method.measures for readout in measure.readouts)
+
+
+def _clashes(found: Iterable[Method], method: Method) -> Iterator[tuple[str, str]]:
+    taken = {("kind", ORIGIN), ("step", SCORE), *(name for each in found for name in _names(each))}
+    seen: set[tuple[str, str]] = set()
+    for name in _names(method):
+        if name in taken or name in seen:
+            yield name
+        seen.add(name)
+
+
+def _require_order(found: Iterable[Method], called: str) -> None:
+    """Raise ConfigError where a kind is made from itself, or by a step of a kind that no method has."""
+    found = list(found)
+    known = {ORIGIN, *(kind.name for method in found for kind in method.kinds)}
+    made_of: dict[str, set[str]] = {}
+    for step in (step for method in found for step in method.steps):
+        for each in step.inputs:
+            for kind in (*each.kinds, *each.beside, *([each.gives] if each.gives else [])):
+                if kind not in known:
+                    raise ConfigError(f"{called}: step {step.name!r} names the kind {kind!r}, which no method has")
+            if each.gives:
+                made_of.setdefault(each.gives, set()).update(each.kinds, each.beside)
+    for transform in (transform for method in found for transform in method.transforms):
+        if transform.kind not in known:
+            raise ConfigError(
+                f"{called}: transform {transform.name!r} makes the kind {transform.kind!r}, which no method has"
+            )
+    for kind in made_of:
+        if kind in _above(kind, made_of):
+            raise ConfigError(
+                f"{called}: {kind!r} variants would be made from {kind!r} variants; give what comes out another kind"
+            )
+
+
+def _above(kind: str, made_of: Mapping[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(made_of.get(kind, ()))
+    while waiting:
+        above = waiting.pop()
+        if above not in found:
+            found.add(above)
+            waiting.extend(made_of.get(above, ()))
+    return found
+
+
+@cache
+def kinds() -> Mapping[str, VariantKind]:
+    """Return all kinds of variants by name, `origin` first."""
+    found = (_ORIGIN, *(kind for method in methods() for kind in method.kinds))
+    return MappingProxyType({kind.name: kind for kind in found})
+
+
+@cache
+def scored_kinds() -> tuple[str, ...]:
+    """Return the names of the kinds that students measure by default."""
+    return tuple(kind.name for kind in kinds().values() if kind.scored)
+
+
+@cache
+def steps() -> Mapping[str, TeacherStep]:
+    """Return all teacher steps by name."""
+    return MappingProxyType({step.name: step for method in methods() for step in method.steps})
+
+
+@cache
+def measures() -> Mapping[str, StudentMeasure]:
+    """Return all student measures by name."""
+    return MappingProxyType({measure.name: measure for method in methods() for measure in method.measures})
+
+
+@cache
+def transforms() -> Mapping[str, Transform]:
+    """Return all transforms by name."""
+    return MappingProxyType({transform.name: transform for method in methods() for transform in method.transforms})
+
+
+@cache
+def statistics() -> Mapping[str, Statistic]:
+    """Return all statistics by name; one that several measures share stands once."""
+    found = (statistic for measure in measures().values() for statistic in measure.statistics)
+    return MappingProxyType({statistic.name: statistic for statistic in found})
+
+
+@cache
+def versions() -> Mapping[str, int]:
+    """Return by step the version of how its replies are read."""
+    return MappingProxyType({step.name: step.version for step in steps().values()})
+
+
+@cache
+def version_names() -> Mapping[str, int]:
+    """Return the versions as a store names them: one for the steps that ship, and one for each step of a package."""
+    from recycledb.methods.reflection import REFLECTION
+
+    foreign = (step for step in steps().values() if step not in REFLECTION.steps)
+    return MappingProxyType(
+        {COMMON_VERSION: REFLECTION.steps[0].version, **{step.name: step.version for step in foreign}}
+    )

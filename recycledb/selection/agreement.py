@@ -1,0 +1,184 @@
+"""How far two sides' values agree: distributions, correlations, the overlap of their top shares, where they differ most.
+
+Invariant: a value that is missing counts as missing, never as a number; what two sides are compared by, both have.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recycledb.selection.points import Floats, Ints, Table
+from recycledb.selection.recipes import parse_top
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One side's distribution of the metric over one kind of variant."""
+
+    side: str
+    kind: str
+    n: int  # variants with a value
+    missing: int  # variants compared that lack one on this side
+    mean: float | None
+    median: float | None
+    stddev: float | None
+    quartile_1: float | None
+    quartile_3: float | None
+    below_1: int
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """How alike two sides order and value the variants of a kind ("all": of every kind compared)."""
+
+    sides: tuple[str, str]
+    kind: str
+    n: int
+    spearman: float | None
+    pearson: float | None
+    kendall: float | None  # tau-b
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """What two sides' top `share` of the variants of a kind have in common."""
+
+    sides: tuple[str, str]
+    kind: str
+    share: float  # asked for, of the variants that both have scored, 0 to 1
+    k: int  # places in each top list; no more than the longer list has
+    shared: int  # variants in both lists
+    overlap: float | None  # shared / k; None where k is 0
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A point whose values are far apart."""
+
+    variant_ids: tuple[str, ...]
+    sample_id: str
+    kind: str
+    values: tuple[float, ...]
+    percentiles: tuple[float, ...]  # the share of points compared of its kind with a lower value, 0 to 1
+    words: tuple[str, ...]  # the first words of each variant's text
+
+
+def summary(side: str, kind: str, values: Floats) -> Summary:
+    """Return the distribution of values, of which those that are NaN are missing."""
+    there = values[~np.isnan(values)]
+    if not len(there):
+        return Summary(side, kind, 0, len(values), None, None, None, None, None, 0)
+    lower, median, upper = (float(found) for found in np.quantile(there, [0.25, 0.5, 0.75]))
+    return Summary(
+        side=side,
+        kind=kind,
+        n=len(there),
+        missing=len(values) - len(there),
+        mean=float(there.mean()),
+        median=median,
+        stddev=float(there.std(ddof=1)) if len(there) > 1 else None,
+        quartile_1=lower,
+        quartile_3=upper,
+        below_1=int((there < 1).sum()),
+    )
+
+
+def correlation(sides: tuple[str, str], kind: str, x: Floats, y: Floats) -> Correlation:
+    """Return the three correlations of values that both sides have."""
+    return Correlation(sides, kind, len(x), pearson(ranks(x), ranks(y)), pearson(x, y), kendall(x, y))
+
+
+def pearson(x: Floats, y: Floats) -> float | None:
+    """Return Pearson's correlation; None for fewer than two values, or where all are equal."""
+    if len(x) < 2:
+        return None
+    dx, dy = x - x.mean(), y - y.mean()
+    scale = np.sqrt((dx @ dx) * (dy @ dy))
+    if not np.isfinite(scale) or np.ptp(x) == 0 or np.ptp(y) == 0 or scale == 0:
+        return None
+    return float(np.clip((dx @ dy) / scale, -1, 1))
+
+
+def ranks(x: Floats) -> Floats:
+    """Return the ranks from 1, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return ((2 * ends - counts + 1) / 2)[inverse].astype(np.float64)
+
+
+def kendall(x: Floats, y: Floats) -> float | None:
+    """Return Kendall's tau-b in O(n log² n), by counting inversions (Knight 1966); None where it is not defined."""
+    order = np.lexsort((y, x))
+    a, b = (np.unique(values[order], return_inverse=True)[1].astype(np.int64) for values in (x, y))
+    ties_x, ties_y, ties_both = (_ties(values) for values in (a, b, a * (len(b) + 1) + b))
+    pairs = len(x) * (len(x) - 1) // 2
+    free = (pairs - ties_x) * (pairs - ties_y)
+    if free == 0:
+        return None
+    return float((pairs - ties_x - ties_y + ties_both - 2 * inversions(b)) / np.sqrt(float(free)))
+
+
+def _ties(values: Ints) -> int:
+    counts = np.unique(values, return_counts=True)[1]
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def inversions(values: Ints) -> int:
+    """Return how many pairs stand in the wrong order: those within each half, and those across."""
+    if len(values) <= 64:
+        return int(np.triu(values[:, None] > values).sum())
+    left, right = values[: len(values) // 2], values[len(values) // 2 :]
+    across = len(left) * len(right) - int(np.searchsorted(np.sort(left), right, side="right").sum())
+    return across + inversions(left) + inversions(right)
+
+
+def overlaps(
+    sides: tuple[str, str], kind: str, both: tuple[Floats, Floats], metric: str, shares: Sequence[float | str]
+) -> list[Overlap]:
+    """Return what the top shares of two sides have in common, ranked as recipes rank by the metric; a share may be a number (500)."""
+    n = len(both[0])
+    places = [_positions(values, metric) for values in both]
+    later = np.sort(np.maximum(*places))
+    longest = max(int((each < n).sum()) for each in places)
+    found = []
+    for share in shares:
+        count, percent = parse_top(share) if isinstance(share, str) else (None, share * 100)
+        asked = int(percent * n / 100 + 1e-9) if percent is not None else count or 0
+        k = min(asked, longest)
+        shared = int(np.searchsorted(later, k, side="left"))
+        found.append(Overlap(sides, kind, min(asked, n) / n if n else 0.0, k, shared, shared / k if k else None))
+    return found
+
+
+def _positions(values: Floats, metric: str) -> Ints:
+    """Return each value's place in the ranking, from 0; a value that a recipe would not take stands behind all."""
+    lowest_first = metric.startswith("rifd")
+    order = np.argsort(values if lowest_first else -values, kind="stable")
+    taken = values[order] < 1 if metric.startswith("ifd") else np.ones(len(values), dtype=bool)
+    places = np.full(len(values), len(values), dtype=np.int64)
+    places[order[taken]] = np.arange(int(taken.sum()))
+    return places
+
+
+def find_disagreements(
+    table: Table, groups: list[tuple[str, Ints]], wanted: int
+) -> list[tuple[int, tuple[float, ...]]]:
+    """Return the points that are placed farthest apart, with their percentiles within their kind."""
+    found: list[tuple[float, int, tuple[float, ...]]] = []
+    for _, at in groups:
+        there = at[~np.isnan(table.values[:, at]).any(axis=0)]
+        if len(there) < 2:
+            continue
+        percentiles = np.array([(ranks(values) - 1) / (len(there) - 1) for values in table.values[:, there]])
+        spread = np.ptp(percentiles, axis=0)
+        for i in np.argsort(-spread, kind="stable")[:wanted]:
+            found.append((-float(spread[i]), int(there[i]), tuple(float(each) for each in percentiles[:, i])))
+    return [(i, percentiles) for _, i, percentiles in sorted(found)[:wanted]]
+
+
+def disagreement(table: Table, i: int, percentiles: tuple[float, ...], words: dict[str, str]) -> Disagreement:
+    values = tuple(float(value) for value in table.values[:, i])
+    variants = table.variants_of(i)
+    texts = tuple(words.get(variant, "") for variant in variants)
+    return Disagreement(variants, table.samples[i], table.kind_names[table.kinds[i]], values, percentiles, texts)

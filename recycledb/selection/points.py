@@ -1,0 +1,77 @@
+"""The points of a comparison: variants, or the sides' variants of one kind of a sample, with the metric's value on each side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+# Of a point: its place in the datasets, its kind's number, and the variant, or "" where a sample's variants of a kind are one point.
+_Key = tuple[int, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A variant, or the sides' variants of one kind of a sample, with the value on each side; None where there is none."""
+
+    variant_ids: tuple[str, ...]  # each once, in the order of the sides
+    sample_id: str
+    kind: str
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every point compared, in dataset order, with its value on each side: NaN where there is none."""
+
+    variants: list[list[str | None]]  # by side, then point: the variant there, None where there is none
+    samples: list[str]
+    kinds: Ints  # (n,): indexes into kind_names
+    values: Floats  # (sides, n)
+    kind_names: tuple[str, ...]
+
+    def both(self, a: int, b: int, at: Ints) -> tuple[Floats, Floats]:
+        """Return the values on two sides of those points, among `at`, that both have."""
+        x, y = self.values[a, at], self.values[b, at]
+        there = ~(np.isnan(x) | np.isnan(y))
+        return x[there], y[there]
+
+    def variants_of(self, i: int) -> tuple[str, ...]:
+        """Return the different variants of a point, in the order of the sides."""
+        return tuple(dict.fromkeys(variant for side in self.variants if (variant := side[i]) is not None))
+
+    def point(self, i: int) -> Point:
+        """Return one point."""
+        values = tuple(None if np.isnan(value) else float(value) for value in self.values[:, i])
+        return Point(self.variants_of(i), self.samples[i], self.kind_names[self.kinds[i]], values)
+
+
+def make_table(found: Sequence[Sequence[tuple[Any, ...]]], kinds: tuple[str, ...], same_texts: bool) -> Table:
+    """Put the sides' rows (see `sides.look`) side by side. Where they look at the same texts a point is a variant; else it is a
+    sample's variant of a kind, the one with the smallest id where a teacher made several, as in the recipes.
+    """
+    order = {kind: i for i, kind in enumerate(kinds)}
+    samples: dict[_Key, str] = {}
+    columns: list[dict[_Key, tuple[str, float | None]]] = []
+    for rows in found:
+        column: dict[_Key, tuple[str, float | None]] = {}
+        for variant, sample, kind, place, value in rows:
+            key = (place, order[kind], variant if same_texts else "")
+            if key not in column or variant < column[key][0]:
+                column[key] = (variant, value)
+            samples[key] = sample
+        columns.append(column)
+    keys = sorted(samples)
+    nothing = (None, None)
+    return Table(
+        variants=[[column.get(key, nothing)[0] for key in keys] for column in columns],
+        samples=[samples[key] for key in keys],
+        kinds=np.array([key[1] for key in keys], dtype=np.int64),
+        values=np.array(
+            [[column.get(key, nothing)[1] for key in keys] for column in columns], dtype=np.float64
+        ).reshape(len(columns), len(keys)),
+        kind_names=kinds,
+    )
