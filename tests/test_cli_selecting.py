@@ -131,7 +131,7 @@ def test_query_prints_writes_and_refuses(cli: Cli, here: Here, url: str, tmp_pat
 
 def test_compare_prints_numbers_and_json(cli: Cli, here: Here, url: str) -> None:
     text = cli("--store", url, "compare", "7b", "13b", "--top", "50%").stdout
-    for word in ("Spearman", "Kendall", "what selective picks", "where they differ most", "reflect_both"):
+    for word in ("Spearman", "Kendall", "picks of the recipe selective", "largest differences", "reflect_both"):
         assert word in text
     found = json.loads(here("compare", "7b", "13b", "--kind", "origin", "--metric", "rifd_ppl", "--json").stdout)
     assert [row["n"] for row in found["summaries"]] == [4, 4]
