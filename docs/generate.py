@@ -119,8 +119,8 @@ def configuration() -> str:
         "# recycledb.toml",
         NOTE,
         "The state that `recycledb sync` brings about. The file is searched for in the working directory, then in its parents; `recycledb "
-        "init` writes one with comments. Paths are relative to its folder. An unknown key or a wrong type is an error. Secrets are never read "
-        "from it: they come from the environment.",
+        "init` writes one with comments. Paths are relative to its folder. An unknown key or a wrong type is an error. Secrets are never "
+        "read from it: they come from the environment.",
     ]
     for table, model in TABLES:
         parts += [
