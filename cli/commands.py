@@ -1,4 +1,4 @@
-"""Every command, gathered on one app in the order in which `--help` lists them: that of the work."""
+"""All commands on one app, sorted for `--help` in the order in which they are used."""
 
 from recycledb.cli import (
     comparisons,
@@ -27,7 +27,7 @@ COMMANDS = (
     measures,
     showing,
     reporting,
-)  # importing a module puts its commands on the app
+)  # importing a module registers its commands
 ORDER = (
     "demo",
     "init",

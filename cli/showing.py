@@ -1,4 +1,4 @@
-"""The command that shows one sample's whole history: show."""
+"""The show command: the history of one sample."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +17,12 @@ SCORES = ("ifd_ppl", "rifd_ppl", "ppl_A_condition", "ppl_A_direct", "ppl_Q_condi
 @app.command()
 def show(
     identifier: Annotated[
-        str, typer.Argument(metavar="ID", help="Any unique prefix of the id of a sample, variant or text.")
+        str,
+        typer.Argument(metavar="ID", help="The id of a sample, variant or reply (text_id), or a unique prefix of one."),
     ],
     as_json: Json = False,
 ) -> None:
-    """Show one sample: its variants, the teacher's raw texts, scores, costs, and which selections took it and why.
+    """Show one sample: variants, raw replies, scores, cost, and the selections that include it and why.
 
     Example: [bold]recycledb show 3dd72b[/bold]
     """
@@ -74,7 +75,7 @@ def _show_measures(rows: list[dict[str, Any]]) -> None:
 
 
 def _title(name: str, rest: str) -> "Text":
-    """Return the title of a rule, of which the name is bold."""
+    """Return a title with the name in bold."""
     from rich.text import Text
 
     return Text.assemble((visible_line(name), "bold"), visible_line(rest))
@@ -119,19 +120,20 @@ def _show_derivations(found: dict[str, Any]) -> None:
 
 def _show_text(text: dict[str, Any]) -> None:
     out = stdout()
-    verdict = text["extraction"] or ""
+    extraction = text["extraction"] or ""
     if text["reason"]:
-        verdict = f"{verdict}: {text['reason']}"
+        extraction = f"{extraction}: {text['reason']}"
     title = f"{text['step']} · {text['teacher']} · attempt {text['attempt']} · {text['status']}"
     out.rule(_title(title, f" · {text['text_id'][:12]}"), align="left", characters="┄")
     paid = [
-        f"{text[key]:,} tokens {way}"
-        for key, way in (("prompt_tokens", "in"), ("completion_tokens", "out"))
+        f"{text[key]:,} {what} tokens"
+        for key, what in (("prompt_tokens", "prompt"), ("completion_tokens", "completion"))
         if text[key]
     ]
     if text["cost_usd"] is not None:
         paid.append(f"${text['cost_usd']:.6f}")
-    facts = [f"about {text['variant_id'][:12]}", text["created_at"], *paid, f"read as {verdict}" if verdict else ""]
+    asked = f"about {text['variant_id'][:12]}"
+    facts = [asked, text["created_at"], *paid, f"extraction {extraction}" if extraction else ""]
     out.print(" · ".join(fact for fact in facts if fact), style="dim", markup=False)
     if text["error"]:
         out.print(text["error"], style="red")
@@ -145,8 +147,8 @@ def _costs(texts: list[dict[str, Any]]) -> str:
     lacking = len(texts) - len(known)
     dollars = f"${sum(known):.6f}" + (f" + {lacking} of unknown cost" if lacking else "")
     if not any(known) and (lacking or not texts):
-        dollars = "price unknown"
-    return f"paid for this sample: {len(texts)} questions, {tokens:,} tokens, {dollars}"
+        dollars = "cost unknown"
+    return f"cost of this sample: {len(texts)} requests, {tokens:,} tokens, {dollars}"
 
 
 def _show_selections(found: dict[str, Any]) -> None:
@@ -156,7 +158,8 @@ def _show_selections(found: dict[str, Any]) -> None:
         reason = f": {item['reason']}" if item["reason"] else ""
         kind = kinds[item["variant_id"]]
         out.print(
-            f"taken by {item['selection']} ({item['recipe']}) at {item['position']} as {kind}{reason}", markup=False
+            f"picked by {item['selection']} ({item['recipe']}) at position {item['position']} as {kind}{reason}",
+            markup=False,
         )
     for explanation in found["explanations"]:
         out.text(explanation["text"], soft_wrap=False)

@@ -83,7 +83,7 @@ def test_select_writes_records_and_says(cli: Cli, here: Here, url: str, tmp_path
     assert "selective-7b  4 rows" in cli("--store", url, "selections").stdout
     differs = json.loads(here("diff", "selective-7b", "mine", "--json").stdout)
     assert differs["only_a"] == 2
-    assert "only selective-7b: 2 samples" in cli("--store", url, "diff", "selective-7b", "mine").stdout
+    assert "only in selective-7b: 2 samples" in cli("--store", url, "diff", "selective-7b", "mine").stdout
 
 
 def test_select_says_what_is_wrong(here: Here) -> None:
@@ -131,7 +131,7 @@ def test_query_prints_writes_and_refuses(cli: Cli, here: Here, url: str, tmp_pat
 
 def test_compare_prints_numbers_and_json(cli: Cli, here: Here, url: str) -> None:
     text = cli("--store", url, "compare", "7b", "13b", "--top", "50%").stdout
-    for word in ("Spearman", "Kendall", "what selective picks", "where they differ most", "reflect_both"):
+    for word in ("Spearman", "Kendall", "picks of the recipe selective", "largest differences", "reflect_both"):
         assert word in text
     found = json.loads(here("compare", "7b", "13b", "--kind", "origin", "--metric", "rifd_ppl", "--json").stdout)
     assert [row["n"] for row in found["summaries"]] == [4, 4]
@@ -255,6 +255,15 @@ def test_published_scores_come_in_as_a_student_of_their_own(cli: Cli, here: Here
     assert json.loads(here("select", "cherry", "--student", "paper", "--top", "100%", "--json").stdout)["rows"] == 1
     [row] = json.loads(here("query", "SELECT * FROM students WHERE student = 'paper'", "--format", "json").stdout)
     assert (row["revision"], row["model"], row["max_length"]) == ("imported", "paper", 2048)
+    other = (*wanted[:-1], "alpaca-paper", "--json")
+    assert json.loads(here(*other, "--template", "alpaca").stdout)["statistics_new"] == 16
+    assert json.loads(here(*other, "--prompt", "alpaca").stdout)["statistics_present"] == 16  # the same student
+    templates = "SELECT student, prompt FROM students WHERE revision = 'imported' ORDER BY 1"
+    assert here("query", templates, "--format", "csv").stdout.split() == [
+        "student,prompt",
+        "alpaca-paper,alpaca",
+        "paper,vicuna",
+    ]
 
 
 def test_published_scores_of_reflections_need_their_texts(here: Here, tmp_path: Path) -> None:

@@ -236,6 +236,6 @@ def test_upgrade_by_command(tmp_path: Path, cli: Cli) -> None:
     url = thaw(REVISIONS[0], "sqlite", tmp_path)
     told = cli("--store", url, "db", "upgrade").stdout
     assert f"schema {HEAD}, newest {HEAD}" in told
-    assert ("the store as it was" in told) == (REVISIONS[0] != HEAD)
+    assert ("copy of the store before the upgrade" in told) == (REVISIONS[0] != HEAD)
     missing = cli("--store", f"sqlite:///{tmp_path}/none.db", "db", "upgrade", code=1)
     assert "recycledb init" in missing.stderr and not (tmp_path / "none.db").exists()
