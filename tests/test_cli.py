@@ -191,7 +191,7 @@ def test_a_wrong_configuration(text: str, message: str, cli: Cli, tmp_path: Path
         (["sync", "--student", "x=org/model"], "org/model"),
         (["sync", "--student", "x=org/model", "--dtype", "int8"], "dtype"),
         (["show", "zz"], "not an id"),
-        (["show", "0123456789"], "no sample, variant or text"),
+        (["show", "0123456789"], "no sample, variant or reply"),
         (["select", "nonsense"], "nonsense"),
         (["select", "cherry", "--student", "nobody"], "nobody"),
         (["select", "cherry", "--top", "many"], "many"),

@@ -69,12 +69,12 @@ class _Report:
     def body(self) -> Iterator[str]:
         """Yield the page's body."""
         links = {
-            "datasets": "Datasets", "variants": "Variants", "paid": "Paid", "extraction": "Extraction", "students": "Students",
+            "datasets": "Datasets", "variants": "Variants", "cost": "Cost", "extraction": "Extraction", "students": "Students",
             "scores": "Scores", "selections": "Selections", "samples": "Samples",
         }  # fmt: skip
         now = _when(utc_now())
         yield f"<header><h1>{escape(self.store.backend.path.name)}</h1>"
-        yield f'<p class="soft">A recycledb store ({self.store.backend.name}), as it stood at {now} UTC</p>'
+        yield f'<p class="soft">A recycledb store ({self.store.backend.name}) at {now} UTC</p>'
         yield self._cards()
         yield (
             "</header><nav><div>"
@@ -94,10 +94,10 @@ class _Report:
         counts = {
             "samples": number(self.samples.total),
             "variants": number(self._count("variant")),
-            "teacher's replies": number(self._count("reply")),
+            "teacher replies": number(self._count("reply")),
             "statistics": number(self._count("loss")),
             "selections": number(self._count("selection")),
-            "paid": _dollars(cost, lacking) or "–",
+            "cost": _dollars(cost, lacking) or "–",
         }
         return (
             '<dl class="cards">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in counts.items()) + "</dl>"
@@ -112,11 +112,11 @@ class _Report:
             FROM (SELECT dataset, count(*) AS places, count(DISTINCT sample_id) AS samples FROM dataset_samples GROUP BY dataset) n
             LEFT JOIN datasets d ON d.dataset = n.dataset ORDER BY n.dataset
         """)
-        columns = ["dataset", "source", "format", "places", "distinct samples", "rows rejected", "last added (UTC)"]
+        columns = ["dataset", "source", "format", "positions", "distinct samples", "rows rejected", "last added (UTC)"]
         return section(
             "datasets",
             "Datasets",
-            table(columns, [[*row, _when(at)] for *row, at in rows], "no dataset: recycledb add FILE"),
+            table(columns, [[*row, _when(at)] for *row, at in rows], "no dataset yet: recycledb add FILE"),
         )
 
     def _variants(self) -> str:
@@ -169,12 +169,12 @@ class _Report:
             "failed",
             "error",
             "no reply",
-            "tokens read",
-            "tokens written",
-            "paid",
+            "prompt tokens",
+            "completion tokens",
+            "cost",
         ]
         note = "No reply: the attempt was stopped before a reply arrived; it may have been paid for."
-        return section("paid", "What was paid", table(columns, lines, "no teacher was asked"), note=note)
+        return section("cost", "Cost", table(columns, lines, "no teacher was asked"), note=note)
 
     def _extraction(self) -> str:
         rows = self._rows("""
@@ -196,8 +196,8 @@ class _Report:
         return section(
             "extraction",
             "Extraction",
-            table(["step", "replies read", "usable", "share"], totals, "no reply was read"),
-            "<h3>Why replies were not usable</h3>" if why else "",
+            table(["step", "replies", "usable", "share"], totals, "nothing was extracted"),
+            "<h3>Why replies were unusable</h3>" if why else "",
             table(["step", "reason", "replies", "of its step"], why) if why else "",
         )
 
@@ -221,7 +221,7 @@ class _Report:
         columns = [
             "student",
             "statistics",
-            "cut at max_length",
+            "truncated at max_length",
             "boundary merged",
             "too long",
             "empty",
@@ -261,7 +261,7 @@ class _Report:
             [name, recipe, _pairs(parameters), count, _pairs(counts), _when(at)]
             for name, recipe, parameters, count, counts, at in rows
         ]
-        columns = ["selection", "recipe", "parameters", "rows", "by kind", "made (UTC)"]
+        columns = ["selection", "recipe", "parameters", "rows", "by kind", "created (UTC)"]
         return section("selections", "Selections", table(columns, lines, "nothing was selected"))
 
     def _browser(self) -> str:

@@ -101,7 +101,7 @@ class BatchTeacher:
         try:
             return call(send, self._stop)
         except _FAILURES as error:
-            raise self._explained(error, "the batch was not taken") from error
+            raise self._explained(error, "the batch was not accepted") from error
 
     def create(self, file_id: str, batch: str) -> str:
         """Create the batch of an uploaded file; return the service's id for it."""
@@ -115,7 +115,7 @@ class BatchTeacher:
         try:
             return call(create, self._stop, grace_s=CREATION_S)
         except _FAILURES as error:
-            raise self._explained(error, "the batch was not taken") from error
+            raise self._explained(error, "the batch was not accepted") from error
 
     def _named(self, found: object) -> str:
         if not isinstance(found, str) or not found or storable(found) != found:
