@@ -422,7 +422,7 @@ def test_message_rows(tmp_path: Path) -> None:
     reading = read(saved(tmp_path, "\n".join(map(json.dumps, rows))))
     first, second, third = reading
     assert (first.texts, first.extra) == (("one two", "", "a"), {"source": "x", "system": "s"})
-    assert second.reason == "a part that is no text in turn 1 of 'messages'"
+    assert second.reason == "a part that is not text in turn 1 of 'messages'"
     assert third.reason == "no list in 'messages'"
     assert (reading.format, reading.cut) == ("messages", 0)
 

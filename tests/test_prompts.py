@@ -113,10 +113,10 @@ def test_texts_are_put_in_literally(instruction: str, output: str, context: str)
         (OWN.replace("[Better Answer]", ""), r"does not contain \[Better Answer\]"),
         (
             OWN.replace("{output}", "{answer}"),
-            r"unknown placeholder \{answer\}; known are \{instruction\}, \{input\}, \{output\}",
+            r"unknown placeholder \{answer\}; use \{instruction\}, \{input\}, \{output\}",
         ),
-        (OWN.replace("{output}", ""), r"lacks \{output\}"),
-        (OWN.replace("{input}", ""), r"lacks \{input\}"),
+        (OWN.replace("{output}", ""), r"has no \{output\}"),
+        (OWN.replace("{input}", ""), r"has no \{input\}"),
         (OWN.replace("{{/input}}", ""), "not closed"),
         (OWN.replace("{{#input}}", ""), "misplaced"),
         (OWN.replace("{{#input}}", "{{#output}}"), "misplaced or unknown"),

@@ -338,9 +338,7 @@ def _simple_object(window: _Window) -> Any:
     That brace is a guess, but if the bytes up to it parse, they are the complete object, since they begin with a brace. Most
     rows are like that, and it saves the search for their end, which takes three times as long as parsing.
     """
-    end = (
-        window.data.find(b"}", window.at, window.at + min(BLOCK, window.max_row)) + 1
-    )  # a longer one is handled by `take`
+    end = window.data.find(b"}", window.at, window.at + min(BLOCK, window.max_row)) + 1  # `take` handles longer ones
     if not end or window.data[window.at] != _BRACE:
         return None
     try:
