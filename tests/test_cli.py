@@ -193,7 +193,7 @@ def test_a_wrong_configuration(text: str, message: str, cli: Cli, tmp_path: Path
         (["sync", "--student", "x=org/model", "--template", "chatml"], "template: Input should be 'vicuna'"),
         (["sync", "--student", "x=org/model", "--prompt", "chatml"], "template: Input should be 'vicuna'"),
         (["show", "zz"], "not an id"),
-        (["show", "0123456789"], "no sample, variant or text"),
+        (["show", "0123456789"], "no sample, variant or reply"),
         (["select", "nonsense"], "nonsense"),
         (["select", "cherry", "--student", "nobody"], "nobody"),
         (["select", "cherry", "--top", "many"], "many"),

@@ -150,8 +150,8 @@ def test_teachers_and_prompts_are_compared_by_name(here: Here, url: str) -> None
     assert "no current reflect_both" in said(here, "export", "--kind", "reflect_both", "-o", "newer.json")
     text = here("compare", "7b", "--prompt", "current", "--prompt", older[:6]).stdout
     assert f"ifd_ppl of current and {older[:8]} under 7b on 4 samples, teacher gpt" in text
-    assert "several times --teacher or --prompt" in said(here, "compare", "7b")
-    assert "no prompt of the store" in said(here, "compare", "7b", "--prompt", "0bad", "--prompt", "current")
+    assert "--teacher or --prompt several times" in said(here, "compare", "7b")
+    assert "no such prompt in the store" in said(here, "compare", "7b", "--prompt", "0bad", "--prompt", "current")
 
 
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "jsonl", "parquet"])
@@ -224,7 +224,7 @@ def test_export_and_what_trainers_want(cli: Cli, here: Here, url: str, tmp_path:
     assert entry["file_name"] == str(tmp_path / "o.json")
     assert entry["formatting"] == "sharegpt"
     (folder / "dataset_info.json").write_text("[broken")
-    assert "is left as it is" in here("select", "recycled", "--llama-factory", "factory", code=1).stderr
+    assert "is left unchanged" in here("select", "recycled", "--llama-factory", "factory", code=1).stderr
     assert (folder / "dataset_info.json").read_text() == "[broken"
     assert "no folder absent" in here("export", "-o", "o.json", "--llama-factory", "absent", code=1).stderr
     assert "no current compressed" in said(here, "export", "--kind", "compressed", "-o", "c.json")
@@ -275,9 +275,7 @@ def test_published_scores_of_reflections_need_their_texts(here: Here, tmp_path: 
     with Store.open(f"sqlite:///{tmp_path}/bare.db", create=True) as store:
         scored.stores.add_samples(store, [scored.stores.texts(word) for word in range(4)])
     bare = f"sqlite:///{tmp_path}/bare.db"
-    assert "bring the published reflections in first" in said(
-        here, *wanted, "reflect_both", "--student", "p", store=bare
-    )
+    assert "add the published reflections first" in said(here, *wanted, "reflect_both", "--student", "p", store=bare)
 
 
 def test_published_scores_must_fit(here: Here, tmp_path: Path) -> None:
@@ -289,4 +287,4 @@ def test_published_scores_must_fit(here: Here, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in PUBLISHED))
     here(*wanted, "paper")
     path.write_text("".join(json.dumps(row) + "\n" for row in reversed(PUBLISHED)))
-    assert "has other numbers" in said(here, *wanted, "paper")
+    assert "already has different numbers" in said(here, *wanted, "paper")
