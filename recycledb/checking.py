@@ -21,6 +21,7 @@ from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, Relation, RowOf, Rule
+from recycledb.sync.measures import measure_id_of
 from recycledb.sync.storing import reply_id_of
 
 NAMED = ("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation")
@@ -127,6 +128,23 @@ def _wrong_augmentation(row: RowOf) -> Iterator[str]:
         yield "has parameters that are no JSON as it is written here"
 
 
+def _measure(row: RowOf) -> str:
+    return measure_id_of(row["name"], row["method"], row["version"], row["parameters"])
+
+
+def _wrong_value(row: RowOf) -> Iterator[str]:
+    if (row["status"] == LossStatus.OK) != (row["value"] is not None and math.isfinite(row["value"])):
+        yield f"is {row['status']}, with the value {row['value']}"
+
+
+def _wrong_readout(row: RowOf) -> Iterator[str]:
+    logs = [row[f"lp{i}"] for i in range(10)]
+    if (row["status"] == LossStatus.OK) != (logs[0] is not None):
+        yield f"is {row['status']}, with the log-probability {logs[0]}"
+    if any(log is not None and not log <= 0.001 for log in logs):  # of rounding
+        yield "has a log-probability above 0"
+
+
 def _wrong_derivation(row: RowOf) -> Iterator[str]:
     if _object(row["parameters"]) is None:
         yield "has parameters that are no JSON object"
@@ -173,6 +191,9 @@ RULES = {
     "loss": Rule(wrong=_wrong_loss),
     "augmentation": Rule("augmentation_id", _augmentation, _wrong_augmentation),
     "derivation": Rule(wrong=_wrong_derivation),
+    "measure": Rule("measure_id", _measure),
+    "value": Rule(wrong=_wrong_value),
+    "readout": Rule(wrong=_wrong_readout),
     "place": Rule(wrong=_wrong_place),
     "selection": Rule(wrong=_wrong_selection),
     "name": Rule(wrong=_wrong_name),
