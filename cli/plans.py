@@ -35,11 +35,7 @@ def show_plan(plan: "Plan", target: "Target") -> None:
             numbers = (f"{ask.ready:,}", f"{ask.follow:,}", _about(ask.prompt_tokens), tokens_out, cost)
             table.add_row(ask.step, ask.teacher, *numbers)
         out.print(table)
-    if any(each.sources for each in plan.augmentations):
-        table = Table("step", "augmentation", "method", *right("variants now"), box=None)
-        for each in plan.augmentations:
-            table.add_row("augment", each.name, each.method, f"{each.sources:,}")
-        out.print(table)
+    _show_augmentations(plan)
     if any(score.statistics or score.follow for score in plan.scores):
         table = Table("step", "student", *right("variants", "statistics now", "then at most", "tokens now"), box=None)
         for score in plan.scores:
@@ -55,6 +51,17 @@ def show_plan(plan: "Plan", target: "Target") -> None:
         out.print(f"{plan.in_processes:,} questions are under way in another process")
     if plan.failed:
         out.print(f"{plan.failed:,} questions failed for good earlier; --retry-failed asks them again")
+
+
+def _show_augmentations(plan: "Plan") -> None:
+    """Say how many variants wait for each augmentation."""
+    from recycledb.cli.printing import Table
+
+    if any(each.sources for each in plan.augmentations):
+        table = Table("step", "augmentation", "method", *right("variants now"), box=None)
+        for each in plan.augmentations:
+            table.add_row("augment", each.name, each.method, f"{each.sources:,}")
+        stdout().print(table)
 
 
 def _show_budget(plan: "Plan") -> None:
