@@ -1,13 +1,13 @@
-# Two commands on a fresh machine (python3 >= 3.11, git, make): `make demo` and `make test`.
+# On a fresh machine (python3 >= 3.11, git, make): `make demo` and `make test`.
 #
-# PyPI's torch for Linux comes with CUDA (several GB). Without an NVIDIA GPU, take the CPU build:
+# torch from PyPI includes CUDA on Linux (several GB). Without an NVIDIA GPU, use the CPU build:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-# pytest-xdist: as many workers as there are cores, each file in one of them, which makes what its tests share
+# pytest-xdist: one worker per core; --dist loadfile, so that the tests of a file share their fixtures
 WORKERS ?= auto
 
 .PHONY: demo test lint types unit browser slow docs clean
@@ -15,7 +15,7 @@ WORKERS ?= auto
 demo: .venv/.installed
 	$(BIN)/recycledb demo demo
 
-# Side by side: mypy keeps one core busy, and the tests wait for disks and servers now and then.
+# In parallel: mypy uses one core, and the tests sometimes wait for disks and servers.
 test: .venv/.installed
 	$(MAKE) --jobs=2 lint types unit
 
@@ -23,7 +23,7 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy does not follow setuptools' package-dir mapping, so it gets the tree as it is installed.
+# mypy does not follow setuptools' package-dir mapping, so it gets a copy of the installed layout.
 types: .venv/.installed
 	rm -rf build/types && mkdir -p build/types
 	cp -rs $(CURDIR)/recycledb build/types/
@@ -33,7 +33,7 @@ types: .venv/.installed
 unit: .venv/.installed
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
-# The pages, in a real headless Chromium (Debian: apt-get install chromium).
+# Tests of the HTML pages in headless Chromium (Debian: apt-get install chromium).
 browser: .venv/.installed
 	$(BIN)/pytest -m browser
 

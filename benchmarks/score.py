@@ -36,7 +36,8 @@ import torch
 import transformers as hugging_face
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from recycledb.schema import Stat, Texts
+from recycledb.methods.ifd import Stat
+from recycledb.schema import Texts
 from recycledb.scoring.batching import Work
 from recycledb.scoring.engine import Engine
 from recycledb.scoring.lanes import WorkerLane

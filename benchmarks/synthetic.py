@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from recycledb.config import load
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import VERSION as EXTRACTOR
 from recycledb.methods.reflection import Kind, Step
-from recycledb.schema import Stat, Texts, content_id, sample_id, utc_now, variant_id
+from recycledb.schema import Texts, content_id, sample_id, utc_now, variant_id
 from recycledb.store import Store
 from recycledb.store.backend import Row
 from recycledb.sync.storing import reply_id_of

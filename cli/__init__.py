@@ -1,20 +1,20 @@
-"""The command line, installed as `recycledb.cli`: a shell round the library.
+"""The command line, installed as `recycledb.cli`: a thin shell around the library.
 
-Importing it loads next to nothing: what takes time is loaded by `main`, where Ctrl-C is told in one line.
+Importing this package is cheap. `main` does the slow imports, so that Ctrl-C during startup prints one line, not a traceback.
 """
 
 import os
 import sys
 from contextlib import suppress
 
-INTERRUPTED = 130  # by Ctrl-C: 128 and the signal's number, as shells have it
+INTERRUPTED = 130  # by Ctrl-C: 128 + SIGINT, the convention of shells
 
 
 def main() -> None:
-    """Run a command; say an error in one line and leave with the contract's exit code."""
+    """Run a command, print an error as one line, and exit with the documented code."""
     try:
         code = run()
-    except KeyboardInterrupt:  # before the command had begun, or while its end was told
+    except KeyboardInterrupt:  # before the command started, or while its result was being printed
         code = INTERRUPTED
     if code == INTERRUPTED:
         print("recycledb: stopped; what was committed is kept", file=sys.stderr)
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def run() -> int:
-    """Run a command; return the exit code, having said what went wrong."""
+    """Run a command and return its exit code; errors have been printed."""
     import typer
 
     from recycledb.cli import commands
@@ -33,7 +33,7 @@ def run() -> int:
     make_safe()
     try:
         _require_utf8(sys.argv[1:])
-        left = commands.app(standalone_mode=False)  # in which Typer returns the code of its Exit
+        left = commands.app(standalone_mode=False)  # returns the code of typer.Exit
         code = left if isinstance(left, int) else 0
     except RecycledbError as error:
         if commands.session.debug:
@@ -41,11 +41,11 @@ def run() -> int:
         else:
             tell("; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 1
-    except SystemExit as exit_:  # of a library, or of a pipe whose reader is gone
+    except SystemExit as exit_:  # raised by a library, or for a closed pipe
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except (
         Exception
-    ) as error:  # a wrong use of a command; anything else is a defect, whose traceback is printed harmless too
+    ) as error:  # wrong usage; anything else is a bug, and its traceback is printed with control characters escaped
         if not isinstance(error, wrong_use):
             show_traceback(error)
             return 1
@@ -55,19 +55,19 @@ def run() -> int:
 
 
 def _require_utf8(arguments: list[str]) -> None:
-    """Refuse what no store can hold and no terminal shows: bytes that are no text."""
+    """Reject arguments that are not valid UTF-8: no store can hold them and no terminal can show them."""
     import typer
 
     for argument in arguments:
         if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
-            raise typer.BadParameter(f"an argument is not UTF-8: {argument}; rename the file, or link to it")
+            raise typer.BadParameter(f"an argument is not UTF-8: {argument}; rename the file or link to it")
 
 
 def _leave(code: int) -> None:
-    """End the process; where it is to end at once, without waiting for threads that still compute or read.
+    """Exit the process; after Ctrl-C without waiting for threads that still compute or read.
 
-    DuckDB 2.0's binding, once it has read an Arrow table in a process with SQLModel, fills stderr with reports of leaked
-    functions while the interpreter is taken down. All files are closed by then, so the taking down is left out.
+    In a process that also imports SQLModel, DuckDB 2.0's binding prints reports of leaked functions to stderr while the
+    interpreter shuts down, once it has read an Arrow table. All files are closed by then, so `os._exit` skips the shutdown.
     """
     if "duckdb" not in sys.modules and code != INTERRUPTED:
         sys.exit(code)

@@ -1,7 +1,7 @@
-"""The command line's frame: global options, the store in use, errors as one line, output to the right place.
+"""What all commands share: the Typer app, global options, opening the store, and output.
 
-Commands live in the modules beside this one. Each parses, calls one library function and prints; results that a program
-may read go to stdout (one JSON object with --json), everything else to stderr.
+The commands are in the other modules of this package. Each parses its options, calls one library function and prints. Results go
+to stdout (one JSON object with --json), everything else to stderr.
 """
 
 import json
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Recycle instruction-tuning data: a teacher rewrites it, students score it, SQL chooses.
+    help="""Recycle instruction-tuning data: a teacher rewrites it, students score it, SQL selects.
 
     Start with [bold]recycledb demo[/bold], or with your own data:
 
@@ -37,29 +37,29 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 @dataclass
 class Session:
-    """What the global options say."""
+    """The values of the global options."""
 
     store_option: str | None = None
     debug: bool = False
 
     @cached_property
     def config(self) -> "Config":
-        """The nearest recycledb.toml, or defaults."""
+        """The nearest recycledb.toml; defaults if there is none."""
         from recycledb.config import load
 
         return load()
 
     def forget(self) -> None:
-        """Read the configuration anew: the folder has changed."""
+        """Drop the cached configuration: the working directory has changed."""
         self.__dict__.pop("config", None)
 
     @property
     def url(self) -> str:
-        """The store: --store or $RECYCLEDB_STORE, else the configuration's."""
+        """The URL of the store: --store or $RECYCLEDB_STORE, else the one in the configuration."""
         return self.store_option or self.config.store.url
 
     def open(self, *, create: bool = False) -> "Workspace":
-        """Open the store in use; the configuration is read only when it is needed."""
+        """Open the store; the configuration is read only when needed."""
         from recycledb.store import Store
         from recycledb.workspace import Workspace
 
@@ -76,15 +76,15 @@ def options(
         typer.Option(
             envvar="RECYCLEDB_STORE",
             metavar="URL",
-            help="sqlite:///PATH or duckdb:///PATH. Default: \\[store] url of the nearest recycledb.toml, "
-            "else sqlite:///recycle.db here.",
+            help="The store: sqlite:///PATH or duckdb:///PATH. Default: \\[store] url in the nearest recycledb.toml, "
+            "else sqlite:///recycle.db.",
         ),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version and leave.", is_eager=True, callback=lambda on: on and _version()
+            "--version", help="Print the version and exit.", is_eager=True, callback=lambda on: on and _version()
         ),
     ] = False,
 ) -> None:
@@ -101,23 +101,23 @@ def _version() -> None:
 
 
 def stderr() -> "Terminal":
-    """Return the console that people read; plain text when stderr is no terminal."""
+    """Return the console for messages and progress; plain text if stderr is not a terminal."""
     from recycledb.cli.printing import Terminal
 
     return Terminal(stderr=True)
 
 
 def stdout() -> "Terminal":
-    """Return the console for results that people read."""
+    """Return the console for results in readable form."""
     from recycledb.cli.printing import Terminal
 
     return Terminal()
 
 
 def emit(result: Any, *, as_json: bool, show: Callable[[], None]) -> None:
-    """Print a command's result: as JSON for programs, else as `show` does.
+    """Print a command's result: as JSON, or by calling `show`.
 
-    The JSON escapes what a terminal would obey, which is the same value to whoever parses it.
+    Control characters are escaped in the JSON; a parser gets the same value.
     """
     if as_json:
         print(json_visible(json.dumps(result, ensure_ascii=False, allow_nan=False)))

@@ -1,9 +1,10 @@
-"""Every command, gathered on one app in the order in which `--help` lists them: that of the work."""
+"""All commands on one app, sorted for `--help` in the order in which they are used."""
 
 from recycledb.cli import (
     comparisons,
     demonstrating,
     exports,
+    measures,
     queries,
     reporting,
     selections,
@@ -23,9 +24,10 @@ COMMANDS = (
     queries,
     comparisons,
     exports,
+    measures,
     showing,
     reporting,
-)  # importing a module puts its commands on the app
+)  # importing a module registers its commands
 ORDER = (
     "demo",
     "init",
@@ -40,6 +42,7 @@ ORDER = (
     "compare",
     "export",
     "import-scores",
+    "measures",
     "merge",
     "report",
     "batches",

@@ -1,4 +1,4 @@
-"""The command that compares students, teachers or prompts: compare."""
+"""The compare command: students, teachers or prompts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,40 +16,41 @@ if TYPE_CHECKING:
 
 @app.command()
 def compare(
-    students: Annotated[
-        list[str], typer.Argument(metavar="STUDENT STUDENT…", help="Two or more students in the store.")
-    ] = [],  # noqa: B006 — typer copies it
+    students: Annotated[list[str], typer.Argument(metavar="STUDENT STUDENT…", help="Students to compare.")] = [],  # noqa: B006 — typer copies it
     *,
     metric: Annotated[
-        str, typer.Option(help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ and a statistic.")
+        str,
+        typer.Option(
+            help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ followed by a statistic: ppl_A_direct …"
+        ),
     ] = "ifd_ppl",
-    kind: Annotated[str | None, typer.Option(help="One kind of variant. Default: every scored kind.")] = None,
-    top: Annotated[str, typer.Option(metavar="5%|N", help="The top share whose overlap is counted.")] = "5%",
+    kind: Annotated[str | None, typer.Option(help="One kind of variant. Default: all scored kinds.")] = None,
+    top: Annotated[str, typer.Option(metavar="5%|N", help="Count the overlap of the top N or the top share.")] = "5%",
     dataset: DatasetName = None,
     teacher: Annotated[
         list[str],
-        typer.Option(help="Whose reflections; several times to compare teachers. Default: the only one."),
+        typer.Option(help="Use this teacher's variants; repeat to compare teachers. Default: the only teacher."),
     ] = [],  # noqa: B006
     prompt: Annotated[
         list[str],
         typer.Option(
             metavar="current|ID[+ID…]",
-            help="By which prompts they were made; several times to compare prompts. The first letters of a prompt_id.",
+            help="Use variants made with this prompt (a prompt_id prefix, or `current`); repeat to compare prompts.",
         ),
     ] = [],  # noqa: B006
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Write pictures: one file that works offline.")
+        Path | None, typer.Option(metavar="FILE.html", help="Write plots to one HTML file that works offline.")
     ] = None,
     timeout: Timeout = None,
     as_json: Json = False,
 ) -> None:
-    """Put students' scores side by side: distributions, correlations, overlap, what each would pick, where they differ.
+    """Compare the scores of students: distributions, correlations, top overlap, agreement of picks, largest differences.
 
-    Likewise two teachers, or two prompts of one, under a student: by what they made of the same samples.
+    Or compare teachers, or prompts of one teacher, under one student: the variants of samples that both have.
 
     Example: [bold]recycledb compare 7b 13b --top 5% --plot compare.html[/bold]
 
-    Example: [bold]recycledb compare 7b --teacher gpt --teacher claude[/bold], or
+    Example: [bold]recycledb compare 7b --teacher gpt --teacher claude[/bold] ·
     [bold]recycledb compare 7b --prompt current --prompt 3fa9c2[/bold]
     """
     with session.open() as db:
@@ -117,9 +118,9 @@ def _show_confusion(confusion: "Confusion") -> None:
     table = _table(f"{first} ↓  {second} →", *confusion.labels)
     for label, counts in zip(confusion.labels, confusion.counts, strict=True):
         table.add_row(label, *(str(count) for count in counts))
-    agreement = "" if confusion.agreement is None else f": the same for {confusion.agreement:.1%} of samples"
+    agreement = "" if confusion.agreement is None else f": equal for {confusion.agreement:.1%} of samples"
     out.print()
-    out.print(f"what selective picks{agreement}")
+    out.print(f"picks of the recipe selective{agreement}")
     out.print(table)
 
 
@@ -127,10 +128,10 @@ def _show_disagreements(found: "Comparison") -> None:
     out = stdout()
     if found.disagreements:
         out.print()
-        out.print("where they differ most")
+        out.print("largest differences")
     for each in found.disagreements:
         values = ", ".join(
-            f"{name} {value:.3f} (above {share:.0%})"
+            f"{name} {value:.3f} (percentile {100 * share:.0f})"
             for name, value, share in zip(found.labels, each.values, each.percentiles, strict=True)
         )
         out.print(f"  {each.sample_id[:12]}  {each.kind}: {values}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Commands that take variants out and published scores in: export, import-scores."""
+"""Commands that export variants and import published scores: export, import-scores."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 def export(
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
-    kind: Annotated[str, typer.Option(help="Which variants: origin, compressed, reflect_instruction …")] = "origin",
+    kind: Annotated[
+        str, typer.Option(help="The kind of variant: origin, compressed, reflect_instruction …")
+    ] = "origin",
     teacher: Teacher = None,
     prompt: Prompt = None,
     dataset: DatasetName = None,
     format: OutFormat = "alpaca",
-    student: Annotated[str | None, typer.Option(help="For whom --llama-factory writes the training file.")] = None,
+    student: Annotated[str | None, typer.Option(help="The student to train; used by --llama-factory only.")] = None,
     timeout: Timeout = None,
     llama_factory: LlamaFactory = None,
     card: Card = None,
@@ -59,18 +61,21 @@ def _show_exported(exported: "Exported") -> None:
 @app.command("import-scores")
 def import_scores(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON lines or Parquet, or a folder with the Hub's files.")
+        Path,
+        typer.Argument(metavar="FILE", help="JSON lines or Parquet, or a folder of files as published on the Hub."),
     ],
     *,
-    dataset: Annotated[str, typer.Option(help="The dataset that the scores follow, row by row.")],
-    kind: Annotated[str, typer.Option(help="Which variants they are of: origin, reflect_both …")],
-    student: Annotated[str, typer.Option(help="A name for the student that they become.")],
+    dataset: Annotated[str, typer.Option(help="The dataset that the rows of FILE belong to, in its order.")],
+    kind: Annotated[str, typer.Option(help="The kind of variant that was scored: origin, reflect_both …")],
+    student: Annotated[str, typer.Option(help="The name of the student to create.")],
     teacher: Teacher = None,
-    prompt: Annotated[str, typer.Option(help="The template that they were computed with.")] = "vicuna",
-    max_length: Annotated[int, typer.Option(min=1, help="The tokens that they were cut to.")] = 2048,
+    template: Annotated[
+        str, typer.Option("--template", "--prompt", help="The template that the scores were computed with.")
+    ] = "vicuna",
+    max_length: Annotated[int, typer.Option(min=1, help="The number of tokens that texts were truncated to.")] = 2048,
     as_json: Json = False,
 ) -> None:
-    """Bring published scores in, as a student of their own; again brings in nothing.
+    """Import published scores under a new student name. Safe to re-run.
 
     Example: [bold]recycledb import-scores origin.jsonl --dataset alpaca --kind origin --student paper-7b[/bold]
     """
@@ -81,7 +86,7 @@ def import_scores(
             kind=kind,
             student=student,
             teacher=teacher,
-            template=prompt,
+            template=template,
             max_length=max_length,
         )
     emit(imported.as_dict(), as_json=as_json, show=lambda: _show_imported(imported))
@@ -91,10 +96,10 @@ def _show_imported(imported: "Imported") -> None:
     out = stdout()
     out.print(
         f"{imported.student}: {imported.variants} {imported.kind} of {imported.dataset}, "
-        f"{imported.statistics_new} statistics new, {imported.statistics_present} already there, {imported.invalid} invalid",
+        f"{imported.statistics_new} statistics added, {imported.statistics_present} already there, {imported.invalid} invalid",
         markup=False,
     )
     if imported.without_variant:
         out.print(
-            f"  {imported.without_variant} rows have no {imported.kind} in the store and were left out", markup=False
+            f"  {imported.without_variant} rows skipped: the store has no {imported.kind} of their sample", markup=False
         )

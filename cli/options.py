@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,36 +12,39 @@ Params = Annotated[
     typer.Option(
         "--param",
         metavar="K=V",
-        help="A parameter of the SQL; may be given several times. 1e10 is text, 1e+10 a number.",
+        help="A named parameter of the SQL; repeatable. 1e10 is text, 1e+10 a number.",
     ),
 ]
 Student = Annotated[
-    str | None, typer.Option(help="The student's name in the store. Default: the only one.", metavar="NAME")
+    str | None, typer.Option(help="The student's name in the store. Default: the only student.", metavar="NAME")
 ]
 Teacher = Annotated[
-    str | None, typer.Option(help="The teacher's name, or best where a recipe allows it. Default: the only one.")
+    str | None, typer.Option(help="The teacher's name, or best if the recipe allows it. Default: the only teacher.")
 ]
 Prompt = Annotated[
     str | None,
     typer.Option(
         metavar="ID[+ID…]",
-        help="See what older prompts made, as if they were in use: the first letters of a prompt_id; of several steps, joined by +.",
+        help="Use variants made with an older prompt: a prompt_id prefix; join the prompts of several steps with +.",
     ),
 ]
 DatasetName = Annotated[str | None, typer.Option("--dataset", help="Only samples of this dataset.")]
 LlamaFactory = Annotated[
     Path | None,
-    typer.Option("--llama-factory", metavar="DIR", help="Add the data to LLaMA-Factory's dataset_info.json in DIR."),
+    typer.Option(
+        "--llama-factory", metavar="DIR", help="Register the file in LLaMA-Factory's dataset_info.json in DIR."
+    ),
 ]
 Card = Annotated[
-    Path | None, typer.Option("--card", metavar="README.md", help="Write a Hugging Face dataset card with the lineage.")
+    Path | None,
+    typer.Option("--card", metavar="README.md", help="Write a Hugging Face dataset card with the data's lineage."),
 ]
-Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop the SQL after so long.")]
-OutFormat = Annotated[str, typer.Option("--format", help="alpaca, sharegpt, jsonl or parquet.")]
+Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Abort the SQL after this time.")]
+OutFormat = Annotated[str, typer.Option("--format", help="The file's format: alpaca, sharegpt, jsonl or parquet.")]
 
 
 def parse_params(texts: list[str]) -> dict[str, str]:
-    """Return K=V options as a mapping."""
+    """Parse K=V options into a mapping."""
     found = {}
     for text in texts:
         name, separator, value = text.partition("=")

@@ -1,7 +1,7 @@
-"""The one way to the terminal: consoles, tables and lines that show what a terminal would otherwise obey, and know no markup.
+"""All terminal output: consoles, tables and lines that escape control characters and read no markup.
 
-Invariant: whatever text is printed, by a command, by an error, by a warning or by a library's log, no control character of it reaches the
-terminal, and no bracket in it is read as markup. Styles are given as `style=`, never inside a text.
+Invariant: in text printed by a command, an error, a warning or a library's log, control characters are escaped and brackets are
+not read as markup. Styles are passed as `style=`, never inside a text.
 """
 
 import logging
@@ -18,37 +18,37 @@ from rich.text import Text
 
 from recycledb.terminal import visible, visible_line
 
-PIPED_WIDTH = 200  # where there is no terminal whose width would count
+PIPED_WIDTH = 200  # columns when the output is not a terminal
 
 
 class Terminal(Console):
-    """rich's console for texts of any origin: `print` takes a string as one line, `text` as the lines that it has."""
+    """rich's console for untrusted text: `print` prints a string as one line, `text` keeps its lines."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         width = None if (sys.stderr if stderr else sys.stdout).isatty() else PIPED_WIDTH
         super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print on one line; a newline within a string is shown, not obeyed."""
+        """Print on one line; a newline within a string is shown escaped."""
         super().print(*(visible_line(each) if isinstance(each, str) else each for each in objects), **options)
 
     def text(self, text: str, **options: Any) -> None:
-        """Print a text that may have several lines, each as long as it is."""
+        """Print a text of several lines, without wrapping."""
         super().print(text, **{"soft_wrap": True, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a string as rich's text, before its width is taken."""
+        """Escape a string before rich measures its width."""
         return super().render_str(visible(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield what is drawn; here also what became a text elsewhere, such as the columns of a progress bar."""
+        """Escape the drawn segments too: some, like the columns of a progress bar, do not pass through `render_str`."""
         for segment in super().render(renderable, options):
             shown = segment.text if segment.control else visible(segment.text)
             yield segment if shown == segment.text else Segment(shown, segment.style)
 
 
 class Table(RichTable):
-    """rich's table without lines around it; a cell's string is one line."""
+    """rich's table without borders; a string in a cell is one line."""
 
     def __init__(self, *headers: Any, box: None = None, **options: Any) -> None:
         super().__init__(*headers, box=box, **options)
@@ -63,12 +63,12 @@ class Table(RichTable):
 
 
 def tell(text: str) -> None:
-    """Say something in one line on stderr."""
+    """Print one line to stderr."""
     print(f"recycledb: {visible_line(text)}", file=sys.stderr)
 
 
 def show_usage_error(error: Any) -> None:
-    """Print how a command is used and what is wrong; the arguments that it names may hold anything."""
+    """Print a usage error; arguments that it quotes are escaped."""
     from typer.rich_utils import rich_format_error
 
     for name, value in list(vars(error).items()):
@@ -88,7 +88,7 @@ class _VisibleRecord(logging.LogRecord):
 
 
 def make_safe() -> None:
-    """See to what others print in this process: the libraries' logs and warnings, and characters that the terminal's encoding lacks."""
+    """Escape libraries' logs and warnings as well, and characters that the terminal's encoding lacks."""
     logging.setLogRecordFactory(_VisibleRecord)
     plain = warnings.formatwarning
     warnings.formatwarning = lambda *args, **more: visible(plain(*args, **more))

@@ -1,4 +1,4 @@
-"""How a sync tells of its progress: bars on a terminal, or events as lines of JSON."""
+"""Progress of a sync: bars on a terminal, or JSON lines on stderr."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def drawn(as_json: bool) -> Iterator["Listener"]:
-    """Draw progress on a terminal; with --json print events as lines; otherwise say nothing."""
+    """Yield a listener: bars on a terminal, JSON lines with --json, otherwise nothing."""
     if as_json:
         yield _while_read(_events())
         return
@@ -53,12 +53,12 @@ def drawn(as_json: bool) -> Iterator["Listener"]:
     try:
         yield _while_read(draw)
     finally:
-        with suppress(OSError):  # the terminal may be gone
+        with suppress(OSError):  # the terminal may have been closed
             bars.stop()
 
 
 def _while_read(listener: "Listener") -> "Listener":
-    """Say nothing more once nobody reads it (a closed pipe or terminal): the run goes on."""
+    """Stop reporting once the pipe or terminal is closed; the run continues."""
     gone = False
 
     def listen(progress: "Event") -> None:
@@ -79,7 +79,7 @@ def _note(progress: "Event") -> str:
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     if progress.in_flight:
-        parts.append(f"{progress.in_flight:,} under way")
+        parts.append(f"{progress.in_flight:,} in flight")
     if progress.tokens and progress.seconds:
         per_minute = progress.step != "score"
         rate = progress.tokens / progress.seconds * (60 if per_minute else 1)
@@ -92,7 +92,7 @@ def _note(progress: "Event") -> str:
 
 
 def _events(every_s: float = 1.0) -> "Listener":
-    """Return a listener that prints an event a second a step on stderr."""
+    """Return a listener that prints at most one event per step and second to stderr."""
     import time
 
     last: dict[tuple[str, str], float] = {}

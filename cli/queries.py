@@ -1,4 +1,4 @@
-"""The command that runs SQL: query."""
+"""The query command: read-only SQL."""
 
 import sys
 from pathlib import Path
@@ -13,20 +13,27 @@ from recycledb.errors import SelectionError
 
 @app.command()
 def query(
-    sql: Annotated[str | None, typer.Argument(metavar="[SQL]", help="One SELECT in the store's own dialect.")] = None,
+    sql: Annotated[
+        str | None, typer.Argument(metavar="[SQL]", help="One SELECT in the store's dialect (SQLite or DuckDB).")
+    ] = None,
     *,
-    file: Annotated[Path | None, typer.Option("-f", "--file", help="Read the SQL from a file; - is stdin.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="Read the SQL from a file, or from stdin (-).")
+    ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", help="table, json, jsonl, csv or parquet. Default: by the file's name.")
+        str | None,
+        typer.Option(
+            "--format", help="table, json, jsonl, csv or parquet. Default: by the extension of --output, else table."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
     param: Params = [],  # noqa: B006 — typer copies it
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop the query after so long.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Abort the query after this time.")] = None,
     allow_external: Annotated[
-        bool, typer.Option("--allow-external", help="Let the SQL read other files: ATTACH, read_csv and the like.")
+        bool, typer.Option("--allow-external", help="Allow the SQL to read other files: ATTACH, read_csv …")
     ] = False,
 ) -> None:
-    """Run read-only SQL on the store; views and columns are in docs/schema.md.
+    """Run read-only SQL on the store. docs/schema.md lists the views and their columns.
 
     Example: [bold]recycledb query "SELECT kind, avg(ifd_ppl) FROM scores GROUP BY kind"[/bold]
     """
@@ -48,7 +55,7 @@ def query(
 
 def _sql_text(sql: str | None, file: Path | None) -> str:
     if (sql is None) == (file is None):
-        raise typer.BadParameter('give the SQL, as in: recycledb query "SELECT …", or -f FILE')
+        raise typer.BadParameter('give either SQL, as in recycledb query "SELECT …", or -f FILE')
     if file is None:
         return str(sql)
     try:

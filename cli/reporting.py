@@ -1,4 +1,4 @@
-"""Commands that look at the store as a whole or bring stores together: report, merge."""
+"""Commands on whole stores: report, merge."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,11 +18,11 @@ def report(
     ),
     samples: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Put in the texts of the first N samples only. Default: of all."),
+        typer.Option(min=0, metavar="N", help="Include the texts of the first N samples only. Default: all."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write one HTML file that shows what is in the store; it opens offline and holds every text.
+    """Write a report of the store as one HTML file, with every text; it works offline.
 
     Example: [bold]recycledb report -o report.html[/bold]
     """
@@ -44,11 +44,11 @@ def merge(
     ],
     json: Json = False,
 ) -> None:
-    """Bring every row of another store in that this one lacks; again brings only what is new.
+    """Copy from SOURCE_URL every row that this store does not have. Safe to re-run.
 
-    Any backend to any other, also while the source is being written. Names keep the meaning that they have here.
+    Works between any two backends, also while a sync writes to the source. A name used in both stores keeps its meaning in this one.
 
-    Example, a SQLite store in DuckDB's SQL: [bold]recycledb --store duckdb:///lens.duckdb merge sqlite:///recycle.db[/bold]
+    Example, to query a SQLite store in DuckDB: [bold]recycledb --store duckdb:///lens.duckdb merge sqlite:///recycle.db[/bold]
     """
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
@@ -70,10 +70,10 @@ def _show_merged(merged: "Merged", source: str) -> None:
     for table, count in new.items():
         out.print(f"{count:>12,}  {table}", markup=False)
     if not new:
-        out.print(f"nothing new: every row of {source} is here already", markup=False)
+        out.print(f"nothing new: this store already has every row of {source}", markup=False)
     for clash in merged.clashes:
         out.print(
-            f"{clash.kind} {clash.name!r} means {clash.here} here and {clash.there} in {source}: it keeps its meaning here",
+            f"{clash.kind} {clash.name!r} is {clash.here} here and {clash.there} in {source}; its meaning here is unchanged",
             style="yellow",
             markup=False,
         )

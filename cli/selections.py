@@ -1,4 +1,4 @@
-"""Commands that choose: recipes, select, selections, diff."""
+"""Commands for recipes and selections: recipes, select, selections, diff."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ app.add_typer(recipes_app, name="recipes")
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the shipped recipes; `recipes show NAME` prints one to start one's own from.
+    """List the shipped recipes; `recipes show NAME` prints one, as a start for your own.
 
     Example: [bold]recycledb recipes show selective > mine.sql[/bold], then [bold]recycledb select --sql mine.sql[/bold]
     """
@@ -52,13 +52,13 @@ def recipes(context: typer.Context) -> None:
 
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="The recipe's name.")]) -> None:
-    """Print a recipe's SQL, to read or to start one's own from.
+    """Print a recipe's SQL.
 
     Example: [bold]recycledb recipes show selective > mine.sql[/bold]
     """
     from recycledb.selection.recipes import get_recipe
 
-    print(get_recipe(name).sql.rstrip("\n"))  # a shipped file, as it is
+    print(get_recipe(name).sql.rstrip("\n"))  # a shipped file: no escaping needed
 
 
 # -- select
@@ -66,15 +66,17 @@ def recipes_show(name: Annotated[str, typer.Argument(help="The recipe's name.")]
 
 @app.command()
 def select(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe; see `recipes`.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe; `recycledb recipes` lists them.")
+    ] = None,
     *,
-    sql: Annotated[Path | None, typer.Option("--sql", metavar="FILE", help="A recipe of one's own.")] = None,
+    sql: Annotated[Path | None, typer.Option("--sql", metavar="FILE", help="Your own recipe.")] = None,
     student: Student = None,
     teacher: Teacher = None,
     prompt: Prompt = None,
     dataset: DatasetName = None,
     top: Annotated[
-        str | None, typer.Option(metavar="5%|N", help="How many: a share of the samples, or a number.")
+        str | None, typer.Option(metavar="5%|N", help="How many to pick: a share of the samples, or a number.")
     ] = None,
     param: Params = [],  # noqa: B006 — typer copies it
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
@@ -85,7 +87,7 @@ def select(
     card: Card = None,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe: pick variants, record the selection, write Alpaca JSON.
+    """Run a recipe: pick variants, record the selection, and write it to a file (Alpaca JSON by default).
 
     Example: [bold]recycledb select selective --student 7b -o recycled.json[/bold]
     """
@@ -94,7 +96,7 @@ def select(
     given = {key: value for key, value in given.items() if value is not None}
     chosen = _recipe(recipe, sql)
     if output is None and card is not None and llama_factory is None:
-        raise typer.BadParameter("--card describes a file: give -o FILE too")
+        raise typer.BadParameter("--card needs a file to describe: add -o FILE")
     with session.open() as db:
         selected = db.select(
             chosen,
@@ -111,11 +113,11 @@ def select(
     if selected.note:
         stderr().print(f"recycledb: {selected.note}", markup=False)
     if selected.not_recorded:
-        stderr().print(f"recycledb: not recorded: {selected.not_recorded}", markup=False, soft_wrap=True)
+        stderr().print(f"recycledb: selection not recorded: {selected.not_recorded}", markup=False, soft_wrap=True)
 
 
 def tell_written(paths: Sequence[str]) -> None:
-    """Say which files were written beside the rows."""
+    """Print the names of the additional files that were written."""
     for path in paths:
         stderr().print(f"wrote {path}", markup=False, soft_wrap=True)
 
@@ -127,7 +129,7 @@ def _recipe(name: str | None, sql: Path | None) -> str | Path:
         return sql
     if name is not None and sql is None:
         return name
-    raise typer.BadParameter(f"name a recipe ({', '.join(recipe_names())}) or give --sql FILE")
+    raise typer.BadParameter(f"give either a recipe ({', '.join(recipe_names())}) or --sql FILE")
 
 
 def _show_selected(selected: "Selected") -> None:
@@ -144,7 +146,7 @@ def _show_selected(selected: "Selected") -> None:
     if selected.file:
         out.print(f"  wrote  {selected.file}", markup=False, soft_wrap=True)
     elif not selected.not_recorded:
-        out.print("  recorded; -o FILE writes it")
+        out.print("  recorded; add -o FILE to write it")
 
 
 @app.command()
@@ -161,7 +163,7 @@ def selections(as_json: Json = False) -> None:
 def _show_selections(found: list[dict[str, Any]]) -> None:
     out = stdout()
     if not found:
-        out.print("no selection is recorded yet; `recycledb select RECIPE` makes one")
+        out.print("no selections yet; run recycledb select RECIPE")
     for row in found:
         parameters = " ".join(f"{key}={value}" for key, value in row["parameters"].items() if value is not None)
         counts = ", ".join(f"{kind} {count}" for kind, count in row["counts"].items())
@@ -175,10 +177,10 @@ def _show_selections(found: list[dict[str, Any]]) -> None:
 @app.command("diff")
 def diff_(
     a: Annotated[str, typer.Argument(metavar="A", help="A selection's name or id.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another selection's name or id.")],
     as_json: Json = False,
 ) -> None:
-    """Say what only one of two selections took, by kind and by reason.
+    """Compare two selections: samples in both or in one only, by kind and by reason.
 
     Example: [bold]recycledb diff selective-7b selective-13b[/bold]
     """
@@ -190,15 +192,15 @@ def diff_(
 def _show_diff(found: "Diff") -> None:
     out = stdout()
     out.print(f"{found.a}: {found.rows_a} rows; {found.b}: {found.rows_b} rows", markup=False)
-    out.print(f"the same variant in both: {found.same} samples")
-    out.print(f"another variant of the same sample: {sum(found.changed.values())} samples")
+    out.print(f"same variant in both: {found.same} samples")
+    out.print(f"different variants: {sum(found.changed.values())} samples")
     for change, count in found.changed.items():
         out.print(f"  {count:>8}  {change}", markup=False)
     for name, total, kinds, reasons in (
         (found.a, found.only_a, found.only_a_kinds, found.only_a_reasons),
         (found.b, found.only_b, found.only_b_kinds, found.only_b_reasons),
     ):
-        out.print(f"only {name}: {total} samples", markup=False)
+        out.print(f"only in {name}: {total} samples", markup=False)
         for label, counts in (("kind", kinds), ("reason", reasons)):
             for key, count in counts.items():
                 out.print(f"  {count:>8}  {label}: {key}", markup=False)

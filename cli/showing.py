@@ -1,4 +1,4 @@
-"""The command that shows one sample's whole history: show."""
+"""The show command: the history of one sample."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +17,12 @@ SCORES = ("ifd_ppl", "rifd_ppl", "ppl_A_condition", "ppl_A_direct", "ppl_Q_condi
 @app.command()
 def show(
     identifier: Annotated[
-        str, typer.Argument(metavar="ID", help="Any unique prefix of the id of a sample, variant or text.")
+        str,
+        typer.Argument(metavar="ID", help="The id of a sample, variant or reply (text_id), or a unique prefix of one."),
     ],
     as_json: Json = False,
 ) -> None:
-    """Show one sample: its variants, the teacher's raw texts, scores, costs, and which selections took it and why.
+    """Show one sample: variants, raw replies, scores, cost, and the selections that include it and why.
 
     Example: [bold]recycledb show 3dd72b[/bold]
     """
@@ -39,6 +40,7 @@ def _show(found: dict[str, Any]) -> None:
         out.print(f"  {place['dataset']} at {place['position']}{note}", markup=False)
     for variant in found["variants"]:
         _show_variant(variant, found["scores"], found["losses"])
+        _show_measures([row for row in found["measures"] if row["variant_id"] == variant["variant_id"]])
     _show_derivations(found)
     for text in found["teacher_texts"]:
         _show_text(text)
@@ -65,8 +67,15 @@ def _show_variant(variant: dict[str, Any], scores: list[dict[str, Any]], losses:
             out.print(f"no {loss['stat']} under {loss['student']}: {loss['status']}", style="dim", markup=False)
 
 
+def _show_measures(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        value = _number(row["value"]) if row["value"] is not None else row["status"]
+        old = "" if row["is_current"] else " (superseded)"
+        stdout().print(f"{row['measure']} {value} by {row['model']}{old}", markup=False)
+
+
 def _title(name: str, rest: str) -> "Text":
-    """Return the title of a rule, of which the name is bold."""
+    """Return a title with the name in bold."""
     from rich.text import Text
 
     return Text.assemble((visible_line(name), "bold"), visible_line(rest))
@@ -111,19 +120,20 @@ def _show_derivations(found: dict[str, Any]) -> None:
 
 def _show_text(text: dict[str, Any]) -> None:
     out = stdout()
-    verdict = text["extraction"] or ""
+    extraction = text["extraction"] or ""
     if text["reason"]:
-        verdict = f"{verdict}: {text['reason']}"
+        extraction = f"{extraction}: {text['reason']}"
     title = f"{text['step']} · {text['teacher']} · attempt {text['attempt']} · {text['status']}"
     out.rule(_title(title, f" · {text['text_id'][:12]}"), align="left", characters="┄")
     paid = [
-        f"{text[key]:,} tokens {way}"
-        for key, way in (("prompt_tokens", "in"), ("completion_tokens", "out"))
+        f"{text[key]:,} {what} tokens"
+        for key, what in (("prompt_tokens", "prompt"), ("completion_tokens", "completion"))
         if text[key]
     ]
     if text["cost_usd"] is not None:
         paid.append(f"${text['cost_usd']:.6f}")
-    facts = [f"about {text['variant_id'][:12]}", text["created_at"], *paid, f"read as {verdict}" if verdict else ""]
+    asked = f"about {text['variant_id'][:12]}"
+    facts = [asked, text["created_at"], *paid, f"extraction {extraction}" if extraction else ""]
     out.print(" · ".join(fact for fact in facts if fact), style="dim", markup=False)
     if text["error"]:
         out.print(text["error"], style="red")
@@ -137,8 +147,8 @@ def _costs(texts: list[dict[str, Any]]) -> str:
     lacking = len(texts) - len(known)
     dollars = f"${sum(known):.6f}" + (f" + {lacking} of unknown cost" if lacking else "")
     if not any(known) and (lacking or not texts):
-        dollars = "price unknown"
-    return f"paid for this sample: {len(texts)} questions, {tokens:,} tokens, {dollars}"
+        dollars = "cost unknown"
+    return f"cost of this sample: {len(texts)} requests, {tokens:,} tokens, {dollars}"
 
 
 def _show_selections(found: dict[str, Any]) -> None:
@@ -148,7 +158,8 @@ def _show_selections(found: dict[str, Any]) -> None:
         reason = f": {item['reason']}" if item["reason"] else ""
         kind = kinds[item["variant_id"]]
         out.print(
-            f"taken by {item['selection']} ({item['recipe']}) at {item['position']} as {kind}{reason}", markup=False
+            f"picked by {item['selection']} ({item['recipe']}) at position {item['position']} as {kind}{reason}",
+            markup=False,
         )
     for explanation in found["explanations"]:
         out.text(explanation["text"], soft_wrap=False)

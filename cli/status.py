@@ -1,4 +1,4 @@
-"""Commands that say what there is and what is missing: status, batches."""
+"""Commands that report on the store: status, batches."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Say what there is and what is missing, per step, teacher and student.
+    """Show what the store has and what is missing, per step, teacher and student.
 
     Example: [bold]recycledb status --json[/bold]
     """
@@ -22,7 +22,7 @@ def status(as_json: Json = False) -> None:
 
 @app.command()
 def batches(as_json: Json = False) -> None:
-    """List what was handed to batch services, and what became of it. A `sync` takes what is done.
+    """List the batches submitted to teachers' batch services. `sync` collects finished ones.
 
     Example: [bold]recycledb batches[/bold]
     """
@@ -36,14 +36,14 @@ def _show_batch_list(found: list[dict[str, Any]]) -> None:
 
     out = stdout()
     if not found:
-        out.print('no batches; set mode = "batch" under a teacher of recycledb.toml, then run sync')
+        out.print('no batches; set mode = "batch" for a teacher in recycledb.toml, then run recycledb sync')
         return
     table = Table(
         "batch",
         "teacher",
         "status",
         *right("requests", "answered", "failed"),
-        "at the service",
+        "remote id",
         "updated",
         "detail",
         box=None,
@@ -58,11 +58,10 @@ def _show_batch_list(found: list[dict[str, Any]]) -> None:
 def _show_status(status: "Status") -> None:
     from recycledb.cli.printing import Table
     from recycledb.sync.budget import budget_line, described
-    from recycledb.sync.scoring import not_finite
 
     out, found = stdout(), status.facts
     out.print(f"{found['store']} ({found['backend']}, schema {found['schema']})", markup=False)
-    table = Table("dataset", *right("places", "samples"), "format", "source", box=None)
+    table = Table("dataset", *right("positions", "samples"), "format", "source", box=None)
     for row in found["datasets"]:
         table.add_row(row["dataset"], f"{row['places']:,}", f"{row['samples']:,}", row["format"], row["source"])
     out.print(table)
@@ -73,11 +72,7 @@ def _show_status(status: "Status") -> None:
     if found["unusable"]:
         reasons = [f"{row['texts']} {row['reason']} ({row['step']}, {row['teacher']})" for row in found["unusable"]]
         out.print("unusable replies: " + "; ".join(reasons), markup=False)
-    if found["students"]:
-        out.print(_student_table(found["students"]))
-        for row in found["students"]:
-            if row["not_finite"] and "@" not in row["student"]:  # an older one's numbers are no longer asked for
-                out.print(not_finite(row["student"], row["not_finite"], row["dtype"]), markup=False)
+    _show_students(found)
     if spent := described(found["cost_usd"], found["cost_unknown"]):
         out.print(f"spent: {spent}{_per_selected(found)}", markup=False)
     if status.spending is not None:
@@ -92,15 +87,43 @@ def _show_status(status: "Status") -> None:
         show_plan(status.plan, status.target)
 
 
+def _show_students(found: dict[str, Any]) -> None:
+    from recycledb.cli.printing import Table
+    from recycledb.sync.scoring import not_finite
+
+    out = stdout()
+    if found["students"]:
+        out.print(_student_table(found["students"]))
+        for row in found["students"]:
+            if row["not_finite"] and "@" not in row["student"]:  # an older one's numbers are no longer asked for
+                out.print(not_finite(row["student"], row["not_finite"], row["dtype"]), markup=False)
+    if found["measures"]:
+        table = Table("measure", "model", "method", *right("variants", "numbers"), box=None)
+        for row in found["measures"]:
+            method = f"{row['method']} v{row['version']}"
+            table.add_row(row["measure"], row["model"], method, f"{row['variants']:,}", f"{row['numbers']:,}")
+        out.print(table)
+
+
 def _per_selected(found: dict[str, Any]) -> str:
     rows = [row for row in found["selected"] if row["cost_per_sample_usd"] is not None]
-    return "".join(f"; ${row['cost_per_sample_usd']:,.6f} a sample of {row['selection']}" for row in rows)
+    return "".join(f"; ${row['cost_per_sample_usd']:,.6f} per sample of {row['selection']}" for row in rows)
 
 
 def _teacher_table(rows: list[dict[str, Any]]) -> Any:
     from recycledb.cli.printing import Table
 
-    headers = ("asked", "ok", "unusable", "failed", "errors", "unanswered", "tokens in", "tokens out", "USD")
+    headers = (
+        "attempts",
+        "ok",
+        "unusable",
+        "failed",
+        "errors",
+        "no reply",
+        "prompt tokens",
+        "completion tokens",
+        "USD",
+    )
     table = Table("step", "teacher", *right(*headers), box=None)
     for row in rows:
         counts = [row[key] for key in ("attempts", "ok", "unusable", "failed", "errors", "unanswered")]
@@ -121,7 +144,7 @@ def _student_table(rows: list[dict[str, Any]]) -> Any:
     from recycledb.cli.printing import Table
 
     table = Table(
-        "student", *right("statistics", "without value", "truncated", "merged"), "template", "dtype", "model", box=None
+        "student", *right("statistics", "no value", "truncated", "merged"), "template", "dtype", "model", box=None
     )
     for row in rows:
         numbers = [f"{row[key] or 0:,}" for key in ("statistics", "without_value", "truncated", "merged")]

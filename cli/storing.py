@@ -1,4 +1,4 @@
-"""Commands that make, fill and mend the store: init, add, db."""
+"""Commands that create, fill, upgrade and check a store: init, add, db."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 SHOWN_REJECTIONS = 10
 
 TEMPLATE = """\
-# What `recycledb sync` brings about. It fills in what is missing and never asks or computes twice.
-# Secrets (OPENAI_API_KEY) come from the environment, never from here.
+# The state that `recycledb sync` brings about: it adds the rows that are missing, and never asks or computes twice.
+# Secrets (OPENAI_API_KEY) come from the environment, never from this file.
 
 [store]
 url = "{url}"                # or duckdb:///recycle.duckdb
@@ -27,21 +27,21 @@ url = "{url}"                # or duckdb:///recycle.duckdb
 provider = "openai"
 model = "gpt-4o-mini"
 # base_url = "http://localhost:8000/v1"      # else $OPENAI_BASE_URL
-# concurrency = 32                           # questions under way at once
-# rpm = 500                                  # requests a minute
-# tpm = 200000                               # tokens a minute
+# concurrency = 32                           # requests in flight
+# rpm = 500                                  # requests per minute
+# tpm = 200000                               # tokens per minute
 # price_in = 0.15                            # USD per million tokens; --max-cost needs both
 # price_out = 0.60
-# params = {{ temperature = 0, max_tokens = 2048 }}   # a value "unset" is not sent at all
+# params = {{ temperature = 0, max_tokens = 2048 }}   # "unset" removes a default
 
-# --- Students score texts: the models that you will train, by Hugging Face id or folder.
+# --- Students score variants: the models that you will train, as a Hugging Face id or a folder.
 # [students.7b]
 # model = "meta-llama/Llama-2-7b-hf"
-# prompt = "vicuna"                          # vicuna | alpaca | wizardlm | none
+# template = "vicuna"                        # vicuna | alpaca | wizardlm | none
 # max_length = 2048
 # dtype = "bfloat16"                         # float32 | bfloat16 | float16
 
-# --- Your own wording of a step, if you like (see `recycledb.reflection.prompts`); a changed file makes new rows.
+# --- Your own prompt for a step (format: `recycledb.reflection.prompts`); a changed file gives new rows.
 # [prompts]
 # reflect_response = "my_reflect_response.txt"
 
@@ -49,7 +49,7 @@ model = "gpt-4o-mini"
 steps = ["compress", "reflect_instruction", "reflect_response", "score"]
 teacher = "gpt"
 # students = ["7b"]                          # default: all of the above
-# budget_usd = 20                            # what all requests of the store may cost, over all runs
+# budget_usd = 20                            # limit for all requests of this store, over all runs
 """
 
 
@@ -67,7 +67,7 @@ def init(
 
     path = folder / FILE_NAME
     if path.exists():
-        raise ConfigError(f"{path} is there already; edit it, or remove it first")
+        raise ConfigError(f"{path} already exists; edit it, or remove it first")
     make_folder(folder)
     url = session.store_option or f"sqlite:///{folder / DEFAULT_URL.removeprefix('sqlite:///')}"
     with Store.open(url, create=True) as store:
@@ -75,12 +75,12 @@ def init(
     written = _seen_from(folder, url, made).replace("\\", "\\\\").replace('"', '\\"')
     write_text(path, TEMPLATE.format(url=written))
     out = stdout()
-    for line in (f"wrote {path}", f"made {made}", "next: recycledb add FILE, then recycledb sync --dry-run"):
+    for line in (f"wrote {path}", f"created {made}", "next: recycledb add FILE, then recycledb sync --dry-run"):
         out.print(line)
 
 
 def _seen_from(folder: Path, url: str, path: Path) -> str:
-    """Return a store's URL as the configuration in `folder` names it: its paths are seen from there."""
+    """Return the URL of a store as written in the configuration in `folder`: relative to that folder if inside it."""
     here, there = folder.resolve(), path.resolve()
     return f"{url.partition(':///')[0]}:///{there.relative_to(here) if there.is_relative_to(here) else there}"
 
@@ -88,14 +88,14 @@ def _seen_from(folder: Path, url: str, path: Path) -> str:
 @app.command()
 def add(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="JSON, JSONL or Parquet; plain, gzip or zstd.")],
-    dataset: Annotated[str | None, typer.Option(help="The dataset's name. Default: each file's own.")] = None,
-    format: Annotated[str, typer.Option(help="auto, alpaca, sharegpt or messages.")] = "auto",
+    dataset: Annotated[str | None, typer.Option(help="The dataset's name. Default: the name of each file.")] = None,
+    format: Annotated[str, typer.Option(help="The format of the files: auto, alpaca, sharegpt or messages.")] = "auto",
     max_row_mb: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How large a row may be, unpacked. Default: 64.")
+        int | None, typer.Option(min=1, metavar="N", help="Largest row accepted, unpacked, in MiB. Default: 64.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring samples in; again brings in only what is new.
+    """Add samples from files. Re-running adds only new samples.
 
     Examples: [bold]recycledb add data.json[/bold] · [bold]recycledb add part-*.jsonl.gz --dataset mine[/bold]
     """
@@ -130,21 +130,21 @@ def _tell(reports: "Sequence[Added]") -> None:
     for report in reports:
         parts = [f"{report.added:,} added", f"{report.already_there:,} already there", f"{report.rejected:,} rejected"]
         if report.places_closed:
-            parts.append(f"{report.places_closed:,} places closed")
+            parts.append(f"{report.places_closed:,} positions replaced or removed")
         out.print(f"{report.dataset}: {', '.join(parts)}", markup=False)
         if report.cut:
-            out.print(f"  {report.cut:,} conversations were longer than one turn pair; the first pair was taken")
+            out.print(f"  {report.cut:,} conversations have more than one pair of turns; only the first pair is used")
         if report.placeholders:
-            out.print(f"  {report.placeholders:,} input placeholders (such as “No input”) became an empty input")
+            out.print(f"  {report.placeholders:,} input placeholders (like “No input”) are stored as an empty input")
 
 
-db = typer.Typer(help="The store's schema and soundness.", no_args_is_help=True)
+db = typer.Typer(help="Upgrade or check the store.", no_args_is_help=True)
 app.add_typer(db, name="db")
 
 
 @db.command()
 def upgrade() -> None:
-    """Bring the store to this version's schema; a copy of the file is made first.
+    """Upgrade the store to this version's schema, after making a copy of the file.
 
     Example: [bold]recycledb --store sqlite:///recycle.db db upgrade[/bold]
     """
@@ -153,12 +153,12 @@ def upgrade() -> None:
     copy = upgrade_store(session.url)
     current()
     if copy is not None:
-        stdout().print(f"the store as it was: {copy}")
+        stdout().print(f"copy of the store before the upgrade: {copy}")
 
 
 @db.command()
 def current() -> None:
-    """Print the store's schema revision, and this version's.
+    """Print the store's schema revision and the newest one.
 
     Example: [bold]recycledb db current[/bold]
     """
@@ -171,7 +171,7 @@ def current() -> None:
 
 @db.command()
 def check(as_json: Json = False) -> None:
-    """Verify the store: the file, the schema, each row by its digest and its id, and what rows say of each other.
+    """Check the store for damage: the file, the schema, the digest and id of each row, and references between rows.
 
     Example: [bold]recycledb db check[/bold]
     """
@@ -188,7 +188,7 @@ def _show_checked(checked: "Checked") -> None:
     from recycledb.cli.printing import Table
 
     out = stdout()
-    headers = ("rows", "ids recomputed", "digests compared", "without a digest")
+    headers = ("rows", "ids checked", "digests checked", "no digest")
     table = Table("table", box=None, header_style="dim")
     for name in headers:
         table.add_column(name, justify="right")
@@ -198,12 +198,12 @@ def _show_checked(checked: "Checked") -> None:
     out.print(table)
     out.print()
     out.print(
-        f"the file by its own database's check, {checked.schema_objects} tables, indexes and views against a new store's, "
-        f"{checked.references} references, {checked.relations} rules between tables, selections by their picks"
+        f"also checked: the file (by the database's own check), {checked.schema_objects} tables, indexes and views, "
+        f"{checked.references} references, {checked.relations} rules between tables, the picks of each selection"
     )
     for remark in checked.remarks:
-        out.print(f"remark: {remark}", markup=False, soft_wrap=True)
+        out.print(f"note: {remark}", markup=False, soft_wrap=True)
     for finding in checked.findings:
         out.print(finding, markup=False, soft_wrap=True)
     if not checked.findings:
-        out.print("sound: all of it holds")
+        out.print("sound: no problems found")

@@ -1,10 +1,10 @@
-"""The command that fills in what is missing: sync."""
+"""The sync command: add the rows that are missing."""
 
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,41 +20,57 @@ EXIT_MISSING = 3
 
 @app.command()
 def sync(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and leave.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,
     only: Annotated[
-        Literal["reflect", "augment", "score"] | None,
-        typer.Option(help="Do one part of the work: ask the teacher, make what transforms make, or score."),
+        Literal["reflect", "augment", "score", "measure"] | None,
+        typer.Option(
+            help="Run one phase only: reflect (teacher steps), augment (transforms), score (students' statistics) or measure "
+            "(configured measures)."
+        ),
+    ] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="Only this one of the measures in recycledb.toml; repeatable.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="A teacher of recycledb.toml, or a model at $OPENAI_BASE_URL.")
+        str | None, typer.Option(help="A teacher in recycledb.toml, or a model at $OPENAI_BASE_URL.")
     ] = None,
     student: Annotated[
-        list[str] | None, typer.Option(help="A student of recycledb.toml, or NAME=HF_ID_OR_PATH.")
+        list[str] | None, typer.Option(help="A student in recycledb.toml, or NAME=HF_ID_OR_PATH; repeatable.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most N teacher calls, and N variants a student.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most N teacher calls, and N variants per student.")
+    ] = None,
     max_cost: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Spend at most so many USD in this run; budget_usd in recycledb.toml caps the whole store."
+            min=0, help="Hard spending limit for this run, in USD; budget_usd in recycledb.toml limits the whole store."
         ),
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed for good.")] = False,
-    lazy: Annotated[
+    retry_failed: Annotated[
         bool,
         typer.Option(
-            "--lazy", help="Reflect on the response only of the instruction that won under the first student."
+            "--retry-failed", help="Retry questions that failed permanently (refused, too long, cut off, empty)."
         ),
     ] = False,
-    prompt: Annotated[str | None, typer.Option(help="Students' template: vicuna, alpaca, wizardlm or none.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Students' tokens at most.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Students' precision: float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="Students' device: cpu, cuda, cuda:1 …")] = None,
+    lazy: Annotated[
+        bool,
+        typer.Option("--lazy", help="Reflect on the response only for the instruction that the first student selects."),
+    ] = False,
+    template: Annotated[
+        str | None,
+        typer.Option("--template", "--prompt", help="The students' template: vicuna, alpaca, wizardlm or none."),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Truncate the students' sequences to N tokens.", metavar="N")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="The students' precision: float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="The students' device: cpu, cuda, cuda:1 …")] = None,
     as_json: Json = False,
 ) -> None:
-    """Fill in every row that the configuration asks for and the store lacks; nothing else.
+    """Add every row that the configuration asks for and the store does not have.
 
-    Interrupt it whenever you like: the next run goes on from the last committed row.
-    Exit code 3 says that rows are still missing.
+    You can interrupt it at any time: the next run continues from the last committed row.
+    Exit code 3 means that rows are still missing.
 
     Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
     [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
@@ -63,8 +79,9 @@ def sync(
         run = db.prepare_sync(
             only=only,
             teacher=teacher,
+            measures=measure or (),
             students=student or (),
-            overrides={"prompt": prompt, "max_length": max_length, "dtype": dtype, "device": device},
+            overrides={"template": template, "max_length": max_length, "dtype": dtype, "device": device},
             lazy=lazy,
             limit=limit,
             max_cost=max_cost,
@@ -86,7 +103,7 @@ def sync(
 
 @contextmanager
 def _stoppable() -> Iterator["Stop"]:
-    """Let the first Ctrl-C, SIGTERM or SIGHUP (a closed terminal) ask for a stop in order, and the second force one."""
+    """Handle Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first requests an orderly stop, the second forces one."""
     from recycledb.sync import Stop
 
     stop = Stop()
@@ -97,11 +114,11 @@ def _stoppable() -> Iterator["Stop"]:
         if number == _HANG_UP:
             _leave_terminals(terminals)
         if stop.asked == 1:
-            _say("recycledb: stopping: what is under way is still committed (again: at once)")
+            _say("recycledb: stopping: finishing in-flight requests; press Ctrl-C again to abort now")
         elif stop.asked > 2 or not stop.watched:
             raise KeyboardInterrupt
 
-    # `nohup` has its command ignore SIGHUP, which then means to go on without a terminal.
+    # Under `nohup` SIGHUP is ignored: the run continues without a terminal.
     hang_up = [_HANG_UP] if _HANG_UP is not None and signal.getsignal(_HANG_UP) is not signal.SIG_IGN else []
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, *hang_up)}
     try:
@@ -122,13 +139,13 @@ def _is_terminal(descriptor: int) -> bool:
 
 
 def _say(line: str) -> None:
-    """Write a line to stderr from a signal handler: past the buffer, in which the handler may have interrupted a write."""
-    with suppress(OSError):  # whoever read it may be gone, which must not end the run
+    """Write a line to stderr from a signal handler: unbuffered, as the handler may have interrupted a buffered write."""
+    with suppress(OSError):  # stderr may be closed, which must not end the run
         os.write(2, f"{line}\n".encode())
 
 
 def _leave_terminals(descriptors: list[int]) -> None:
-    """Let what is still written to a closed terminal, by whatever thread, go nowhere rather than fail."""
+    """Redirect a closed terminal's descriptors to /dev/null, so that writes by any thread do not fail."""
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in descriptors:
@@ -142,16 +159,17 @@ def _show_outcome(outcome: "Outcome") -> None:
     cost = described(result["spent_usd"], result["cost_unknown"])
     if outcome.idle and outcome.stopped is None:
         if outcome.complete:
-            out.print("nothing to do: the store holds everything that the configuration asks for")
+            out.print("nothing to do: the store has every row that the configuration asks for")
             return
         out.print("nothing was done")
     if outcome.read:
-        out.print(f"read {outcome.read:,} stored replies again")
+        out.print(f"extracted {outcome.read:,} stored replies again")
     _show_batches(outcome)
     if result["calls"] and not outcome.batches:
         out.print(
-            f"asked {result['calls']:,} questions: {result['answered']:,} answered ({result['variants']:,} new texts, "
-            f"{result['unusable']:,} unusable), {result['failed'] + result['errors']:,} failed{', ' + cost if cost else ''}"
+            f"asked {result['calls']:,} questions: {result['answered']:,} answered ({result['variants']:,} new variants, "
+            f"{_ratings(result)}{result['unusable']:,} unusable), {result['failed'] + result['errors']:,} failed"
+            f"{', ' + cost if cost else ''}"
         )
     for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
         example = result["examples"][reason].partition(": ")[2]
@@ -167,12 +185,14 @@ def _show_outcome(outcome: "Outcome") -> None:
         )
         if waiting := sum(each.sources - each.left_alone for each in left.augmentations):
             missing += f", {waiting:,} variants to augment"
+        if left.measures:
+            missing += f", {sum(each.ready for each in left.measures):,} rows of measures"
         if left.in_batches:
             missing += f"; {left.in_batches:,} questions are in batches (run sync again later)"
         if left.in_processes:
-            missing += f"; {left.in_processes:,} questions are under way in another process"
+            missing += f"; {left.in_processes:,} questions are in flight in another process"
         if left.failed:
-            missing += f"; {left.failed:,} questions failed for good (--retry-failed)"
+            missing += f"; {left.failed:,} questions failed permanently (--retry-failed asks them again)"
         out.print(f"still missing: {missing}")
 
 
@@ -189,7 +209,7 @@ def _show_augmented(outcome: "Outcome") -> None:
 
 
 def _show_scored(outcome: "Outcome") -> None:
-    """Say what was scored, and what got no value."""
+    """Print what was scored, and how many statistics have no value."""
     out = stdout()
     for scored in outcome.scored:
         rate = f", {scored.tokens / scored.seconds:,.0f} tokens/s" if scored.seconds and scored.tokens else ""
@@ -199,9 +219,20 @@ def _show_scored(outcome: "Outcome") -> None:
         if scored.warning:
             out.print(scored.warning, markup=False)
 
+    for valued in outcome.valued:
+        if valued.values:
+            without = "".join(f", {count:,} {status}" for status, count in sorted(valued.without_value.items()))
+            out.print(
+                f"measured {valued.measure} under {valued.student}: {valued.values:,} values{without}", markup=False
+            )
+
+
+def _ratings(result: dict[str, Any]) -> str:
+    return f"{result['ratings']:,} ratings, " if result["ratings"] else ""
+
 
 def _show_batches(outcome: "Outcome") -> None:
-    """Say what was taken from batches and what was handed over."""
+    """Print which batches were collected and which were submitted."""
     from recycledb.sync.budget import described
 
     out, result, batches = stdout(), outcome.as_dict(), outcome.batches
@@ -210,16 +241,16 @@ def _show_batches(outcome: "Outcome") -> None:
     if batches.taken:
         cost = described(result["spent_usd"], result["cost_unknown"])
         out.print(
-            f"took {_batches(batches.taken)}: {result['answered']:,} answered, {result['failed'] + result['errors']:,} not"
+            f"collected {_batches(batches.taken)}: {result['answered']:,} answered, {result['failed'] + result['errors']:,} failed"
             f"{', ' + cost if cost else ''}"
         )
     if batches.submitted:
-        out.print(f"handed over {_batches(batches.submitted)} of {batches.requests:,} questions")
+        out.print(f"submitted {_batches(batches.submitted)} with {batches.requests:,} questions")
     elif batches.waiting > len(batches.cut_short):
-        out.print(f"{_batches(batches.waiting - len(batches.cut_short))} still at work")
+        out.print(f"{_batches(batches.waiting - len(batches.cut_short))} in progress")
     for problem in batches.cut_short:
         out.print(
-            f"{problem}; what is there is stored, and the next sync fetches it again; what it lacks is asked again after a day",
+            f"{problem}; the replies in it are stored, the next sync fetches it again, and after a day the rest is asked again",
             markup=False,
         )
 

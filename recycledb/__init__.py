@@ -6,7 +6,7 @@
         db.add("alpaca.json")
         print(db.plan())
 
-Importing it loads neither torch, transformers nor openai, nor a database driver; they come with what needs them.
+Importing it loads neither torch, transformers, openai nor a database driver; each is loaded when it is first needed.
 """
 
 from typing import TYPE_CHECKING
@@ -21,10 +21,10 @@ __all__ = ["__version__", "open"]
 
 
 def open(url: str | None = None, *, config: "str | Path | None" = None, create: bool = False) -> "Workspace":
-    """Open a store: `url`, else the one that `config` names, else that of the nearest recycledb.toml.
+    """Open the store at `url`, else the one that `config` names, else that of the nearest recycledb.toml.
 
-    `config` is the path of a recycledb.toml; without it the nearest is read, if any. With `create` a store that is not there
-    is made. Raises ConfigError, StoreError, SchemaError.
+    `config` is the path of a recycledb.toml; without it the nearest is read, if any. With `create`, a store that
+    does not exist is created. Raises ConfigError, StoreError, SchemaError.
     """
     from recycledb.workspace import Workspace
 

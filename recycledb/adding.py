@@ -1,7 +1,7 @@
-"""Bring samples in: files to datasets.
+"""Add samples from files to datasets.
 
-Invariant: a dataset is added in one transaction. A bad row is reported and left out; a bad file leaves the store as it was.
-Nothing is ever deleted: where a changed file no longer has a sample, its place is closed, and whatever was paid for it stays.
+Invariant: a dataset is added in one transaction. A bad row is reported and skipped; a bad file leaves the store unchanged.
+Nothing is ever deleted: if a changed file no longer has a sample, its position is closed, and its variants and scores stay.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +14,13 @@ from recycledb.errors import FormatError
 from recycledb.schema import canonical_json, random_id, utc_now
 from recycledb.store import Place, Store
 
-REPORTED_REJECTIONS = 1_000  # kept in the report; all are counted
+REPORTED_REJECTIONS = 1_000  # listed in the report; all are counted
 SUFFIXES = {".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".gzip", ".zst", ".zstd", ".txt"}
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row that was left out."""
+    """A row that was skipped."""
 
     source: str
     position: int
@@ -29,7 +29,7 @@ class Rejection:
 
 @dataclass
 class Added:
-    """What adding a dataset did; counts of rows, but `added`, which counts distinct samples new to the store."""
+    """What adding a dataset did. Counts are of rows; `added` counts distinct samples new to the store."""
 
     dataset: str
     sources: list[str]
@@ -45,21 +45,21 @@ class Added:
     rejections: list[Rejection] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON has it."""
+        """Return the report for JSON."""
         return asdict(self)
 
 
 class Additions(list[Added]):
-    """One report a dataset."""
+    """One report for each dataset."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the reports and their totals as JSON has them."""
+        """Return the reports and their totals for JSON."""
         totals = {key: sum(getattr(report, key) for report in self) for key in ("added", "already_there", "rejected")}
         return {"datasets": [report.as_dict() for report in self], **totals}
 
 
 def dataset_name(path: Path) -> str:
-    """Return the name that a file's dataset gets by itself: the file's name without its endings."""
+    """Return the default name of a file's dataset: the file's name without its suffixes."""
     name = path.name
     while Path(name).suffix.lower() in SUFFIXES:
         name = Path(name).stem
@@ -74,10 +74,10 @@ def add(
     progress: Callable[[int], None] | None = None,
     max_row: int = formats.MAX_ROW,
 ) -> Additions:
-    """Add files, each as a dataset of its own name, or all in a row under one.
+    """Add files, each as a dataset named after it, or all as the one dataset `dataset`, in order.
 
-    `progress` is told the rows read so far. `max_row`: the bytes of unpacked text that a row may have. Raises FormatError for a
-    file that cannot be read: what was added under other names before it stays.
+    `progress` is called with the number of rows read so far. `max_row` is the limit of a row in bytes of uncompressed text. Raises
+    FormatError for a file that cannot be read; datasets added before it stay.
     """
     if dataset is not None:
         return Additions([_Adding(store, dataset, list(paths), format, progress, max_row).run()])
@@ -85,13 +85,15 @@ def add(
     for name in names:
         if names.count(name) > 1:
             same = ", ".join(str(path) for path in paths if dataset_name(path) == name)
-            raise FormatError(f"{same} would all be the dataset {name!r}; give --dataset NAME, or add them one by one")
+            raise FormatError(
+                f"{same} would all be added as dataset {name!r}; give --dataset NAME, or add them one by one"
+            )
     pairs = zip(names, paths, strict=True)
     return Additions(_Adding(store, name, [path], format, progress, max_row).run() for name, path in pairs)
 
 
 class _Adding:
-    """One dataset on its way into the store."""
+    """The addition of one dataset."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Whether a store is sound in all that is known of its rows: every id recomputed by what makes it, and what rows say of each other.
+"""`db check`: recompute every id and digest, and check references between rows and the values of columns.
 
-Invariant: nothing is written and nobody is asked; rows are read in a stream, and no more is held in memory than one selection's picks.
-What cannot be seen by it is listed in docs/decisions/0006-a-digest-of-every-row.md.
+Invariant: nothing is written and nothing is asked; rows are streamed, and at most one selection's picks are in memory.
+What it cannot detect is listed in docs/decisions/0006-a-digest-of-every-row.md.
 """
 
 import json
@@ -29,7 +29,7 @@ _RANDOM = re.compile(r"[0-9a-f]{32}")
 
 
 def check(store: Store) -> Checked:
-    """Look at the whole store and return what was looked at and what was found."""
+    """Check the whole store; return what was checked and what was found."""
     checked = verify.check(store, RULES, relations())
     with checked.reading("selections"), store.read():  # see `verify.check`
         checked.findings += _selections(store)
@@ -71,9 +71,9 @@ def _reply(row: RowOf) -> str:
 def _wrong_teacher(row: RowOf) -> Iterator[str]:
     identity = _object(row["parameters"])
     if identity is None or canonical_json(identity) != row["parameters"]:
-        yield "has parameters that are no JSON as it is written here"
+        yield "has parameters that are not canonical JSON"
     elif (identity.get("provider"), identity.get("model")) != (row["provider"], row["model"]):
-        yield "names another provider or model than its parameters do"
+        yield "has another provider or model than its parameters"
 
 
 def _wrong_reply(row: RowOf) -> Iterator[str]:
@@ -110,15 +110,15 @@ def _wrong_variant(row: RowOf) -> Iterator[str]:
 
 def _wrong_place(row: RowOf) -> Iterator[str]:
     if _object(row["extra"]) is None:
-        yield "has other fields that are no JSON object"
+        yield "has extra fields that are not a JSON object"
     if row["position"] < 0 or row["turn"] < 1:
-        yield "stands where nothing can stand"
+        yield "has an impossible position"
 
 
 def _wrong_selection(row: RowOf) -> Iterator[str]:
     for name in ("parameters", "counts"):
         if _object(row[name]) is None:
-            yield f"has {name} that are no JSON object"
+            yield f"has {name} that are not a JSON object"
 
 
 def _wrong_augmentation(row: RowOf) -> Iterator[str]:
@@ -136,22 +136,22 @@ def _wrong_derivation(row: RowOf) -> Iterator[str]:
 
 def _wrong_name(row: RowOf) -> Iterator[str]:
     if row["kind"] not in NAMED:
-        yield "names something that there is not"
+        yield f"has the unknown kind {row['kind']!r}"
     elif row["kind"] == "extractor" and not row["id"].isdecimal():
-        yield f"means {row['id']!r}, which is no version"
+        yield f"means {row['id']!r}, which is not a version"
 
 
 def _wrong_worker(row: RowOf) -> Iterator[str]:
-    """Workers are the one table whose rows change, so they carry no digest; all that can be seen is whether they could be."""
+    """The rows of `worker` change, so they have no digest; only whether their values are possible can be checked."""
     moments = [row["started_at"], row["heartbeat_at"], *([row["ended_at"]] if row["ended_at"] is not None else [])]
     if not _RANDOM.fullmatch(row["worker_id"]) or row["pid"] < 1 or not all(map(_MOMENT.fullmatch, moments)):
-        yield "could not have been written by a process"
+        yield "has values that no process writes"
 
 
 def _unknown(row: RowOf, **vocabularies: Any) -> Iterator[str]:
     for name, known in vocabularies.items():
         if row[name] not in list(known):
-            yield f"has the {name} {row[name]!r}, which there is not"
+            yield f"has the unknown {name} {row[name]!r}"
 
 
 def _object(text: str) -> dict[str, Any] | None:
@@ -180,7 +180,7 @@ RULES = {
 }
 
 
-# -- rows and other rows
+# -- references between rows
 
 _QUESTION = ("variant_id", "step", "teacher_id", "prompt_id")
 
@@ -194,11 +194,11 @@ def _named(kind: str, table: str) -> Relation:
         SELECT count(*) FROM name n WHERE n.kind = '{kind}'
         AND NOT EXISTS (SELECT 1 FROM {table} t WHERE t.{table}_id = n.id)
     """
-    return Relation(f"of name mean a {kind} that there is not", sql)
+    return Relation(f"of name mean a {kind} that does not exist", sql)
 
 
 def _kind_made() -> str:
-    """Return SQL for the kind that a step (r.step) makes of what it reads (p.kind), NULL where it does not read that."""
+    """Return SQL for the kind of variant that a step (r.step) makes from its input (p.kind); NULL where p.kind is not its input."""
     cases = [
         f"WHEN r.step = '{step.name}' AND p.kind = '{kind}' THEN '{each.gives or ''}'"
         for step in methods.steps().values()
@@ -221,18 +221,18 @@ def _of_prompts_step(table: str) -> Relation:
 
 _RELATIONS = (
     Relation(
-        "of reply answer an attempt that there is not",
+        "of reply answer an attempt that does not exist",
         "SELECT count(*) FROM reply r WHERE NOT EXISTS (SELECT 1 FROM attempt a WHERE a.attempt_id = r.attempt_id)",
     ),
     Relation(
-        "of reply answer another question than their attempt asked",
+        "of reply answer another question than their attempt's",
         f"""
         SELECT count(*) FROM reply r JOIN attempt a ON a.attempt_id = r.attempt_id
         WHERE {_other(*_QUESTION, "number")} OR coalesce(r.others, '') <> coalesce(a.others, '')
         """,
     ),
     Relation(
-        "of repeated_reply answer another question than their attempt asked, or none",
+        "of repeated_reply answer another question than their attempt's, or have no attempt",
         f"""
         SELECT count(*) FROM repeated_reply e JOIN reply r ON r.text_id = e.text_id
         LEFT JOIN attempt a ON a.attempt_id = e.attempt_id WHERE a.attempt_id IS NULL OR {_other(*_QUESTION)}
@@ -241,14 +241,14 @@ _RELATIONS = (
     _of_prompts_step("attempt"),
     _of_prompts_step("reply"),
     Relation(
-        "of extraction say that a variant was read from another reply than it was",
+        "of extraction name a variant that was made from another reply",
         """
         SELECT count(*) FROM extraction e JOIN variant v ON v.variant_id = e.variant_id
         WHERE v.text_id IS NULL OR v.text_id <> e.text_id
         """,
     ),
     Relation(
-        "of extraction give both a variant and a reason for none, or neither and no rating",
+        "of extraction have both a variant and a reason, or neither and no rating",
         """
         SELECT count(*) FROM extraction e WHERE (e.variant_id IS NULL) = (e.reason IS NULL)
         AND (e.variant_id IS NOT NULL OR NOT EXISTS (
@@ -257,14 +257,14 @@ _RELATIONS = (
         """,
     ),
     Relation(
-        "of variant were made from a reply that there is not",
+        "of variant were made from a reply that does not exist",
         """
         SELECT count(*) FROM variant v WHERE v.text_id IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM reply r WHERE r.text_id = v.text_id)
         """,
     ),
     Relation(
-        "of variant name another teacher, prompt, parent or sample than the reply that they were made from",
+        "of variant have another teacher, prompt, parent or sample than their reply",
         """
         SELECT count(*) FROM variant v JOIN reply r ON r.text_id = v.text_id JOIN variant p ON p.variant_id = v.parent_id
         WHERE v.teacher_id <> r.teacher_id OR v.prompt_id <> r.prompt_id OR v.parent_id <> r.variant_id
@@ -279,7 +279,7 @@ _RELATIONS = (
         """,
     ),
     Relation(
-        "of sample have no origin among the variants",
+        "of sample have no origin variant",
         """
         SELECT count(*) FROM sample s
         WHERE NOT EXISTS (SELECT 1 FROM variant v WHERE v.sample_id = s.sample_id AND v.kind = 'origin')
@@ -305,7 +305,7 @@ _RELATIONS = (
         """,
     ),
     Relation(
-        "of closing end a place that there is not",
+        "of closing close a place that does not exist",
         """
         SELECT count(*) FROM closing c WHERE NOT EXISTS (
             SELECT 1 FROM place p WHERE p.dataset = c.dataset AND p.position = c.position AND p.turn = c.turn
@@ -313,7 +313,7 @@ _RELATIONS = (
         """,
     ),
     Relation(
-        "of place are open though something stands there after them",
+        "of place are open although a later row has their position",
         """
         SELECT count(*) FROM place p WHERE NOT EXISTS (
             SELECT 1 FROM closing c WHERE c.dataset = p.dataset AND c.position = p.position AND c.turn = p.turn
@@ -332,7 +332,7 @@ _RELATIONS = (
 
 
 def relations() -> tuple[Relation, ...]:
-    """Return what must hold between rows, of whatever methods there are; rows of methods that are not installed are held to the rest."""
+    """Return what must hold between rows. Rows of methods that are not installed are not checked for the kinds that their steps make."""
     known = ", ".join(f"'{step}'" for step in methods.steps())
     made = f"""
         SELECT count(*) FROM variant v JOIN reply r ON r.text_id = v.text_id JOIN variant p ON p.variant_id = v.parent_id
@@ -344,7 +344,7 @@ def relations() -> tuple[Relation, ...]:
     """
     return (
         *_RELATIONS,
-        Relation("of variant are of another kind than their reply's step makes of their parent", made),
+        Relation("of variant are of another kind than their reply's step makes from their parent", made),
         Relation("of variant are of another kind than their augmentation's transform makes", derived),
     )
 
@@ -353,7 +353,7 @@ def relations() -> tuple[Relation, ...]:
 
 
 def _selections(store: Store) -> Iterator[str]:
-    """Yield what is wrong with recorded selections: their ids, numbers of picks, counts by kind."""
+    """Yield what is wrong with recorded selections: ids, numbers of picks, counts by kind."""
     with store.read() as conn:
         recorded = conn.exec_driver_sql("SELECT selection_id, sql, parameters, rows, counts FROM selection").fetchall()
         picks = conn.exec_driver_sql("""
@@ -371,18 +371,18 @@ def _selections(store: Store) -> Iterator[str]:
 def _selection(selection: str, record: Sequence[Any], picks: list[Any]) -> Iterator[str]:
     sql, parameters, rows, counts = record
     if len(picks) != rows or [pick[1] for pick in picks] != list(range(len(picks))):
-        yield f"selection {selection} says {rows} rows, but {len(picks)} picks are there, or not in one line from 0"
+        yield f"selection {selection} records {rows} rows, but has {len(picks)} picks, or picks not numbered from 0"
         return
     given, counted = _object(parameters), _object(counts)
     if given is None or counted is None:
-        return  # it was told when the row was looked at
+        return  # already reported with the row
     if selection_id_of(sql, given, [(pick[2], pick[3], pick[4]) for pick in picks]) != selection:
-        yield f"selection {selection} does not hold the content that its id is the address of"
+        yield f"selection {selection} has an id that does not match its content"
     kinds: dict[str, int] = {}
     for pick in picks:
         kinds[pick[5]] = kinds.get(pick[5], 0) + 1
     if kinds != counted:
-        yield f"selection {selection} counts {counted} by kind, but its picks are {kinds}"
+        yield f"selection {selection} records the kinds {counted}, but its picks are {kinds}"
 
 
 # -- derivations
@@ -418,4 +418,4 @@ def _odd_counts(store: Store) -> Iterator[str]:
         odd = " OR ".join(f"{column} < 0 OR {column} > {MOST_TOKENS}" for column in columns)
         count = store.rows(f"SELECT count(*) FROM {table} WHERE {odd}")[0][0]
         if count:
-            yield f"{count} rows of {table} carry a count of tokens that no request has; sums leave it out"
+            yield f"{count} rows of {table} have an impossible number of tokens; sums leave it out"

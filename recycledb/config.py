@@ -1,7 +1,7 @@
 """recycledb.toml: the state that sync brings about, and the identities of teachers and students.
 
-Invariant: an identity holds everything that changes an answer or a number, and nothing else: moving a server, a price
-or a folder must not make anyone pay or compute twice.
+Invariant: an identity contains everything that changes a reply or a number, and nothing else: after a change of server, price or
+folder, nothing is paid for or computed twice.
 Secrets are never read from the file.
 """
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,7 +25,8 @@ from pydantic import (
 
 from recycledb import methods
 from recycledb.errors import ConfigError
-from recycledb.schema import IDENTITY_LENGTH, Stat, content_id
+from recycledb.methods.ifd import Stat
+from recycledb.schema import IDENTITY_LENGTH, content_id
 
 FILE_NAME = "recycledb.toml"
 DEFAULT_URL = "sqlite:///recycle.db"
@@ -33,26 +35,32 @@ DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens":
 
 
 def _step(name: str) -> str:
-    if name not in methods.steps():
-        raise ValueError(f"there is no step {name!r}; there are {', '.join(methods.steps())}")
-    return name
+    return _one_of(name, tuple(methods.steps()))
 
 
 def _step_or_score(name: str) -> str:
-    return name if name == methods.SCORE else _step(name)
+    return _one_of(name, (*methods.steps(), methods.SCORE))
+
+
+def _one_of(name: str, steps: tuple[str, ...]) -> str:
+    if name not in steps:
+        raise ValueError(f"unknown step {name!r}: use one of {', '.join(steps)}")
+    return name
 
 
 StepName = Annotated[str, AfterValidator(_step)]
 LocalPath = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
 T = TypeVar("T", bound="Settings")
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-LONGEST_S = 1_000_000.0  # a wait that is longer has no end, as far as anyone who waits can tell
+LONGEST_S = 1_000_000.0  # 11 days: more is taken for a mistake
 
 
 def _wait(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= LONGEST_S:
-        shown = f"{value:g}" if isinstance(value, float) or value.bit_length() < 64 else "an integer of so many digits"
-        raise ValueError(f"{shown} is no number of seconds to wait; give one from 0 to {LONGEST_S:,.0f}")
+        shown = (
+            f"{value:g}" if isinstance(value, float) or value.bit_length() < 64 else "an integer of that many digits"
+        )
+        raise ValueError(f"{shown} is out of range: give seconds from 0 to {LONGEST_S:,.0f}")
     return value
 
 
@@ -61,78 +69,79 @@ Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
-    """A table of the file: unknown keys and wrong types are errors, values never change."""
+    """A table of the file: immutable; unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class TeacherConfig(Settings):
-    """A chat model that rewrites samples, and how fast and at what price it may be asked."""
+    """A chat model that rewrites samples, with its rate limits and prices."""
 
-    name: str = Field(description="The teacher's name: the last part of the table's own, as in [teachers.NAME].")
+    name: str = Field(description="The teacher's name: NAME in [teachers.NAME].")
     provider: Literal["openai", "transformers", "recorded"] = Field(
         "openai",
-        description="`openai`: any server that speaks OpenAI's chat completions (OpenAI, vLLM, SGLang, llama.cpp, Ollama); "
-        "`transformers`: a chat model in this process; `recorded`: replies from a file.",
+        description="`openai`: any server with the OpenAI chat completions API (OpenAI, vLLM, SGLang, llama.cpp, Ollama); "
+        "`transformers`: a chat model run in this process; `recorded`: replies from a file.",
     )
     model: str = Field(
-        "", description="The model's name at the server, or a Hugging Face id or folder; a recording needs none."
+        "", description="The model's name at the server, or a Hugging Face id or folder; not needed for `recorded`."
     )
     params: dict[str, Any] = Field(
         {},
-        description="Parameters of each request, laid over temperature 0, top_p 1 and max_tokens 2048; "
-        'the value "unset" takes one away. Part of the teacher\'s identity.',
+        description="Parameters of each request, added to the defaults temperature 0, top_p 1 and max_tokens 2048; "
+        'the value "unset" removes a default. Part of the teacher\'s identity.',
     )
-    base_url: str | None = Field(None, description="The server's address; without it, $OPENAI_BASE_URL.")
+    base_url: str | None = Field(None, description="The server's URL. Default: $OPENAI_BASE_URL.")
     api_key_env: str = Field(
         "OPENAI_API_KEY",
-        description="The environment variable that holds the key; the key itself is never in the file.",
+        description="The environment variable that contains the API key; the key itself is never in this file.",
     )
     mode: Literal["online", "batch"] = Field(
-        "online", description="Ask one by one, or by OpenAI's batch files at half the price within a day."
+        "online",
+        description="`online`: one request per question; `batch`: OpenAI's batch API, at half the price, with replies within a day.",
     )
-    concurrency: PositiveInt = Field(32, description="Questions under way at once, at most.")
-    rpm: PositiveInt | None = Field(None, description="Requests a minute, at most.")
-    tpm: PositiveInt | None = Field(None, description="Tokens a minute, in and out, at most.")
-    timeout_s: Seconds = Field(600.0, description="How long one request may take, in seconds.")
+    concurrency: PositiveInt = Field(32, description="Maximum number of requests in flight.")
+    rpm: PositiveInt | None = Field(None, description="Maximum number of requests per minute.")
+    tpm: PositiveInt | None = Field(None, description="Maximum number of tokens per minute, prompt and completion.")
+    timeout_s: Seconds = Field(600.0, description="Timeout of one request, in seconds.")
     max_reply_mb: PositiveInt = Field(
         16,
-        description="How large one reply may be, unpacked, in megabytes; a larger one is not read, and its question has failed.",
+        description="Largest reply accepted, unpacked, in megabytes; a larger one is not read and its question fails permanently.",
     )
-    max_attempts: PositiveInt = Field(5, description="Requests for one question in one run, at most.")
+    max_attempts: PositiveInt = Field(5, description="Maximum number of requests for one question in one run.")
     wait_s: Seconds = Field(
-        300.0, description="How long a server may be down before the run stops in order, in seconds."
+        300.0, description="Seconds that a server may be down, or ask to wait, before the run stops."
     )
     price_in: Dollars | None = Field(
         None,
-        description="USD per million tokens in (in batch mode the batch's price), 0 where they cost nothing; "
+        description="USD per million prompt tokens (in batch mode the batch price); 0 for a free model. "
         "`--max-cost` and `budget_usd` need this price and the next.",
     )
-    price_out: Dollars | None = Field(None, description="USD per million tokens out.")
+    price_out: Dollars | None = Field(None, description="USD per million completion tokens.")
     price_cached: Dollars | None = Field(
-        None, description="USD per million tokens in that the server had cached; without it, they cost what others do."
+        None, description="USD per million prompt tokens that the server had cached. Default: `price_in`."
     )
     file: LocalPath | None = Field(
-        None, description="For `recorded`: the JSONL of replies, seen from the configuration's folder."
+        None, description="For `recorded`: the JSONL file of replies; relative to the configuration's folder."
     )
     device: str | None = Field(
-        None, description="For `transformers`: `cpu`, `cuda`, `cuda:1` …; without it, CUDA where there is some."
+        None, description="For `transformers`: `cpu`, `cuda`, `cuda:1` … Default: CUDA if available."
     )
     dtype: str | None = Field(
-        None, description="For `transformers`: the precision, part of the identity; without it, the model's own."
+        None, description="For `transformers`: the precision. Default: the model's own. Part of the teacher's identity."
     )
 
     @model_validator(mode="after")
     def _complete(self) -> "TeacherConfig":
         if self.provider == "recorded" and self.file is None:
-            raise ValueError("a recorded teacher needs `file`, the JSONL of its replies")
+            raise ValueError("a recorded teacher needs `file`, the JSONL file of its replies")
         if self.provider != "recorded" and not self.model:
             raise ValueError("`model` is missing")
         return self
 
     @property
     def request_params(self) -> dict[str, Any]:
-        """The parameters sent with each request; one set to "unset" is not sent at all."""
+        """The parameters sent with each request, without those set to "unset"."""
         merged = {**DEFAULT_PARAMS, **self.params}
         if "max_completion_tokens" in self.params:
             merged.pop("max_tokens", None)
@@ -140,7 +149,7 @@ class TeacherConfig(Settings):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What changes this teacher's answers: not where it is served, at which pace or price."""
+        """What changes this teacher's replies: not its server, rate limits or prices."""
         model = self.model or self.name
         if self.provider == "recorded":
             return {"provider": self.provider, "model": model}
@@ -156,72 +165,86 @@ class TeacherConfig(Settings):
 class StudentConfig(Settings):
     """A causal LM under which variants are scored."""
 
-    name: str = Field(description="The student's name: the last part of the table's own, as in [students.NAME].")
-    model: str = Field(description="A Hugging Face id, or a folder seen from the configuration's.")
+    name: str = Field(description="The student's name: NAME in [students.NAME].")
+    model: str = Field(description="A Hugging Face id, or a folder relative to the configuration's.")
     revision: str | None = Field(None, description="A branch, tag or commit of the Hugging Face repository.")
     prompt: Literal["vicuna", "alpaca", "wizardlm", "none"] = Field(
-        "vicuna", description="The template round a sample; `none` is Superfiltering's."
+        "vicuna",
+        validation_alias=AliasChoices("prompt", "template"),
+        description="The template around a sample; `none` is Superfiltering's. `template` is another name for this key.",
     )
-    max_length: PositiveInt = Field(2048, description="Tokens of a sequence, at most; longer texts are cut.")
+    max_length: PositiveInt = Field(
+        2048, description="Maximum number of tokens of a sequence; longer ones are truncated."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="The precision of the computation.")
-    device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1` …; without it, CUDA where there is some.")
-    stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...], Field(strict=False)] = Field(
-        (),
-        description="The statistics to compute; without it, the two of the answer for the template `none`, all four else.",
+    device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1` … Default: CUDA if available.")
+    stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...] | None, Field(strict=False)] = Field(
+        None,
+        description="The statistics to compute. Default: all four; for the template `none` only those of the answer. "
+        "An empty list is for a student that is used by measures only.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_template(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "prompt" in values and "template" in values:
+            raise ValueError("`prompt` and `template` are the same key; give only one")
+        return values
 
     @property
     def statistics(self) -> tuple[Stat, ...]:
-        """The statistics to compute: Superfiltering's template goes with those of the answer alone."""
-        if self.stats:
+        """The statistics to compute; with Superfiltering's template those of the answer only."""
+        if self.stats is not None:
             return self.stats
         return (Stat.A_DIRECT, Stat.A_CONDITION) if self.prompt == "none" else tuple(Stat)
 
     def student_id(self, revision: str) -> str:
-        """Return the content address of the student, given the resolved revision (a commit, or a folder's content)."""
+        """Return the content address of the student; `revision` is a commit, or the hash of a folder's content."""
         return student_id_of(self.model, revision, self.prompt, self.max_length, self.dtype)
 
 
 class Optioned(Settings):
-    """A table whose further keys are the options of a method."""
+    """A table whose other keys are the options of a method."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    name: str = Field(description="The last part of the table's own name.")
-    method: str = Field("", description="The method; without it, the one called as the table is.")
+    name: str = Field(description="NAME in the table's name.")
+    method: str = Field("", description="The method. Default: the one with the table's name.")
 
     @property
     def given(self) -> dict[str, Any]:
-        """The options as the file has them."""
+        """The options that the file sets."""
         return dict(self.model_extra or {})
 
     def options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the method's options: its defaults, and over them what is given."""
+        """Return the method's options: the defaults, updated by the file's."""
         return {**defaults, **self.given}
 
     def _check(self, what: str, known: Mapping[str, Any]) -> None:
         if self.method not in known:
-            listed = ", ".join(known) or "none; install a package that has one"
-            raise ValueError(f"there is no {what} {self.method!r}; there are {listed}")
+            listed = f"use one of {', '.join(known)}" if known else "none is installed; install a package that has one"
+            raise ValueError(f"unknown {what} {self.method!r}: {listed}")
         defaults = known[self.method].options
         for key, value in self.given.items():
             if key not in defaults:
                 listed = ", ".join(defaults) or "none"
-                raise ValueError(f"{what} {self.method!r} has no option {key!r}; it has {listed}")
+                raise ValueError(f"unknown option {key!r} of {what} {self.method!r}: its options are {listed}")
             if not isinstance(value, type(defaults[key])) and not (
                 isinstance(defaults[key], float) and isinstance(value, int)
             ):
-                raise ValueError(f"{key} = {value!r} is not a {type(defaults[key]).__name__}, as {defaults[key]!r} is")
+                raise ValueError(
+                    f"{key} = {value!r} is not of type {type(defaults[key]).__name__}, like its default {defaults[key]!r}"
+                )
 
 
 class MeasureConfig(Optioned):
-    """A number of each variant under students, by a method."""
+    """A number that a method computes for each variant under each student."""
 
     students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The students to measure under; without it, those that a sync scores under."
+        (), description="The students to measure with. Default: those that a sync scores with."
     )
     kinds: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants to measure; without it, all that are scored."
+        (), description="The kinds of variants to measure. Default: all that are scored."
     )
 
     @model_validator(mode="after")
@@ -232,12 +255,12 @@ class MeasureConfig(Optioned):
 
 
 class AugmentationConfig(Optioned):
-    """Variants that a transform makes of others, without a model."""
+    """Variants that a transform makes from others, without a model."""
 
     of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants that it uses; without it, those that the method names."
+        (), description="The kinds of variants to use. Default: set by the method."
     )
-    seed: int = Field(0, description="What all draws depend on.")
+    seed: int = Field(0, description="The seed of all random choices.")
     rounds: PositiveInt = Field(1, description="How often each variant is used.")
 
     @model_validator(mode="after")
@@ -271,7 +294,7 @@ class AugmentationConfig(Optioned):
 def _require_kinds(given: tuple[str, ...], known: list[str]) -> None:
     for kind in given:
         if kind not in known:
-            raise ValueError(f"there is no kind {kind!r} here; there are {', '.join(known)}")
+            raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(known)}")
 
 
 class StoreSettings(Settings):
@@ -279,33 +302,33 @@ class StoreSettings(Settings):
 
     url: str = Field(
         DEFAULT_URL,
-        description="`sqlite:///PATH` or `duckdb:///PATH`, seen from the configuration's folder; "
-        "`--store` and $RECYCLEDB_STORE come first.",
+        description="`sqlite:///PATH` or `duckdb:///PATH`, relative to the configuration's folder; "
+        "`--store` and $RECYCLEDB_STORE override it.",
     )
 
 
 class SyncSettings(Settings):
-    """What a sync brings about."""
+    """What a sync adds to the store."""
 
     steps: Annotated[tuple[Annotated[str, AfterValidator(_step_or_score)], ...], Field(strict=False)] = Field(
         STEPS,
-        description="Which of the steps to take. Without `compress`, an input is shown along with its instruction. "
-        "The steps of an installed method are taken where they are named here.",
+        description="The steps to run; steps of installed methods run only if listed. Without `compress`, the teacher is shown "
+        "the input beside the instruction.",
     )
-    teacher: str | None = Field(None, description="The teacher to ask; without it, the only one there is.")
+    teacher: str | None = Field(None, description="The teacher to ask. Default: the only one in this file.")
     students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The students to score under; without it, all there are."
+        (), description="The students to score with. Default: all in this file."
     )
     budget_usd: Dollars | None = Field(
         None,
-        description="The most that the store's requests may cost, of all teachers and runs together: what is recorded, and for requests "
-        "whose cost is unknown (lost, under way, in batches) the most that they can cost. Nothing is asked that might pass it. "
-        "`--max-cost` is a cap for one run.",
+        description="Limit for the cost of all requests of the store, over all teachers and runs. A request of unknown cost (lost, in "
+        "flight, in a batch) counts as the most it can cost, and no question is asked that could exceed the limit. "
+        "`--max-cost` is a limit for one run.",
     )
     lazy: bool = Field(
         False,
-        description="Reflect on the response only of the instruction that won under the first student: "
-        "two calls a sample instead of three.",
+        description="Reflect on the response only for the instruction that the first student selects: "
+        "two calls per sample instead of three.",
     )
 
 
@@ -320,8 +343,8 @@ class Config(Settings):
     augmentations: dict[str, AugmentationConfig] = {}
     prompts: dict[StepName, LocalPath] = Field(
         {},
-        description="A file with your own wording of a step (`compress`, `reflect_instruction`, `reflect_response`, or one of an "
-        "installed method).",
+        description="For each step (`compress`, `reflect_instruction`, `reflect_response`, or one of an installed method) a file with "
+        "your own prompt.",
     )
     sync: SyncSettings = SyncSettings()
 
@@ -341,7 +364,7 @@ class Config(Settings):
         return self
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:
-        """Return a teacher by its name in the file, or a chat model by that name at $OPENAI_BASE_URL."""
+        """Return a teacher by its name in the file, else a chat model of that name at $OPENAI_BASE_URL."""
         only = next(iter(self.teachers)) if len(self.teachers) == 1 else None
         name = name or self.sync.teacher or only
         where = self.path or FILE_NAME
@@ -352,13 +375,13 @@ class Config(Settings):
         if not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
             known = ", ".join(self.teachers) or "none"
             raise ConfigError(
-                f"no teacher {name!r} in {where} (there: {known}); "
+                f"no teacher {name!r} in {where} (it has: {known}); "
                 "to use a model of that name at a server, set OPENAI_BASE_URL and OPENAI_API_KEY"
             )
         return TeacherConfig(name=name, model=name)
 
     def get_students(self, names: tuple[str, ...] = (), **overrides: Any) -> list[StudentConfig]:
-        """Return students by name, or from NAME=MODEL; none given: those under [sync], else all in the file."""
+        """Return students by name or NAME=MODEL; without names those under [sync], else all in the file."""
         given = {key: value for key, value in overrides.items() if value is not None}
         chosen = names or self.sync.students or tuple(self.students)
         return [self._student(name, given) for name in chosen]
@@ -370,19 +393,23 @@ class Config(Settings):
         if not separator and name not in self.students:
             known = ", ".join(self.students) or "none"
             where = self.path or FILE_NAME
-            raise ConfigError(f"no student {name!r} in {where} (there: {known}); or give --student {name}=MODEL")
+            raise ConfigError(
+                f"no student {name!r} in {where} (it has: {known}); for a new one give --student {name}=MODEL"
+            )
         base = self.students[name].model_dump() if name in self.students else {"name": name}
+        if "template" in given:  # the other name of `prompt`
+            base.pop("prompt", None)
         values = {**base, **given, **({"model": model} if separator else {})}
         return _checked(StudentConfig, values, f"--student {name}")
 
 
 def teacher_id_of(identity: Mapping[str, Any]) -> str:
-    """Return the content address of what changes a teacher's answers."""
+    """Return the content address of what changes a teacher's replies."""
     return content_id("teacher", identity, length=IDENTITY_LENGTH)
 
 
 def student_id_of(model: str, revision: str, prompt: str, max_length: int, dtype: str) -> str:
-    """Return the content address of what changes a student's numbers; a folder is known by its content, not by its name."""
+    """Return the content address of what changes a student's numbers; a folder counts by its content, not its path."""
     named = "" if revision.startswith("sha256:") else model
     return content_id("student", named, revision, prompt, max_length, dtype, length=IDENTITY_LENGTH)
 
@@ -402,13 +429,13 @@ def find_file(start: Path | None = None) -> Path | None:
 
 
 def load(path: Path | None = None) -> Config:
-    """Read a configuration file, or the nearest, or none: then everything has its default."""
+    """Read a configuration file, by default the nearest; return the defaults if there is none."""
     path = path or find_file()
     if path is None:
         return Config()
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # no UTF-8, no TOML, or a number of thousands of digits
+    except (OSError, ValueError) as error:  # not UTF-8, not TOML, or an integer of thousands of digits
         raise ConfigError(f"{path}: {error}") from error
     return parse(data, path)
 
@@ -431,7 +458,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Config:
 
 
 def _named(name: str, row: Any, folder: Path) -> Any:
-    """Give a table its own name, and its local files and folders their full paths."""
+    """Add the table's name to its values, and resolve its files and folders."""
     if not isinstance(row, dict):
         return row
     values = {**row, "name": name}
@@ -451,7 +478,7 @@ def _checked(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         place = ".".join(str(part) for part in first["loc"] if part != "[key]")
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = "there is no such setting"
+            message = "unknown key"
         raise ConfigError(f"{where}: {place}: {message}" if place else f"{where}: {message}") from error
 
 
@@ -463,7 +490,7 @@ def _resolve_url(url: str, folder: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a parameter so that 0 and 0.0, which ask for the same, have one identity."""
+    """Return a parameter with whole floats as integers: 0 and 0.0 mean the same to a server."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):

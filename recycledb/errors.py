@@ -3,19 +3,19 @@
     RecycledbError
     ├── ConfigError         recycledb.toml or an option is wrong
     ├── FormatError         a file cannot be read as samples; nothing of it is stored
-    ├── WriteError          a file cannot be written; what stood in its place still does
+    ├── WriteError          a file cannot be written; an existing one is unchanged
     ├── StoreError          the store cannot be opened, is busy, is full or is damaged
-    │   ├── SchemaError     the store is older or newer than this code, or the file is none
-    │   └── ReadOnlyError   the store may be read, but not written: by this user, or for want of space
-    ├── TeacherError        the run cannot go on: no key, unknown model, no quota, server down
+    │   ├── SchemaError     the store is older or newer than this code, or not a store
+    │   └── ReadOnlyError   the store can be read but not written: no permission, or the disk is full
+    ├── TeacherError        the run cannot continue: no key, unknown model, no quota, server down
     ├── StudentError        a model cannot be found, identified or loaded
     ├── MethodError         an installed method failed, or gave what it must not
     └── SelectionError      a recipe, its parameters or a query is wrong
         └── QueryError      SQL was refused or failed
 
-A bad *run* raises; a bad *item* (an unreadable row, an unusable reply, a text too long to score) is data: a row with a
-status. Every message names the value that is wrong and, where there is one, the command that mends it; a password in an
-address is never part of it (`without_password`).
+A bad *run* raises; a bad *item* (an unreadable row, an unusable reply, a text too long to score) is data: a row with a status. A
+message names the value that is wrong and, if there is one, the command that fixes it. It never contains a password
+(`without_password`).
 """
 
 import re
@@ -24,7 +24,7 @@ _USER_IN_ADDRESS = re.compile(r"(?<=://)[^\s\"'<>]*@")
 
 
 def without_password(text: str) -> str:
-    """Return `text` with the user and password of every address in it as `***`; rather too much is hidden than too little."""
+    """Return `text` with the user and password in each URL replaced by `***`; in doubt it hides more."""
     return _USER_IN_ADDRESS.sub("***@", text)
 
 
@@ -33,7 +33,7 @@ class RecycledbError(Exception):
 
 
 class ConfigError(RecycledbError):
-    """The configuration file or an option names something that cannot be."""
+    """The configuration file or an option has an invalid value."""
 
 
 class FormatError(RecycledbError):
@@ -41,7 +41,7 @@ class FormatError(RecycledbError):
 
 
 class WriteError(RecycledbError):
-    """A file cannot be written; what stood in its place still does."""
+    """A file cannot be written; an existing file of that name is unchanged."""
 
 
 class StoreError(RecycledbError):
@@ -49,15 +49,15 @@ class StoreError(RecycledbError):
 
 
 class SchemaError(StoreError):
-    """The store's schema is older or newer than this code, or the file is no store."""
+    """The store's schema is older or newer than this code, or the file is not a store."""
 
 
 class ReadOnlyError(StoreError):
-    """The store may only be read: its file or folder may not be written, or its disk is full."""
+    """The store can only be read: no permission to write its file or folder, or the disk is full."""
 
 
 class TeacherError(RecycledbError):
-    """No further question can be asked: bad key, unknown model, no quota, server gone."""
+    """No more questions can be asked: bad key, unknown model, no quota, server down."""
 
 
 class StudentError(RecycledbError):
@@ -69,8 +69,8 @@ class MethodError(RecycledbError):
 
 
 class SelectionError(RecycledbError):
-    """A recipe or its parameters are wrong, or name something that the store lacks."""
+    """A recipe or its parameters are wrong, or name something that the store does not have."""
 
 
 class QueryError(SelectionError):
-    """A query was refused (it would write, or reach other files) or failed."""
+    """A query was refused (it writes, or reads other files) or failed."""

@@ -1,18 +1,18 @@
-"""Write a file for the user: the one way, for all that recycledb writes beside its store.
+"""Write files for the user. Everything that recycledb writes besides its store is written here.
 
-Invariant: a file is there complete or not at all. It is written under another name in the same folder, synced, and renamed; whatever
-goes wrong before (an error, a full disk, a kill), what stood at its place is still there, untouched.
+Invariant: a file is written completely or not at all. It is written to a temporary file in the same folder, synced, and renamed; if
+anything goes wrong before the rename (an error, a full disk, a kill), the previous file is unchanged.
 
-- What is no regular file (a terminal, /dev/null, a named pipe, the /dev/fd/63 of a process substitution) is written to as it is,
-  never replaced. /dev/stdout and the like are the descriptor that they name, so `>> log` is appended to.
-- A symbolic link stays one: the file that it leads to is replaced, or made where it leads to none.
-- An existing file must be writable as if it were written to directly, and keeps its mode and, where this process may set them, its
-  owner and group. Its extended attributes and its other hard links are not kept up with. A new file has what the umask leaves of 0666.
-- The other name is random, and is opened only where nothing has it. A lock is held on it for as long as its writer lives, by which
-  the next writer in that folder knows what a killed one left behind, and removes it.
+- Anything but a regular file (a terminal, /dev/null, a named pipe, the /dev/fd/63 of a process substitution) is written to directly
+  and never replaced. /dev/stdout and the like mean the descriptor that they name, so `>> log` appends.
+- A symbolic link is followed: its target is replaced, or created if it does not exist.
+- An existing file must be writable itself. It keeps its mode and, if this process may set them, its owner and group; its extended
+  attributes and other hard links are not preserved. A new file has the mode 0666 less the umask.
+- The temporary name is random and opened exclusively. Its writer holds a lock on it, so the next writer in that folder can tell which
+  temporary files a killed process left behind, and removes them.
 
-This module refuses to write into a folder in which it may make no file: writing in place there would mean that a full disk or a kill
-destroys what stood there before.
+This module refuses to write into a folder in which it cannot create files: writing in place, a full disk or a kill would destroy the
+previous file.
 """
 
 import errno
@@ -32,7 +32,7 @@ from recycledb.errors import WriteError
 
 BUFFER = 1 << 16
 LINKS = 40  # as many as Linux follows
-ABANDONED_AFTER_S = 86_400  # where the file system has no locks, an unfinished file this old is a killed writer's
+ABANDONED_AFTER_S = 86_400  # without file locks, a temporary file this old counts as left by a killed writer
 
 _TEMPORARY = re.compile(r"\.recycledb-[0-9a-f]{32}\.tmp")
 _DESCRIPTOR = re.compile(r"(?:/proc/(\d+)(?:/task/\d+)?/fd|/dev/fd)/(\d+)")
@@ -42,9 +42,9 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for bytes; what was written takes its place when the block ends without an error.
+    """Open `path` for writing bytes; the file is replaced when the block ends without an error.
 
-    Raises WriteError, also from the file's own `write`, in one line that names `path` and the system's reason.
+    Raises WriteError, also from the file's own `write`: one line with `path` and the system's reason.
     """
     with _as_write_errors(path):
         place = _Place(path)
@@ -63,39 +63,41 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def writing_text(path: Path) -> Iterator[TextIO]:
-    """Open `path` for text, as `writing` does: UTF-8, with newlines as they are given."""
+    """Open `path` for writing text, as `writing` does: UTF-8, newlines unchanged."""
     with writing(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         try:
             yield text
-            text.detach()  # which flushes, and leaves the file open
+            text.detach()  # flushes, and leaves the file open
         except UnicodeEncodeError as error:
-            raise WriteError(f"{path} cannot be written: a lone surrogate, which UTF-8 cannot hold") from error
+            raise WriteError(
+                f"{path} cannot be written: the text has a lone surrogate, which UTF-8 cannot encode"
+            ) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as the whole of `path`."""
+    """Write `path` with this text as its content."""
     with writing_text(path) as file:
         file.write(text)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write bytes as the whole of `path`."""
+    """Write `path` with these bytes as its content."""
     with writing(path) as file:
         file.write(content)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, where they are missing."""
-    with _as_write_errors(path, "made"):
+    """Create a folder and its parents where they are missing."""
+    with _as_write_errors(path, "created"):
         path.mkdir(parents=True, exist_ok=True)
 
 
-# --- the place of a file --------------------------------------------------------------------------
+# --- the target of a write ------------------------------------------------------------------------
 
 
 class _Descriptor(io.RawIOBase):
-    """An open file descriptor whose errors name the file, and which takes nothing more once it is abandoned."""
+    """An open file descriptor whose errors name the file; once abandoned, it ignores further writes."""
 
     def __init__(self, path: Path, number: int) -> None:
         self._path = path
@@ -115,7 +117,7 @@ class _Descriptor(io.RawIOBase):
             return os.write(self._number, data)
 
     def abandon(self) -> None:
-        """Let go of what is still buffered: of a file that is given up, or of none where all was flushed."""
+        """Drop what is still buffered, so that closing a failed file writes nothing more."""
         self._abandoned = True
 
     def close(self) -> None:
@@ -125,7 +127,7 @@ class _Descriptor(io.RawIOBase):
 
 
 class _Place:
-    """Where a file is to stand, and the descriptor that its bytes go to until it does."""
+    """The path to be written, and the descriptor that its bytes are written to until the rename."""
 
     def __init__(self, path: Path) -> None:
         self._temporary: Path | None = None
@@ -149,7 +151,7 @@ class _Place:
         self.raw = _Descriptor(path, number)
 
     def commit(self) -> None:
-        """Put the file in its place, for good."""
+        """Rename the file to its path, durably."""
         if self._temporary is None:
             return
         os.fsync(self.raw.fileno())
@@ -158,7 +160,7 @@ class _Place:
         _sync_folder(self._target.parent)
 
     def clear(self) -> None:
-        """Remove what did not come to its place."""
+        """Remove the temporary file if it was not renamed."""
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
 
@@ -174,7 +176,7 @@ def _as_write_errors(path: Path, done: str = "written") -> Iterator[None]:
 
 
 def _followed(path: Path) -> Path:
-    """Return the place that a path leads to through all links; one of this process's descriptors is a place by itself."""
+    """Return the path with all links followed, up to a descriptor of this process."""
     for _ in range(LINKS):
         here = Path(os.path.realpath(path.parent)) / path.name
         if _own_descriptor(here) is not None or not here.is_symlink():
@@ -184,13 +186,13 @@ def _followed(path: Path) -> Path:
 
 
 def _own_descriptor(here: Path) -> int | None:
-    """Return the descriptor of this process that a place is, as /dev/stdout is 1."""
+    """Return the descriptor of this process that a path means, as /dev/stdout means 1."""
     found = _DESCRIPTOR.fullmatch(str(here))
     return int(found[2]) if found and found[1] in (None, str(os.getpid())) else None
 
 
 def _opened(path: Path) -> int | None:
-    """Open what stands at `path` for writing, unchanged, by the path that was given: so the system judges its links too."""
+    """Open `path` for writing without changing it, by the path as given, so that the system checks the permissions of its links too."""
     try:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:
@@ -199,11 +201,11 @@ def _opened(path: Path) -> int | None:
 
 def _require_same(path: Path, here: Path, before: os.stat_result) -> None:
     if not os.path.samestat(here.lstat(), before):
-        raise WriteError(f"{path} cannot be written: it was changed by somebody else just now; try again")
+        raise WriteError(f"{path} cannot be written: another process changed it just now; try again")
 
 
 def _made_beside(target: Path, before: os.stat_result | None) -> tuple[Path, int]:
-    """Make a file beside `target`, locked, with the mode and the owner that it shall have; return its path and descriptor."""
+    """Create a temporary file beside `target`, locked, with the target's mode and owner; return its path and descriptor."""
     while True:
         path = target.with_name(f".recycledb-{secrets.token_hex(16)}.tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -213,10 +215,10 @@ def _made_beside(target: Path, before: os.stat_result | None) -> tuple[Path, int
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             raise OSError(
-                error.errno, f"no file can be made in its folder {target.parent} ({error.strerror})"
+                error.errno, f"no file can be created in its folder {target.parent} ({error.strerror})"
             ) from error
         _lock(number)
-        if os.fstat(number).st_nlink:  # else another writer took it for a leftover before it was locked
+        if os.fstat(number).st_nlink:  # else another writer removed it as a leftover before it was locked
             break
         os.close(number)
     try:
@@ -240,12 +242,12 @@ def _keep_owner_and_mode(number: int, before: os.stat_result) -> None:
             os.fchown(number, before.st_uid, -1)
     now = os.fstat(number)
     if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
-        mode &= 0o777  # set-user-id and the like were meant for that owner
+        mode &= 0o777  # set-user-id and set-group-id applied to the old owner
     os.fchmod(number, mode)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; the file is in its place already, so a folder that cannot be opened or synced is no error."""
+    """Make a rename durable. The file is complete already, so a folder that cannot be opened or synced is not an error."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:
@@ -259,7 +261,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# --- what killed writers left ---------------------------------------------------------------------
+# --- leftovers of killed writers ------------------------------------------------------------------
 
 
 def _lock(number: int) -> None:
@@ -271,7 +273,7 @@ def _lock(number: int) -> None:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Remove this user's unfinished files of which the writer is dead; what cannot be looked at stays."""
+    """Remove this user's temporary files whose writer is dead; those that cannot be checked stay."""
     with suppress(OSError), os.scandir(folder) as entries:
         for path in [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]:
             with suppress(OSError):

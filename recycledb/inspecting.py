@@ -1,7 +1,7 @@
-"""Look at the store: what there is and what is missing, and one sample's whole history.
+"""The status of a store: what is there and what is missing; and the whole history of one sample.
 
-Invariant: it only reads. Names and scores come from the views that users query too; counts and ids come from the tables beneath, where a
-view would join what is not asked for.
+Invariant: it only reads. Names and scores come from the views that users query too; counts and ids come from the tables, where a view
+would join more than is needed.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from recycledb.config import Config
 from recycledb.errors import RecycledbError, StoreError
 from recycledb.selection.explain import explain
 from recycledb.store import SQLRow, Store
+from recycledb.store.measures import summary
 from recycledb.store.migrate import HEAD
 from recycledb.store.pending import is_number
 from recycledb.store.spending import Spending, known, unknown
@@ -21,7 +22,7 @@ from recycledb.sync.plan import Plan, make, money
 from recycledb.sync.target import Target, resolve
 
 SHORTEST_PREFIX = 4
-# Where an id may come from, and the samples that it leads to.
+# The tables that an id may belong to, and its sample.
 _ID_SOURCES = (
     "SELECT sample_id AS id, sample_id FROM sample",
     "SELECT variant_id AS id, sample_id FROM variant",
@@ -35,7 +36,7 @@ def _dicts(rows: Sequence[SQLRow]) -> list[dict[str, Any]]:
 
 
 def spending_of(store: Store, config: Config) -> Spending | None:
-    """Return what the store's requests have cost and what is left of the configuration's budget; None where there is none."""
+    """Return what the store's requests have cost and what is left of the configuration's budget; None without a budget."""
     if config.sync.budget_usd is None:
         return None
     return measure(store, config.sync.budget_usd, tuple(config.teachers.values()))
@@ -43,10 +44,10 @@ def spending_of(store: Store, config: Config) -> Spending | None:
 
 @dataclass(frozen=True)
 class Status:
-    """What `status` tells, and what it was made from."""
+    """What `status` reports, and what it was computed from."""
 
     facts: dict[str, Any]
-    target: Target | None  # None where it cannot be told
+    target: Target | None  # None if it cannot be resolved
     plan: Plan | None
     spending: Spending | None
 
@@ -56,15 +57,15 @@ class Status:
 
 
 def look(store: Store, config: Config) -> Status:
-    """Return what there is and what the configuration lacks; Ctrl-C stops the statements.
+    """Return what is in the store and what the configuration still needs; Ctrl-C stops the statements.
 
-    An error in what the configuration asks for (a model's folder is gone) stands in `missing_unknown`.
+    If the target cannot be resolved (a model's folder is gone), the error is in `missing_unknown`.
     """
     spending = spending_of(store, config)
     try:
         target = resolve(config)
     except RecycledbError as error:
-        wrong = error  # the name of an except clause ends with it
+        wrong = error  # the except clause deletes its own name
         return Status(store.stoppable(lambda: status(store, wrong, None, spending)), None, None, spending)
     plan = store.stoppable(lambda: make(store, target))
     return Status(store.stoppable(lambda: status(store, target, plan, spending)), target, plan, spending)
@@ -73,9 +74,9 @@ def look(store: Store, config: Config) -> Status:
 def status(
     store: Store, target: Target | RecycledbError, plan: Plan | None = None, spending: Spending | None = None
 ) -> dict[str, Any]:
-    """Return what there is, by dataset, kind, step and student, and what `target` lacks, which is `plan` where it was made.
+    """Return what is in the store, by dataset, kind, step and student, and what `target` still needs; `plan` is that, if already made.
 
-    Where the target itself cannot be told (a model's folder is gone), its error stands in `missing_unknown`.
+    If the target could not be resolved (a model's folder is gone), its error is in `missing_unknown`.
     """
     replies = _replies(store)
     costs = [step["cost_usd"] for step in replies["teachers"] if step["cost_usd"] is not None]
@@ -91,8 +92,9 @@ def status(
         },
         **replies,
         "students": _dicts(store.rows(_STUDENTS)),
+        "measures": _dicts(store.rows(_VALUES)),
         "selections": store.rows("SELECT count(*) FROM selection")[0][0],
-        "cost_usd": total,  # as far as it is known
+        "cost_usd": total,  # the sum of the known costs
         "cost_unknown": sum(step["cost_unknown"] for step in replies["teachers"]),
         **money(spending),
         "selected": _dicts(store.rows(_SELECTED, total=total)),
@@ -112,7 +114,7 @@ _DATASETS = """
     FROM datasets d ORDER BY d.dataset
 """
 
-# One walk over the replies, which are long, for both tables that `status` shows of them.
+# One scan of the replies, which are long, for both tables that `status` shows.
 _REPLIES = f"""
     SELECT t.teacher, t.step, t.status, e.reason, count(*) AS texts, count(e.reason) AS unusable,
         sum({tokens("t.prompt_tokens")}) AS prompt_tokens, sum({tokens("t.completion_tokens")}) AS completion_tokens,
@@ -126,7 +128,7 @@ _COLUMN_OF = {"ok": "ok", "failed": "failed", "error": "errors", "sent": "unansw
 
 
 def _replies(store: Store) -> dict[str, list[dict[str, Any]]]:
-    """Return what teachers gave by step, and the reasons for which texts of theirs could not be used."""
+    """Return the counts of attempts by teacher and step, and why replies could not be used."""
     steps: dict[tuple[str, str], dict[str, Any]] = {}
     reasons: dict[tuple[str, str, str], int] = {}
     for row in store.rows(_REPLIES):
@@ -151,7 +153,7 @@ def _replies(store: Store) -> dict[str, list[dict[str, Any]]]:
     return {"teachers": list(steps.values()), "unusable": unusable}
 
 
-# All that was spent, by each recorded selection's samples: what was paid for those that were not chosen is part of their price.
+# Cost per selected sample: everything that was spent, on samples that were not selected too, over the samples selected.
 _SELECTED = """
     SELECT s.selection, count(DISTINCT v.sample_id) AS samples,
         CAST(:total AS DOUBLE) / count(DISTINCT v.sample_id) AS cost_per_sample_usd
@@ -174,27 +176,40 @@ _STUDENTS = f"""
 """
 
 
+def measures(store: Store) -> list[dict[str, Any]]:
+    """Return, for each measure and model, how many current variants have a number, its range, and how many have none, by why."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in summary(store):
+        empty = {"measure": row.measure, "model": row.model, "numbers": 0, "least": None, "mean": None, "most": None}
+        each = found.setdefault((row.measure, row.model), {**empty, "without_number": {}})
+        if row.numbers:
+            each |= {"numbers": row.numbers, "least": row.least, "mean": row.mean, "most": row.most}
+        if row.variants > row.numbers:
+            each["without_number"][row.status] = row.variants - row.numbers
+    return list(found.values())
+
+
 def find_sample(store: Store, prefix: str) -> str:
-    """Return the sample that a unique prefix of an id (of a sample, variant or teacher's text) leads to."""
+    """Return the sample that a unique prefix of an id (of a sample, variant, reply or attempt) belongs to."""
     prefix = prefix.strip().lower()
     if len(prefix) < SHORTEST_PREFIX or set(prefix) - set("0123456789abcdef"):
         raise StoreError(f"{prefix!r} is not an id; give at least {SHORTEST_PREFIX} of its hexadecimal digits")
     found: dict[str, str] = {}
     for source in _ID_SOURCES:
-        # A range, not LIKE: it walks the key's index.
+        # A range instead of LIKE, so that the key's index is used.
         sql = f"SELECT id, sample_id FROM ({source}) s WHERE id >= :low AND id < :high LIMIT 20"
         found.update({row[0]: row[1] for row in store.rows(sql, low=prefix, high=prefix + "g")})
     samples = set(found.values())
     if not samples:
-        raise StoreError(f"no sample, variant or text has an id that begins with {prefix}")
+        raise StoreError(f"no sample, variant or reply has an id that begins with {prefix}")
     if len(samples) > 1:
         ids = ", ".join(sorted(key[: len(prefix) + 4] for key in found))
-        raise StoreError(f"{prefix} begins several ids ({ids}, …); give more digits")
+        raise StoreError(f"{prefix} is the prefix of several ids ({ids}, …); give more digits")
     return samples.pop()
 
 
 def show(store: Store, prefix: str) -> dict[str, Any]:
-    """Return everything that the store knows of one sample, and why selections took or left it; `prefix` is a unique one of an id."""
+    """Return everything about one sample, and why selections picked it or not; `prefix` is a unique prefix of an id."""
     sample = find_sample(store, prefix)
     found = store.rows("SELECT * FROM samples WHERE sample_id = :s", s=sample)[0]
     return {
@@ -204,6 +219,7 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
         "teacher_texts": _dicts(store.rows(_TEXTS, s=sample)),
         "scores": _dicts(store.rows(_SCORES, s=sample)),
         "losses": _dicts(store.rows(_LOSSES, s=sample)),
+        "measures": _dicts(store.rows(_MEASURES, s=sample)),
         "derivations": _derivations(store, sample),
         "selections": _dicts(store.rows(_SELECTIONS, s=sample)),
         "explanations": explain(store, sample),
@@ -239,6 +255,24 @@ _LOSSES = """
     ORDER BY l.student, l.variant_id, l.stat
 """
 
+_VALUES = """
+    SELECT m.name AS measure, s.student AS model, m.method, m.version, x.variants, x.numbers
+    FROM (SELECT measure_id, model_id, count(*) AS variants, count(value) AS numbers FROM value GROUP BY measure_id, model_id) x
+    JOIN measure m ON m.measure_id = x.measure_id
+    JOIN students s ON s.student_id = x.model_id
+    WHERE m.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'measure')
+    UNION ALL
+    SELECT r.name, r.teacher, r.step, max(r.extractor), count(*), count(*) FROM ratings r WHERE r.is_current = 1
+    GROUP BY r.name, r.teacher, r.step
+    ORDER BY 1, 2
+"""
+
+# Those that `scores` does not show already.
+_MEASURES = """
+    SELECT m.variant_id, m.kind, m.measure, m.model, m.value, m.status, m.is_current
+    FROM measures m WHERE m.sample_id = :s AND m.measure NOT IN ('ifd', 'rifd', 'ppl', 'length')
+    ORDER BY m.measure, m.model, m.variant_id
+"""
 # The derivations of which a variant of the sample is a member; its derived variants are among what they made.
 _DERIVATIONS = """
     SELECT d.derivation_id, d.augmentation, d.round, d.is_current, d.parameters, d.reason, d.variant_id, v.kind, v.sample_id,

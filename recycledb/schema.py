@@ -1,9 +1,9 @@
-"""Statistics, statuses, content addresses and canonical JSON: what a row says, and what makes two rows the same.
+"""Statuses, content addresses and canonical JSON.
 
 Invariant: a row's id is a pure function of its content, so the same content has the same id in every store, and a row may
-be inserted twice without harm. Only `attempt` and `worker`, which record events of this machine, have random ids.
-This module refuses to know how rows are stored: the tables are in `recycledb.store.tables`. So it loads nothing but the
-standard library, and everything that needs these words (the command line's help among it) starts at once.
+be inserted twice without harm. Only `attempt`, `batch`, `worker` and `dataset_import`, which record events, have random ids.
+It does not know how rows are stored (the tables are in `recycledb.store.tables`) and imports the standard library only, so that
+everything that needs these names, the command line's help included, starts quickly.
 """
 
 import hashlib
@@ -18,44 +18,35 @@ IDENTITY_LENGTH = 12  # 48 bits: the few teachers, students and prompts of a sto
 PAIR_ID_LENGTH = 24  # 96 bits: token sequences
 
 
-ORIGIN = "origin"  # the kind of variant that is the sample as it came
-
-
-class Stat(StrEnum):
-    """A statistic: whose tokens are averaged (Q, A), and whether they are seen with the other half before them."""
-
-    Q_DIRECT = "Q_direct"
-    A_DIRECT = "A_direct"
-    Q_CONDITION = "Q_condition"
-    A_CONDITION = "A_condition"
+ORIGIN = "origin"  # the kind of the variant that is the sample itself
 
 
 class ReplyStatus(StrEnum):
-    """How a question to a teacher ended."""
+    """How an attempt at a question ended."""
 
     OK = "ok"  # a complete text
-    FAILED = "failed"  # the question's own fault (too long, refused, cut off, empty): asked again only on request
-    ERROR = "error"  # the network's or the server's fault: the next sync asks again
+    FAILED = "failed"  # permanently failed (too long, refused, cut off, empty): asked again only on request
+    ERROR = "error"  # a retriable error of the network or the server: the next sync asks again
 
 
 class LossStatus(StrEnum):
-    """Why a statistic is what it is; every status but `ok` and `imported` goes with a NULL loss_sum."""
+    """How a statistic was computed, or why it has no value: `loss_sum` is NULL unless the status is `ok` or `imported`."""
 
     OK = "ok"
     EMPTY = "empty"  # no target text
     TOO_LONG = "too_long"  # no token of the target is left after the cut to max_length
-    TOO_SHORT = "too_short"  # no token that could be predicted from one before it
+    TOO_SHORT = "too_short"  # no token with another before it to predict it from
     NOT_FINITE = "not_finite"  # the model's losses are NaN or infinite, or their perplexity is
     IMPORTED = "imported"  # a published mean: loss_sum is the mean and n_tokens is 1
-    INVALID = "invalid"  # a published value that cannot be one (0, NaN)
+    INVALID = "invalid"  # a published value that is impossible (0, NaN)
 
 
-# Mean losses in nats a token: less than nothing is rounding, and of more neither the perplexity nor a ratio of two is surely a double.
+# Bounds of a mean loss, in nats per token: a little below 0 is rounding; above 700, the perplexity or a ratio of two may overflow a double.
 LEAST_MEAN_LOSS, MOST_MEAN_LOSS = -1.0, 700.0
 
 
 def is_mean_loss(value: float) -> bool:
-    """Say whether a mean loss is a number, and its perplexity too."""
+    """Return whether a mean loss is a number whose perplexity is finite too."""
     return LEAST_MEAN_LOSS <= value <= MOST_MEAN_LOSS  # False for NaN
 
 
@@ -96,5 +87,5 @@ def variant_id(sample: str, kind: str, texts: Texts, parent: str | None = None, 
 
 
 def utc_now() -> str:
-    """Return the present moment as ISO 8601 in UTC with microseconds, which sorts as text."""
+    """Return the current time as ISO 8601 in UTC with microseconds, which sorts as text."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,16 +1,16 @@
-"""Texts as a terminal may have them: what it would obey instead of showing is written out, as \\x1b or \\u202e.
+"""Text made safe for a terminal: characters that it would interpret instead of showing are escaped, as \\x1b or \\u202e.
 
-Texts of samples, of teachers, of servers, of files and of the command line may hold anything: sequences that retitle the window, write
-to the clipboard or hide what stands there, marks that turn the reading order round, halves of surrogate pairs that no encoding has.
+Texts of samples, teachers, servers, files and the command line may contain anything: sequences that retitle the window, write to the
+clipboard or hide text, marks that reverse the reading order, lone surrogates that cannot be encoded.
 
-Invariant: what `visible` and `json_visible` return has no character of `_OBEYED`, but for newlines and tabs where they are asked for.
-What is kept: letters of any script, combining marks, and the joiners (U+200C, U+200D) that emoji, Persian and Hindi are written with.
+Invariant: what `visible` and `json_visible` return contains no character of `_OBEYED` except newlines and tabs.
+Kept are letters of any script, combining marks, and the joiners (U+200C, U+200D) that emoji, Persian and Hindi are written with.
 """
 
 import re
 
-# Control characters (C0, DEL, C1), invisible ones, all that change the direction of text, separators of lines, halves of surrogate
-# pairs, and the tag characters that show nothing.
+# Control characters (C0, DEL, C1), invisible characters, those that change the direction of text, line separators, lone surrogates,
+# and the tag characters.
 _OBEYED = (
     "\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f"
@@ -20,17 +20,17 @@ _BUT_LAYOUT = re.compile(f"(?![\n\t])[{_OBEYED}]")
 
 
 def visible(text: str) -> str:
-    """Return a text for a terminal, its lines and tabs as they are."""
+    """Return text that is safe for a terminal; newlines and tabs are kept."""
     return _BUT_LAYOUT.sub(_escape, text)
 
 
 def visible_line(text: str) -> str:
-    """Return a text for one line of a terminal: newlines and tabs are written out too."""
+    """Return text that is safe on one line of a terminal: newlines and tabs are escaped too."""
     return _ALL.sub(_escape, text)
 
 
 def json_visible(text: str) -> str:
-    """Return JSON of the same value for a terminal; newlines between its values are kept."""
+    """Return JSON of the same value that is safe for a terminal; newlines between its values are kept."""
     return _BUT_LAYOUT.sub(_json_escape, text)
 
 
@@ -44,7 +44,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _json_escape(found: re.Match[str]) -> str:
-    """Return a character as JSON has it; above U+FFFF, which is the tag characters, as two halves."""
+    """Return a character as a JSON escape; above U+FFFF (the tag characters) as a surrogate pair."""
     number = ord(found[0])
     if number < 0x10000:
         return f"\\u{number:04x}"

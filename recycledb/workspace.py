@@ -1,7 +1,7 @@
-"""The library's front door: a store and its configuration, with what the commands do as methods.
+"""The Python API: a store and its configuration, with the commands as methods.
 
-Invariant: a method does what the command of its name does and returns as an object, or as plain data, what the command prints with
-`--json`: where it is an object, `as_dict()` is that. The commands call these methods, or the functions that these call.
+Invariant: a method does what the command of the same name does and returns what the command prints with `--json`: as plain data, or
+as an object whose `as_dict()` returns it. The commands call these methods, or the functions that these methods call.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from recycledb.adding import Additions, add
 from recycledb.config import Config, load
 from recycledb.formats import MAX_ROW
 from recycledb.formats.arrow import to_table
-from recycledb.inspecting import Status, look, show
+from recycledb.inspecting import Status, look, measures, show
 from recycledb.store import Row, Store
 from recycledb.store.batches import listed
 from recycledb.store.verify import Checked
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query's columns and rows, and conversions to the data frames that people use."""
+    """A query's columns and rows, with conversions to data frames."""
 
     columns: list[str]
     rows: list[Row]
@@ -72,7 +72,7 @@ class Workspace:
 
     @property
     def config(self) -> Config:
-        """The configuration: where none was given, the nearest, read when it is first needed."""
+        """The configuration; if none was given, the nearest recycledb.toml, read when it is first needed."""
         if self._config is None:
             self._config = load()
         return self._config
@@ -97,7 +97,9 @@ class Workspace:
         max_row_mb: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Additions:
-        """Add samples from files; again adds only what is new. One report a dataset; `progress` is told the rows read so far.
+        """Add samples from files; return one report for each dataset. Re-running adds only new samples.
+
+        `progress` is called with the number of rows read so far.
 
         >>> db.add("samples.json")[0].added
         40
@@ -106,7 +108,7 @@ class Workspace:
         return add(self.store, [Path(path) for path in paths], dataset, format, progress, largest)
 
     def plan(self, **options: Any) -> Plan:
-        """Count what is missing for the configured state; nothing is written or asked. Options as in `sync`.
+        """Count what the configuration asks for and the store lacks; nothing is written or asked. Options as in `prepare_sync`.
 
         >>> db.plan(only="reflect").calls > 100
         True
@@ -127,6 +129,7 @@ class Workspace:
         only: str | None = None,
         teacher: str | None = None,
         students: Sequence[str] = (),
+        measures: Sequence[str] = (),
         overrides: Mapping[str, Any] | None = None,
         lazy: bool = False,
         limit: int | None = None,
@@ -135,24 +138,32 @@ class Workspace:
         stop: Stop | None = None,
         listener: Listener = silent,
     ) -> Sync:
-        """Return a run that has yet to be planned (`plan()`) and run (`run()`); `listener` is told of progress.
+        """Return a sync that can be planned (`plan()`) and run (`run()`); `listener` is called with its progress.
 
         Students are names of the configuration, or NAME=MODEL; `overrides` sets their prompt, max_length, dtype or device.
         """
         given = {key: value for key, value in (overrides or {}).items() if value is not None}
         chosen = self.config.get_students(tuple(students), **given) if students or given else None
-        target = resolve(self.config, only=only, teacher=teacher, students=chosen, lazy=lazy)
+        target = resolve(self.config, only=only, teacher=teacher, students=chosen, lazy=lazy, measures=measures)
         return Sync(
             self.store, target, limit=limit, max_cost=max_cost, retry_failed=retry_failed, stop=stop, listener=listener
         )
 
     def batches(self) -> list[dict[str, Any]]:
-        """Return what was submitted to batch services, and what became of it.
+        """Return the batches that were submitted to batch services, and their status.
 
         >>> db.batches()
         []
         """
         return listed(self.store)
+
+    def measures(self) -> list[dict[str, Any]]:
+        """Return, for each measure and model, how many numbers of current variants there are, their range, and what has none and why.
+
+        >>> [(row["measure"], row["model"]) for row in db.measures()][:2]
+        [('ifd', 'large'), ('ifd', 'small')]
+        """
+        return measures(self.store)
 
     def import_scores(
         self,
@@ -165,14 +176,14 @@ class Workspace:
         template: str = "vicuna",
         max_length: int = 2048,
     ) -> "Imported":
-        """Import published scores as a student of their own; again imports nothing."""
+        """Import published scores under a new student name. Idempotent."""
         from recycledb.selection.published import import_scores
 
         of = {"dataset": dataset, "kind": kind, "student": student, "teacher": teacher}
         return import_scores(self.store, Path(file), **of, prompt=template, max_length=max_length)  # type: ignore[arg-type]
 
     def merge(self, source: str, progress: Callable[[str, int], None] | None = None) -> "Merged":
-        """Copy every row of the store at the URL `source` that this one lacks; again copies only what is new.
+        """Copy from the store at the URL `source` every row that this store does not have. Safe to re-run.
 
         >>> with recycledb.open("sqlite:///other.db", create=True) as other:
         ...     other.merge(db.config.store.url).rows["sample"]
@@ -183,7 +194,7 @@ class Workspace:
         with open_source(source) as there:
             return merge(self.store, there, progress) if progress else merge(self.store, there)
 
-    # -- asking it
+    # -- reading and selecting
 
     def query(
         self,
@@ -194,7 +205,7 @@ class Workspace:
         allow_external: bool = False,
         **parameters: Any,
     ) -> Answer:
-        """Run read-only SQL in the store's own dialect; `:name` is bound from the keyword of that name, or from `given`.
+        """Run read-only SQL in the store's own dialect; `:name` is bound to the keyword argument of that name, or to `given[name]`.
 
         >>> db.query("SELECT count(*) AS n FROM samples").rows
         [(40,)]
@@ -220,9 +231,9 @@ class Workspace:
         timeout_s: float | None = None,
         **parameters: Any,
     ) -> "Selected":
-        """Run a recipe (a shipped one's name, or the Path of a .sql file), record the selection, write its rows to `out`.
+        """Run a recipe (the name of a shipped one, or the Path of a .sql file), record the selection, write its rows to `out`.
 
-        Its parameters are keywords, or stand in `given`.
+        The recipe's parameters are keyword arguments, or are in `given`.
 
         >>> db.select("selective", student="small", out="recycled.json").counts["reflect_both"] > 0
         True
@@ -253,7 +264,7 @@ class Workspace:
         return list_selections(self.store)
 
     def diff(self, a: str, b: str) -> "Diff":
-        """Say what only one of two recorded selections took, by kind and by reason.
+        """Return what only one of two recorded selections picked, by kind and by reason.
 
         >>> db.diff("selective-small", "selective-small").only_a
         0
@@ -282,7 +293,7 @@ class Workspace:
     def compare(self, *students: str, plot: str | Path | None = None, **options: Any) -> "Comparison":
         """Compare two or more students, or teachers, or prompts; options as in `recycledb.selection.compare.compare`.
 
-        `plot` is an HTML file to write pictures to.
+        `plot` is the HTML file to write plots to.
 
         >>> round(db.compare("small", "large").correlations[0].spearman, 1) > 0
         True
@@ -298,7 +309,7 @@ class Workspace:
         return found
 
     def show(self, identifier: str) -> dict[str, Any]:
-        """Return everything known of one sample, by a unique prefix of an id, and why selections took or left it.
+        """Return everything about one sample, by a unique prefix of an id, and why selections picked it or not.
 
         >>> sample = db.query("SELECT sample_id FROM samples LIMIT 1").rows[0][0]
         >>> db.show(sample[:12])["sample_id"] == sample
@@ -307,7 +318,7 @@ class Workspace:
         return self.store.stoppable(lambda: show(self.store, identifier))
 
     def status(self) -> dict[str, Any]:
-        """Return what there is and what is missing, or in `missing_unknown` why that cannot be told.
+        """Return what is there and what is missing, or in `missing_unknown` why that cannot be determined.
 
         >>> db.status()["samples"]
         40
@@ -315,11 +326,11 @@ class Workspace:
         return self.look().as_dict()
 
     def look(self) -> Status:
-        """Return the status along with the plan and the money from which it was made."""
+        """Return the status together with the plan and the spending that it was computed from."""
         return look(self.store, self.config)
 
     def check(self) -> Checked:
-        """Verify the store: every row by its digest and its id, and what rows say of each other.
+        """Verify the store: the digest and id of every row, and the references between rows.
 
         >>> db.check().findings
         []

@@ -24,6 +24,7 @@ def become(job: dict[str, Any], descriptors: list[int]) -> None:
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])
+    sys.path[1:1] = filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)

@@ -13,7 +13,7 @@ from typing import Any
 import stores
 import zstandard
 
-from recycledb.schema import Stat
+from recycledb.methods.ifd import Stat
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import export, select
 from recycledb.store import Store, upgrade

@@ -12,7 +12,7 @@ import torch
 
 from recycledb.schema import Texts
 
-TEMPLATES = json.loads((Path(__file__).parents[1] / "recycledb" / "scoring" / "templates.json").read_text("utf-8"))
+TEMPLATES = json.loads((Path(__file__).parents[1] / "recycledb" / "methods" / "templates.json").read_text("utf-8"))
 
 
 class NaiveLoss(NamedTuple):

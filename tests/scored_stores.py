@@ -5,8 +5,9 @@ from typing import Any
 
 import stores
 
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
-from recycledb.schema import Stat, Texts, content_id, utc_now, variant_id
+from recycledb.schema import Texts, content_id, utc_now, variant_id
 from recycledb.store import Store
 
 STEP_OF = {

@@ -11,10 +11,11 @@ from templates import made, new
 
 from recycledb import methods
 from recycledb.config import StudentConfig, TeacherConfig
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Step
 from recycledb.reflection import prompts
 from recycledb.reflection.teachers import Reply
-from recycledb.schema import ReplyStatus, Stat, random_id, utc_now
+from recycledb.schema import ReplyStatus, random_id, utc_now
 from recycledb.scoring.identity import Identity
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import select

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from recycledb.config import augmentation_id_of
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
-from recycledb.schema import Stat, Texts, canonical_json, content_id, random_id, utc_now, variant_id
+from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Place, Store
 from recycledb.store.derivations import derivation_id_of
 from recycledb.store.pending import Wanted
@@ -184,4 +185,14 @@ def fill(store: Store, dataset: str = "d") -> None:
 VIEWS = (
     *("datasets", "dataset_samples", "samples", "teachers", "prompts", "teacher_texts", "extractions", "variants"),
     *("students", "losses", "scores", "selections", "selection_items", "current_names", "batches"),
+    *(
+        "current_variants",
+        "sample_order",
+        "sample_scores",
+        "ratings",
+        "readouts",
+        "measures",
+        "derivations",
+        "derivation_members",
+    ),
 )

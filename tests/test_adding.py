@@ -111,7 +111,7 @@ def test_files_in_a_row_under_one_name(store: Store, tmp_path: Path) -> None:
 def test_files_of_one_name_are_refused_unless_named(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     files = [write(tmp_path / "d.json", row(1)), write(tmp_path / "a" / "d.jsonl", row(2))]
-    with pytest.raises(FormatError, match="would all be the dataset 'd'; give --dataset"):
+    with pytest.raises(FormatError, match="would all be added as dataset 'd'; give --dataset"):
         add(store, files)
     assert store.rows("SELECT * FROM sample") == []
 

@@ -67,7 +67,7 @@ def content(url: str) -> dict[str, list[tuple[Any, ...]]]:
         "variant": "SELECT variant_id, sample_id, kind, parent_id, text_id, teacher_id, prompt_id, instruction, input, output, "
         "derivation_id FROM variant WHERE derivation_id IS NOT NULL",
     }
-    return {name: sorted(map(lambda row: tuple(row.values()), rows(url, sql))) for name, sql in queries.items()}
+    return {name: sorted(tuple(row.values()) for row in rows(url, sql)) for name, sql in queries.items()}
 
 
 def groups(url: str, where: str = "1 = 1") -> dict[str, list[str]]:

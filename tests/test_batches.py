@@ -303,7 +303,7 @@ def test_the_command_lists_batches(tmp_path: Path, cli: Cli) -> None:
         listed = json.loads(cli("batches", "--json").stdout)["batches"]
         assert [(row["status"], row["requests"], row["remote_id"]) for row in listed] == [("submitted", 4, "batch_1")]
         server.end("batch_1")
-        assert "took 1 batch" in cli("sync").stdout
+        assert "collected 1 batch" in cli("sync").stdout
         assert "taken" in cli("batches").stdout
 
 

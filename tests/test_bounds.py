@@ -77,7 +77,7 @@ def told_of(path: Path) -> tuple[str, int]:
     return said, int(peak)
 
 
-MANY = f"more than {MAX_VALUES:,} values in it"
+MANY = f"more than {MAX_VALUES:,} values"
 TOO_LARGE = "row 1 (counted from 0) is larger than 64 MiB"
 
 
@@ -186,7 +186,7 @@ def test_a_zstd_window_has_a_bound(tmp_path: Path) -> None:
     frame = b"\x28\xb5\x2f\xfd" + bytes([0, 18 << 3]) + b"\x01\x00\x00"  # a window of 2^28, an empty last block
     path.write_bytes(frame)
     with pytest.raises(
-        FormatError, match=r"needs a zstd window of over 128 MiB: unpack it first, with `zstd -d --long=31`"
+        FormatError, match=r"needs a zstd window of over 128 MiB: decompress it first, with `zstd -d --long=31`"
     ):
         read(path)
 
@@ -266,5 +266,5 @@ def test_one_long_text_repeated_is_refused_before_it_is_built(tmp_path: Path) ->
 @pytest.mark.slow  # it writes a gigabyte
 def test_a_compressed_parquet_file_unpacks_to_no_more_than_there_is_room_for(tmp_path: Path) -> None:
     zstd(tmp_path / "d.parquet.zst", (b"PAR1", 1), (b"\0", 1100 << 20))
-    with pytest.raises(FormatError, match="unpacks to over 1024 MiB: unpack it first"):
+    with pytest.raises(FormatError, match="decompresses to over 1024 MiB: decompress it first"):
         list(read(tmp_path / "d.parquet.zst"))

@@ -506,10 +506,7 @@ def test_the_command_shows_the_budget_and_what_is_left(tmp_path: Path, cli: Cli)
             assert "budget of the store: $0.100000 ([sync] budget_usd): $0." in cli(*command).stdout.replace("\n", " ")
         assert json.loads(cli("status", "--json").stdout)["budget_left_usd"] == told["budget_left_usd"]
         capped = cli("sync", "--dry-run", "--max-cost", "0.0001").stdout
-        assert (
-            "this run may spend $0.000100 (--max-cost)" in capped
-            and "the run will end before they are all asked" in capped
-        )
+        assert "limit for this run: $0.000100 (--max-cost)" in capped and "the run will stop at the limit" in capped
 
 
 def test_a_budget_needs_prices(tmp_path: Path, cli: Cli) -> None:

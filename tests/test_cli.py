@@ -174,7 +174,7 @@ def test_a_file_that_is_not_there(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[stor]\n", "stor: there is no such setting"), ("[store\n", "line 1"), ("[sync]\nteacher = 'x'\n", "teachers.x")],
+    [("[stor]\n", "stor: unknown key"), ("[store\n", "line 1"), ("[sync]\nteacher = 'x'\n", "teachers.x")],
 )
 def test_a_wrong_configuration(text: str, message: str, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "recycledb.toml").write_text(text)
@@ -190,8 +190,10 @@ def test_a_wrong_configuration(text: str, message: str, cli: Cli, tmp_path: Path
         (["sync", "--student", "x=./nowhere"], "nowhere"),
         (["sync", "--student", "x=org/model"], "org/model"),
         (["sync", "--student", "x=org/model", "--dtype", "int8"], "dtype"),
+        (["sync", "--student", "x=org/model", "--template", "chatml"], "template: Input should be 'vicuna'"),
+        (["sync", "--student", "x=org/model", "--prompt", "chatml"], "template: Input should be 'vicuna'"),
         (["show", "zz"], "not an id"),
-        (["show", "0123456789"], "no sample, variant or text"),
+        (["show", "0123456789"], "no sample, variant or reply"),
         (["select", "nonsense"], "nonsense"),
         (["select", "cherry", "--student", "nobody"], "nobody"),
         (["select", "cherry", "--top", "many"], "many"),
@@ -237,7 +239,7 @@ def test_init_writes_what_the_other_commands_go_on_from(cli: Cli, data: Path, tm
     cli("add", data, cwd=tmp_path / "mine")
     assert "3 origin" in cli("status", cwd=tmp_path / "mine").stdout
     again = cli("init", "mine", code=1)
-    assert "is there already" in one_line(again.stderr)
+    assert "already exists" in one_line(again.stderr)
 
 
 def test_init_names_the_store_that_it_made(cli: Cli, tmp_path: Path) -> None:

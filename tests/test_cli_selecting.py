@@ -83,7 +83,7 @@ def test_select_writes_records_and_says(cli: Cli, here: Here, url: str, tmp_path
     assert "selective-7b  4 rows" in cli("--store", url, "selections").stdout
     differs = json.loads(here("diff", "selective-7b", "mine", "--json").stdout)
     assert differs["only_a"] == 2
-    assert "only selective-7b: 2 samples" in cli("--store", url, "diff", "selective-7b", "mine").stdout
+    assert "only in selective-7b: 2 samples" in cli("--store", url, "diff", "selective-7b", "mine").stdout
 
 
 def test_select_says_what_is_wrong(here: Here) -> None:
@@ -131,7 +131,7 @@ def test_query_prints_writes_and_refuses(cli: Cli, here: Here, url: str, tmp_pat
 
 def test_compare_prints_numbers_and_json(cli: Cli, here: Here, url: str) -> None:
     text = cli("--store", url, "compare", "7b", "13b", "--top", "50%").stdout
-    for word in ("Spearman", "Kendall", "what selective picks", "where they differ most", "reflect_both"):
+    for word in ("Spearman", "Kendall", "picks of the recipe selective", "largest differences", "reflect_both"):
         assert word in text
     found = json.loads(here("compare", "7b", "13b", "--kind", "origin", "--metric", "rifd_ppl", "--json").stdout)
     assert [row["n"] for row in found["summaries"]] == [4, 4]
@@ -150,8 +150,8 @@ def test_teachers_and_prompts_are_compared_by_name(here: Here, url: str) -> None
     assert "no current reflect_both" in said(here, "export", "--kind", "reflect_both", "-o", "newer.json")
     text = here("compare", "7b", "--prompt", "current", "--prompt", older[:6]).stdout
     assert f"ifd_ppl of current and {older[:8]} under 7b on 4 samples, teacher gpt" in text
-    assert "several times --teacher or --prompt" in said(here, "compare", "7b")
-    assert "no prompt of the store" in said(here, "compare", "7b", "--prompt", "0bad", "--prompt", "current")
+    assert "--teacher or --prompt several times" in said(here, "compare", "7b")
+    assert "no such prompt in the store" in said(here, "compare", "7b", "--prompt", "0bad", "--prompt", "current")
 
 
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "jsonl", "parquet"])
@@ -224,7 +224,7 @@ def test_export_and_what_trainers_want(cli: Cli, here: Here, url: str, tmp_path:
     assert entry["file_name"] == str(tmp_path / "o.json")
     assert entry["formatting"] == "sharegpt"
     (folder / "dataset_info.json").write_text("[broken")
-    assert "is left as it is" in here("select", "recycled", "--llama-factory", "factory", code=1).stderr
+    assert "is left unchanged" in here("select", "recycled", "--llama-factory", "factory", code=1).stderr
     assert (folder / "dataset_info.json").read_text() == "[broken"
     assert "no folder absent" in here("export", "-o", "o.json", "--llama-factory", "absent", code=1).stderr
     assert "no current compressed" in said(here, "export", "--kind", "compressed", "-o", "c.json")
@@ -255,6 +255,15 @@ def test_published_scores_come_in_as_a_student_of_their_own(cli: Cli, here: Here
     assert json.loads(here("select", "cherry", "--student", "paper", "--top", "100%", "--json").stdout)["rows"] == 1
     [row] = json.loads(here("query", "SELECT * FROM students WHERE student = 'paper'", "--format", "json").stdout)
     assert (row["revision"], row["model"], row["max_length"]) == ("imported", "paper", 2048)
+    other = (*wanted[:-1], "alpaca-paper", "--json")
+    assert json.loads(here(*other, "--template", "alpaca").stdout)["statistics_new"] == 16
+    assert json.loads(here(*other, "--prompt", "alpaca").stdout)["statistics_present"] == 16  # the same student
+    templates = "SELECT student, prompt FROM students WHERE revision = 'imported' ORDER BY 1"
+    assert here("query", templates, "--format", "csv").stdout.split() == [
+        "student,prompt",
+        "alpaca-paper,alpaca",
+        "paper,vicuna",
+    ]
 
 
 def test_published_scores_of_reflections_need_their_texts(here: Here, tmp_path: Path) -> None:
@@ -266,9 +275,7 @@ def test_published_scores_of_reflections_need_their_texts(here: Here, tmp_path: 
     with Store.open(f"sqlite:///{tmp_path}/bare.db", create=True) as store:
         scored.stores.add_samples(store, [scored.stores.texts(word) for word in range(4)])
     bare = f"sqlite:///{tmp_path}/bare.db"
-    assert "bring the published reflections in first" in said(
-        here, *wanted, "reflect_both", "--student", "p", store=bare
-    )
+    assert "add the published reflections first" in said(here, *wanted, "reflect_both", "--student", "p", store=bare)
 
 
 def test_published_scores_must_fit(here: Here, tmp_path: Path) -> None:
@@ -280,4 +287,4 @@ def test_published_scores_must_fit(here: Here, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in PUBLISHED))
     here(*wanted, "paper")
     path.write_text("".join(json.dumps(row) + "\n" for row in reversed(PUBLISHED)))
-    assert "has other numbers" in said(here, *wanted, "paper")
+    assert "already has different numbers" in said(here, *wanted, "paper")

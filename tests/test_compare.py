@@ -156,9 +156,9 @@ def test_what_cannot_be_compared_is_said(store: Store) -> None:
         (["7b", "13b"], {"top": "all"}, "top is 'all'"),
         (["7b", "13b"], {"dataset": "x"}, "no dataset 'x'"),
         (["7b", "13b"], {"teachers": ["x"]}, "no teacher 'x'"),
-        (["7b"], {"teachers": ["gpt"], "prompts": ["current"]}, "several times --teacher or --prompt"),
-        (["7b"], {"prompts": ["zzzz", "current"]}, "'zzzz': no prompt of the store; there are: compress "),
-        (["7b", "13b"], {"teachers": ["best", "gpt"]}, "best is a choice among teachers"),
+        (["7b"], {"teachers": ["gpt"], "prompts": ["current"]}, "--teacher or --prompt several times"),
+        (["7b"], {"prompts": ["zzzz", "current"]}, "'zzzz': no such prompt in the store; there are: compress "),
+        (["7b", "13b"], {"teachers": ["best", "gpt"]}, "best chooses among all teachers"),
     ):
         with pytest.raises(SelectionError, match=message):
             compare(store, students, **more)  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def test_teachers_are_compared_by_what_they_made_of_the_same_samples(store: Stor
     assert (both.subject, len(both.confusions)) == ("sides", 6)
     assert "origin" in both.kinds
     json.dumps(both.as_dict(), allow_nan=False)
-    with pytest.raises(SelectionError, match="an origin is no teacher's"):
+    with pytest.raises(SelectionError, match="origins have no teacher"):
         compare(store, ["7b"], teachers=["gpt", "claude"], kind="origin")
 
 

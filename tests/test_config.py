@@ -9,7 +9,7 @@ import pytest
 from recycledb.cli.storing import TEMPLATE
 from recycledb.config import DEFAULT_URL, Config, StudentConfig, TeacherConfig, find_file, load, parse
 from recycledb.errors import ConfigError
-from recycledb.schema import Stat
+from recycledb.methods.ifd import Stat
 
 FULL = """
 [store]
@@ -75,19 +75,19 @@ def test_urls_that_name_no_relative_file_stay(url: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[stor]\nurl = ''", "stor: there is no such setting"),
-        ("[teachers.gpt]\nmodel = 'x'\napi_key = 'sk-secret'", "teachers.gpt.api_key: there is no such setting"),
+        ("[stor]\nurl = ''", "stor: unknown key"),
+        ("[teachers.gpt]\nmodel = 'x'\napi_key = 'sk-secret'", "teachers.gpt.api_key: unknown key"),
         ("[teachers.gpt]\nmodel = 'x'\nrpm = '500'", "teachers.gpt.rpm: Input should be a valid integer"),
         ("[teachers.gpt]\nmodel = 'x'\nrpm = 0", "teachers.gpt.rpm: Input should be greater than 0"),
         *(
-            (f"[teachers.gpt]\nmodel = 'x'\n{key} = {value}", f"teachers.gpt.{key}: {shown} is no number of seconds")
+            (f"[teachers.gpt]\nmodel = 'x'\n{key} = {value}", f"teachers.gpt.{key}: {shown} is out of range")
             for key in ("timeout_s", "wait_s")
             for value, shown in (
                 ("inf", "inf"),
                 ("nan", "nan"),
                 ("-1", "-1"),
                 ("1e300", "1e+300"),
-                ("9" * 400, "an integer of so many digits"),
+                ("9" * 400, "an integer of that many digits"),
             )
         ),
         ("[teachers.gpt]\nmodel = 'x'\ntimeout_s = " + "9" * 5000, "integer string conversion"),
@@ -98,10 +98,15 @@ def test_urls_that_name_no_relative_file_stay(url: str, tmp_path: Path) -> None:
         ("[teachers]\ngpt = 'gpt-4o'", "teachers.gpt: "),
         ("[students.7b]\nprompt = 'vicuna'", "students.7b.model: Field required"),
         ("[students.7b]\nmodel = 'x'\nprompt = 'chatml'", "students.7b.prompt: Input should be 'vicuna'"),
+        ("[students.7b]\nmodel = 'x'\ntemplate = 'chatml'", "students.7b.template: Input should be 'vicuna'"),
+        (
+            "[students.7b]\nmodel = 'x'\ntemplate = 'none'\nprompt = 'none'",
+            "students.7b: `prompt` and `template` are the same key",
+        ),
         ("[students.7b]\nmodel = 'x'\nmax_length = 0.5", "students.7b.max_length: "),
         ("[students.7b]\nmodel = 'x'\nstats = ['A']", "students.7b.stats.0: "),
         ("[prompts]\nrewrite = 'x.txt'", "prompts.rewrite: "),
-        ("[sync]\nsteps = ['reflect']", "sync.steps.0: Input should be 'compress'"),
+        ("[sync]\nsteps = ['reflect']", "sync.steps.0: unknown step 'reflect': use one of compress, "),
         ("[sync]\nteacher = 'gpt'", "sync.teacher is 'gpt', but there is no [teachers.gpt]"),
         ("[sync]\nstudents = ['7b']", "sync.students has '7b', but there is no [students.7b]"),
         ("[sync\n", "line 1"),
@@ -132,7 +137,7 @@ def test_the_template_of_init_is_valid_as_it_stands_and_with_every_line_in(tmp_p
         line.removeprefix("# ") if line.startswith("# ") and ("=" in line or line[2] == "[") else line
         for line in text.splitlines()
     ]
-    path.write_text("\n".join(line for line in lines if not line.startswith(("What `recycledb", "Secrets"))))
+    path.write_text("\n".join(line for line in lines if not line.startswith(("The state that", "Secrets"))))
     config = load(path)
     assert config.sync.students == ("7b",) and config.prompts and config.teachers["gpt"].rpm
 
@@ -200,6 +205,16 @@ def test_what_makes_a_student_another() -> None:
     assert student().student_id("abd") != same
 
 
+def test_template_is_another_name_of_a_student_s_prompt() -> None:
+    assert student(template="alpaca") == student(prompt="alpaca")
+    assert student(template="alpaca").student_id("abc") == student(prompt="alpaca").student_id("abc")
+    config = Config(students={"s": student(prompt="alpaca", dtype="bfloat16")})
+    (given,) = config.get_students(("s",), template="none")
+    assert given == student(prompt="none", dtype="bfloat16")
+    with pytest.raises(ConfigError, match="--student s: template: Input should be 'vicuna'"):
+        config.get_students(("s",), template="chatml")
+
+
 def test_a_local_student_is_its_content_wherever_it_lies() -> None:
     assert student(model="/a").student_id("sha256:1") == student(model="/b").student_id("sha256:1")
     assert student(model="/a").student_id("sha256:1") != student(model="/a").student_id("sha256:2")
@@ -217,7 +232,7 @@ def test_statistics_of_a_student() -> None:
 def test_teachers_by_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(file)
     assert config.get_teacher().name == "gpt" and config.get_teacher("replay").provider == "recorded"
-    with pytest.raises(ConfigError, match=r"no teacher 'other' .*there: gpt, replay.*OPENAI_BASE_URL"):
+    with pytest.raises(ConfigError, match=r"no teacher 'other' .*it has: gpt, replay.*OPENAI_BASE_URL"):
         config.get_teacher("other")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
     assert config.get_teacher("other").model == "other"
@@ -233,7 +248,7 @@ def test_students_by_name(file: Path) -> None:
     assert (given.name, given.model, given.prompt, given.max_length) == ("new", "org/new", "none", 1024)
     (changed,) = config.get_students(("7b=org/other",))
     assert (changed.model, changed.dtype) == ("org/other", "bfloat16")
-    with pytest.raises(ConfigError, match=r"no student '13b' .*there: 7b, own.*--student 13b=MODEL"):
+    with pytest.raises(ConfigError, match=r"no student '13b' .*it has: 7b, own.*--student 13b=MODEL"):
         config.get_students(("13b",))
     for wrong in ("=org/x", "x="):
         with pytest.raises(ConfigError, match="NAME=HF_ID_OR_PATH"):

@@ -10,12 +10,22 @@ from conftest import clean_environment
 from recycledb.store import Store
 
 GENERATE = Path(__file__).parents[1] / "docs" / "generate.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "methods"
 
 
 def test_the_generated_pages_are_not_stale() -> None:
     """This fails, too, when a view's column lacks its sentence in docs/schema.toml: then the page cannot be made."""
     done = forks.run([sys.executable, GENERATE, "--check"], env=clean_environment())
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "file", ["pyproject.toml", *(f"recycledb_example/{name}.py" for name in ("plain", "clear", "paired"))]
+)
+def test_the_page_on_methods_holds_the_example_package_as_it_is(file: str) -> None:
+    """tests/test_example_methods.py installs and uses the very package."""
+    page = (GENERATE.parent / "methods.md").read_text("utf-8")
+    assert f"\n{(EXAMPLE / file).read_text('utf-8').rstrip()}\n```\n" in page
 
 
 RATIOS = "ifd_ppl rifd_ppl ifd_loss rifd_loss"

@@ -24,7 +24,8 @@ from tiny_students import ARCHITECTURES, SAMPLES, config, save_student, transfor
 from torch.nn.attention.varlen import varlen_attn
 
 from recycledb.errors import StudentError
-from recycledb.schema import LossStatus, Stat, Texts
+from recycledb.methods.ifd import Stat
+from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.attention import NAME, adapt_torch_varlen
 from recycledb.scoring.batching import Work, by_beginning, by_length, lay_out
 from recycledb.scoring.engine import Engine, count_tokens

@@ -213,8 +213,8 @@ def test_permissions_are_those_of_the_file_and_of_its_folder(open_folder: Path) 
         [sys.executable, "-c", AS_ANYBODY, *map(str, paths)], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.splitlines() == [
-        f"{paths[0]} cannot be written: no file can be made in its folder {closed} (Permission denied)",
-        f"{paths[1]} cannot be written: no file can be made in its folder {closed} (Permission denied)",
+        f"{paths[0]} cannot be written: no file can be created in its folder {closed} (Permission denied)",
+        f"{paths[1]} cannot be written: no file can be created in its folder {closed} (Permission denied)",
         f"{paths[2]} cannot be written: Permission denied",
     ]
     assert [path.read_text() for path in (paths[0], paths[2])] == ["before"] * 2
@@ -316,7 +316,7 @@ def test_init_and_demo_say_in_one_line_where_they_cannot_write(cli: Cli, tmp_pat
     (tmp_path / "file").write_text("x")
     for command in ("init", "demo"):
         told = cli(command, "file/inner", code=1).stderr
-        assert told == "recycledb: file/inner cannot be made: Not a directory\n"
+        assert told == "recycledb: file/inner cannot be created: Not a directory\n"
 
 
 # --- nobody else ----------------------------------------------------------------------------------

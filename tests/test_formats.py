@@ -252,16 +252,16 @@ def test_a_changed_byte_is_refused_or_read_but_never_a_crash(
         (json.dumps(GOOD, indent=2).encode(), "is not JSON"),
         (b'{"data": [{"instruction": "a", "output": "b"}]}', "found 'data'"),
         (b'[{"question": "a", "answer": "b"}]', "found 'question', 'answer'"),
-        (b"[1, 2]", "no objects"),
+        (b"[1, 2]", "not objects"),
         (b'[{"instruction": "a", "output": null}]', "no usable row among 1 (the first: no text in 'output')"),
-        (b'[{"instruction": "a", "output": "b"}', "is cut short: its JSON list has no end after 1 elements"),
-        (b'[{"instruction": "a", "output": "b"},', "is cut short"),
+        (b'[{"instruction": "a", "output": "b"}', "is truncated: its JSON list has no end after 1 elements"),
+        (b'[{"instruction": "a", "output": "b"},', "is truncated"),
         (b'[{"instruction": "a", "output": "b"},]', "is not valid JSON: element 1"),
         (b'[{"instruction": "a", "output": "b"} {}]', "no comma between elements 0 and 1"),
         (b'[{"instruction": "a", "output": "b"}, {"a": }]', "is not valid JSON: element 1"),
-        (b'[{"instruction": "a", "output": "b"}] []', "goes on after the end"),
+        (b'[{"instruction": "a", "output": "b"}] []', "continues after the end"),
         (b'{"instruction": "a", "output": "b"}\n{"instruction": "c", "out', "its last line (2) is not complete"),
-        (gzip.compress(b"[]" * 99, mtime=0)[:-4], "is cut short: its compressed data"),
+        (gzip.compress(b"[]" * 99, mtime=0)[:-4], "is truncated: its compressed data"),
         (gzip.compress(b"hello", mtime=0), "is not JSON"),
     ],
 )
@@ -275,7 +275,7 @@ def test_what_is_said_of_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refusal(tmp_path / "pipe")
     path = saved(tmp_path, [GOOD])
-    assert "wanted the fields conversations; found 'instruction'" in refusal(path, "sharegpt")
+    assert "expected the fields conversations; found 'instruction'" in refusal(path, "sharegpt")
     with pytest.raises(FormatError, match="unknown format 'csv': one of auto, alpaca"):
         read(path, "csv")
 
@@ -286,7 +286,7 @@ def test_a_row_without_an_end_does_not_fill_the_memory(tmp_path: Path) -> None:
         file.write(b'[{"instruction": "a", "output": "')
         for _ in range(130):
             file.write(b"b" * (1 << 20))
-    assert "a quote or bracket is left open" in refusal(path, "alpaca")
+    assert "a quote or bracket is unclosed" in refusal(path, "alpaca")
 
 
 # --- bad rows -------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ def test_message_rows(tmp_path: Path) -> None:
     reading = read(saved(tmp_path, "\n".join(map(json.dumps, rows))))
     first, second, third = reading
     assert (first.texts, first.extra) == (("one two", "", "a"), {"source": "x", "system": "s"})
-    assert second.reason == "a part that is no text in turn 1 of 'messages'"
+    assert second.reason == "a part that is not text in turn 1 of 'messages'"
     assert third.reason == "no list in 'messages'"
     assert (reading.format, reading.cut) == ("messages", 0)
 
@@ -599,15 +599,15 @@ def test_scores_as_parquet(tmp_path: Path) -> None:
     both = tmp_path / "reflect_both-00000-of-00001.parquet"
     assert [next(read_scores(both, kind)).loss for kind in ("reflect_both", None)] == [(4.0,) * 4] * 2
     for path, kind, message in [
-        (both, "origin", "is named for reflect_both, not origin"),
+        (both, "origin", "is named after reflect_both, not origin"),
         (tmp_path / "origin-00000-of-00002.parquet", "origin", "is one of 2 parts: give the folder"),
-        (tmp_path, None, "say which kind"),
+        (tmp_path, None, "give the kind"),
         (tmp_path, "reflect_response", "has no file named reflect_response-"),
     ]:
         with pytest.raises(FormatError, match=message):
             list(read_scores(path, kind))
     (tmp_path / "origin-00000-of-00002.parquet").unlink()
-    with pytest.raises(FormatError, match="lacks parts of origin: 1 files of 2"):
+    with pytest.raises(FormatError, match="has only 1 of the 2 files of origin"):
         list(read_scores(tmp_path, "origin"))
 
 
@@ -617,7 +617,7 @@ def test_scores_as_parquet(tmp_path: Path) -> None:
         ([GOOD], "row 0 .* has no 'loss' and 'ppl'"),
         ([{"loss": FOUR, "ppl": PPL}, 5], "row 1 .* has no 'loss' and 'ppl'"),
         ([{"loss": FOUR[:3], "ppl": PPL}], "has no list of 4 in 'loss'"),
-        ([{"loss": FOUR, "ppl": [*PPL[:3], "x"]}], "has 'x' in 'ppl', which is no number"),
+        ([{"loss": FOUR, "ppl": [*PPL[:3], "x"]}], "has 'x' in 'ppl', which is not a number"),
         ([{"loss": FOUR, "ppl": [*PPL[:3], True]}], "has True in 'ppl'"),
         ([{}, {}], "holds no statistics"),
         ("{}\noops\n{}", "row 1 .* line 2 is not JSON"),

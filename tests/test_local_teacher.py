@@ -144,7 +144,7 @@ def test_a_closed_teacher_leaves_nobody_waiting(model: Path) -> None:
 
 
 def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match="is no folder") as caught:
+    with pytest.raises(TeacherError, match="not found: give a folder") as caught:
         open_teacher(config(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
     with pytest.raises(TeacherError, match="has no chat template"):

@@ -17,8 +17,8 @@ from alembic.migration import MigrationContext
 from conftest import Cli
 
 from recycledb.errors import SchemaError, StoreError
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Step
-from recycledb.schema import Stat
 from recycledb.store import Store, parse_url, revisions, upgrade
 from recycledb.store.migrate import HEAD
 from recycledb.store.migrate import REVISIONS as KNOWN
@@ -236,6 +236,6 @@ def test_upgrade_by_command(tmp_path: Path, cli: Cli) -> None:
     url = thaw(REVISIONS[0], "sqlite", tmp_path)
     told = cli("--store", url, "db", "upgrade").stdout
     assert f"schema {HEAD}, newest {HEAD}" in told
-    assert ("the store as it was" in told) == (REVISIONS[0] != HEAD)
+    assert ("copy of the store before the upgrade" in told) == (REVISIONS[0] != HEAD)
     missing = cli("--store", f"sqlite:///{tmp_path}/none.db", "db", "upgrade", code=1)
     assert "recycledb init" in missing.stderr and not (tmp_path / "none.db").exists()

@@ -19,9 +19,10 @@ from tiny_students import SAMPLES, save_student
 
 from recycledb.cli import run as run_command
 from recycledb.cli.app import session
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind
 from recycledb.reporting.report import write_report
-from recycledb.schema import LossStatus, Stat, Texts
+from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.engine import Engine
 from recycledb.scoring.requests import Request, Result
 from recycledb.selection.compare import compare

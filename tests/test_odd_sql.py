@@ -91,7 +91,7 @@ def test_a_parameter_has_the_type_that_its_sql_declares(sql: str, value: Any, st
     assert values_of("-- @param n number: it\nSELECT :n", {"n": "1e10"}) == {"n": 1e10}
     recipe = parse("mine", "-- @param id text: of whom\nSELECT variant_id FROM variants WHERE variant_id = :id")
     assert bind(store, recipe, {"id": "12"}).values == {"id": "12"}
-    with pytest.raises(SelectionError, match="n is 'many', which is no number"):
+    with pytest.raises(SelectionError, match="n is 'many', which is not a number"):
         values_of("-- @param n number: it\nSELECT :n", {"n": "many"})
 
 
@@ -100,7 +100,7 @@ def test_a_recipe_names_its_columns_apart(columns: str, store: Store) -> None:
     scored.two_students(store)
     recipe = parse("mine", f"SELECT variant_id, {columns} FROM variants LIMIT 2")
     name = columns.rpartition(" ")[2].lower()
-    with pytest.raises(SelectionError, match=f"recipe mine returns several columns called {name}: name each by AS"):
+    with pytest.raises(SelectionError, match=f"recipe mine returns several columns called {name}: rename them with AS"):
         select(store, recipe)
     assert select(store, parse("mine", "SELECT variant_id, 1 AS a, 2 AS a_1, 3 AS a_2 FROM variants")).means["a_2"] == 3
 

@@ -24,10 +24,11 @@ from recycledb.cli import run as run_command
 from recycledb.cli.app import session
 from recycledb.config import TeacherConfig
 from recycledb.errors import StudentError, TeacherError
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Step
 from recycledb.pretrained.folder import NEVER_RUNS_CODE
 from recycledb.reflection.teachers import Question, Reply, open_teacher
-from recycledb.schema import ReplyStatus, Stat, Texts
+from recycledb.schema import ReplyStatus, Texts
 from recycledb.scoring.engine import Engine
 from recycledb.scoring.frames import Failure, Setup, read_frame, write_frame
 from recycledb.scoring.identity import identify
@@ -149,11 +150,14 @@ def without(*names: str) -> Change:
 
 
 DAMAGE: dict[str, tuple[Change, str]] = {
-    "header cut": (cut("model.safetensors", 100), r"model\.safetensors: .*header.*; it is cut or damaged"),
-    "data cut": (cut("model.safetensors", -100), r"model\.safetensors: .*not fully covered; it is cut or damaged"),
-    "empty": (cut("model.safetensors", 0), r"model\.safetensors: .*header too small; it is cut or damaged"),
-    "pickle cut": (pickled(end=-200), "its pickled weights do not read as such"),
-    "pickle empty": (pickled(b""), "its pickled weights do not read as such"),
+    "header cut": (cut("model.safetensors", 100), r"model\.safetensors: .*header.*; it is truncated or damaged"),
+    "data cut": (
+        cut("model.safetensors", -100),
+        r"model\.safetensors: .*not fully covered; it is truncated or damaged",
+    ),
+    "empty": (cut("model.safetensors", 0), r"model\.safetensors: .*header too small; it is truncated or damaged"),
+    "pickle cut": (pickled(end=-200), "its pickled weights cannot be read"),
+    "pickle empty": (pickled(b""), "its pickled weights cannot be read"),
     "pickle is text": (pickled(b"hello"), "KeyError"),
     "config is no JSON": (write("config.json", b'{"model_type":'), r"config\.json' is not valid JSON"),
     "config is binary": (write("config.json", b"\xff\xfe\x00"), r"config\.json' is not valid JSON"),
@@ -162,7 +166,7 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "no model type": (configured(model_type=None), "Should have a `model_type` key"),
     "unknown model type": (configured(model_type="nonsense"), "model type `nonsense`"),
     "negative size": (configured(hidden_size=-32), "negative dimension -32"),
-    "negative layers": (configured(num_hidden_layers=-1), "no place for"),
+    "negative layers": (configured(num_hidden_layers=-1), "that its config does not have"),
     "size is a text": (configured(hidden_size="a"), "expected int, got str"),
     "heads do not divide": (configured(num_attention_heads=3), "not a multiple"),
     "unknown activation": (configured(hidden_act="nonsense"), "KeyError: 'nonsense'"),
@@ -172,10 +176,10 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "tokenizer cut": (cut("tokenizer.json", 500), "Unterminated string"),
     "tokenizer is empty": (write("tokenizer.json", b"{}"), "KeyError: 'added_tokens'"),
     "tokenizer config is a list": (write("tokenizer_config.json", b"[]"), "AttributeError"),
-    "index names no shard": (indexed({"a": "model-00002-of-00002.safetensors"}), "lacks 1 of the files of weights"),
-    "index leads away": (indexed({"a": "../other/model.safetensors"}), "names weights outside itself"),
+    "index names no shard": (indexed({"a": "model-00002-of-00002.safetensors"}), "lacks 1 of its weight files"),
+    "index leads away": (indexed({"a": "../other/model.safetensors"}), "names weights outside of it"),
     "index is odd": (indexed([1, 2]), "has no weight_map"),
-    "weights are elsewhere": (configured(transformers_weights="/etc/x.safetensors"), "names weights outside itself"),
+    "weights are elsewhere": (configured(transformers_weights="/etc/x.safetensors"), "names weights outside of it"),
 }
 
 
@@ -191,7 +195,7 @@ def test_a_damaged_model_is_one_line(folder: Path, name: str) -> None:
 def test_a_tokenizer_that_knows_nothing_is_refused(folder: Path) -> None:
     without("tokenizer.json")(folder)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    assert "knows no token" in refused(folder)
+    assert "has an empty vocabulary" in refused(folder)
 
 
 def test_a_panic_in_the_tokenizer_is_one_line(folder: Path) -> None:
@@ -226,7 +230,7 @@ def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
     return folder
 
 
-LACKS = "lacks weights that its config asks for"
+LACKS = "lacks weights that its config needs"
 
 
 def test_a_missing_weight_is_refused_by_name(folder: Path) -> None:
@@ -244,12 +248,12 @@ def test_a_wrong_shape_is_refused_by_name(folder: Path) -> None:
 def test_layers_that_the_config_leaves_out_are_refused_by_name(folder: Path) -> None:
     configured(num_hidden_layers=1)(folder)
     line = refused(folder)
-    assert "has no place for (model.layers.1.input_layernorm.weight, " in line and "… 9 in all" in line
+    assert "does not have (model.layers.1.input_layernorm.weight, " in line and "… 9 in all" in line
 
 
 def test_biases_of_another_architecture_are_refused_by_name(folder: Path) -> None:
     changed(folder, lambda weights: weights.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}))
-    assert "has no place for (model.layers.0.self_attn.q_proj.bias)" in refused(folder)
+    assert "does not have (model.layers.0.self_attn.q_proj.bias)" in refused(folder)
 
 
 def test_a_model_without_its_head_is_refused(folder: Path) -> None:

@@ -109,17 +109,17 @@ def test_texts_are_put_in_literally(instruction: str, output: str, context: str)
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (OWN.replace("[End]", "[Stop]"), r"does not ask for \[End\]"),
-        (OWN.replace("[Better Answer]", ""), r"does not ask for \[Better Answer\]"),
+        (OWN.replace("[End]", "[Stop]"), r"does not contain \[End\]"),
+        (OWN.replace("[Better Answer]", ""), r"does not contain \[Better Answer\]"),
         (
             OWN.replace("{output}", "{answer}"),
-            r"unknown placeholder \{answer\}; known are \{instruction\}, \{input\}, \{output\}",
+            r"unknown placeholder \{answer\}; use \{instruction\}, \{input\}, \{output\}",
         ),
-        (OWN.replace("{output}", ""), r"lacks \{output\}"),
-        (OWN.replace("{input}", ""), r"lacks \{input\}"),
+        (OWN.replace("{output}", ""), r"has no \{output\}"),
+        (OWN.replace("{input}", ""), r"has no \{input\}"),
         (OWN.replace("{{/input}}", ""), "not closed"),
-        (OWN.replace("{{#input}}", ""), "out of place"),
-        (OWN.replace("{{#input}}", "{{#output}}"), "out of place or unknown"),
+        (OWN.replace("{{#input}}", ""), "misplaced"),
+        (OWN.replace("{{#input}}", "{{#output}}"), "misplaced or unknown"),
         (f"<<system>>\n{OWN}", "no <<user>> message"),
     ],
 )

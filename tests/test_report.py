@@ -122,7 +122,7 @@ def test_every_text_and_every_number_is_in_the_report(written: tuple[Store, Path
         assert line[1][0] == 0  # the origin is first
         for variant, by_student in zip(sample["v"], line[2], strict=True):
             assert by_student == [scores[variant["id"], student] for student in students]
-    for section in ("Datasets", "Variants", "What was paid", "Extraction", "Students and truncation", "Selections"):
+    for section in ("Datasets", "Variants", "Cost", "Extraction", "Students and truncation", "Selections"):
         assert section in reader.text
     assert "no_marker" in reader.text
 

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recycledb.errors import QueryError, SelectionError
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind
-from recycledb.schema import Stat, Texts, content_id
+from recycledb.schema import Texts, content_id
 from recycledb.selection.diff import diff
 from recycledb.selection.explain import Ratios, decide, explain
 from recycledb.selection.identities import find_selection
@@ -414,19 +415,19 @@ def test_explain_says_the_ratios_the_branch_and_the_bound(store: Store) -> None:
     said = explain(store, samples[1])
     assert [each["selection"] for each in said] == ["mine", "one", None]
     text = said[0]["text"]
-    assert "mine (selective; student 7b, teacher gpt): took reflect_both" in text
+    assert "mine (selective; student 7b, teacher gpt): picked reflect_both" in text
     assert "ifd(Q) 0.7634 > ifd(ori) 0.7334? yes" in text
     assert "rifd(QA) 0.7408 < rifd(Q) 0.7788? yes" in text
     assert "ifd(QA) 0.9418 < 1 and rifd(QA) 0.7408 < 1: yes" in text
-    assert "one (cherry; student 7b): took nothing" in said[1]["text"]
+    assert "one (cherry; student 7b): picked nothing" in said[1]["text"]
     assert said[2]["student"] == "13b"
     json.dumps(said)
     stores.add_samples(store, [stores.texts("new")], dataset="n")
     [fresh] = store.rows("SELECT sample_id FROM dataset_samples WHERE dataset = 'n'")
     assert "no scores under 7b" in explain(store, fresh[0])[0]["text"]
-    assert "no place" not in said[0]["text"]
+    assert "is not in any dataset" not in said[0]["text"]
     stores.add_samples(store, [stores.texts("apples")])  # the dataset without the others
-    assert "it has no place in any dataset now" in explain(store, samples[1])[0]["text"]
+    assert "it is not in any dataset now" in explain(store, samples[1])[0]["text"]
 
 
 def test_only_a_shipped_text_is_explained_by_the_shipped_tree(store: Store, tmp_path: Path) -> None:
@@ -440,7 +441,7 @@ def test_only_a_shipped_text_is_explained_by_the_shipped_tree(store: Store, tmp_
     copied.write_text(get_recipe("selective").sql.rstrip() + "\n")
     select(store, read_recipe(copied), {"student": "7b", "teacher": "gpt"}, name="copied")
     said = {each["selection"]: each for each in explain(store, sample)}
-    assert said["own"]["steps"] == ["reason: as I like it", "taken at 1 of 4"]
+    assert said["own"]["steps"] == ["reason: as I like it", "picked at position 1 of 4"]
     assert "ifd(Q) 0.7634 > ifd(ori) 0.7334? yes" in said["copied"]["text"]
 
 
@@ -482,13 +483,13 @@ def test_a_file_of_ones_own_may_rank_and_be_cut(store: Store) -> None:
     ("sql", "message"),
     [
         ("SELECT sample_id FROM samples", "must return variant_id"),
-        ("SELECT 'x' AS variant_id", "picked 'x', which is no variant"),
-        ("SELECT NULL AS variant_id", "picked None, which is no variant"),
+        ("SELECT 'x' AS variant_id", "picked 'x', which is not a variant"),
+        ("SELECT NULL AS variant_id", "picked None, which is not a variant"),
         ("SELECT variant_id, 'high' AS rank FROM variants", "ranks by 'high'"),
-        ("SELECT variant_id, CAST('nan' AS VARCHAR) AS rank FROM variants", "ranks by 'nan', which is no number"),
+        ("SELECT variant_id, CAST('nan' AS VARCHAR) AS rank FROM variants", "ranks by 'nan', which is not a number"),
         (
             "SELECT variant_id, 1e300 * 1e300 AS rank FROM variants",
-            "ranks by inf, which is no finite number|out of range|Overflow",
+            "ranks by inf, which is not a finite number|out of range|Overflow",
         ),
         ("SELECT variant_id, '\0' AS reason FROM variants", "the SQL holds a NUL character"),
         ("DELETE FROM loss", "is not one SELECT"),
@@ -496,7 +497,7 @@ def test_a_file_of_ones_own_may_rank_and_be_cut(store: Store) -> None:
         ("SELECT variant_id FROM nowhere", "nowhere"),
         ("SELECT variant_id FROM variants WHERE kind = :kind", "needs kind: give --param kind="),
         ("-- @param x colour = red: what\nSELECT 1", "has the type 'colour'"),
-        ("-- @param x\nSELECT 1", "is declared as"),
+        ("-- @param x\nSELECT 1", "declare parameters as"),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_error(store: Store, sql: str, message: str) -> None:
@@ -508,12 +509,12 @@ def test_a_wrong_recipe_is_one_clear_error(store: Store, sql: str, message: str)
 
 
 RANKS = {  # what is no rank, in both dialects
-    "infinite": ("9e999", "'inf'::DOUBLE", "ranks by inf, which is no finite number"),
-    "minus infinite": ("-9e999", "'-inf'::DOUBLE", "ranks by -inf, which is no finite number"),
-    "NaN": ("9e999", "'nan'::DOUBLE", "which is no finite number"),  # SQLite has none
-    "text": ("'0.5'", "'0.5'", "ranks by '0.5', which is no number"),
-    "text of infinity": ("'inf'", "'inf'", "ranks by 'inf', which is no number"),
-    "bytes": ("x'00'", "'a'::BLOB", "which is no number"),
+    "infinite": ("9e999", "'inf'::DOUBLE", "ranks by inf, which is not a finite number"),
+    "minus infinite": ("-9e999", "'-inf'::DOUBLE", "ranks by -inf, which is not a finite number"),
+    "NaN": ("9e999", "'nan'::DOUBLE", "which is not a finite number"),  # SQLite has none
+    "text": ("'0.5'", "'0.5'", "ranks by '0.5', which is not a number"),
+    "text of infinity": ("'inf'", "'inf'", "ranks by 'inf', which is not a number"),
+    "bytes": ("x'00'", "'a'::BLOB", "which is not a number"),
 }
 
 
@@ -525,7 +526,7 @@ def test_a_rank_is_a_finite_number(store: Store, name: str, tmp_path: Path) -> N
     (tmp_path / "out.json").write_text("before")
     with pytest.raises(SelectionError, match=message) as raised:
         run_sql(store, f"SELECT variant_id, {sql} AS rank FROM variants", output=tmp_path / "out.json")
-    assert "or NULL, which comes last" in str(raised.value) and "\n" not in str(raised.value)
+    assert "or NULL, which sorts last" in str(raised.value) and "\n" not in str(raised.value)
     assert not store.rows("SELECT 1 FROM selection") and (tmp_path / "out.json").read_text() == "before"
 
 
@@ -567,9 +568,9 @@ def test_parameters_are_checked_against_their_types(store: Store) -> None:
     ):
         with pytest.raises(SelectionError, match=message):
             select(store, recipe, {"student": "7b", **given_})
-    with pytest.raises(SelectionError, match="takes no top"):
+    with pytest.raises(SelectionError, match="has no parameter top"):
         run_sql(store, "SELECT variant_id FROM variants", {"top": "3"})
-    with pytest.raises(SelectionError, match="n is 'x', which is no number"):
+    with pytest.raises(SelectionError, match="n is 'x', which is not a number"):
         run_sql(store, "-- @param n number: how many\nSELECT variant_id FROM variants LIMIT :n", {"n": "x"})
 
 

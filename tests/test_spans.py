@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tiny_students import SAMPLES, tokenizer
 
 from recycledb.errors import ConfigError
-from recycledb.schema import PAIR_ID_LENGTH, LossStatus, Stat, Texts
-from recycledb.scoring.spans import Span, batch_spans, spans
-from recycledb.scoring.templates import TEMPLATES, forward_prompt, question, reverse_prompt
+from recycledb.methods.ifd import TEMPLATES, Stat, forward_prompt, question, reverse_prompt
+from recycledb.schema import PAIR_ID_LENGTH, LossStatus, Texts
+from recycledb.scoring.spans import Item, Span, batch_spans, spans
 
 STATS = tuple(Stat)
 
@@ -93,7 +93,7 @@ def test_the_batched_form_gives_the_same_spans(items: list[Texts], template: str
         encoded: list[list[int]] = words(bos)(strings)["input_ids"]
         return encoded
 
-    together = batch_spans(encode_many, template, 60, [(texts, STATS) for texts in items])
+    together = batch_spans(encode_many, template, 60, [Item(texts, STATS) for texts in items])
     for texts, found in zip(items, together, strict=True):
         alone = spans(words(bos).encode, template, 60, texts, STATS)
         assert [(s.pair_id, s.start, s.status, s.truncated, s.merged, s.ids.tolist()) for s in found] == [
@@ -108,7 +108,7 @@ def test_only_what_is_asked_for_is_tokenised() -> None:
         seen.extend(strings)
         return [characters(text) for text in strings]
 
-    batch_spans(encode_many, "none", 50, [(Texts("x", "", "y"), (Stat.A_DIRECT, Stat.A_CONDITION))])
+    batch_spans(encode_many, "none", 50, [Item(Texts("x", "", "y"), (Stat.A_DIRECT, Stat.A_CONDITION))])
     assert sorted(seen) == ["x\n", "x\ny", "y"]
 
 

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 
 from recycledb.errors import QueryError, StoreError
 from recycledb.methods import scored_kinds
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
-from recycledb.schema import Stat, Texts, sample_id, utc_now, variant_id
+from recycledb.schema import Texts, sample_id, utc_now, variant_id
 from recycledb.store import Store, parse_url, pending, workers
 from recycledb.store.sqlite import SQLite, driver, has_wal_reset_bug, register_functions
 from recycledb.store.tables import metadata

@@ -19,10 +19,11 @@ from tiny_students import save_student
 
 from recycledb.config import Config, parse
 from recycledb.errors import ConfigError
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Step, extract
 from recycledb.reflection.teachers import Reply
 from recycledb.reflection.teachers.recorded import recorded_line
-from recycledb.schema import ReplyStatus, Stat, Texts
+from recycledb.schema import ReplyStatus, Texts
 from recycledb.scoring.requests import Request
 from recycledb.scoring.tokenising import count_tokens
 from recycledb.store import Store

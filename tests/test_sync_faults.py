@@ -228,7 +228,7 @@ def test_a_reply_that_no_store_takes_ends_as_failed_with_its_text_and_its_price(
     }
 
     def make(question: Question, reply: Reply) -> Reply:
-        return next((odd for name, odd in made.items() if name in question.read.instruction), reply)
+        return next((odd for name, odd in made.items() if name in question.shown[0].instruction), reply)
 
     with TeacherServer() as server:
         wanted = target(server.base_url, ["reflect_response"])
@@ -250,7 +250,7 @@ def test_a_defect_of_ours_at_one_reply_is_that_replys_and_at_all_ends_the_run(tm
     url = make_store(tmp_path, 60)
 
     def fail_one(question: Question, reply: Reply) -> Reply:
-        return {}["gone"] if "thing 3 " in question.read.instruction else reply  # type: ignore[no-any-return]
+        return {}["gone"] if "thing 3 " in question.shown[0].instruction else reply  # type: ignore[no-any-return]
 
     def fail(question: Question, reply: Reply) -> Reply:
         raise RecursionError("too deep")

@@ -131,7 +131,7 @@ def test_a_signal_ends_asking_and_what_is_under_way_is_committed(tmp_path: Path,
         assert statuses == {"ok": len(server.log)}
         assert "stopped on request" in output
         assert "still missing: " in output
-        assert "stopping: what is under way is still committed" in errors
+        assert "stopping: finishing in-flight requests" in errors
         assert "Traceback" not in errors
 
 

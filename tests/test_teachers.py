@@ -315,7 +315,7 @@ def test_a_user_and_password_in_the_address_are_sent_and_never_told(
         assert server.log[-1].headers["authorization"] == f"Basic {token}"
         assert not {secret for secret in ("p%40ssw0rd", "p@ssw0rd", token) if secret in told}
     for bad in ("ftp://me:hush@host/v1", "http://me:hush@host:port/v1", "http://me:hush@[::1/v1"):
-        with pytest.raises(TeacherError, match=r"base_url .* is no address") as caught:
+        with pytest.raises(TeacherError, match=r"base_url .* is not a valid URL") as caught:
             open_teacher(TeacherConfig(name="t", model="m", base_url=bad))
         assert "hush" not in str(caught.value)
 
@@ -325,10 +325,10 @@ def test_a_key_is_asked_for_only_where_one_is_needed(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(TeacherError, match="set OPENAI_API_KEY"):
         open_teacher(TeacherConfig(name="t", model="m"))
-    with pytest.raises(TeacherError, match="base_url 'localhost:8000' is no address"):
+    with pytest.raises(TeacherError, match="base_url 'localhost:8000' is not a valid URL"):
         open_teacher(TeacherConfig(name="t", model="m", base_url="localhost:8000"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-ключ")
-    with pytest.raises(TeacherError, match="OPENAI_API_KEY holds characters that no key has"):
+    with pytest.raises(TeacherError, match="OPENAI_API_KEY has characters that cannot be in a key"):
         open_teacher(TeacherConfig(name="t", model="m"))
 
 

@@ -10,8 +10,9 @@ import pytest
 import scored_stores as scored
 import stores
 
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
-from recycledb.schema import Stat, Texts, content_id, utc_now, variant_id
+from recycledb.schema import Texts, content_id, utc_now, variant_id
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import select
 from recycledb.store import Store

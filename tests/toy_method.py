@@ -111,6 +111,7 @@ def run(
 ) -> "subprocess.CompletedProcess[str]":
     """Run recycledb, or other code, in `folder` where the method is installed."""
     command = started(folder, *arguments, code=code)
-    done = forks.run(command, cwd=folder, env=forks.clean_environment(**environment))
+    modules = forks.MODELS if (folder / "small").exists() else forks.COMMAND  # a student of that name
+    done = forks.run(command, cwd=folder, env=forks.clean_environment(**environment), modules=modules)
     assert done.returncode == exits, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -7,7 +7,7 @@ several samples, stands in `derivation` and `derivation_member`.
 Why `value`: a number derived from facts by a versioned function is cheap to compute and dear to compute in SQL (a view over readouts takes
 minutes in SQLite), so it is stored under the id of its measure; another version is another measure, and old values stay.
 Why `variants` again: its `is_current` looked at a variant, its parent and its parent's parent. A method may make variants of variants as
-often as it likes, and each step may have an extractor of its own. The first three generations are still reached by joins, since nearly
+often as it likes, and each step may have an extractor of its own. The first generations are still reached by joins, since nearly
 every variant ends there; what lies above them is walked by recursion, one variant after the other.
 Why `extractions` again: it says the same of a reply by its step's extractor.
 Why `current_variants`: the same question without names and texts, which is what the next view asks for each of its columns.
@@ -159,10 +159,9 @@ def real(name: str, nullable: bool = False) -> Any:
 
 # The prompts in use, with the version of the extractor that reads replies to them: the one named for the prompt's step, else `extractor`.
 READER = """
-SELECT p.prompt_id, (
-    SELECT CAST(n.id AS INTEGER) FROM current_names n
-    WHERE n.kind = 'extractor' AND n.name IN (p.step, 'extractor')
-    ORDER BY CASE n.name WHEN p.step THEN 0 ELSE 1 END LIMIT 1
+SELECT p.prompt_id, coalesce(
+    (SELECT CAST(n.id AS INTEGER) FROM current_names n WHERE n.kind = 'extractor' AND n.name = p.step),
+    (SELECT CAST(n.id AS INTEGER) FROM current_names n WHERE n.kind = 'extractor' AND n.name = 'extractor')
 ) AS version
 FROM prompt p
 WHERE p.prompt_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'prompt')
@@ -212,19 +211,23 @@ def derived_in_use(variant: str) -> str:
     ), 0)"""
 
 
-# A variant v, its parent a and its parent's parent b, with the reading of each.
+# A variant v, its parent a and its parent's parent b, with the reading of each, and that one's parent c, which is an origin as a rule.
 GENERATIONS = f"""{reading("v")}
 LEFT JOIN variant a ON a.variant_id = v.parent_id
 {reading("a")}
 LEFT JOIN variant b ON b.variant_id = a.parent_id
-{reading("b")}"""
+{reading("b")}
+LEFT JOIN variant c ON c.variant_id = b.parent_id"""
 
-# Where DuckDB would join all variants for each level of a recursion that depends on the row: the variants with more than two generations
+# Where DuckDB would join all variants for each level of a recursion that depends on the row: the variants with more than three generations
 # above them (none, as a rule) are found first, each with all its sources.
 FAR = f"""far_source AS (
     SELECT v.variant_id, b.parent_id AS source_id
-    FROM variant b JOIN variant a ON a.parent_id = b.variant_id JOIN variant v ON v.parent_id = a.variant_id
-    WHERE b.parent_id IS NOT NULL
+    FROM variant c
+    JOIN variant b ON b.parent_id = c.variant_id
+    JOIN variant a ON a.parent_id = b.variant_id
+    JOIN variant v ON v.parent_id = a.variant_id
+    WHERE c.kind <> 'origin'
     UNION
     SELECT f.variant_id, u.parent_id FROM far_source f JOIN variant u ON u.variant_id = f.source_id WHERE u.kind <> 'origin'
 ),
@@ -256,7 +259,7 @@ def variants(more: str, sources: str, derived: str, join: str) -> str:
     """Return the view of variants.
 
     is_current: an origin, or made by a teacher and a prompt that still carry their names, as the extractor in use reads the reply, of
-    something that is current itself; `sources` says so of what lies above the parent's parent, `derived` of what a transform made.
+    something that is current itself; `sources` says so of what lies above three generations, `derived` of what a transform made.
     """
     return f"""
 CREATE VIEW variants AS
@@ -272,6 +275,7 @@ SELECT
         WHEN NOT {in_use("a")} THEN 0
         WHEN b.kind = 'origin' THEN 1
         WHEN NOT {in_use("b")} THEN 0
+        WHEN c.kind = 'origin' THEN 1
         ELSE {sources}
     END AS is_current,
     v.instruction, v.input, v.output, v.teacher_id, v.created_at, v.derivation_id
@@ -284,7 +288,7 @@ LEFT JOIN name_of t ON t.teacher_id = v.teacher_id
 VARIANTS_BY_KEY = variants("", sources_in_use("SELECT b.parent_id"), derived_in_use("v"), "")
 VARIANTS_BY_COLUMN = variants(
     f",\n{FAR}",
-    "f.is_current",
+    "coalesce(f.is_current, 0)",
     "coalesce(d.is_current, 0)",
     "\nLEFT JOIN far f ON f.variant_id = v.variant_id\nLEFT JOIN derived d ON d.derivation_id = v.derivation_id",
 )
@@ -298,7 +302,7 @@ FROM variant v
 WHERE v.kind = 'origin'
 OR ({in_use("v")} AND (a.kind = 'origin'
     OR ({in_use("a")} AND (b.kind = 'origin'
-        OR ({in_use("b")} AND {sources_in_use("SELECT b.parent_id")} = 1)))))
+        OR ({in_use("b")} AND (c.kind = 'origin' OR {sources_in_use("SELECT b.parent_id")} = 1))))))
 OR (v.derivation_id IS NOT NULL AND {derived_in_use("v")} = 1)
 """
 # Materialised, since DuckDB would else look at the condition before the joins that it depends on, in an order of them three times as slow.

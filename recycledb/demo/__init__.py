@@ -1,4 +1,4 @@
-"""The demo's data: samples that the project wrote, recorded replies, two tiny students. See README.md beside this file."""
+"""The demo's data: samples written for this project, recorded replies, two tiny students. See README.md in this folder."""
 
 from importlib import resources
 from pathlib import Path
@@ -33,10 +33,10 @@ students = ["small", "large"]
 
 
 def lay_out(folder: Path) -> list[str]:
-    """Write the configuration and copy the data into `folder`; return the names. A folder used otherwise is left alone."""
+    """Write the configuration and copy the data into `folder`; return the names. StoreError if it has another configuration."""
     configuration = folder / "recycledb.toml"
     if configuration.exists() and configuration.read_text(encoding="utf-8") != CONFIGURATION:
-        raise StoreError(f"{configuration} is not the demo's; give another folder: recycledb demo DIR")
+        raise StoreError(f"{configuration} is not the demo's configuration; give another folder: recycledb demo DIR")
     make_folder(folder)
     write_text(configuration, CONFIGURATION)
     with resources.as_file(resources.files("recycledb.demo")) as data:
@@ -50,7 +50,7 @@ def lay_out(folder: Path) -> list[str]:
 
 
 def worth_showing(store: Store) -> str:
-    """Return the sample whose two reflections the students disagree on most: the one that `show` tells most about."""
+    """Return the sample whose reflect_both variant the two students disagree on most: an instructive one for `show`."""
     found = store.rows("""
         SELECT a.sample_id FROM scores a JOIN scores b ON b.variant_id = a.variant_id
         WHERE a.student = 'small' AND b.student = 'large' AND a.kind = 'reflect_both'
@@ -58,5 +58,5 @@ def worth_showing(store: Store) -> str:
         ORDER BY abs(a.ifd_ppl - b.ifd_ppl) DESC, a.sample_id LIMIT 1
     """)
     if not found:
-        raise StoreError("the demo's store holds no scores; run `recycledb sync` in its folder")
+        raise StoreError("the demo's store has no scores; run `recycledb sync` in its folder")
     return str(found[0][0])

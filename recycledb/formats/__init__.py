@@ -1,7 +1,7 @@
-"""Files to samples, rows to files, and the published statistics: the only place that knows what files look like.
+"""File formats: files to samples, rows to files, and published statistics.
 
-Invariant: nothing here opens a store; `read` yields rows and `write` takes them, one at a time. See `containers` for
-what counts as a bad row and what as a bad file, and `reading` for the formats.
+Invariant: nothing here opens a store; `read` yields rows and `write` consumes them, one at a time. See `containers` for
+what is a bad row and what is a bad file, and `reading` for the formats.
 """
 
 from recycledb.formats.reading import FORMATS, Reading, Row, is_placeholder, read

@@ -1,7 +1,7 @@
-"""Rows to Arrow: the one conversion, for Parquet files and for data frames.
+"""Rows to Arrow, for Parquet files and for data frames.
 
-Invariant: a column's type is that of all its values. Whole numbers beside broken ones are floats, decimals keep every digit; any other
-mixture (SQLite's columns have no types), what Arrow has no type for, and a column without a value are text.
+Invariant: a column's type fits all its values. Integers mixed with floats are floats, decimals keep every digit; any other mixture
+(SQLite's columns have no types), values that Arrow has no type for, and a column without a value are text.
 """
 
 import tempfile
@@ -43,9 +43,9 @@ def to_table(columns: Sequence[str], rows: Iterable[Values]) -> "pa.Table":
 
 
 def write_parquet(stream: IO[bytes], columns: list[str], rows: Iterable[Values]) -> int:
-    """Write rows as Parquet and return their number; `columns` may grow as they come, and rows end where columns were unknown.
+    """Write rows as Parquet and return their number; `columns` may grow meanwhile, and rows from before then are shorter.
 
-    In two passes, the first into a spool on disk: a column's type is known when its last row is.
+    In two passes, the first into a spool on disk, since a column's type is only known after its last row.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -77,7 +77,7 @@ def _at(row: Values, i: int) -> Any:
 
 
 def _batches(rows: Iterable[Values]) -> Iterator[list[Values]]:
-    """Yield the rows in lists that are bounded in number and in text."""
+    """Yield the rows in lists of bounded length and size of text."""
     rows = iter(rows)
     batch: list[Values] = []
     size = 0
@@ -104,7 +104,9 @@ def _spool(spool: IO[bytes], arrays: list[Any]) -> None:
         spool.write(data)
     except OSError as error:
         where = tempfile.gettempdir()
-        raise WriteError(f"no room for the rows of a Parquet file in {where}: {error.strerror} ($TMPDIR)") from error
+        raise WriteError(
+            f"cannot store the rows of a Parquet file in {where}: {error.strerror}; set $TMPDIR to another folder"
+        ) from error
 
 
 def _spooled(spool: IO[bytes]) -> Iterator[list[Any]]:
@@ -121,13 +123,13 @@ def _array(values: Iterable[Any]) -> "pa.Array":
     known = [_known(value) for value in values]
     try:
         return pa.array(known)
-    # A number here, a text there, or what Arrow has no type for: more than 64 bits, a list of UUIDs.
+    # Numbers mixed with texts, or values that Arrow has no type for: integers of over 64 bits, a list of UUIDs.
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return pa.array([None if value is None else str(flat(value)) for value in known])
 
 
 def _known(value: Any) -> Any:
-    if isinstance(value, time_of_day) and value.tzinfo is not None:  # Arrow has no such type, and would drop the zone
+    if isinstance(value, time_of_day) and value.tzinfo is not None:  # Arrow has no such type and would drop the zone
         return value.isoformat()
     return value if value is None or isinstance(value, _KNOWN) else plain(value)
 
@@ -152,5 +154,5 @@ def _cast(array: Any, kind: Any) -> Any:
 
     try:
         return array.cast(kind)
-    except pa.ArrowNotImplementedError:  # a list, say, as text
+    except pa.ArrowNotImplementedError:  # for example a list as text
         return pa.array([None if value is None else str(flat(value)) for value in array.to_pylist()], type=kind)

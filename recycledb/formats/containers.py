@@ -1,23 +1,23 @@
 """Files as sequences of JSON values: JSON lists, JSON lines and Parquet, each plain, gzipped or in zstd.
 
-Invariant: memory is bounded by the longest row that is allowed (`max_row` bytes of unpacked text), not by the file, however
-far a compressed one unfolds; and a file that was cut short anywhere but between two JSON lines is an error, never a shorter
-sequence. What a file is follows from its bytes, not from its name.
-This module refuses to know what the values mean; that is `reading` for samples and `scores` for statistics.
+Invariant: memory is bounded by the longest row allowed (`max_row` bytes of uncompressed text), not by the file, whatever its
+compression ratio; and a file truncated anywhere but between two JSON lines is an error, never a shorter sequence. Container
+and compression are detected from the file's bytes, not from its name.
+What the values mean is up to `reading` (samples) and `scores` (statistics).
 
-Bounds: a longer row is an error, which names it. A row has at most MAX_VALUES values and 1,000 levels of nesting, else it is
-`Bad` (or, in a list, an error: where it ends is then not worth the search). A zstd window is at most ZSTD_WINDOW, and a
-Parquet file that is compressed as a whole unpacks, on disk, to at most UNPACKED_SHARE times its size (or UNPACKED_FREE).
-Of Parquet, `max_row` bounds what becomes a row; the pages and dictionaries that pyarrow unpacks to get there are bounded by
-pyarrow alone (2 GiB of text a column and batch).
+Limits: a longer row is an error that gives its number. A row has at most MAX_VALUES values and 1,000 levels of nesting, else it
+is `Bad` (or, in a list, an error: searching for its end could take minutes). A zstd window is at most ZSTD_WINDOW, and a
+compressed Parquet file decompresses, on disk, to at most UNPACKED_SHARE times its size (or UNPACKED_FREE).
+For Parquet, `max_row` limits the resulting rows; the pages and dictionaries that pyarrow decompresses for them are limited by
+pyarrow alone (2 GiB of text for each column and batch).
 
-JSON lists are cut into elements here and parsed one by one, since a parser of the whole refuses all of it for one lone
-surrogate (DuckDB, orjson) or silently replaces it by a question mark (yajl, hence ijson).
+JSON lists are split into elements here and parsed one by one, since parsers of a whole list reject all of it for one lone
+surrogate (DuckDB, orjson) or silently replace it by a question mark (yajl, hence ijson).
 
-Syntax errors: a list with one is an error, since it is no JSON and where its elements end is a guess. In JSON lines
-each line stands for itself, so a line that is no JSON is a `Bad` value and the rest is read; but when the last line
-is no JSON *and* lacks its newline, the file was cut while being written or copied, and that is an error. Blank lines
-are no rows.
+Syntax errors: in a list they are an error for the file, since it is not known where the elements after it begin. In JSON
+lines each line is independent, so a line that is not JSON is a `Bad` value and the rest is read; but if the last line is
+not JSON *and* lacks its newline, the file was truncated while being written or copied, and that is an error. Blank lines are
+ignored.
 """
 
 import gzip
@@ -43,9 +43,9 @@ from recycledb.formats.zstd import ZSTD_WINDOW, WindowTooLarge, ZstdFile
 BLOCK = 1 << 20
 HEAD = 1 << 12
 PARQUET_ROWS = 256
-MAX_MARKS = 2 * MAX_VALUES  # texts and brackets, each of which the search for a row's end stops at
+MAX_MARKS = 2 * MAX_VALUES  # strings and brackets visited while searching for a row's end
 UNPACKED_FREE = 1 << 30
-UNPACKED_SHARE = 64  # Parquet is packed within; what shrinks further than this by being packed again is no data
+UNPACKED_SHARE = 64  # Parquet is compressed inside already; a file that compresses further than this is not data
 
 _SPACE = b" \t\r\n"
 _STRUCTURE = re.compile(rb'["{}\[\]]')
@@ -54,7 +54,7 @@ _NOT_SPACE = re.compile(rb"[^ \t\r\n]")
 _QUOTE, _BACKSLASH, _BRACE, _LIST_END, _COMMA = b'"\\{],'
 
 _GZIP, _ZSTD, _PARQUET, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xef\xbb\xbf"
-_FOREIGN = {  # how files begin that people take for data, and what to say of them
+_FOREIGN = {  # first bytes of files that are mistaken for data, and the error message
     b"PK\x03\x04": "is a ZIP archive: unpack it first",
     b"BZh": "is compressed by bzip2: unpack it, or use gzip or zstd",
     b"\xfd7zXZ\x00": "is compressed by xz: unpack it, or use gzip or zstd",
@@ -66,16 +66,16 @@ _FOREIGN = {  # how files begin that people take for data, and what to say of th
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"[\x00", b"{\x00", b"\x00[", b"\x00{", b"\x00\x00")
 
 
-class TooManyValues(Exception):  # noqa: N818 - not an error of ours; the window says it with the file's name
-    """A value of JSON has more of others in it than a row may have."""
+class TooManyValues(Exception):  # noqa: N818 - internal; the window raises FormatError with the file's name
+    """A JSON value contains more values than a row may have."""
 
 
 class Source:
     """A file as a sequence of JSON values (or `Bad`); each iteration reads it anew.
 
     `container` is json, jsonl or parquet, `compression` is none, gzip or zstd. `sha256` is the hash of the file's
-    bytes as they lie on disk, known once an iteration has come to its end.
-    Raises FormatError at once for what is visible in the first bytes, and while iterating for the rest.
+    bytes as stored, known after a complete iteration.
+    Raises FormatError at once for errors in the first bytes, and while iterating for the rest.
     """
 
     def __init__(self, path: Path, max_row: int = MAX_ROW) -> None:
@@ -107,13 +107,13 @@ class Source:
         if self.compression == "none":
             yield from _parquet_values(self.path, self.path, self.max_row)
             return
-        # Parquet begins at its end, and a compressed file cannot be sought in.
+        # Reading Parquet starts at its end, and compressed streams cannot seek.
         with tempfile.TemporaryFile() as unpacked:
             most = max(UNPACKED_FREE, UNPACKED_SHARE * self.path.stat().st_size)
             while block := stream.read(BLOCK):
                 if unpacked.tell() + len(block) > most:
                     raise FormatError(
-                        f"{self.path} unpacks to over {most >> 20} MiB: unpack it first, if that is meant"
+                        f"{self.path} decompresses to over {most >> 20} MiB: decompress it first if that is intended"
                     )
                 unpacked.write(block)
             yield from _parquet_values(self.path, unpacked, self.max_row)
@@ -123,7 +123,7 @@ class Source:
 
 
 class _HashingFile(io.RawIOBase):
-    """A file read from front to back, which hashes what it hands out."""
+    """A file that hashes the bytes read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -145,21 +145,21 @@ def _require_file(path: Path) -> None:
     if not path.exists():
         raise FormatError(f"{path} does not exist")
     if not path.is_file():
-        raise FormatError(f"{path} is not a regular file: write what it gives to a file first, since it is read twice")
+        raise FormatError(f"{path} is not a regular file: save its content to a file first, since it is read twice")
 
 
 @contextmanager
 def _as_format_errors(path: Path) -> Iterator[None]:
-    """Turn what decompressors and the system raise into FormatError."""
+    """Turn errors of decompressors and the system into FormatError."""
     try:
         yield
     except WindowTooLarge as error:
         raise FormatError(
-            f"{path} needs a zstd window of over {ZSTD_WINDOW >> 20} MiB: unpack it first, with `zstd -d --long=31`"
+            f"{path} needs a zstd window of over {ZSTD_WINDOW >> 20} MiB: decompress it first, with `zstd -d --long=31`"
         ) from error
     except EOFError as error:
         raise FormatError(
-            f"{path} is cut short: its compressed data end too early; copy or download it again"
+            f"{path} is truncated: its compressed data ends too early; copy or download it again"
         ) from error
     except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise FormatError(f"{path} is damaged ({error}): copy or download it again") from error
@@ -186,7 +186,7 @@ def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
 
 
 def _container_of(path: Path, head: bytes) -> str:
-    """Return json, jsonl or parquet, or raise FormatError that says what the file is instead."""
+    """Return json, jsonl or parquet, or raise FormatError with what the file is instead."""
     if head.startswith(_PARQUET):
         return "parquet"
     for magic, what in _FOREIGN.items():
@@ -198,7 +198,7 @@ def _container_of(path: Path, head: bytes) -> str:
     if not text and len(head) < HEAD:
         raise FormatError(f"{path} is empty")
     if not text.startswith((b"[", b"{")) and _is_binary(head):
-        raise FormatError(f"{path} is binary: JSON, JSON lines or Parquet (plain, gzip or zstd) can be added")
+        raise FormatError(f"{path} is binary, but not Parquet: give JSON, JSON lines or Parquet (plain, gzip or zstd)")
     return "json" if text.startswith(b"[") else "jsonl"
 
 
@@ -210,7 +210,7 @@ def _is_binary(head: bytes) -> bool:
 
 
 class _Window:
-    """The part of a byte stream that is being looked at: `data` from `at` on is not yet used; `row` is that which begins there."""
+    """The buffered part of a byte stream: `data` from `at` on is not yet consumed; `row` is the number of the row that begins there."""
 
     def __init__(self, stream: BinaryIO, path: Path, max_row: int) -> None:
         self._stream = stream
@@ -221,9 +221,9 @@ class _Window:
         self.at = 0
 
     def grow(self) -> bool:
-        """Drop what was used and read on; False at the end.
+        """Drop the consumed part and read more; False at the end.
 
-        The unused part at least doubles, so that looking for an end from its start again costs linear time in all.
+        The rest at least doubles, so that searching it again from its start takes linear time overall.
         """
         rest = self.data[self.at :]
         block = self._stream.read(max(BLOCK, min(len(rest), self.max_row - len(rest))))
@@ -231,7 +231,7 @@ class _Window:
         return bool(block)
 
     def skip_space(self) -> int:
-        """Go to the next byte that is no white space and return it, or -1 at the end."""
+        """Skip to the next byte that is not white space and return it, or -1 at the end."""
         while (found := _NOT_SPACE.search(self.data, self.at)) is None:
             self.at = len(self.data)
             if not self.grow():
@@ -240,9 +240,9 @@ class _Window:
         return self.data[self.at]
 
     def take(self, find_end: Any) -> bytes | None:
-        """Return the bytes up to `find_end(data, at)` and go on behind them; None where the stream ends before.
+        """Consume and return the bytes up to `find_end(data, at)`; None if the stream ends before.
 
-        Raises FormatError where there are more than a row may have.
+        Raises FormatError if there are more than a row may have.
         """
         try:
             while (end := find_end(self.data, self.at)) < 0 and len(self.data) - self.at <= self.max_row:
@@ -250,7 +250,7 @@ class _Window:
                     return None
         except TooManyValues as error:
             raise FormatError(
-                f"{self._path}: row {self.row} (counted from 0) has more than {MAX_MARKS:,} texts, lists and ends of lists in it"
+                f"{self._path}: row {self.row} (counted from 0) has more than {MAX_MARKS:,} strings and brackets"
             ) from error
         if (len(self.data) if end < 0 else end) - self.at > self.max_row:
             raise row_too_large(self._path, self.row, self.max_row)
@@ -260,19 +260,19 @@ class _Window:
 
 
 def _string_end(data: bytes, at: int) -> int:
-    """Return where the string whose inside begins at `at` ends, behind its quote, or -1."""
+    """Return the end (after the quote) of the string whose content begins at `at`, or -1."""
     while (quote := data.find(b'"', at)) >= 0:
         at = quote + 1
         before = quote - 1
         while data[before] == _BACKSLASH:
             before -= 1
-        if (quote - before) % 2:  # an even number of backslashes escape each other, and not the quote
+        if (quote - before) % 2:  # an even number of backslashes escape each other, not the quote
             return at
     return -1
 
 
 def _nested_end(data: bytes, at: int) -> int:
-    """Return where the object or list that begins at `at` ends, or -1. TooManyValues where looking on would take minutes."""
+    """Return the end of the object or list that begins at `at`, or -1. TooManyValues if the search could take minutes."""
     depth = marks = 0
     while found := _STRUCTURE.search(data, at):
         at, mark = found.end(), found[0]
@@ -298,7 +298,7 @@ def _scalar_end(data: bytes, at: int) -> int:
 
 
 def _value_end(data: bytes, at: int) -> int:
-    """Return where the JSON value that begins at `at` ends, or -1 where `data` ends before that is certain."""
+    """Return the end of the JSON value that begins at `at`, or -1 if `data` ends before that is certain."""
     if data[at] in b"{[":
         return _nested_end(data, at)
     return _string_end(data, at + 1) if data[at] == _QUOTE else _scalar_end(data, at)
@@ -310,12 +310,12 @@ def _line_end(data: bytes, at: int) -> int:
 
 def _list_values(path: Path, window: _Window) -> Iterator[Any]:
     window.skip_space()
-    window.at += 1  # the opening bracket, by which the container was known
+    window.at += 1  # the opening bracket, by which the container was detected
     position = 0
     mark = window.skip_space()
-    while mark != _LIST_END or position:  # a bracket after a comma is no value, and is refused as such
+    while mark != _LIST_END or position:  # a bracket after a comma is a syntax error
         if mark < 0:
-            raise FormatError(f"{path} is cut short: its JSON list has no end after {position} elements")
+            raise FormatError(f"{path} is truncated: its JSON list has no end after {position} elements")
         value = _simple_object(window)
         yield _element(path, window, position) if value is None else value
         position += 1
@@ -329,16 +329,16 @@ def _list_values(path: Path, window: _Window) -> Iterator[Any]:
         mark = window.skip_space()
     window.at += 1
     if window.skip_space() >= 0:
-        raise FormatError(f"{path} goes on after the end of its JSON list ({position} elements): it is no valid JSON")
+        raise FormatError(f"{path} is not valid JSON: it continues after the end of its list ({position} elements)")
 
 
 def _simple_object(window: _Window) -> Any:
     """Return the object that ends at the next closing brace, or None.
 
-    That brace is a guess, but what parses up to it begins with an opening brace, so it is the object and nothing else.
-    Most rows are like that, and this spares them the search for their end, three times as long as parsing.
+    That brace is a guess, but if the bytes up to it parse, they are the complete object, since they begin with a brace. Most
+    rows are like that, and it saves the search for their end, which takes three times as long as parsing.
     """
-    end = window.data.find(b"}", window.at, window.at + min(BLOCK, window.max_row)) + 1  # a longer one is counted below
+    end = window.data.find(b"}", window.at, window.at + min(BLOCK, window.max_row)) + 1  # `take` handles longer ones
     if not end or window.data[window.at] != _BRACE:
         return None
     try:
@@ -352,7 +352,7 @@ def _simple_object(window: _Window) -> Any:
 def _element(path: Path, window: _Window, position: int) -> Any:
     text = window.take(_value_end)
     if text is None:
-        raise FormatError(f"{path} is cut short: its JSON list ends within element {position} (counted from 0)")
+        raise FormatError(f"{path} is truncated: its JSON list ends within element {position} (counted from 0)")
     try:
         return parse(text)
     except ValueError as error:
@@ -361,12 +361,12 @@ def _element(path: Path, window: _Window, position: int) -> Any:
 
 def _not_separated(path: Path, position: int, mark: int) -> FormatError:
     if mark < 0:
-        return FormatError(f"{path} is cut short: its JSON list has no end after {position} elements")
+        return FormatError(f"{path} is truncated: its JSON list has no end after {position} elements")
     return FormatError(f"{path} is not valid JSON: no comma between elements {position - 1} and {position} (from 0)")
 
 
 def _line_values(path: Path, window: _Window) -> Iterator[Any]:
-    number, good = 0, False  # window.row counts the rows, which blank lines are not
+    number, good = 0, False  # window.row counts rows, without blank lines
     while (line := window.take(_line_end)) is not None:
         number += 1
         if not line.isspace():
@@ -379,7 +379,7 @@ def _line_values(path: Path, window: _Window) -> Iterator[Any]:
         return
     value = _parse_line(last, number + 1)
     if isinstance(value, Bad) and good:
-        raise FormatError(f"{path} is cut short: its last line ({number + 1}) is not complete and has no newline")
+        raise FormatError(f"{path} is truncated: its last line ({number + 1}) is not complete and has no newline")
     yield value
 
 
@@ -391,13 +391,13 @@ def _parse_line(line: bytes, number: int) -> Any:
 
 
 def parse(text: bytes) -> Any:
-    """Return the JSON value in `text`, or `Bad` where it is no UTF-8, nested too deeply or of too many values.
+    """Return the JSON value in `text`, or `Bad` if it is not UTF-8, is nested too deeply or has too many values.
 
-    Raises ValueError where it is no JSON. What orjson refuses the standard library tries: lone surrogates (for the
-    reader to name), NaN, control characters.
+    Raises ValueError if it is not JSON. What orjson rejects is tried with the standard library: lone surrogates (which
+    `reading` reports), NaN, control characters.
     """
     if too_many_values(text):
-        return Bad(f"more than {MAX_VALUES:,} values in it")
+        return Bad(f"more than {MAX_VALUES:,} values")
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -414,24 +414,26 @@ def parse(text: bytes) -> Any:
 
 
 def _parquet_values(path: Path, file: Path | BinaryIO, max_row: int) -> Iterator[Any]:
-    import pyarrow as pa  # late, since reading JSON needs none of it
+    import pyarrow as pa  # imported late, since JSON does not need it
     import pyarrow.parquet as pq
 
     try:
-        # Buffered and not read ahead: else a whole row group, often the whole file, is held.
+        # Buffered, without read-ahead: else a whole row group, often the whole file, is in memory.
         with pq.ParquetFile(file, buffer_size=BLOCK, pre_buffer=False, page_checksum_verification=True) as table:
             first = 0
             for batch in table.iter_batches(batch_size=PARQUET_ROWS, use_threads=False):
                 _require_small_rows(path, first, batch, max_row)
                 yield from batch_values(batch)
                 first += batch.num_rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a damaged name of a column
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: a damaged column name
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FormatError(f"{path} is a cut or damaged Parquet file ({reason}): copy or download it again") from error
+        raise FormatError(
+            f"{path} is a truncated or damaged Parquet file ({reason}): copy or download it again"
+        ) from error
 
 
 def _require_small_rows(path: Path, first: int, batch: Any, max_row: int) -> None:
-    """Raise FormatError where a row of a batch is too large, before it becomes Python's texts."""
+    """Raise FormatError if a row of a batch is too large, before it is converted to Python objects."""
     if batch.nbytes <= max_row:
         return
     for index in range(batch.num_rows):

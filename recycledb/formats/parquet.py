@@ -1,9 +1,9 @@
-"""Parquet's values as Python's: a row that Python has no value for does not end the reading of the others.
+"""Parquet values to Python values, so that one value that Python cannot represent does not stop the reading of the file.
 
-Invariant: what a row becomes depends on the row alone, not on its neighbours and not on whether pandas is installed (pyarrow hands
-moments with nanoseconds to pandas, and without it refuses them).
-Moments and spans of time become text, in UTC where their time zone is unknown here; outside of the years 1 to 9999 they stay the
-number that they are stored as. A value that cannot be read makes its row `Bad`.
+Invariant: the result for a row depends on that row alone, not on other rows and not on whether pandas is installed (pyarrow converts
+timestamps with nanoseconds by pandas, and raises without it).
+Timestamps and durations that Python cannot represent become text, in UTC if their time zone is unknown here; outside of the years 1 to
+9999 they stay the integer that is stored. A value that cannot be read makes its row `Bad`.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def _column_values(column: Any) -> list[Any]:
         try:
             return list(column.to_pylist())
         except (ValueError, OverflowError, TypeError, pa.ArrowException):
-            pass  # one of its values; which, is found below
+            pass  # because of one value, which is found below
     return [_cell(scalar) for scalar in column]
 
 
@@ -59,13 +59,13 @@ def _cell(scalar: Any) -> Any:
 
 
 def _value(scalar: Any) -> Any:
-    """Return a value as `to_pylist` does, but for moments and spans of time that Python has no value for."""
+    """Return a value as `to_pylist` does, except for timestamps and durations that Python cannot represent."""
     import pyarrow as pa
 
     readers: tuple[tuple[type, Callable[[Any], Any]], ...] = (
         (pa.MapScalar, lambda it: [[_value(pair[0]), _value(pair[1])] for pair in it.values]),
         (pa.StructScalar, lambda it: {it.type.field(i).name: _value(it[i]) for i in range(it.type.num_fields)}),
-        (pa.ListScalar, lambda it: [_value(each) for each in it.values]),  # and its kin
+        (pa.ListScalar, lambda it: [_value(each) for each in it.values]),  # and its subclasses
         (pa.DictionaryScalar, lambda it: _value(it.value)),
         (pa.ExtensionScalar, lambda it: _value(it.value)),
         (pa.TimestampScalar, _moment),
@@ -78,12 +78,12 @@ def _value(scalar: Any) -> Any:
 def _plain(scalar: Any) -> Any:
     try:
         return scalar.as_py()
-    except OverflowError:  # a date of another age
+    except OverflowError:  # a date outside of Python's years
         return scalar.value
 
 
 def _moment(scalar: Any) -> Any:
-    """Return a moment: as a `datetime` where that holds it, else as its text with nanoseconds, else as its number."""
+    """Return a timestamp: as a `datetime` if it fits, else as text with nanoseconds, else as the stored integer."""
     seconds, rest = divmod(scalar.value, _PER_SECOND[scalar.type.unit])
     micros, nanos = divmod(rest * (10**9 // _PER_SECOND[scalar.type.unit]), 1000)
     try:
@@ -100,7 +100,7 @@ def _at(seconds: int, zone: str | None) -> datetime:
     import pyarrow as pa
 
     if zone is None:
-        return datetime(1970, 1, 1) + timedelta(seconds=seconds)  # the file names no zone either
+        return datetime(1970, 1, 1) + timedelta(seconds=seconds)  # the file has no zone either
     try:
         found: datetime = pa.scalar(seconds, pa.timestamp("s", tz=zone)).as_py()
     except (ValueError, pa.ArrowException):

@@ -1,9 +1,9 @@
 """Files to samples: Alpaca, ShareGPT and OpenAI messages, row by row.
 
-Invariant: a row has the position that it has in its source, counting the rejected ones, so that whatever lies beside
-the file by position (published statistics) still fits. A text is taken as it stands: nothing is stripped, normalised
-or repaired, but for input placeholders, which become the empty input that they mean and are kept in `extra`.
-This module refuses to store anything, and to guess: a row that lacks a text is rejected with a reason.
+Invariant: a row keeps its position in the source, counting rejected rows, so that other files matched by position
+(published statistics) still match. Texts are unchanged: nothing is stripped, normalised or repaired, except input
+placeholders, which become the empty input that they mean and are kept in `extra`.
+This module stores nothing and guesses nothing: a row that lacks a text is rejected with a reason.
 
 | format | a row |
 |---|---|
@@ -11,9 +11,9 @@ This module refuses to store anything, and to guess: a row that lacks a text is 
 | sharegpt | `{"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}` |
 | messages | `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}` |
 
-Of a conversation the first human turn that a model's turn follows is the instruction, and that turn is the output. A
-system turn before them goes to `extra["system"]`; other turns are left out, and `cut` counts the conversations that
-had some.
+In a conversation, the first human turn that is followed by a model's turn is the instruction, and the model's turn is the
+output. A system turn before them goes to `extra["system"]`; other turns are dropped, and `cut` counts the conversations
+that had some.
 """
 
 import base64
@@ -31,7 +31,7 @@ from recycledb.schema import Texts
 
 FORMATS = ("auto", "alpaca", "sharegpt", "messages")
 SNIFFED_ROWS = 1000
-MAX_DEPTH = 64  # of what is kept beside the texts; enough for any metadata, and far from Python's own limit
+MAX_DEPTH = 64  # of the extra fields; enough for any metadata, and far below Python's recursion limit
 
 _TURNS_FIELD = {"sharegpt": "conversations", "messages": "messages"}
 _HUMAN = {"human", "user"}
@@ -54,8 +54,8 @@ _PLACEHOLDER = re.compile(
 class Row:
     """One row of a source, good (`texts`) or bad (`reason`).
 
-    `position` counts from 0 with the rejected rows in. `extra` holds the row's other fields as JSON values;
-    `extra["original_input"]` is the placeholder that stood where the input is now empty.
+    `position` counts from 0, rejected rows included. `extra` holds the row's other fields as JSON values;
+    `extra["original_input"]` is the placeholder that was replaced by the empty input.
     """
 
     position: int
@@ -66,10 +66,10 @@ class Row:
 
 @dataclass
 class Reading:
-    """A file being read: iterate over its rows; the counters and `sha256` are complete when the iteration is.
+    """A file being read: iterate over its rows; the counters and `sha256` are final after the iteration.
 
-    Iterating raises FormatError for what only shows further on: a file cut short, or one without a single good row. So
-    store in one transaction.
+    Iterating raises FormatError for errors found only later: a truncated file, or one without a single good row. So store
+    the rows in one transaction.
     """
 
     path: Path
@@ -98,10 +98,10 @@ class Reading:
 
 
 def read(path: Path, format: str = "auto", max_row: int = MAX_ROW) -> Reading:
-    """Open `path` for reading samples; see FORMATS. What it is in (JSON, JSON lines, Parquet; gzip, zstd) is found out.
+    """Open `path` for reading samples; see FORMATS. Container (JSON, JSON lines, Parquet) and compression are detected.
 
-    Raises FormatError where there is no such file, or it is no data, or no row of it has the format's fields. A row of more
-    than `max_row` bytes of unpacked text is an error too, here or while iterating.
+    Raises FormatError if there is no such file, it is not data, or no row of it has the format's fields. A row of more than
+    `max_row` bytes of uncompressed text is an error too, here or while iterating.
     """
     if format not in FORMATS:
         raise FormatError(f"unknown format {format!r}: one of {', '.join(FORMATS)}")
@@ -110,7 +110,7 @@ def read(path: Path, format: str = "auto", max_row: int = MAX_ROW) -> Reading:
 
 
 def is_placeholder(text: str) -> bool:
-    """Tell whether an input says that there is none: `<noinput>`, `No input.`, `N/A`, `<none>` and the like."""
+    """Return whether an input is a placeholder for no input: `<noinput>`, `No input.`, `N/A`, `<none>` and similar."""
     return len(text) <= 64 and _PLACEHOLDER.fullmatch(text.strip(_WRAPPING)) is not None
 
 
@@ -118,7 +118,7 @@ def is_placeholder(text: str) -> bool:
 
 
 def _resolved(source: Source, wanted: str) -> str:
-    """Return the format of the first row that has one, which must be the one wanted."""
+    """Return the format of the first row that has one; it must be `wanted`, unless that is auto."""
     fields: list[str] = []
     first_bad = ""
     count = 0
@@ -148,24 +148,24 @@ def _unknown(source: Source, wanted: str, count: int, fields: list[str], first_b
         return FormatError(f"{path} holds no rows")
     if source.container == "jsonl" and not fields:
         return FormatError(
-            f"{path} is not JSON: neither a list nor one object a line, or cut short ({first_bad or 'no object'})"
+            f"{path} is not JSON: neither a list nor one object per line, or truncated ({first_bad or 'no object'})"
         )
     want = "instruction and output, conversations, or messages"
     if wanted != "auto":
         want = "instruction and output" if wanted == "alpaca" else _TURNS_FIELD[wanted]
-    seen = ", ".join(repr(name[:40]) for name in fields[:8]) or "none, the rows are no objects"
-    return FormatError(f"{path} is in no format known here: wanted the fields {want}; found {seen}")
+    seen = ", ".join(repr(name[:40]) for name in fields[:8]) or "none, the rows are not objects"
+    return FormatError(f"{path} has an unknown format: expected the fields {want}; found {seen}")
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
-class _Unusable(Exception):  # noqa: N818 - not an error of ours, only the way out of a bad row
-    """A row that can be no sample; the message is the reason."""
+class _Unusable(Exception):  # noqa: N818 - internal: it ends the reading of a bad row
+    """A row that cannot be a sample; the message is the reason."""
 
 
 def _row(position: int, value: Any, format: str) -> tuple[Row, bool]:
-    """Return the row, and whether it is a conversation of which turns were left out."""
+    """Return the row, and whether it is a conversation of which turns were dropped."""
     try:
         if isinstance(value, Bad):
             raise _Unusable(value.reason)
@@ -223,7 +223,7 @@ def _turn_text(turns: list[Any], index: int, turns_field: str) -> str:
         return _sound(content, where)
     parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
     if not parts or None in parts:
-        raise _Unusable(f"a part that is no text in {where}")
+        raise _Unusable(f"a part that is not text in {where}")
     return "".join(_sound(part, where) for part in parts)
 
 
@@ -238,7 +238,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], tuple[Texts, dict[str, Any], bool
 
 
 def _sound(value: Any, where: str) -> str:
-    """Return `value` if it is a text that every store can hold."""
+    """Return `value` if it is text that every store can hold; raise _Unusable if not."""
     if value is None:
         raise _Unusable(f"no text in {where}")
     if not isinstance(value, str):
@@ -268,7 +268,7 @@ def _plain_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """Return `value` as plain JSON: NaN and infinities are null, bytes are base64, times and decimals text."""
+    """Return `value` as plain JSON: NaN and infinities are null, bytes are base64, times and decimals are text."""
     if isinstance(value, str):
         _require_no_surrogate(value, where)
     if value is None or isinstance(value, str | int):

@@ -1,4 +1,4 @@
-"""What a row of a file may be: how large, of how many values; what stands where one cannot be read; a value as JSON has it."""
+"""Limits of a row of a file, the marker for a row that cannot be read, and conversion of values to JSON."""
 
 import json
 import math
@@ -11,42 +11,42 @@ from typing import Any
 
 from recycledb.errors import FormatError
 
-MAX_ROW = 1 << 26  # bytes of unpacked text; beyond these 64 MiB, most likely, a quote or bracket was left open
-MAX_VALUES = 1 << 19  # of a row: as Python's objects, values take many times the room of their text
-SMALL = 1 << 20  # bytes; a row of these is parsed without being counted
+MAX_ROW = 1 << 26  # bytes of uncompressed text; a row beyond 64 MiB most likely has an unclosed quote or bracket
+MAX_VALUES = 1 << 19  # of a row: as Python objects, values take many times the memory of their text
+SMALL = 1 << 20  # bytes; the values of a row up to this size are not counted before parsing
 
 _VALUES = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{,]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """Stands where a row should be that is no JSON value; `reason` is one clause."""
+    """Takes the place of a row that cannot be read; `reason` is one clause."""
 
     reason: str
 
 
 def row_too_large(path: Path, number: int, max_row: int) -> FormatError:
-    """Return the error for a row (counted from 0) that is larger than a row may be."""
+    """Return the error for a row (counted from 0) that is too large."""
     return FormatError(
-        f"{path}: row {number} (counted from 0) is larger than {max_row / (1 << 20):g} MiB: a quote or bracket is left open, "
-        "or else `recycledb add --max-row-mb N` allows more"
+        f"{path}: row {number} (counted from 0) is larger than {max_row / (1 << 20):g} MiB: a quote or bracket is unclosed, "
+        "or `recycledb add --max-row-mb N` must allow more"
     )
 
 
 def too_many_values(text: bytes) -> bool:
-    """Tell whether a row of JSON has more values than a row may have."""
+    """Return whether a row of JSON has more than MAX_VALUES values."""
     if len(text) <= SMALL or text.count(b",") + text.count(b"[") + text.count(b"{") <= MAX_VALUES:
         return False
     count = 0
     for found in _VALUES.finditer(text):
-        count += text[found.start()] != 0x22  # a quote, which begins a text
+        count += text[found.start()] != 0x22  # a quote, which begins a string
         if count > MAX_VALUES:
             return True
     return False
 
 
 def plain(value: Any) -> Any:
-    """Return a database's value as JSON has it: no NaN, no infinity; bytes in hexadecimal; the rest as text."""
+    """Return a database value as JSON can hold it: NaN and infinity as None, bytes in hexadecimal, other types as text."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float | Decimal):
@@ -61,7 +61,7 @@ def plain(value: Any) -> Any:
 
 
 def _plain_number(value: float | Decimal) -> float | str | None:
-    """Return a number as JSON has it, a decimal one as text where a float would lose a part of it."""
+    """Return a number as JSON can hold it; a decimal as text if a float would lose digits."""
     number = float(value)
     if isinstance(value, Decimal) and not (math.isfinite(number) and Decimal(repr(number)) == value):
         return str(value)
@@ -69,6 +69,6 @@ def _plain_number(value: float | Decimal) -> float | str | None:
 
 
 def flat(value: Any) -> Any:
-    """Return a value that stands in one field: lists and structures as JSON."""
+    """Return a value for one field: lists and structures as JSON text."""
     found = plain(value)
     return json.dumps(found, ensure_ascii=False) if isinstance(found, list | dict) else found

@@ -1,8 +1,8 @@
 """Rows to files: Alpaca JSON, ShareGPT, JSON lines and Parquet.
 
-Invariant: the same rows give the same bytes, and a file is there whole or not at all (see `recycledb.files`). Rows are
-streamed. A name that ends in .gz or .zst is compressed (the hash is then of the compressed bytes).
-This module refuses to choose or to order rows.
+Invariant: the same rows give the same bytes, and a file is written completely or not at all (see `recycledb.files`). Rows
+are streamed. A name that ends in .gz or .zst is compressed (the hash is then of the compressed bytes).
+This module does not choose or order rows.
 """
 
 import gzip
@@ -30,10 +30,9 @@ Rows = Iterable[Mapping[str, Any]]
 def write(path: Path, rows: Rows, format: str) -> str:
     """Write `rows` to `path` in `format` (see OUT_FORMATS) and return the SHA-256 of the bytes.
 
-    A row has instruction, input and output. Its other columns go into jsonl and parquet and are left out by alpaca and
+    A row has instruction, input and output. Its other columns are written by jsonl and parquet and omitted by alpaca and
     sharegpt, where the human's turn is the instruction and, on the lines after it, the input.
-    Raises WriteError where the file cannot be written and FormatError where a row lacks a text; what stood at `path` is then
-    still there.
+    Raises WriteError if the file cannot be written and FormatError if a row lacks a text; the previous file is then unchanged.
     """
     if format not in OUT_FORMATS:
         raise FormatError(f"unknown format {format!r}: one of {', '.join(OUT_FORMATS)}")
@@ -45,7 +44,7 @@ def write(path: Path, rows: Rows, format: str) -> str:
 
 
 def dumps_alpaca(rows: Rows) -> bytes:
-    """Return the bytes that `write` puts into an Alpaca file."""
+    """Return the bytes that `write` writes to an Alpaca file."""
     return b"".join(_json_list(rows, _alpaca_layout))
 
 
@@ -73,7 +72,7 @@ def _write_parquet(stream: IO[bytes], rows: Rows) -> None:
 
 
 def _as_tuples(rows: Rows, columns: list[str]) -> Iterator[list[Any]]:
-    """Yield the rows' values in the order of `columns`, to which new names are added as they come."""
+    """Yield the rows' values in the order of `columns`, to which new names are added as they occur."""
     for number, row in enumerate(_whole(rows)):
         columns += [name for name in row if name not in columns]
         values = [flat(row.get(name)) for name in columns]
@@ -95,7 +94,7 @@ _WRITERS: dict[str, Callable[[IO[bytes], Rows], None]] = {
 
 
 def _whole(rows: Rows) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows, having made sure that each has its three texts."""
+    """Yield the rows; FormatError if one lacks one of its three texts."""
     for number, row in enumerate(rows):
         for name in TEXT_FIELDS:
             if not isinstance(row.get(name), str):
@@ -104,7 +103,7 @@ def _whole(rows: Rows) -> Iterator[Mapping[str, Any]]:
 
 
 def _alpaca_layout(row: Mapping[str, Any]) -> str:
-    """Return a row as `json.dump(indent=4)` has it within a list, in about two thirds of its time."""
+    """Return a row as `json.dump(indent=4)` writes it within a list, in about two thirds of the time."""
     fields = (f'"{name}": {_quoted(row[name])}' for name in TEXT_FIELDS)
     return "{\n        " + ",\n        ".join(fields) + "\n    }"
 
@@ -150,7 +149,7 @@ def _encoded(number: int, text: str) -> bytes:
 
 
 class _HashingFile(io.RawIOBase):
-    """A file written from front to back, which hashes what it takes in."""
+    """A file that hashes the bytes written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

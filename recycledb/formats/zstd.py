@@ -1,7 +1,7 @@
-"""zstd files, block by block: a block unfolds to 128 KiB at most, so that a small file that unfolds to gigabytes is never held.
+"""zstd files, decompressed block by block (at most 128 KiB each), so that a small file of gigabytes of content is never in memory.
 
-Invariant: no more than a window and a block is in memory, and a file that ends within a frame is an EOFError (zstandard's own reader
-takes that for the end). See RFC 8878 for the layout of frames and blocks; only their lengths are read here.
+Invariant: at most a window and a block are in memory, and a file that ends within a frame is an EOFError (zstandard's own reader treats
+it as the end). See RFC 8878 for the layout of frames and blocks; only their lengths are parsed here.
 """
 
 import io
@@ -9,19 +9,19 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-ZSTD_WINDOW = 1 << 27  # 128 MiB: what `zstd -d` itself allows when it is not asked for more
+ZSTD_WINDOW = 1 << 27  # 128 MiB, the default limit of `zstd -d`
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _RLE, _RESERVED = 1, 3  # kinds of blocks
 _PIECE = 1 << 16
 
 
-class WindowTooLarge(Exception):  # noqa: N818 - not an error of ours; `containers` says it with the file's name
+class WindowTooLarge(Exception):  # noqa: N818 - internal; `containers` raises FormatError with the file's name
     """A frame refers further back than ZSTD_WINDOW."""
 
 
 class ZstdFile(io.RawIOBase):
-    """What a zstd file unfolds to, frame after frame."""
+    """The decompressed content of a zstd file, frame after frame."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -50,9 +50,9 @@ class ZstdFile(io.RawIOBase):
                 self._frame.decompress(magic + self._header())
                 return True
             if len(magic) < 4:
-                raise EOFError("the last zstd frame is cut short")
+                raise EOFError("the last zstd frame is truncated")
             if magic[0] & 0xF0 != 0x50 or magic[1:] != b"\x2a\x4d\x18":
-                raise zstandard.ZstdError("what follows a frame is no zstd frame")
+                raise zstandard.ZstdError("the bytes after a frame are not a zstd frame")
             self._skip(int.from_bytes(self._exactly(4), "little"))
         return False
 
@@ -74,26 +74,26 @@ class ZstdFile(io.RawIOBase):
         return descriptor + window + dictionary + content
 
     def _block(self) -> bytes:
-        """Return what the next block unfolds to; after the last one the frame is done."""
+        """Return the content of the next block; the last one ends the frame."""
         head = self._exactly(3)
         number = int.from_bytes(head, "little")
         last, kind, size = number & 1, number >> 1 & 3, number >> 3
         if kind == _RESERVED or size > (1 << 17):
-            raise zstandard.ZstdError("a zstd block is larger than blocks are")
+            raise zstandard.ZstdError("a zstd block is larger than the format allows")
         packed = head + self._exactly(1 if kind == _RLE else size)
         if last and self._checksum:
             packed += self._exactly(4)
         unpacked: bytes = self._frame.decompress(packed)
         if last:
             if not self._frame.eof:
-                raise EOFError("the last zstd frame is cut short")
+                raise EOFError("the last zstd frame is truncated")
             self._frame = None
         return unpacked
 
     def _exactly(self, count: int) -> bytes:
         data = self._file.read(count)
         if len(data) < count:
-            raise EOFError("the last zstd frame is cut short")
+            raise EOFError("the last zstd frame is truncated")
         return data
 
     def _skip(self, count: int) -> None:

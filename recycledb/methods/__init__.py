@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from recycledb.errors import ConfigError
 from recycledb.methods.definition import (
+    READOUT,
     Derived,
     Draw,
     Extracted,
@@ -35,6 +36,7 @@ from recycledb.methods.definition import (
 from recycledb.schema import ORIGIN
 
 __all__ = [
+    "READOUT",
     "Derived",
     "Draw",
     "Extracted",
@@ -66,9 +68,10 @@ _ORIGIN = VariantKind(ORIGIN, "origin", "the sample as it came")
 
 
 def _built_in() -> tuple[Method, ...]:
+    from recycledb.methods.ifd import IFD
     from recycledb.methods.reflection import REFLECTION
 
-    return (REFLECTION,)
+    return REFLECTION, IFD
 
 
 @cache
@@ -196,8 +199,15 @@ def transforms() -> Mapping[str, Transform]:
 @cache
 def statistics() -> Mapping[str, Statistic]:
     """Return all statistics by name; one that several measures share stands once."""
-    found = (statistic for measure in measures().values() for statistic in measure.statistics)
-    return MappingProxyType({statistic.name: statistic for statistic in found})
+    of_methods = (statistic for method in methods() for statistic in method.statistics)
+    of_measures = (statistic for measure in measures().values() for statistic in measure.statistics)
+    found: dict[str, Statistic] = {}
+    for statistic in (*of_methods, *of_measures):
+        if found.setdefault(statistic.name, statistic) is not statistic:
+            raise ConfigError(
+                f"two statistics are called {statistic.name!r}; one package has to rename its own, or import the other's"
+            )
+    return MappingProxyType(found)
 
 
 @cache

@@ -12,12 +12,16 @@ prompt's wording, a measure's version and parameters, a transform's seed), or ha
 This module refuses to know the store: where a step has a condition on other rows, it is SQL over the names that `Input` documents.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-from recycledb.schema import ORIGIN, Texts
+from recycledb.schema import IDENTITY_LENGTH, ORIGIN, Texts, canonical_json, content_id
+
+READOUT = "readout"  # stands for a step where a prompt of a readout is stored
+_PLACEHOLDER = re.compile(r"\{(instruction|input|output)\}")
 
 
 class VariantKind(NamedTuple):
@@ -110,10 +114,9 @@ class TeacherStep:
 
 
 class Parts(NamedTuple):
-    """Two strings: the loss is averaged over the target's tokens; what stands before them is the context.
+    """The strings of a statistic: the loss is averaged over the target's tokens, given the context's where they are `joined`.
 
-    `joined` says whether the model reads context and target (a conditioned loss), or the target alone. The context counts in both
-    cases: a direct sequence is cut to the length that the context would leave it.
+    The context counts in both cases: where the model reads the target alone, it is cut to the length that the context would leave it.
     """
 
     context: str
@@ -140,6 +143,21 @@ class Readout:
     name: str
     wording: str
     choices: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """What it is known by: wording and choices, in one form."""
+        return canonical_json({"choices": list(self.choices), "wording": self.wording})
+
+    @property
+    def prompt_id(self) -> str:
+        """The content address of wording and choices: readouts that ask the same are one fact, whatever measure asks for them."""
+        return content_id("prompt", READOUT, self.text, length=IDENTITY_LENGTH)
+
+    def prompt(self, texts: Texts) -> str:
+        """Return the wording with these texts in it; other braces stay as they are."""
+        values = texts._asdict()
+        return _PLACEHOLDER.sub(lambda match: values[match[1]], self.wording)
 
 
 class Facts(NamedTuple):
@@ -220,10 +238,14 @@ class Transform:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the field: the kinds that it makes, and its steps of any of the three sorts."""
+    """A method of the field: the kinds that it makes, and its steps of any of the three sorts.
+
+    `statistics` are facts that students compute because a configuration names them (`stats`), rather than for a measure's value.
+    """
 
     name: str
     kinds: tuple[VariantKind, ...] = ()
     steps: tuple[TeacherStep, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
     measures: tuple[StudentMeasure, ...] = ()
     transforms: tuple[Transform, ...] = ()

@@ -27,6 +27,9 @@ class Kind(StrEnum):
     REFLECT_BOTH = "reflect_both"
 
 
+SPLITS = (Kind.ORIGIN, Kind.REFLECT_INSTRUCTION, Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH)  # what the paper scores
+
+
 class Step(StrEnum):
     """The steps, by name."""
 

@@ -1,7 +1,7 @@
-"""A model's folder before anything of it is loaded: what must be plain to see, so that `status` can say it too.
+"""Checks of a model's folder that need no loading, so that `status` can report the problems too.
 
-Invariant: only small JSON files are read. What is wrong is said by `failing`, the caller's kind of error, in one line.
-This module refuses to know which architectures there are: transformers does, and says so when the model is loaded.
+Invariant: only small JSON files are read. Problems are raised as the error that `failing`, given by the caller, makes of one line.
+Architectures are not checked here: transformers does so when the model is loaded.
 """
 
 import json
@@ -15,30 +15,30 @@ Failing = Callable[[str], RecycledbError]
 
 NEVER_RUNS_CODE = "recycledb never runs code from a model folder; use a model that transformers itself knows"
 
-# Where transformers looks for weights, in this order, and the indices of weights that lie in several files.
+# The files in which transformers looks for weights, in its order; an index lists weights split over several files.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def is_library_error(error: BaseException) -> bool:
-    """Say whether an error may be one that Hugging Face's libraries raise: a panic in tokenizers' Rust is no Exception."""
+    """Return whether an error may come from Hugging Face's libraries: a panic in tokenizers' Rust code is not an Exception."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"  # a class that cannot be imported
 
 
 def is_path(model: str) -> bool:
-    """Say whether a model's name can only be a path, and no id of the Hub."""
+    """Return whether a model's name can only be a path, not a Hub id."""
     return model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
 def expanded(model: str, failing: Failing) -> Path:
-    """Return the path that a model's name would be, with the home of ~ or ~user."""
+    """Return a model's name as a path, with ~ and ~user expanded."""
     try:
         return Path(model).expanduser()
     except RuntimeError as error:  # there is no such user
-        raise failing(f"model {model!r} is no folder: {error}") from error
+        raise failing(f"model {model!r} is not a folder: {error}") from error
 
 
 def check(folder: Path, names: Iterable[str], failing: Failing) -> list[str]:
-    """Return the files of weights that config or index name; raise where one of them cannot be what it should be.
+    """Return the weight files that config or index name; raise where config, index or a weight file is missing or wrong.
 
     `names` are the folder's files.
     """
@@ -53,11 +53,11 @@ def check(folder: Path, names: Iterable[str], failing: Failing) -> list[str]:
         named += _shards(folder / used, failing)
     outside = [name for name in named if Path(name).name != name]
     if outside:
-        raise failing(f"model folder {str(folder)!r} names weights outside itself ({outside[0]!r}): put them into it")
+        raise failing(f"model folder {str(folder)!r} names weights outside of it ({outside[0]!r}): move them into it")
     missing = sorted(set(named) - names)
     if missing:
         raise failing(
-            f"model folder {str(folder)!r} lacks {len(missing)} of the files of weights that it names (first: {missing[0]!r}): "
+            f"model folder {str(folder)!r} lacks {len(missing)} of its weight files (first: {missing[0]!r}): "
             "copy or download them too"
         )
     return named

@@ -1,10 +1,10 @@
-"""The one place where transformers, tokenizers and safetensors are asked for a model: it is loaded whole, or refused in one line.
+"""The only module that loads models with transformers, tokenizers and safetensors: completely, or with an error of one line.
 
 Invariants:
-    nothing is run: code that a model brings (`auto_map`, *.py) is never trusted, and nobody is asked on the terminal whether to;
-    pickled weights go through torch's weights-only unpickler, and only where there are none in safetensors.
-    nothing is made up: what transformers would draw at random (missing weights, other shapes) or leave out (layers that the config
-    does not have) is refused by name, since two runs of one model must give the same numbers.
+    no code is run: code that comes with a model (`auto_map`, *.py) is never trusted, and there is no prompt on the terminal to do so;
+    pickled weights are read by torch's weights-only unpickler, and only if there are none in safetensors.
+    no weight is invented: what transformers would initialise at random (missing weights, other shapes) or ignore (layers that the
+    config does not have) is an error that names it, since two runs of one model must give the same numbers.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ transformers: Any = hugging_face  # only partly typed
 
 _LONGEST_LINE = 300
 _SHOWN = 3  # keys that an error names
-_DAMAGED = "it is cut or damaged: copy or download it again"
+_DAMAGED = "it is truncated or damaged: copy or download it again"
 
 
 def load_tokenizer(model: str, failing: Failing, *, revision: str | None = None) -> Any:
@@ -36,11 +36,11 @@ def load_tokenizer(model: str, failing: Failing, *, revision: str | None = None)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             **_source(model, revision, failing), trust_remote_code=False
         )
-        # Some classes of transformers make do without any file, and then know no word.
+        # Some tokenizer classes load without any file, with an empty vocabulary.
         knows = tokenizer("A few words.", add_special_tokens=False)["input_ids"]
     if not knows:
         raise failing(
-            f"the tokenizer of model {model!r} knows no token: its tokenizer.json or tokenizer.model is missing"
+            f"the tokenizer of model {model!r} has an empty vocabulary: its tokenizer.json or tokenizer.model is missing"
         )
     return tokenizer
 
@@ -55,7 +55,7 @@ def load_model(
 ) -> Any:
     """Return the causal language model of a folder or a Hub id, ready for inference, with every weight from its files.
 
-    `device` None spreads it over all visible GPUs. `dtype` holds whatever the model's config says, unless it is "auto".
+    With `device` None it is spread over all visible GPUs. `dtype` overrides the model's config unless it is "auto".
     """
     source = _source(model, revision, failing)
     with explained(model, failing):
@@ -66,7 +66,7 @@ def load_model(
             trust_remote_code=False,
             weights_only=True,
             use_safetensors=_has_safetensors(source),
-            # Reported rather than ignored: the error of transformers names no key, that of `_require_whole` does.
+            # Reported in `info` instead of raised: transformers' error names no key, that of `_require_whole` does.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -76,7 +76,7 @@ def load_model(
 
 
 def _source(model: str, revision: str | None, failing: Failing) -> dict[str, Any]:
-    """Return what to load from: a folder as it is now, or a Hub model at its revision."""
+    """Return where to load from: a folder, or a Hub model at its revision."""
     path = folder.expanded(model, failing)
     try:
         if path.is_dir():
@@ -85,12 +85,12 @@ def _source(model: str, revision: str | None, failing: Failing) -> dict[str, Any
     except OSError as error:  # permission denied, a name too long
         raise failing(f"cannot read model folder {model!r}: {error.strerror or error}") from error
     if folder.is_path(model):
-        raise failing(f"model {model!r} is no folder: give a folder with config.json and weights, or a Hub id")
+        raise failing(f"model {model!r} not found: give a folder with config.json and weights, or a Hub id")
     return {"pretrained_model_name_or_path": model, "revision": revision}
 
 
 def _has_safetensors(source: dict[str, Any]) -> bool | None:
-    """Say whether a folder's weights are those in safetensors, as its revision has it; None leaves it to transformers."""
+    """Return whether a folder has weights in safetensors; None for a Hub model, where transformers decides."""
     path = Path(source["pretrained_model_name_or_path"])
     if "revision" in source:
         return None
@@ -102,7 +102,7 @@ def _has_safetensors(source: dict[str, Any]) -> bool | None:
 
 @contextlib.contextmanager
 def explained(model: str, failing: Failing) -> Iterator[None]:
-    """Turn whatever Hugging Face's libraries raise about a model into one line, and keep their bars and reports quiet."""
+    """Turn what Hugging Face's libraries raise into an error of one line, and silence their progress bars and reports."""
     logging = transformers.utils.logging
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
@@ -112,7 +112,7 @@ def explained(model: str, failing: Failing) -> Iterator[None]:
             yield
     except RecycledbError:
         raise
-    except BaseException as error:  # they raise bare Exception, KeyError, TypeError … for a file that is odd
+    except BaseException as error:  # they raise bare Exception, KeyError, TypeError … for malformed files
         if not folder.is_library_error(error):
             raise
         raise failing(_line(model, error)) from error
@@ -133,14 +133,16 @@ def _line(model: str, error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError) and "unsupported" in text.lower():
         return f"cannot load model {model!r}: its pickled weights hold more than tensors, and {NEVER_RUNS_CODE}"
     if isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in text:
-        return f"cannot load model {model!r}: its pickled weights do not read as such; {_DAMAGED}, or convert it to safetensors"
+        return (
+            f"cannot load model {model!r}: its pickled weights cannot be read; {_DAMAGED}, or convert it to safetensors"
+        )
     what = text if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {text}"
-    where = "" if Path(model).exists() else " (it is no folder here, so it was looked for on the Hugging Face Hub)"
+    where = "" if Path(model).exists() else " (there is no such folder, so it was looked up on the Hugging Face Hub)"
     return f"cannot load model {model!r}{where}: {what[:_LONGEST_LINE]}"
 
 
 def _damaged(path: Path) -> str | None:
-    """Return which file of a folder does not open as safetensors, and why."""
+    """Return which safetensors file of a folder cannot be opened, and why."""
     for file in sorted(path.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):
@@ -151,7 +153,7 @@ def _damaged(path: Path) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether torch ran out of memory; on CPU it raises a bare RuntimeError."""
+    """Return whether torch ran out of memory; on CPU it raises a bare RuntimeError."""
     text = str(error)
     return (
         isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text or "out of memory" in text
@@ -162,21 +164,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _require_whole(model: str, loaded: Any, info: dict[str, Any], failing: Failing) -> None:
-    """Raise unless config and weights belong together; keys that are tied, or that transformers knows to be optional, are not in `info`."""
+    """Raise unless config and weights match; `info` leaves out keys that are tied or that transformers knows to be optional."""
     if missing := sorted(info["missing_keys"]):
         raise failing(
-            f"model {model!r} lacks weights that its config asks for ({_first(missing)}), and transformers would draw them at random: "
-            "save it again with its head, or give the whole model"
+            f"model {model!r} lacks weights that its config needs ({_first(missing)}), and transformers would initialise them at random: "
+            "save it again with its head, or give the complete model"
         )
     if mismatched := sorted(info["mismatched_keys"]):
         key, found, wanted = mismatched[0]
         raise failing(
-            f"model {model!r} has weights of other shapes than its config asks for ({_first([each[0] for each in mismatched])}; "
+            f"model {model!r} has weights of other shapes than its config needs ({_first([each[0] for each in mismatched])}; "
             f"{key} is {list(found)}, not {list(wanted)}): give the config.json that belongs to the weights"
         )
     if foreign := sorted(key for key in info["unexpected_keys"] if _is_foreign(key, loaded)):
         raise failing(
-            f"model {model!r} has weights that its config has no place for ({_first(foreign)}): give the config.json that belongs to them"
+            f"model {model!r} has weights that its config does not have ({_first(foreign)}): give the config.json that belongs to them"
         )
 
 
@@ -186,10 +188,10 @@ def _first(keys: list[str]) -> str:
 
 
 def _is_foreign(key: str, loaded: Any) -> bool:
-    """Say whether a weight that the model has no place for shows another architecture, or layers that the config leaves out.
+    """Return whether an unexpected weight means another architecture, or layers that the config leaves out.
 
-    Other heads beside the body (of a reward model, of a vision model) change nothing and are let by, and so are the tables that older
-    releases saved with their layers (`attn.masked_bias`), and the further layers that predict later tokens (`num_nextn_predict_layers`).
+    Allowed, since they change no result: other heads beside the body (of a reward model, of a vision model), buffers that older releases
+    saved with their layers (`attn.masked_bias`), and extra layers that predict later tokens (`num_nextn_predict_layers`).
     """
     prefix = loaded.base_model_prefix
     within = key.removeprefix(f"{prefix}.")

@@ -1,1 +1,1 @@
-"""Reflection: the prompts that go to a teacher, the reading of what comes back, and the teachers themselves."""
+"""Reflection: the prompts of teacher steps, and the teachers that answer them."""

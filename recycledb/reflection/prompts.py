@@ -1,18 +1,18 @@
-"""Prompts: the wording of a teacher step, as a file that a user can replace, and its rendering to chat messages.
+"""Prompts: the wording of a teacher step, in a file that a user can replace, and its rendering to chat messages.
 
 A prompt file is plain text:
 
-- A line `<<system>>` or `<<user>>` begins a message; without any such line the whole file is the user's message.
-- `{instruction}`, `{input}` and `{output}` stand for the texts of the variant that is asked about. Where a step shows several variants,
-  `{instruction_2}`, `{input_2}`, `{output_2}` stand for those of the second, and so on.
-- `{{#input}} … {{/input}}` is left out where the variant has no input. A section's marker that fills a line takes the
-  line's end with it.
+- A line `<<system>>` or `<<user>>` begins a message; without such a line the whole file is the user message.
+- `{instruction}`, `{input}` and `{output}` are replaced by the texts of the variant that is asked about. If a step shows several
+  variants, `{instruction_2}`, `{input_2}`, `{output_2}` are those of the second, and so on.
+- `{{#input}} … {{/input}}` is omitted if the variant has no input. A section marker alone on its line is removed with its
+  newline.
 
 Invariant: a prompt's id is the hash of its step and its text as read, so an edited file is a new prompt and makes new
-rows beside the old. Texts are put in literally and in one pass: whatever braces or markers a sample holds, it cannot
-become part of the prompt's own form.
-This module refuses prompts that could not work: without a text that the step needs, or without the markers by which its
-reply is read. It holds no model-specific wording.
+rows beside the old ones. Texts are inserted literally and in one pass, so braces or markers in a sample are never treated
+as part of the prompt.
+Prompts that cannot work are rejected: without a text that the step needs, or without the markers that its extraction
+looks for. There is no model-specific wording here.
 """
 
 import re
@@ -31,7 +31,7 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 @dataclass(frozen=True, slots=True)
 class PromptText:
-    """A step's prompt: its text as read, where it came from, and its messages as (role, text) pairs."""
+    """A step's prompt: its text as read, its source (file or method), and its messages as (role, text) pairs."""
 
     step: str
     text: str
@@ -41,9 +41,9 @@ class PromptText:
 
 
 def load(step: TeacherStep, path: Path | None = None) -> PromptText:
-    """Read the prompt of `step` from `path`, or the one that ships with its method.
+    """Read the prompt of `step` from `path`, or the default one of its method.
 
-    Raises ConfigError where the file cannot be read, names an unknown placeholder, or lacks a text or a marker.
+    Raises ConfigError if the file cannot be read, has an unknown placeholder, or lacks a text or a marker.
     """
     if path is None:
         source = f"recycledb:{step.name}"
@@ -55,13 +55,15 @@ def load(step: TeacherStep, path: Path | None = None) -> PromptText:
 
 
 def parse(step: TeacherStep, text: str, source: str) -> PromptText:
-    """Check the text of a prompt and return it split into messages; raises ConfigError like `load`."""
+    """Check the text of a prompt and split it into messages; raises ConfigError like `load`."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     _check_placeholders(step, text, source)
     lower = text.lower()
     for marker in step.markers:
         if marker.lower() not in lower:
-            raise ConfigError(f"prompt {source} for {step.name} does not ask for {marker}, by which the reply is read")
+            raise ConfigError(
+                f"prompt {source} for {step.name} does not contain {marker}, which the extraction of the reply needs"
+            )
     messages = _split(text)
     if not any(role == "user" for role, _ in messages):
         raise ConfigError(f"prompt {source} for {step.name} has no <<user>> message")
@@ -105,17 +107,17 @@ def _check_placeholders(step: TeacherStep, text: str, source: str) -> None:
         kind, name = match[1] or match[3], match[2] or match[4]
         depth += 1 if kind == "#" else -1
         if name != "input" or depth not in (0, 1):
-            raise ConfigError(f"prompt {source} for {step.name}: {match[0].strip()} is out of place or unknown")
+            raise ConfigError(f"prompt {source} for {step.name}: {match[0].strip()} is misplaced or unknown")
     if depth:
         raise ConfigError(f"prompt {source} for {step.name}: {{{{#input}}}} is not closed by {{{{/input}}}}")
     named = set(_PLACEHOLDER.findall(_SECTION_MARK.sub("", text)))
     placeholders = [name for name, _ in _values([Texts("", "", "")] * step.shown)]
     for name in sorted(named.difference(placeholders)):
         known = ", ".join(f"{{{each}}}" for each in placeholders)
-        raise ConfigError(f"prompt {source} for {step.name} has an unknown placeholder {{{name}}}; known are {known}")
+        raise ConfigError(f"prompt {source} for {step.name} has an unknown placeholder {{{name}}}; use {known}")
     for name in step.needs:
         if name not in named:
-            raise ConfigError(f"prompt {source} for {step.name} lacks {{{name}}}, which the step needs")
+            raise ConfigError(f"prompt {source} for {step.name} has no {{{name}}}, which the step needs")
 
 
 def _split(text: str) -> tuple[tuple[str, str], ...]:

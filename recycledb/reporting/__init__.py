@@ -1,1 +1,1 @@
-"""Pictures and reports: self-contained HTML files that open offline."""
+"""Plots and reports: self-contained HTML files that open offline."""

@@ -1,6 +1,6 @@
-"""Pictures as SVG, drawn here where a chart library would cost a megabyte of script: histograms, charts of points and lines, flows.
+"""SVG charts: histograms, points and lines, flows. Drawn here, since a chart library would add a megabyte of script to each page.
 
-Invariant: every text is escaped, and colours are the page's own, so that a picture follows its light and dark.
+Invariant: every text is escaped, and colours are CSS variables of the page, so that charts follow its light and dark theme.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ WIDTH = 270
 
 @dataclass(frozen=True)
 class Flow:
-    """So many samples went from one node to the next."""
+    """The number of samples that go from one node to another."""
 
     source: str
     target: str
@@ -22,7 +22,7 @@ class Flow:
 
 
 def histogram(counts: Sequence[int], low: float, high: float, kind: str, mark: float = 1.0) -> str:
-    """Return a histogram of equal bins between `low` and `high`, with a dashed line at `mark`; `kind` gives the colour."""
+    """Return a histogram of equal bins between `low` and `high`, with a dashed line at `mark`; `kind` determines the colour."""
     most = max([*counts, 1])
     step = WIDTH / len(counts)
     bars = "".join(
@@ -44,16 +44,16 @@ def histogram(counts: Sequence[int], low: float, high: float, kind: str, mark: f
     )
 
 
-# -- points and lines between two axes
+# -- charts of points and lines
 
 CHART_SIZE = (1100, 520)
-LEFT, BOTTOM = 52, 44  # room for what is written at the axes
+LEFT, BOTTOM = 52, 44  # room for the axes' labels
 TICKS = 5
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis measures, from `low` to `high`; values beyond are drawn at its ends. `form` is a tick's format."""
+    """An axis from `low` to `high`; values beyond are drawn at its ends. `form` is the format of its ticks."""
 
     title: str
     low: float
@@ -61,14 +61,14 @@ class Axis:
     form: str = ".3g"
 
     def at(self, value: float, begin: float, end: float) -> float:
-        """Return where a value lies, in pixels, on an axis drawn from `begin` to `end`."""
+        """Return the pixel of a value on an axis drawn from `begin` to `end`."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return begin + (end - begin) * min(1.0, max(0.0, share))
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Points (x, y, what to say of it), each by itself or joined to a line; `kind` gives the colour."""
+    """Points (x, y, tooltip), separate or joined by a line; `kind` determines the colour."""
 
     kind: str
     points: Sequence[tuple[float, float, str]]
@@ -78,7 +78,7 @@ class Marks:
 def chart(
     x: Axis, y: Axis, marks: Sequence[Marks], *, size: tuple[int, int] = CHART_SIZE, diagonal: bool = False
 ) -> str:
-    """Return marks over a grid; `diagonal` adds the dashed line on which x and y are equal."""
+    """Return a chart of marks on a grid; `diagonal` adds the dashed line x = y."""
     (width, height), grid = size, []
     right, floor = width - 8, height - BOTTOM
     for i in range(TICKS + 1):
@@ -115,7 +115,7 @@ def _drawn(marks: Marks, x: Axis, y: Axis, right: float, floor: float) -> str:
 
 
 def legend(entries: Mapping[str, str]) -> str:
-    """Return what the colours mean, by class; what is not ticked is not drawn in the pictures beside it."""
+    """Return a legend of colours by class; marks whose box is not ticked are hidden in the section's charts."""
     boxes = (
         f'<label class="chip {escape(kind)}"><input type="checkbox" checked> {escape(name)}</label>'
         for kind, name in entries.items()
@@ -123,7 +123,7 @@ def legend(entries: Mapping[str, str]) -> str:
     return f'<p class="legend">{" ".join(boxes)}</p>'
 
 
-# -- flows, from left to right
+# -- flow charts, from left to right
 
 FLOW_WIDTH, FLOW_HEIGHT, NODE_WIDTH, GAP = 1100, 330, 12, 16
 LABEL_ROOM = 170
@@ -141,7 +141,7 @@ class _Node:
 
 
 def flow_chart(flows: Sequence[Flow], label: str) -> str:
-    """Return a chart of bands between nodes, as wide as they have samples; `flows` must not turn back."""
+    """Return a chart of bands between nodes, as wide as their number of samples; `flows` must be acyclic."""
     nodes = _nodes(flows)
     if not nodes:
         return ""
@@ -155,7 +155,7 @@ def flow_chart(flows: Sequence[Flow], label: str) -> str:
 def _nodes(flows: Sequence[Flow]) -> dict[str, _Node]:
     targets = {flow.target for flow in flows}
     depth = {flow.source: 0 for flow in flows if flow.source not in targets}
-    for _ in flows:  # as many rounds as the longest path can need
+    for _ in flows:  # at least as many rounds as the longest path has edges
         for flow in flows:
             if flow.source in depth:
                 depth[flow.target] = max(depth.get(flow.target, 0), depth[flow.source] + 1)
@@ -173,7 +173,7 @@ def _nodes(flows: Sequence[Flow]) -> dict[str, _Node]:
 
 
 def _place(nodes: Mapping[str, _Node]) -> float:
-    """Give each node its place in its column; return how many pixels a sample is high."""
+    """Lay the nodes out in columns; return the height of one sample in pixels."""
     columns: dict[int, list[_Node]] = {}
     for node in nodes.values():
         columns.setdefault(node.depth, []).append(node)
@@ -204,7 +204,7 @@ def _band(flow: Flow, nodes: Mapping[str, _Node], scale: float, step: float) -> 
 
 
 def _kind(flow: Flow) -> str:
-    """A band has the colour of the kind at one of its ends; the page knows which words are kinds."""
+    """Return the kind at one end of a band, which determines its colour (by a class in page.css)."""
     kinds = ("origin", "reflect_instruction", "reflect_response", "reflect_both")
     return next((name for name in (flow.source, flow.target) if name in kinds), "")
 

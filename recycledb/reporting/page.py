@@ -1,7 +1,7 @@
-"""One HTML page that needs nothing else: its parts, escaped, and the policy that lets nothing foreign in.
+"""Self-contained HTML pages: their parts, escaped, and their Content-Security-Policy.
 
 Invariant: text from the store reaches a page only through `escape`, `data_block` or `packed_block`, so that no sample can become markup or
-script; and should that fail, the page's Content-Security-Policy runs no script but ours, by hash, and makes no request.
+script; should that fail, the Content-Security-Policy allows only our own scripts, by hash, and no requests.
 """
 
 import base64
@@ -19,12 +19,12 @@ __all__ = ["asset", "data_block", "escape", "figure", "number", "packed_block", 
 
 
 def asset(name: str) -> str:
-    """Return the text of a file that ships beside this module."""
+    """Return the text of a file in this package."""
     return files("recycledb.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def page(title: str, body: Iterable[str], scripts: Sequence[str]) -> Iterator[str]:
-    """Yield a page piece by piece (a report has tens of megabytes); `scripts` are the only ones that it will run."""
+    """Yield a page in pieces (a report has tens of megabytes); only `scripts` are allowed to run."""
     head, tail = (
         Template(asset("page.html"))
         .substitute(
@@ -50,32 +50,32 @@ def _policy(scripts: Sequence[str]) -> str:
 
 
 def data_block(name: str, value: Any) -> str:
-    """Return JSON that the page's scripts can read and the browser does not run."""
+    """Return a block of JSON for the page's scripts, which the browser does not execute."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    safe = text.replace("<", "\\u003c")  # no text can end the block
+    safe = text.replace("<", "\\u003c")  # so that no text can close the block
     return f'<script type="application/json" id="{name}">{safe}</script>\n'
 
 
 def packed_block(name: str, value: Any) -> str:
-    """Return JSON, compressed: a browser unpacks it when it is wanted."""
+    """Return a block of compressed JSON, which the page's script decompresses when needed."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     packed = base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)).decode()
     return f'<script type="text/plain" id="{name}">{packed}</script>\n'
 
 
 def section(name: str, title: str, *parts: str, note: str = "") -> str:
-    """Return a titled section; `name` is what links lead to."""
+    """Return a titled section; `name` is its anchor."""
     lead = f'<p class="note">{escape(note)}</p>' if note else ""
     return f'<section id="{name}"><h2>{escape(title)}</h2>{lead}{"".join(parts)}</section>\n'
 
 
 def figure(caption: str, picture: str) -> str:
-    """Return a picture with its caption."""
+    """Return a chart with its caption."""
     return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "none") -> str:
-    """Return a table; numbers stand to the right, and None is a dash."""
+    """Return a table; numbers are aligned to the right, and None is a dash."""
     rows = [list(row) for row in rows]
     if not rows:
         return f'<p class="empty">{escape(empty)}</p>'
@@ -89,7 +89,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "n
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """Return a number for people: thousands apart; a dash for none."""
+    """Return a number with thousands separators; a dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
@@ -105,7 +105,7 @@ def _shown(value: Any) -> str:
 
 
 def _class(values: Sequence[Any]) -> str:
-    """Return the class of a column: n for numbers, d for moments."""
+    """Return the class of a column: n for numbers, d for dates."""
     texts = [value for value in values if isinstance(value, str)]
     if all(re.fullmatch(r"–|-?\$?[\d,.]+(\u00a0%)?", text) for text in texts):
         return ' class="n"'

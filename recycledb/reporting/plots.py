@@ -1,4 +1,4 @@
-"""A comparison as pictures: one HTML file without a script, which opens anywhere."""
+"""The plots of a comparison: one HTML file without scripts."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ SIDES = 5  # colours for sides, in page.css: side0 and so on
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """Return a page about how sides agree: numbers, scatter, distributions, overlap and flows."""
+    """Return a page about the agreement of sides: correlations, scatter plots, distributions, overlap and flows."""
     title = f"{' against '.join(comparison.labels)}: {comparison.metric}"
     return "".join(page(title, _body(comparison, title), []))
 
@@ -30,7 +30,7 @@ def _body(found: Comparison, title: str) -> Iterator[str]:
 
 
 def _same(found: Comparison) -> list[str]:
-    """Say what all sides have in common."""
+    """Return what all sides have in common."""
     parts = (
         ("student", {side.student for side in found.sides}),
         ("teacher", {side.teacher for side in found.sides}),
@@ -68,8 +68,8 @@ def _legend(found: Comparison) -> str:
 def _scatters(found: Comparison) -> str:
     pictures = [_scatter(found, a, b) for a, b in combinations(range(len(found.labels)), 2)]
     note = (
-        f"{len(found.points):,} variants, evenly thinned where there are more; point at one for its words. "
-        "The dashed line is where both sides agree."
+        f"{len(found.points):,} variants, an even subsample if there are more; hover over one for its text. "
+        "On the dashed line both sides agree."
     )
     return section("scatter", "Each variant under both", _legend(found), *pictures, note=note)
 
@@ -158,7 +158,7 @@ def _overlaps(found: Comparison) -> str:
         )
         for pair in pairs
     ]
-    note = "How much two top lists share as they grow; the dashed line is what chance would give."
+    note = "Overlap of two top-k lists as k grows; the dashed line is the overlap expected by chance."
     return section("overlap", "Overlap of the top k", _legend(found), *pictures, note=note)
 
 
@@ -169,10 +169,10 @@ def _flows(found: Comparison) -> str:
         if flows:
             pictures.append(figure(f"{_on(found)} {side}", flow_chart(flows, f"decision tree {_on(found)} {side}")))
     note = (
-        "From left to right: whether the new instruction is harder, which text is the candidate, whether it is kept. "
-        "A band is as wide as it has samples."
+        "From left to right: whether the new instruction is harder, which variant is the candidate, whether it is kept. "
+        "The width of a band is its number of samples."
     )
-    empty = '<p class="empty">no sample has the scores that the tree asks for</p>'
+    empty = '<p class="empty">no sample has the scores that the tree needs</p>'
     return section("flows", "Samples through the decision tree", *(pictures or [empty]), note=note)
 
 

@@ -1,7 +1,7 @@
-"""The report: what is in a store, what was paid, what came of it, as one HTML file that opens offline.
+"""The report: the content of a store, its costs, scores and selections, as one HTML file that opens offline.
 
-Invariant: everything is read in one transaction, so its numbers agree with each other, whoever is writing the store.
-This module refuses to judge: it shows what is stored, and what the views compute.
+Invariant: everything is read in one transaction, so the numbers are consistent while other processes write to the store.
+This module only shows what is stored and what the views compute.
 """
 
 import json
@@ -30,9 +30,9 @@ _Scores = dict[str, dict[int, tuple[float | None, float | None]]]
 
 
 def write_report(store: Store, path: Path, *, limit: int | None = None) -> dict[str, int]:
-    """Write the report to `path`, with the texts of all samples or of the first `limit`; return what is in it.
+    """Write the report to `path`, with the texts of all samples or of the first `limit`; return its size.
 
-    The file appears when it is complete. WriteError where it cannot be written.
+    The file appears when it is complete. WriteError if it cannot be written.
     """
     size = 0
     with writing_text(path) as file, store.read() as conn:
@@ -44,7 +44,7 @@ def write_report(store: Store, path: Path, *, limit: int | None = None) -> dict[
 
 
 class _Report:
-    """A report under way."""
+    """A report being written."""
 
     def __init__(self, store: Store, conn: Connection, limit: int | None) -> None:
         self.store, self.conn = store, conn
@@ -57,7 +57,7 @@ class _Report:
         return [tuple(row) for row in self.conn.exec_driver_sql(sql)]
 
     def _scores(self) -> _Scores:
-        """Return every current variant's (ifd_ppl, rifd_ppl) by student's number, and note its kind."""
+        """Return every current variant's (ifd_ppl, rifd_ppl) by number of the student, and note its kind."""
         numbers = {name: i for i, name in enumerate(self.students)}
         found: _Scores = defaultdict(dict)
         sql = "SELECT variant_id, kind, student, ifd_ppl, rifd_ppl FROM scores WHERE is_current = 1"
@@ -69,12 +69,12 @@ class _Report:
     def body(self) -> Iterator[str]:
         """Yield the page's body."""
         links = {
-            "datasets": "Datasets", "variants": "Variants", "paid": "Paid", "extraction": "Extraction", "students": "Students",
-            "scores": "Scores", "selections": "Selections", "samples": "Samples",
+            "datasets": "Datasets", "variants": "Variants", "cost": "Cost", "extraction": "Extraction", "students": "Students",
+            "scores": "Scores", "measures": "Measures", "selections": "Selections", "samples": "Samples",
         }  # fmt: skip
         now = _when(utc_now())
         yield f"<header><h1>{escape(self.store.backend.path.name)}</h1>"
-        yield f'<p class="soft">A recycledb store ({self.store.backend.name}), as it stood at {now} UTC</p>'
+        yield f'<p class="soft">A recycledb store ({self.store.backend.name}) at {now} UTC</p>'
         yield self._cards()
         yield (
             "</header><nav><div>"
@@ -82,7 +82,7 @@ class _Report:
             + "</div></nav><main>"
         )
         yield self._datasets() + self._variants() + self._paid() + self._extraction() + self._truncation()
-        yield self._distributions() + self._selections()
+        yield self._distributions() + self._measures() + self._selections()
         yield self._browser()
         yield "</main>"
         yield data_block("meta", self.samples.meta)
@@ -94,10 +94,10 @@ class _Report:
         counts = {
             "samples": number(self.samples.total),
             "variants": number(self._count("variant")),
-            "teacher's replies": number(self._count("reply")),
+            "teacher replies": number(self._count("reply")),
             "statistics": number(self._count("loss")),
             "selections": number(self._count("selection")),
-            "paid": _dollars(cost, lacking) or "–",
+            "cost": _dollars(cost, lacking) or "–",
         }
         return (
             '<dl class="cards">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in counts.items()) + "</dl>"
@@ -112,11 +112,11 @@ class _Report:
             FROM (SELECT dataset, count(*) AS places, count(DISTINCT sample_id) AS samples FROM dataset_samples GROUP BY dataset) n
             LEFT JOIN datasets d ON d.dataset = n.dataset ORDER BY n.dataset
         """)
-        columns = ["dataset", "source", "format", "places", "distinct samples", "rows rejected", "last added (UTC)"]
+        columns = ["dataset", "source", "format", "positions", "distinct samples", "rows rejected", "last added (UTC)"]
         return section(
             "datasets",
             "Datasets",
-            table(columns, [[*row, _when(at)] for *row, at in rows], "no dataset: recycledb add FILE"),
+            table(columns, [[*row, _when(at)] for *row, at in rows], "no dataset yet: recycledb add FILE"),
         )
 
     def _variants(self) -> str:
@@ -126,9 +126,7 @@ class _Report:
             [kind, found.get(kind, 0), current[kind], share(current[kind], current["origin"])]
             for kind in self.samples.kinds
         ]
-        note = (
-            "Current: made by the teacher and the prompt that carry their names now, and read by the newest extractor."
-        )
+        note = "Current: made by the teacher and prompt that are in use now, by the newest version of the extractor."
         return section(
             "variants", "Variants", table(["kind", "variants", "current", "of all samples"], rows), note=note
         )
@@ -171,12 +169,12 @@ class _Report:
             "failed",
             "error",
             "no reply",
-            "tokens read",
-            "tokens written",
-            "paid",
+            "prompt tokens",
+            "completion tokens",
+            "cost",
         ]
-        note = "No reply: asked, and stopped before an answer came; it may have been paid for."
-        return section("paid", "What was paid", table(columns, lines, "no teacher was asked"), note=note)
+        note = "No reply: the attempt was stopped before a reply arrived; it may have been paid for."
+        return section("cost", "Cost", table(columns, lines, "no teacher was asked"), note=note)
 
     def _extraction(self) -> str:
         rows = self._rows("""
@@ -198,8 +196,8 @@ class _Report:
         return section(
             "extraction",
             "Extraction",
-            table(["step", "replies read", "usable", "share"], totals, "no reply was read"),
-            "<h3>Why replies were not usable</h3>" if why else "",
+            table(["step", "replies", "usable", "share"], totals, "nothing was extracted"),
+            "<h3>Why replies were unusable</h3>" if why else "",
             table(["step", "reason", "replies", "of its step"], why) if why else "",
         )
 
@@ -223,7 +221,7 @@ class _Report:
         columns = [
             "student",
             "statistics",
-            "cut at max_length",
+            "truncated at max_length",
             "boundary merged",
             "too long",
             "empty",
@@ -249,11 +247,24 @@ class _Report:
                 if pictures:
                     parts.append(f'<h3>{name} under {escape(student)}</h3><div class="grid">{"".join(pictures)}</div>')
         note = (
-            "Current variants, by perplexity; the dashed line is 1, from which on the context makes the text harder to predict, "
-            f"and the last bar holds everything from {HIGH - (HIGH - LOW) / BINS:.2f} on."
+            "Current variants, by perplexity. At 1 (the dashed line) and above, the context makes the text harder to predict; "
+            f"the last bar counts everything from {HIGH - (HIGH - LOW) / BINS:.2f}."
         )
         empty = '<p class="empty">nothing was scored</p>'
         return section("scores", "Score distributions", *(parts or [empty]), note=note)
+
+    def _measures(self) -> str:
+        """Return what is measured besides IFD: configured measures, and ratings by teachers."""
+        rows = self._rows("""
+            SELECT measure, model, kind, count(value), count(*) - count(value), min(value), avg(value), max(value)
+            FROM measures WHERE is_current = 1 AND measure NOT IN ('ifd', 'rifd', 'ppl', 'length')
+            GROUP BY measure, model, kind ORDER BY measure, model, kind
+        """)
+        lines = [[*row[:5], *("–" if value is None else f"{value:.4g}" for value in row[5:])] for row in rows]
+        columns = ["measure", "by", "kind", "numbers", "without a number", "least", "mean", "most"]
+        return section(
+            "measures", "Measures", table(columns, lines, "no measures but IFD; see [measures.NAME] in recycledb.toml")
+        )
 
     def _selections(self) -> str:
         rows = self._rows(
@@ -263,7 +274,7 @@ class _Report:
             [name, recipe, _pairs(parameters), count, _pairs(counts), _when(at)]
             for name, recipe, parameters, count, counts, at in rows
         ]
-        columns = ["selection", "recipe", "parameters", "rows", "by kind", "made (UTC)"]
+        columns = ["selection", "recipe", "parameters", "rows", "by kind", "created (UTC)"]
         return section("selections", "Selections", table(columns, lines, "nothing was selected"))
 
     def _browser(self) -> str:
@@ -274,8 +285,7 @@ class _Report:
             else f"The first {shown:,} of {total:,} samples, as --samples asked"
         )
         note += (
-            ": click one for its texts. Texts are unpacked from this file as you look at them, "
-            f"{BLOCK} samples at a time."
+            f": click one for its texts. Texts are decompressed from this file as needed, {BLOCK} samples at a time."
         )
         return section("samples", "Samples", '<div id="browser"></div>', note=note)
 
@@ -298,14 +308,14 @@ def _when(moment: str | None) -> str | None:
 
 
 def _dollars(known_usd: float | None, lacking: int | None) -> str | None:
-    """Return what was paid, along with how many requests' cost is unknown; None where all of it is."""
+    """Return the known cost, and the number of requests of unknown cost; None if no cost is known."""
     if not known_usd:
         return None if lacking or known_usd is None else "$0.00"
     return f"${known_usd:,.2f} + {lacking:,} unknown" if lacking else f"${known_usd:,.2f}"
 
 
 def _pairs(text: str) -> str:
-    """Return a JSON object as a person writes it; anything else as it is."""
+    """Return a JSON object as readable text; anything else unchanged."""
     try:
         value = json.loads(text)
     except ValueError:

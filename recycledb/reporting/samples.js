@@ -1,6 +1,6 @@
 "use strict";
-/* The browsable table. The index (a line a sample) is unpacked at the start; texts, in blocks of samples, when they are looked at.
-   Text is only ever set as text, never as markup. */
+/* The table of samples. The index (one entry per sample) is decompressed at the start; blocks of texts are decompressed when needed.
+   Texts are only inserted as text nodes, never as markup. */
 (() => {
   const root = document.getElementById("browser");
   if (!root) return;
@@ -20,7 +20,7 @@
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return JSON.parse(await new Response(stream).text());
   };
-  const blocks = new Map(); // the last few, by number
+  const blocks = new Map(); // a cache of the last few, by number
   const block = (number) => {
     if (!blocks.has(number)) {
       blocks.set(number, unpack(`block-${number}`));
@@ -30,9 +30,9 @@
   };
   const sampleOf = async (i) => (await block(Math.floor(i / meta.block)))[i % meta.block];
 
-  // -- what changed, word by word: the longest common subsequence
+  // -- word diff: the longest common subsequence
 
-  // A word takes the space behind it along, so that spaces alone never match.
+  // A word includes the space after it, so that spaces alone never match.
   const words = (text) => text.match(/[\p{L}\p{N}_]+\s*|[^\s\p{L}\p{N}_]\s*|\s+/gu) ?? [];
   const MOST_CELLS = 16e6;
   const steps = (a, b) => {
@@ -41,7 +41,7 @@
     while (start < endA && start < endB && a[start] === b[start]) out.push(["same", a[start++]]);
     while (endA > start && endB > start && a[endA - 1] === b[endB - 1]) { tail.push(["same", a[--endA]]); endB--; }
     const n = endA - start, m = endB - start, width = m + 1;
-    if (n * m > MOST_CELLS) { // too much for a table: all of it has changed
+    if (n * m > MOST_CELLS) { // too large for the table: mark everything as changed
       for (const word of a.slice(start, endA)) out.push(["del", word]);
       for (const word of b.slice(start, endB)) out.push(["ins", word]);
       return out.concat(tail.reverse());
@@ -59,7 +59,7 @@
     }
     return out.concat(tail.reverse());
   };
-  // One or two words that happen to agree amid changes are no common ground: show the change as one.
+  // One or two equal words between changes are a coincidence: merge them into one change.
   const FEWEST = 3;
   const diff = (before, after) => {
     const runs = [];
@@ -85,7 +85,7 @@
     return box;
   };
 
-  // -- one sample, opened
+  // -- the details of one sample
 
   const ratio = (value) => (value == null ? "–" : value.toFixed(3));
   const scoreLine = (scores) =>
@@ -116,11 +116,11 @@
     show(others[others.length - 1], true);
     const taken = meta.selections.filter((_, s) => index[i][3].includes(s));
     return el("tr", { class: "detail" }, el("td", { colspan: cells },
-      el("div", {}, el("span", { class: "id" }, sample.id), el("span", { class: "soft" }, taken.length ? ` taken by ${taken.join(", ")}` : " in no selection")),
+      el("div", {}, el("span", { class: "id" }, sample.id), el("span", { class: "soft" }, taken.length ? ` picked by ${taken.join(", ")}` : " in no selection")),
       panel));
   };
 
-  // -- the table: what is shown, page by page
+  // -- the table and its pages
 
   const PAGE = 25;
   let index = [], found = [], at = 0, run = 0;
@@ -130,7 +130,7 @@
   const kind = el("select", { "aria-label": "Kind" }, option("", "every sample"), ...meta.kinds.slice(1).flatMap((name, k) =>
     [option(`+${k + 1}`, `with ${name}`), option(`-${k + 1}`, `without ${name}`)]));
   const selection = el("select", { "aria-label": "Selection" }, option("", "any selection or none"), ...meta.selections.flatMap((name, s) =>
-    [option(`+${s}`, `taken by ${name}`), option(`-${s}`, `not taken by ${name}`)]));
+    [option(`+${s}`, `picked by ${name}`), option(`-${s}`, `not picked by ${name}`)]));
   const order = el("select", { "aria-label": "Order" }, option("", "in dataset order"), ...meta.students.flatMap((name, s) =>
     [option(`d${s}`, `origin's IFD under ${name}, highest first`), option(`a${s}`, `origin's IFD under ${name}, lowest first`)]));
   const status = el("span", { class: "soft", role: "status" });
@@ -138,7 +138,7 @@
   const head = el("tr", {}, el("th", { class: "pos n" }, "position"), el("th", {}, "first words"), el("th", { class: "kinds" }, "variants"),
     ...meta.students.slice(0, 2).map((name) => el("th", { class: "score n", title: "IFD of the origin" }, `IFD, ${name}`)));
   const cells = head.children.length;
-  const back = el("button", { type: "button", onclick: () => turn(at - PAGE) }, "← back");
+  const back = el("button", { type: "button", onclick: () => turn(at - PAGE) }, "← previous");
   const on = el("button", { type: "button", onclick: () => turn(at + PAGE) }, "next →");
   const where = el("span", { class: "soft" });
   root.append(
@@ -205,11 +205,11 @@
   let waiting;
   search.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 150); });
   for (const node of [everywhere, kind, selection, order]) node.addEventListener("change", filter);
-  status.textContent = "unpacking …";
+  status.textContent = "loading …";
   unpack("index").then(async (rows) => {
     index = rows;
     await filter();
-    // #sample=<id prefix> opens one
+    // #sample=<id prefix> opens that sample
     const asked = new URLSearchParams(location.hash.slice(1)).get("sample");
     if (asked) { search.value = asked; await filter(); await body.querySelector(".row")?.toggle(); root.scrollIntoView(); }
     document.documentElement.dataset.ready = "1";

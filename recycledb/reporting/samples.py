@@ -1,9 +1,9 @@
 """The samples of a report: an index of all of them, and their texts in compressed blocks.
 
-Invariant: a sample's line in the index, its scores and its texts list the same variants in the same order, the origin first. Only current
-variants are shown, of samples with an open place, in dataset order.
-A published run has 50,000 samples and 150 MB of text: so the texts are packed block by block and never all in memory, neither here nor in
-the browser.
+Invariant: a sample's entry in the index, its scores and its texts list the same variants in the same order, the origin first. Only current
+variants are shown, of samples with an open position, in dataset order.
+A published run has 50,000 samples and 150 MB of text, so the texts are compressed block by block and never all in memory, neither here
+nor in the browser.
 """
 
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from recycledb import methods
 from recycledb.reporting.page import packed_block
 
-BLOCK = 250  # samples of one block: about 300 KB packed
+BLOCK = 250  # samples of one block: about 300 KB compressed
 FIRST_WORDS = 110
 TEXTS_AT_ONCE = 2_000
 
@@ -27,12 +27,12 @@ _Ratios = tuple[float | None, float | None]
 
 @dataclass
 class Samples:
-    """What the browsable table needs to know of the store, short of its texts."""
+    """What the table of samples needs of the store, except texts."""
 
     students: list[str]
     selections: list[str]
     datasets: list[str]
-    kinds: list[str]  # those of the methods that there are, then what else the store holds
+    kinds: list[str]  # those of the installed methods, then others in the store
     order: list[tuple[str, int, int]]  # sample, number of its dataset, position
     total: int  # before a limit was applied
     current: Counter[str] = field(default_factory=Counter)  # current variants by kind, whether shown or not
@@ -42,7 +42,7 @@ class Samples:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the page's script is told."""
+        """The data of the page's script."""
         return {
             "kinds": self.kinds,
             "short": [methods.kinds()[kind].short if kind in methods.kinds() else kind for kind in self.kinds],
@@ -103,7 +103,7 @@ def _read_taken(conn: Connection, found: Samples, sample_of: dict[str, str], num
 
 
 def blocks(conn: Connection, samples: Samples) -> Iterator[str]:
-    """Yield the packed blocks of texts, then the packed index, which is made on the way."""
+    """Yield the compressed blocks of texts, then the compressed index, which is built meanwhile."""
     index = []
     for number, start in enumerate(range(0, len(samples.order), BLOCK)):
         part = samples.order[start : start + BLOCK]

@@ -167,4 +167,6 @@ def _result(key: Any, span: Span, loss_sum: float | None, kernel: str) -> Result
         status=status,
         pair_id=span.pair_id,
         kernel=kernel,
+        choice=span.choice,
+        start=span.start,
     )

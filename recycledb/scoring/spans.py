@@ -15,39 +15,41 @@ This module refuses to know a model: it imports neither torch nor transformers, 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from recycledb.schema import PAIR_ID_LENGTH, LossStatus, Stat, Texts
-from recycledb.scoring.templates import forward_prompt, question, reverse_prompt
+from recycledb import methods
+from recycledb.methods import Parts, Readout, Statistic
+from recycledb.schema import PAIR_ID_LENGTH, LossStatus, Texts
 
 Ids = npt.NDArray[np.int32]
 Encode = Callable[[str], Sequence[int]]
 EncodeMany = Callable[[list[str]], Sequence[Sequence[int]]]
+Choices = Callable[[tuple[str, ...]], Sequence[int]]
 
 _NO_IDS: Ids = np.empty(0, np.int32)
-_Q_STATS = (Stat.Q_DIRECT, Stat.Q_CONDITION)
-_DIRECT_STATS = (Stat.Q_DIRECT, Stat.A_DIRECT)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One statistic as tokens: the loss is averaged over `ids[start:]`, each given all tokens before it.
+    """A statistic, or one choice of a readout, as tokens: the loss is averaged over `ids[start:]`, each given all tokens before it.
 
-    `ids` is empty and `pair_id` None unless `status` is OK. Equal work has equal `pair_id`.
+    `ids` is empty and `pair_id` None unless `status` is OK. Equal work has equal `pair_id`. `stat` is the name of the statistic, or the
+    readout's prompt_id; `choice` the number of the readout's choice, None for a statistic.
     """
 
-    stat: Stat
+    stat: str
     ids: Ids
     start: int
     truncated: bool
     merged: bool
     status: LossStatus
     pair_id: str | None
+    choice: int | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -55,12 +57,12 @@ class Span:
         return len(self.ids) - self.start if self.status is LossStatus.OK else 0
 
 
-class _Parts(NamedTuple):
-    """The strings that a statistic is tokenised from; `whole` is what the model reads."""
+class Item(NamedTuple):
+    """What is wanted of one variant: its texts, the names of statistics, and readouts."""
 
-    context: str
-    target: str
-    whole: str
+    texts: Texts
+    stats: Sequence[str]
+    readouts: Sequence[Readout] = ()
 
 
 def pair_id(ids: Ids, start: int) -> str:
@@ -69,38 +71,52 @@ def pair_id(ids: Ids, start: int) -> str:
     return hashlib.sha256(b"pair" + content).hexdigest()[:PAIR_ID_LENGTH]
 
 
-def spans(encode: Encode, template: str, max_length: int, texts: Texts, stats: Sequence[Stat]) -> list[Span]:
+def spans(encode: Encode, template: str, max_length: int, texts: Texts, stats: Sequence[str]) -> list[Span]:
     """Return one span for each of `stats`, in their order."""
-    return [_span(encode, max_length, stat, _parts(template, texts, stat)) for stat in stats]
+    return [_span(encode, max_length, stat, _statistic(stat).parts(template, texts)) for stat in stats]
 
 
 def batch_spans(
-    encode_many: EncodeMany, template: str, max_length: int, items: Iterable[tuple[Texts, Sequence[Stat]]]
+    encode_many: EncodeMany, template: str, max_length: int, items: Iterable[Item], choices: Choices | None = None
 ) -> list[list[Span]]:
-    """Return `spans` of every item, with each distinct string encoded once and all of them in one call."""
-    parts = [[(stat, _parts(template, texts, stat)) for stat in stats] for texts, stats in items]
-    strings = list(dict.fromkeys(text for item in parts for _, part in item for text in _needed(part)))
-    encoded = dict(zip(strings, encode_many(strings), strict=True)) if strings else {}
-    return [[_span(encoded.__getitem__, max_length, stat, part) for stat, part in item] for item in parts]
+    """Return the spans of every item, statistics first, with each distinct string encoded once and all of them in one call.
+
+    `choices` gives the token ids of a readout's choices; it is needed only where readouts are wanted.
+    """
+    items = list(items)
+    parts = [[(stat, _statistic(stat).parts(template, item.texts)) for stat in item.stats] for item in items]
+    prompts = [[(readout, readout.prompt(item.texts)) for readout in item.readouts] for item in items]
+    strings = dict.fromkeys(text for item in parts for _, part in item for text in _needed(part))
+    strings |= dict.fromkeys(
+        text for item in prompts for readout, prompt in item for text in (prompt, prompt + readout.choices[0])
+    )
+    encoded = dict(zip(strings, encode_many(list(strings)), strict=True)) if strings else {}
+    found = [[_span(encoded.__getitem__, max_length, stat, part) for stat, part in item] for item in parts]
+    for of_item, asked in zip(found, prompts, strict=True):
+        for readout, prompt in asked:
+            assert choices is not None
+            of_item.extend(_choices(encoded.__getitem__, max_length, readout, prompt, choices(readout.choices)))
+    return found
 
 
-def _parts(template: str, texts: Texts, stat: Stat) -> _Parts:
-    if stat in _Q_STATS:
-        context, target = reverse_prompt(template, texts), question(texts)
-    else:
-        context, target = forward_prompt(template, texts), texts.output
-    return _Parts(context, target, target if stat in _DIRECT_STATS else context + target)
+def _statistic(name: str) -> Statistic:
+    return methods.statistics()[name]
 
 
-def _needed(parts: _Parts) -> tuple[str, ...]:
-    return (parts.context, parts.whole) if parts.target else ()
+def _needed(parts: Parts) -> tuple[str, ...]:
+    return (parts.context, _whole(parts)) if parts.target else ()
 
 
-def _span(encode: Encode, max_length: int, stat: Stat, parts: _Parts) -> Span:
+def _whole(parts: Parts) -> str:
+    """Return what the model reads."""
+    return parts.context + parts.target if parts.joined else parts.target
+
+
+def _span(encode: Encode, max_length: int, stat: str, parts: Parts) -> Span:
     if not parts.target:
         return Span(stat, _NO_IDS, 1, False, False, LossStatus.EMPTY, None)
-    context, whole = encode(parts.context), encode(parts.whole)
-    if stat in _DIRECT_STATS:
+    context, whole = encode(parts.context), encode(_whole(parts))
+    if not parts.joined:
         # The published scorer cuts the direct sequence to what the conditioned one leaves, plus one for the first token.
         limit, start, merged = max_length - min(len(context), max_length) + 1, 1, False
     else:
@@ -112,3 +128,22 @@ def _span(encode: Encode, max_length: int, stat: Stat, parts: _Parts) -> Span:
         return Span(stat, ids, start, truncated, merged, LossStatus.OK, pair_id(ids, start))
     status = LossStatus.TOO_LONG if len(whole) > start else LossStatus.TOO_SHORT
     return Span(stat, _NO_IDS, start, truncated, merged, status, None)
+
+
+def _choices(encode: Encode, max_length: int, readout: Readout, prompt: str, ids: Sequence[int]) -> Iterator[Span]:
+    """Yield a span of one token for each choice, after the prompt's own tokens: the log-probability is minus its loss.
+
+    A prompt is never cut, since its end is the question: one that is too long is not read.
+    """
+    context = list(encode(prompt))
+    merged = list(encode(prompt + readout.choices[0])[: len(context)]) != context
+    status = (
+        LossStatus.OK if 0 < len(context) < max_length else LossStatus.TOO_LONG if context else LossStatus.TOO_SHORT
+    )
+    for number, token in enumerate(ids):
+        if status is not LossStatus.OK:
+            yield Span(readout.prompt_id, _NO_IDS, len(context), False, merged, status, None, number)
+        else:
+            sequence = np.asarray([*context, token], np.int32)
+            pair = pair_id(sequence, len(context))
+            yield Span(readout.prompt_id, sequence, len(context), False, merged, status, pair, number)

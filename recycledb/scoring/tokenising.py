@@ -9,11 +9,11 @@ from itertools import islice
 from typing import Any
 
 from recycledb.errors import StudentError
+from recycledb.methods.ifd import TEMPLATES
 from recycledb.pretrained.folder import is_library_error
 from recycledb.scoring.network import load_tokenizer
 from recycledb.scoring.requests import Request, TokenCount
-from recycledb.scoring.spans import Span, batch_spans
-from recycledb.scoring.templates import TEMPLATES
+from recycledb.scoring.spans import Item, Span, batch_spans
 
 # Requests are tokenised a window at a time; the first is small so that results come at once.
 _FIRST_WINDOW = 64
@@ -31,11 +31,28 @@ class Tokeniser:
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.max_length = max_length
+        self._choices: dict[tuple[str, ...], list[int]] = {}
 
     def spans(self, requests: Sequence[Request]) -> list[list[Span]]:
         """Return the spans of each request, every distinct string tokenised once."""
-        items = [(request.texts, request.stats) for request in requests]
-        return batch_spans(self._encode, self.prompt, self.max_length, items)
+        items = [Item(request.texts, request.stats, request.readouts) for request in requests]
+        return batch_spans(self._encode, self.prompt, self.max_length, items, self.choices)
+
+    def choices(self, texts: tuple[str, ...]) -> list[int]:
+        """Return the token id of each choice of a readout: the last token of a line break and the text.
+
+        The line break keeps a tokenizer from giving the mark of a word's beginning for all of them. Raises StudentError where two
+        choices are one token.
+        """
+        if texts not in self._choices:
+            ids = [encoded[-1] for encoded in self._encode([f"\n{text}" for text in texts])]
+            if len(set(ids)) < len(ids):
+                raise StudentError(
+                    f"the tokenizer of {self.tokenizer.name_or_path!r} has one token for several of the choices "
+                    f"{', '.join(map(repr, texts))}; this measure cannot be taken under this model"
+                )
+            self._choices[texts] = ids
+        return self._choices[texts]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         # Longer texts than the model's are cut by spans; verbose=False keeps the tokenizer from warning of them.

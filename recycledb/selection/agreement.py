@@ -1,6 +1,6 @@
-"""How far two sides' values agree: distributions, correlations, the overlap of their top shares, where they differ most.
+"""Agreement of two sides' values: distributions, correlations, the overlap of their top shares, the largest disagreements.
 
-Invariant: a value that is missing counts as missing, never as a number; what two sides are compared by, both have.
+Invariant: a missing value counts as missing, never as a number; two sides are compared by the points that both have.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Summary:
     side: str
     kind: str
     n: int  # variants with a value
-    missing: int  # variants compared that lack one on this side
+    missing: int  # variants compared that have none on this side
     mean: float | None
     median: float | None
     stddev: float | None
@@ -30,7 +30,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """How alike two sides order and value the variants of a kind ("all": of every kind compared)."""
+    """The correlations of two sides' values for the variants of a kind ("all": of every kind compared)."""
 
     sides: tuple[str, str]
     kind: str
@@ -42,19 +42,19 @@ class Correlation:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What two sides' top `share` of the variants of a kind have in common."""
+    """The overlap of two sides' top `share` of the variants of a kind."""
 
     sides: tuple[str, str]
     kind: str
-    share: float  # asked for, of the variants that both have scored, 0 to 1
-    k: int  # places in each top list; no more than the longer list has
+    share: float  # as requested, of the variants that both have scored, 0 to 1
+    k: int  # length of the top lists; at most that of the longer list
     shared: int  # variants in both lists
     overlap: float | None  # shared / k; None where k is 0
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A point whose values are far apart."""
+    """A point whose values differ widely."""
 
     variant_ids: tuple[str, ...]
     sample_id: str
@@ -65,7 +65,7 @@ class Disagreement:
 
 
 def summary(side: str, kind: str, values: Floats) -> Summary:
-    """Return the distribution of values, of which those that are NaN are missing."""
+    """Return the distribution of values; NaN means missing."""
     there = values[~np.isnan(values)]
     if not len(there):
         return Summary(side, kind, 0, len(values), None, None, None, None, None, 0)
@@ -101,7 +101,7 @@ def pearson(x: Floats, y: Floats) -> float | None:
 
 
 def ranks(x: Floats) -> Floats:
-    """Return the ranks from 1, equal values sharing the mean of theirs."""
+    """Return the ranks from 1; equal values have the mean of their ranks."""
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return ((2 * ends - counts + 1) / 2)[inverse].astype(np.float64)
@@ -125,7 +125,7 @@ def _ties(values: Ints) -> int:
 
 
 def inversions(values: Ints) -> int:
-    """Return how many pairs stand in the wrong order: those within each half, and those across."""
+    """Return the number of pairs in the wrong order: those within each half plus those across."""
     if len(values) <= 64:
         return int(np.triu(values[:, None] > values).sum())
     left, right = values[: len(values) // 2], values[len(values) // 2 :]
@@ -136,7 +136,7 @@ def inversions(values: Ints) -> int:
 def overlaps(
     sides: tuple[str, str], kind: str, both: tuple[Floats, Floats], metric: str, shares: Sequence[float | str]
 ) -> list[Overlap]:
-    """Return what the top shares of two sides have in common, ranked as recipes rank by the metric; a share may be a number (500)."""
+    """Return the overlap of two sides' top shares, ranked as recipes rank by the metric; a share may be a number ("500")."""
     n = len(both[0])
     places = [_positions(values, metric) for values in both]
     later = np.sort(np.maximum(*places))
@@ -152,7 +152,7 @@ def overlaps(
 
 
 def _positions(values: Floats, metric: str) -> Ints:
-    """Return each value's place in the ranking, from 0; a value that a recipe would not take stands behind all."""
+    """Return each value's rank from 0; values that a recipe would not pick come after all others."""
     lowest_first = metric.startswith("rifd")
     order = np.argsort(values if lowest_first else -values, kind="stable")
     taken = values[order] < 1 if metric.startswith("ifd") else np.ones(len(values), dtype=bool)
@@ -164,7 +164,7 @@ def _positions(values: Floats, metric: str) -> Ints:
 def find_disagreements(
     table: Table, groups: list[tuple[str, Ints]], wanted: int
 ) -> list[tuple[int, tuple[float, ...]]]:
-    """Return the points that are placed farthest apart, with their percentiles within their kind."""
+    """Return the points whose percentiles within their kind differ most, with these percentiles."""
     found: list[tuple[float, int, tuple[float, ...]]] = []
     for _, at in groups:
         there = at[~np.isnan(table.values[:, at]).any(axis=0)]

@@ -1,11 +1,11 @@
-"""Sides put side by side: how far their scores and their picks agree.
+"""Compare students, teachers or prompts: agreement of scores and of picks.
 
-A side is a student looking at what one teacher made by one set of prompts. Students are compared variant by variant; teachers
-and prompts, who made different texts, by what they made of the same sample, kind by kind.
+A side is a student's scores of what one teacher made with one set of prompts. Students are compared by variant; teachers and
+prompts, which make different texts, by sample and kind.
 
-Invariant: every number is computed from the current variants of samples with an open place; a statistic that is missing
-on a side counts as missing, never as a number. Correlations take what has the metric on both sides.
-This module refuses to draw: a `Comparison` holds what pictures need, and `reporting` draws them.
+Invariant: every number is computed from the current variants of samples with an open position; a statistic that is missing
+on a side counts as missing, never as a number. Correlations use the points that have the metric on both sides.
+Plots are made by `reporting` from the `Comparison`.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ import numpy as np
 
 from recycledb.errors import SelectionError
 from recycledb.methods import scored_kinds
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind
-from recycledb.schema import Stat
 from recycledb.selection import identities, picks
 from recycledb.selection.agreement import (
     Correlation,
@@ -43,13 +43,13 @@ METRICS = (
     *(f"{unit}_{stat}" for unit in ("ppl", "loss") for stat in Stat),
 )
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-MAX_POINTS = 5_000  # a picture with more is slow and black
+MAX_POINTS = 5_000  # a scatter plot of more is slow and overplotted
 WORDS_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything known about how sides agree; `as_dict` leaves the points and their texts out."""
+    """All results of a comparison; `as_dict` leaves out the points and their texts."""
 
     sides: tuple[Side, ...]
     students: tuple[str, ...]
@@ -57,25 +57,25 @@ class Comparison:
     kinds: tuple[str, ...]
     top: str  # as given: "5%" or "100"
     dataset: str | None
-    samples: int  # with an open place
+    samples: int  # with an open position
     summaries: list[Summary]
     correlations: list[Correlation]
-    top_overlaps: list[Overlap]  # at `top`, one a pair and kind
-    overlap_curve: list[Overlap]  # as the share grows, kind by kind
-    confusions: list[Confusion]  # one a pair
+    top_overlaps: list[Overlap]  # at `top`, one for each pair and kind
+    overlap_curve: list[Overlap]  # by kind and growing share
+    confusions: list[Confusion]  # one for each pair
     flows: list[Flow]
-    disagreements: list[Disagreement]  # widest first
-    points: list[Point]  # for pictures only: variants in dataset order, evenly thinned to MAX_POINTS
-    words: dict[str, str]  # for pictures only: the first words of the points' and the disagreements' texts
+    disagreements: list[Disagreement]  # largest first
+    points: list[Point]  # for plots only: variants in dataset order, an even subsample of at most MAX_POINTS
+    words: dict[str, str]  # for plots only: the first words of the texts of points and disagreements
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the sides are called."""
+        """The names of the sides."""
         return tuple(side.label for side in self.sides)
 
     @property
     def subject(self) -> str:
-        """What the sides are: students, teachers, prompts, or sides where they differ in more than one."""
+        """What the sides differ in: students, teachers, prompts, or "sides" if in more than one of these."""
         differing = [
             word
             for word, values in (
@@ -110,13 +110,13 @@ def compare(
     pictures: bool = False,
     timeout_s: float | None = None,
 ) -> Comparison:
-    """Put two or more sides side by side by `metric` (see METRICS), over all scored kinds or one.
+    """Compare two or more sides by `metric` (see METRICS), over all scored kinds or one.
 
-    The sides are every combination of the students, teachers and prompts named; where none is named, the only one there is, and
-    the prompts in use. A prompt is named as in `identities.find_prompts`. Teachers and prompts are not compared by origins.
-    The top share is taken as recipes rank: IFD below 1 from the highest, rIFD from the lowest, any other metric from the highest.
-    With `pictures`, points and words are filled. SelectionError names an unknown metric, kind, student, teacher or prompt;
-    QueryError says that the SQL took longer than `timeout_s` seconds.
+    The sides are all combinations of the students, teachers and prompts given; by default the only student, the only teacher, and
+    the prompts in use. A prompt is given as in `identities.find_prompts`. Origins are left out when only teachers or prompts differ.
+    Top shares are ranked as in recipes: IFD below 1 from the highest, rIFD from the lowest, any other metric from the highest.
+    With `pictures`, points and words are filled in. SelectionError for an unknown metric, kind, student, teacher or prompt;
+    QueryError if the SQL takes longer than `timeout_s` seconds.
     """
     limit = TimeLimit(timeout_s)
     _check(metric, kind, top)
@@ -165,7 +165,7 @@ def _check(metric: str, kind: str | None, top: str) -> None:
 
 
 def _kinds(sides: Sequence[Side], kind: str | None) -> tuple[str, ...]:
-    """Return the kinds to compare: under one student, origins are the same on every side."""
+    """Return the kinds to compare: without origins if there is one student, since they are the same on every side."""
     one_student = len({side.student for side in sides}) == 1
     return tuple(each for each in scored_kinds() if kind in (None, each) and not (one_student and each == Kind.ORIGIN))
 
@@ -179,7 +179,7 @@ def _looked_at(
     dataset: str | None,
     limit: TimeLimit,
 ) -> tuple[Table, list[list[Pick]]]:
-    """Return the points that the sides look at, and what each would pick; no picks where no side looks at reflections."""
+    """Return the points of all sides, and each side's picks; no picks if only origins are compared and a side has no teacher."""
     picking = kind != Kind.ORIGIN or all(side.teacher is not None for side in sides)
     seen = [look(store, side, metric, kinds, dataset, limit, picking=picking) for side in sides]
     same_texts = len({(side.teacher, side.prompt) for side in sides}) == 1
@@ -187,7 +187,7 @@ def _looked_at(
 
 
 class _Pairs:
-    """Every two sides, by the points that both have."""
+    """All pairs of sides, compared by the points that both have."""
 
     def __init__(self, table: Table, names: Sequence[str], metric: str) -> None:
         self.table, self.names, self.metric = table, names, metric
@@ -202,7 +202,7 @@ class _Pairs:
         ]
 
     def overlaps(self, groups: Sequence[tuple[str, Ints]], shares: Sequence[float | str]) -> list[Overlap]:
-        """Return what the top shares of each pair have in common in each group of points."""
+        """Return the overlap of the top shares of each pair in each group of points."""
         return [
             overlap
             for a, b in self.sides
@@ -218,7 +218,7 @@ def _thinned(n: int) -> list[int]:
 
 
 def _words(sandbox: Sandbox, variants: list[str]) -> dict[str, str]:
-    """Return the first words of variants' texts: instruction, then what follows it."""
+    """Return the first words of variants' texts: instruction → output."""
     words: dict[str, str] = {}
     for start in range(0, len(variants), 500):
         part = {f"v{i}": variant for i, variant in enumerate(variants[start : start + 500])}

@@ -1,6 +1,6 @@
-"""What two recorded selections do not have in common.
+"""The differences between two recorded selections.
 
-Invariant: it tells what was recorded, and runs nothing again.
+Invariant: it compares what was recorded; no recipe is run.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from recycledb.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A pick: of which sample, which kind, and why."""
+    """A pick: its sample, variant, kind and reason."""
 
     sample_id: str
     variant_id: str
@@ -30,15 +30,15 @@ class Diff:
     b: str
     rows_a: int
     rows_b: int
-    same: int  # samples of which both took the same variant
-    changed: dict[str, int]  # samples of which they took different ones: "kind in a → kind in b"
-    only_a: int  # samples that only a took
+    same: int  # samples of which both picked the same variant
+    changed: dict[str, int]  # samples of which they picked different ones: "kind in a → kind in b"
+    only_a: int  # samples that only a picked
     only_a_kinds: dict[str, int]
     only_a_reasons: dict[str, int]
     only_b: int
     only_b_kinds: dict[str, int]
     only_b_reasons: dict[str, int]
-    samples_a: list[str]  # ids of samples that only a took, in its order
+    samples_a: list[str]  # ids of samples that only a picked, in its order
     samples_b: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Diff:
 
 
 def diff(store: Store, a: str, b: str) -> Diff:
-    """Compare the picks of two selections, by their names or ids; SelectionError where there is none of that name."""
+    """Compare the picks of two selections, by their names or ids; SelectionError if there is no such selection."""
     first, second = find_selection(store, a), find_selection(store, b)
     picks_a, picks_b = _taken(store, first), _taken(store, second)
     samples_a, samples_b = _by_sample(picks_a), _by_sample(picks_b)

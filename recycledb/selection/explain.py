@@ -1,8 +1,8 @@
-"""Why a sample was taken or left, in the recipe's own terms: the ratios compared, the branch taken, the bound that failed.
+"""Why a sample was picked or not, in the recipe's own terms: the ratios compared, the branch taken, the bound that failed.
 
-Invariant: what is said of a recorded selection is what its recipe decides on the scores as they stand, names and prompts meaning
-what they meant then; the record itself says what was picked. Only a recipe whose text was shipped is explained, whatever its name; of
-any other it is said what was recorded.
+Invariant: the explanation of a recorded selection is what its recipe decides on the present scores, with the names and prompts of
+then; what was picked comes from the record. Only recipes whose SQL is a shipped one are explained, under any name; for others only
+what was recorded is shown.
 """
 
 import json
@@ -27,7 +27,7 @@ SHORT = {
 
 @dataclass(frozen=True, slots=True)
 class Ratios:
-    """A variant's IFD and rIFD under a student; None where a statistic is missing."""
+    """A variant's IFD and rIFD under a student; None if a statistic is missing."""
 
     variant_id: str
     ifd: float | None
@@ -36,7 +36,7 @@ class Ratios:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where the decision tree of `selective` led: the candidate, and a line for each comparison on the way."""
+    """The result of `selective`'s decision tree: the candidate, and a line for each comparison made."""
 
     kind: Kind
     candidate: Ratios | None
@@ -46,7 +46,7 @@ class Decision:
 
 
 def decide(ratios: Mapping[Kind, Ratios]) -> Decision:
-    """Walk the decision tree of Selective Reflection-Tuning (arXiv:2402.10110) and say each step; see recipes/selective.sql."""
+    """Apply the decision tree of Selective Reflection-Tuning (arXiv:2402.10110), noting each step; see recipes/selective.sql."""
     ori, q, a, qa = (ratios.get(kind) for kind in SHORT)
     steps = [_compared("ifd", Kind.REFLECT_INSTRUCTION, q, Kind.ORIGIN, ori, ">")]
     q_ifd, ori_ifd = _ifd(q), _ifd(ori)
@@ -101,14 +101,14 @@ def _compared(name: str, left: Kind, a: Ratios | None, right: Kind, b: Ratios | 
     return f"{name}({SHORT[left]}) {_said(x)} {sign} {name}({SHORT[right]}) {_said(y)}? {answer}"
 
 
-# -- a sample's decisions
+# -- explanations of a sample
 
 
 def explain(store: Store, sample_id: str) -> list[dict[str, Any]]:
-    """Return why each recorded selection took or left a sample, then what `selective` says where none was recorded.
+    """Return why each recorded selection picked a sample or not, then what `selective` decides for students and teachers without one.
 
-    Each has selection (None where it is not recorded), recipe, student, teacher, picked (a kind, or None), steps (a list of
-    lines) and text (all of it, to print).
+    Each has selection (None if not recorded), recipe, student, teacher, picked (a kind, or None), steps (a list of lines) and
+    text (all of it, for printing).
     """
     explained = []
     asked: set[tuple[Any, Any]] = set()
@@ -124,7 +124,7 @@ def explain(store: Store, sample_id: str) -> list[dict[str, Any]]:
     return explained
 
 
-# Only selections that carry their name: the others were replaced by later ones.
+# Only selections that are current under their name: the others were replaced by later ones.
 _SELECTIONS = """
     SELECT s.selection, s.recipe, s.sql, s.parameters, s.selection_id, s.rows, max(v.kind) AS picked, min(i.position) AS position,
         max(i.reason) AS reason
@@ -147,15 +147,15 @@ def _recorded(
         case "cherry" | "superfilter":
             steps = _ranked(store, sample_id, parameters)
         case "recycled":
-            steps = [] if row.picked else ["its teacher has made no reflect_both of this sample"]
+            steps = [] if row.picked else ["its teacher has made no reflect_both variant of this sample"]
         case _:
             steps = [f"reason: {row.reason}"] if row.reason else []
     if row.picked:
-        steps = [*steps, f"taken at {row.position} of {row.rows}"]
+        steps = [*steps, f"picked at position {row.position} of {row.rows}"]
     if not _in_sight(store, sample_id, parameters.get("dataset")):
         steps = [
             *steps,
-            f"it has no place in {parameters.get('dataset') or 'any dataset'} now: a recipe would not see it",
+            f"it is not in {parameters.get('dataset') or 'any dataset'} now, so a recipe would not pick it",
         ]
     return _explanation(row.selection, row.recipe, parameters, row.picked, steps)
 
@@ -175,9 +175,11 @@ def _explanation(
     named = (("student", student), ("teacher", teacher), ("prompt", parameters.get(PROMPT)))
     who = ", ".join(f"{label} {name}" for label, name in named if name)
     if selection is None:
-        head = f"{recipe} would say ({who})"
+        head = f"{recipe} would decide ({who})"
     else:
-        head = f"{selection} ({recipe}{'; ' + who if who else ''}): " + (f"took {picked}" if picked else "took nothing")
+        head = f"{selection} ({recipe}{'; ' + who if who else ''}): " + (
+            f"picked {picked}" if picked else "picked nothing"
+        )
     return {
         "selection": selection,
         "recipe": recipe,
@@ -190,7 +192,7 @@ def _explanation(
 
 
 def _settings(store: Store, sample_id: str) -> list[tuple[str, str | None]]:
-    """Return the students and teachers under whom this sample has scores."""
+    """Return the students and teachers for which this sample has scores."""
     rows = store.rows(
         "SELECT DISTINCT student, teacher FROM scores WHERE sample_id = :sample AND is_current = 1", sample=sample_id
     )
@@ -214,25 +216,27 @@ def _selective(store: Store, sample_id: str, parameters: Mapping[str, Any]) -> l
         said = decide(_chosen(rows, each)).steps
         steps.extend(said if teacher != BEST else (f"{each}: {step}" for step in said))
     keep = parameters.get("keep", "reflected")
-    return [*steps, "keep = reflected: only QA and A are taken"] if keep == "reflected" else steps
+    return [*steps, "keep = reflected: only QA and A are kept"] if keep == "reflected" else steps
 
 
-def _seen(store: Store, sql: str, sample_id: str, parameters: Mapping[str, Any]) -> list[Any]:
-    """Run SQL as the selection saw the store: its student, its teacher and its prompts under their names of then."""
+def _seen(store: Store, sql: str, sample_id: str, parameters: Mapping[str, Any], **values: str) -> list[Any]:
+    """Run SQL with the names that the selection had: its student, its teacher and its prompts count as current."""
     as_if = list(find_prompts(store, parameters[PROMPT])) if parameters.get(PROMPT) else []
     for kind in ("student", "teacher"):
         name, identity = parameters.get(kind), parameters.get(f"{kind}_id")
         if name and identity and store.find_name(kind, name) != identity:
             as_if.append(Meaning(kind, name, identity))
     with store.sandbox(as_if=as_if) as sandbox:
-        columns, rows = sandbox.execute(sql, {"sample": sample_id, "student": parameters.get("student")})
+        columns, rows = sandbox.execute(sql, {"sample": sample_id, "student": parameters.get("student"), **values})
         return [SimpleNamespace(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
 def _chosen(rows: Sequence[Any], teacher: str | None) -> dict[Kind, Ratios]:
-    """Return one variant of each kind: the smallest id, and that QA which was made from the Q."""
+    """Return one variant of each kind: that with the smallest id, and the QA that was made from the chosen Q."""
     found: dict[Kind, Ratios] = {}
     for row in rows:
+        if row.kind not in list(Kind):  # another method's, of which the rule knows nothing
+            continue
         kind = Kind(row.kind)
         if kind not in found and kind is not Kind.REFLECT_BOTH and (kind is Kind.ORIGIN or row.teacher == teacher):
             found[kind] = Ratios(row.variant_id, row.ifd, row.rifd)
@@ -249,16 +253,17 @@ def _ranked(store: Store, sample_id: str, parameters: Mapping[str, Any]) -> list
     teacher = parameters.get("teacher")
     sql = f"""
         SELECT ifd_{metric} AS ifd, teacher FROM scores
-        WHERE sample_id = :sample AND student = :student AND kind = '{Kind(kind).value}' AND is_current = 1
+        WHERE sample_id = :sample AND student = :student AND kind = :kind AND is_current = 1
         ORDER BY variant_id
     """
-    rows = _seen(store, sql, sample_id, parameters)
+    rows = _seen(store, sql, sample_id, parameters, kind=kind)
     found = [row for row in rows if kind == Kind.ORIGIN or teacher in (BEST, row.teacher)]
     if not found:
         return [f"no {kind} with scores under {parameters.get('student')}"]
     ifd = max((row.ifd for row in found if row.ifd is not None), default=None)
     below = ifd is not None and ifd < 1
-    steps = [f"ifd({SHORT[Kind(kind)]}) {_said(ifd)} < 1? {'yes' if below else 'no'}"]
+    short = SHORT[Kind(kind)] if kind in list(Kind) else kind
+    steps = [f"ifd({short}) {_said(ifd)} < 1? {'yes' if below else 'no'}"]
     if below:
-        steps.append(f"by highest IFD below 1, the top {parameters.get('top')} are taken")
+        steps.append(f"by highest IFD below 1, the top {parameters.get('top')} are picked")
     return steps

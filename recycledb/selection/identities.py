@@ -1,8 +1,8 @@
-"""Which student, teacher, prompt, dataset or selection a name means.
+"""Resolve names to students, teachers, prompts, datasets and selections.
 
-Invariant: a name is resolved as the views show it: an identity that lost its name is `name@1a2b3c4d`. Where none is given and
-the store has one, that one is meant; where it has several, the error lists them. What is not in use any more (an older prompt, a
-teacher under older parameters) must be named, and is then looked at as if it were in use.
+Invariant: a name is resolved as the views show it: an identity that lost its name is `name@1a2b3c4d`. If none is given, the only one
+in the store is the default; if there are several, the error lists them. Those no longer in use (an older prompt, a teacher with
+older parameters) must be named, and are then treated as current.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from recycledb.errors import SelectionError
 from recycledb.store import Meaning, Store
 
-PREFIX = 4  # letters of an id, at least
+PREFIX = 4  # minimum digits of an id's prefix
 CURRENT = "current"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A student, teacher or selection: the name that the views show, and its id."""
+    """A student, teacher or selection: its name in the views, and its id."""
 
     name: str
     identity: str
@@ -30,7 +30,7 @@ def students(store: Store, template: str | None = None) -> list[Identity]:
 
 
 def teachers(store: Store, *, in_use: bool = True) -> list[Identity]:
-    """Return the teachers who made variants, by name; with `in_use` only those who still carry their name."""
+    """Return the teachers that made variants, by name; with `in_use` only those that are current under their name."""
     found = store.rows(
         """
         SELECT t.teacher, t.teacher_id FROM teachers t
@@ -46,7 +46,7 @@ def teachers(store: Store, *, in_use: bool = True) -> list[Identity]:
 def find_student(store: Store, name: str | None, *, template: str | None = None) -> Identity:
     """Return the student of that name, or the only one (by `template`, the only one of that prompt template)."""
     if name is not None:
-        return _named(store, "student", name, students(store), "`recycledb sync` scores under those of recycledb.toml")
+        return _named(store, "student", name, students(store), "`recycledb sync` scores with those of recycledb.toml")
     there = students(store, template)
     named = [student for student in there if "@" not in student.name] or there
     if len(named) == 1:
@@ -63,7 +63,7 @@ def find_student(store: Store, name: str | None, *, template: str | None = None)
 
 
 def find_teacher(store: Store, name: str | None, *, offer_best: bool = False) -> Identity | None:
-    """Return the teacher of that name, or the only one, or None where no teacher has made anything."""
+    """Return the teacher of that name, or the only one, or None if no teacher has made variants."""
     if name is not None:
         return _named(
             store,
@@ -80,7 +80,7 @@ def find_teacher(store: Store, name: str | None, *, offer_best: bool = False) ->
 
 
 def find_prompts(store: Store, text: str) -> tuple[Meaning, ...]:
-    """Return the prompts that a text names: first letters of ids, of several steps joined by +; "current" is none of them."""
+    """Return the prompts that a text names: prefixes of ids, those of several steps joined by +; "current" means no override."""
     if text.strip() == CURRENT:
         return ()
     there = store.rows("SELECT prompt_id, step, is_current FROM prompts ORDER BY step, created_at, prompt_id")
@@ -92,24 +92,24 @@ def find_prompts(store: Store, text: str) -> tuple[Meaning, ...]:
                 f"{step} {', '.join(row[0][:8] + (' (in use)' if row[2] else '') for row in there if row[1] == step)}"
                 for step in dict.fromkeys(row[1] for row in there)
             )
-            why = "several prompts begin so" if matching else "no prompt of the store"
+            why = "several prompts have this prefix" if matching else "no such prompt in the store"
             raise SelectionError(f"{part!r}: {why}; there are: {listed or 'none'}; see `prompts` in docs/schema.md")
         identity, step, _ = matching[0]
         if step in found:
-            raise SelectionError(f"{text!r} names two prompts of {step}; one of each step can be in use")
+            raise SelectionError(f"{text!r} names two prompts of {step}; give one for each step")
         found[step] = Meaning("prompt", step, identity)
     return tuple(found[step] for step in sorted(found))
 
 
 def not_in_use(store: Store, teacher: Identity | None) -> tuple[Meaning, ...]:
-    """Return what makes a teacher one that is in use; nothing where it is."""
+    """Return the override that makes `teacher` current; empty if it already is."""
     if teacher is None or any(teacher.identity == each.identity for each in teachers(store)):
         return ()
     return (Meaning("teacher", teacher.name, teacher.identity),)
 
 
 def find_dataset(store: Store, name: str) -> str:
-    """Return the dataset's name, if it is there."""
+    """Return the dataset's name; SelectionError if there is no such dataset."""
     there = [row[0] for row in store.rows("SELECT dataset FROM dataset ORDER BY dataset")]
     if name not in there:
         raise SelectionError(f"no dataset {name!r}; there are: {', '.join(there) or 'none'}")
@@ -123,7 +123,7 @@ def selections(store: Store) -> list[Identity]:
 
 
 def find_selection(store: Store, name: str) -> Identity:
-    """Return the selection of that name, or whose id begins so."""
+    """Return the selection of that name or with that id prefix."""
     there = selections(store)
     prefixed = [one for one in there if len(name) >= PREFIX and one.identity.startswith(name)]
     if len(prefixed) == 1 and name not in {one.name for one in there}:

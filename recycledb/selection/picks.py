@@ -1,18 +1,17 @@
-"""What the recipe `selective` picks on each side of a comparison: which kind for which sample, and by which way through the tree."""
+"""What the recipe `selective` picks on each side of a comparison: the kind for each sample, and the path through its decision tree."""
 
 from collections import Counter
 from dataclasses import dataclass
 
-from recycledb.methods import scored_kinds
-from recycledb.methods.reflection import Kind
+from recycledb.methods.reflection import SPLITS, Kind
 
 NONE = "none"
-LABELS = (*scored_kinds(), NONE)
+LABELS = (*(kind.value for kind in SPLITS), NONE)
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """What `selective` with keep = candidates says of a sample."""
+    """A row of `selective` with keep = candidates."""
 
     sample_id: str
     kind: str
@@ -21,17 +20,17 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Which kind `selective` with keep = all picks for a sample on each of two sides; "none" where it picks nothing."""
+    """The kinds that `selective` with keep = all picks for the samples on two sides; "none" if it picks nothing."""
 
     sides: tuple[str, str]
-    labels: tuple[str, ...]  # the kinds and "none", the order of both axes
+    labels: tuple[str, ...]  # the kinds and "none", in the order of both axes
     counts: tuple[tuple[int, ...], ...]  # counts[i][j]: labels[i] on the first side, labels[j] on the second
     agreement: float | None  # share of samples on the diagonal
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """How many samples went from one node of the decision tree to the next on a side.
+    """The number of samples that go from one node of the decision tree to the next on a side.
 
     Nodes, in order of depth: "samples"; "ifd(Q) > ifd(ori)", "otherwise" or "not scored"; the candidate
     ("reflect_both", "reflect_instruction", "reflect_response", "origin"); "kept", "ifd not below 1" or "rifd not below 1".
@@ -44,7 +43,7 @@ class Flow:
 
 
 def confusion(sides: tuple[str, str], first: list[Pick], second: list[Pick]) -> Confusion:
-    """Return how often each pair of kinds was picked for a sample on two sides."""
+    """Return how often each pair of kinds was picked for the same sample on two sides."""
     a, b = (
         {pick.sample_id: pick.kind if pick.verdict == "kept" else NONE for pick in picks} for picks in (first, second)
     )
@@ -55,7 +54,7 @@ def confusion(sides: tuple[str, str], first: list[Pick], second: list[Pick]) -> 
 
 
 def flows(side: str, picks: list[Pick], samples: int) -> list[Flow]:
-    """Return one side's way from all samples through the tree; `samples` counts those without scores too."""
+    """Return one side's flows from all samples through the tree; `samples` includes those without scores."""
     edges: Counter[tuple[str, str]] = Counter()
     for pick in picks:
         harder = pick.kind in (Kind.REFLECT_BOTH, Kind.REFLECT_INSTRUCTION)

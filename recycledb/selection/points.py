@@ -1,4 +1,4 @@
-"""The points of a comparison: variants, or the sides' variants of one kind of a sample, with the metric's value on each side."""
+"""The points of a comparison: variants, or one kind of a sample, with the metric's value on each side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-# Of a point: its place in the datasets, its kind's number, and the variant, or "" where a sample's variants of a kind are one point.
+# A point's key: (place in dataset order, index of its kind, variant id, or "" if points are matched by sample).
 _Key = tuple[int, int, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A variant, or the sides' variants of one kind of a sample, with the value on each side; None where there is none."""
+    """A variant, or the sides' variants of one kind of a sample, with the value on each side; None if missing."""
 
-    variant_ids: tuple[str, ...]  # each once, in the order of the sides
+    variant_ids: tuple[str, ...]  # without repeats, in the order of the sides
     sample_id: str
     kind: str
     values: tuple[float | None, ...]
@@ -25,16 +25,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Table:
-    """Every point compared, in dataset order, with its value on each side: NaN where there is none."""
+    """All points compared, in dataset order, with their values on each side: NaN if missing."""
 
-    variants: list[list[str | None]]  # by side, then point: the variant there, None where there is none
+    variants: list[list[str | None]]  # [side][point]: the variant, None if missing
     samples: list[str]
     kinds: Ints  # (n,): indexes into kind_names
     values: Floats  # (sides, n)
     kind_names: tuple[str, ...]
 
     def both(self, a: int, b: int, at: Ints) -> tuple[Floats, Floats]:
-        """Return the values on two sides of those points, among `at`, that both have."""
+        """Return the values on two sides of those points among `at` that both have."""
         x, y = self.values[a, at], self.values[b, at]
         there = ~(np.isnan(x) | np.isnan(y))
         return x[there], y[there]
@@ -50,8 +50,8 @@ class Table:
 
 
 def make_table(found: Sequence[Sequence[tuple[Any, ...]]], kinds: tuple[str, ...], same_texts: bool) -> Table:
-    """Put the sides' rows (see `sides.look`) side by side. Where they look at the same texts a point is a variant; else it is a
-    sample's variant of a kind, the one with the smallest id where a teacher made several, as in the recipes.
+    """Match the rows of the sides (see `sides.look`). If they have the same texts, a point is a variant; else it is a kind of a
+    sample, with each side's variant of the smallest id, as in the recipes.
     """
     order = {kind: i for i, kind in enumerate(kinds)}
     samples: dict[_Key, str] = {}

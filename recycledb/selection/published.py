@@ -1,10 +1,10 @@
-"""Published statistics into the store, as a student of their own, so that a paper's selection needs no GPU and no key.
+"""Import published statistics as a new student, so that a paper's selection can be reproduced without a GPU or a key.
 
-A row stands for the sample at its position in the dataset. The means come in as they are: `loss_sum` is the mean and
-`n_tokens` is 1 with the status `imported`; a value that cannot be one (0 for an error, NaN) is NULL with the status `invalid`.
+Rows are matched to samples by position in the dataset. The means are stored as `loss_sum` with `n_tokens` 1 and the status
+`imported`; an impossible value (0 for an error, NaN) is NULL with the status `invalid`.
 
-Invariant: importing again adds nothing, and a number that is there is never replaced by another.
-This module refuses to guess: a file with another number of rows than the dataset is an error.
+Invariant: the import is idempotent and never replaces a number. A file with another number of rows than the dataset is an
+error.
 """
 
 import math
@@ -16,14 +16,8 @@ from typing import Any
 from recycledb.errors import SelectionError
 from recycledb.formats import PublishedScores, read_scores
 from recycledb.methods import scored_kinds
-from recycledb.schema import (
-    IDENTITY_LENGTH,
-    ORIGIN,
-    LossStatus,
-    Stat,
-    content_id,
-    utc_now,
-)
+from recycledb.methods.ifd import Stat
+from recycledb.schema import IDENTITY_LENGTH, ORIGIN, LossStatus, content_id, utc_now
 from recycledb.selection import identities
 from recycledb.store import Row, Store
 
@@ -34,18 +28,18 @@ KERNEL = "imported"
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import brought in."""
+    """The result of an import."""
 
     student: str
     student_id: str
     dataset: str
     kind: str
     rows: int  # in the file
-    variants: int  # that have statistics now, by this file
-    without_variant: int  # rows for positions where the store has no variant of the kind
+    variants: int  # that have statistics from this file
+    without_variant: int  # rows at positions where the store has no variant of the kind
     statistics_new: int
     statistics_present: int
-    invalid: int  # NULLs among them
+    invalid: int  # NULLs among all of them
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -65,8 +59,8 @@ def import_scores(
 ) -> Imported:
     """Store the published statistics in `path` for the variants of `kind` in `dataset`, under a student called `student`.
 
-    SelectionError where the counts differ, where the dataset lacks such variants, where the student's name means a model
-    that was scored here, or where it has other numbers already.
+    SelectionError if the numbers of rows differ, if the dataset has no such variants, if the student's name belongs to a
+    model that was scored here, or if the student has different numbers already.
     """
     if kind not in scored_kinds():
         raise SelectionError(f"no scored kind {kind!r}; there are {', '.join(scored_kinds())}")
@@ -82,7 +76,7 @@ def import_scores(
         if variant is None:
             unmatched += 1
         else:
-            rows.setdefault(variant, score)  # a sample that stands twice is scored once
+            rows.setdefault(variant, score)  # a sample at two positions is scored once
     losses = [row for variant, score in sorted(rows.items()) for row in _losses(student_id, variant, score)]
     present = _present(store, student_id)
     _require_same(student, losses, present)
@@ -116,7 +110,7 @@ def _require_own_name(store: Store, student: str, student_id: str) -> None:
 
 
 def _variants(store: Store, dataset: str, kind: str, teacher: str | None) -> dict[int, str]:
-    """Return the variant of `kind` at each open position of the dataset: that with the smallest id, where there are several."""
+    """Return the variant of `kind` at each open position of the dataset; that with the smallest id if there are several."""
     maker = None
     if kind != ORIGIN:
         found = identities.find_teacher(store, teacher)
@@ -142,12 +136,10 @@ def _variants(store: Store, dataset: str, kind: str, teacher: str | None) -> dic
 
 def _no_variants(dataset: str, kind: str) -> SelectionError:
     if kind == ORIGIN:
-        return SelectionError(
-            f"dataset {dataset} has no samples; `recycledb add FILE --dataset {dataset}` brings them in"
-        )
+        return SelectionError(f"dataset {dataset} has no samples; add some: `recycledb add FILE --dataset {dataset}`")
     return SelectionError(
-        f"dataset {dataset} has no {kind} variants to which these scores could belong: bring the published reflections in first, "
-        'as the replies of a teacher with provider = "recorded" in recycledb.toml, by `recycledb sync --only reflect`'
+        f"dataset {dataset} has no {kind} variants that these scores could belong to: add the published reflections first, "
+        'as replies of a teacher with provider = "recorded" in recycledb.toml, and run `recycledb sync --only reflect`'
     )
 
 
@@ -185,5 +177,5 @@ def _require_same(student: str, losses: list[Row], present: Mapping[tuple[str, s
     other = sum(1 for row in losses if (row[1], row[2]) in present and present[row[1], row[2]] != row[3])
     if other:
         raise SelectionError(
-            f"{student} has other numbers for {other} of these statistics already; import under another --student name"
+            f"{student} already has different numbers for {other} of these statistics; import under another --student name"
         )

@@ -1,8 +1,7 @@
-"""Read-only SQL in the store's own dialect: run, watch, and write as a table, JSON, CSV or Parquet.
+"""Run read-only SQL in the store's own dialect, and write the result as a table, JSON, CSV or Parquet.
 
-Invariant: a statement runs in the backend's sandbox, so it can change nothing; rows are handed on as they come, and Ctrl-C or the
-timeout stops the statement, not only the waiting for it.
-This module refuses to translate SQL between dialects.
+Invariant: a statement runs in the backend's sandbox, so it cannot change anything; rows are streamed; Ctrl-C and the timeout stop the
+statement itself, not only the waiting for it. SQL is not translated between dialects.
 """
 
 import csv
@@ -27,12 +26,12 @@ from recycledb.store.statement import parameters_in, statements_in
 from recycledb.terminal import json_visible, visible, visible_line
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
-TABLE_ROWS = 1_000  # a table's widths need its rows in memory; for more there are the other formats
+TABLE_ROWS = 1_000  # a table's column widths need its rows in memory; use another format for more
 
 
 @dataclass(frozen=True)
 class Result:
-    """A statement's columns, made unique, and its rows, which come as they are computed."""
+    """A statement's columns, with unique names, and its rows, streamed."""
 
     columns: list[str]
     rows: Iterator[Row]
@@ -47,10 +46,10 @@ def query(
     timeout_s: float | None = None,
     allow_external: bool = False,
 ) -> Iterator[Result]:
-    """Run one reading statement (with `allow_external`, ATTACHes before it) and open its result.
+    """Run one read-only statement (with `allow_external`, after ATTACH statements) and open its result.
 
-    QueryError where the statement would write or reach other files, is wrong, or takes longer than `timeout_s` seconds,
-    the reading of the rows included.
+    QueryError if the statement would write or access other files, is invalid, or takes longer than `timeout_s` seconds,
+    reading the rows included.
     """
     given = dict(parameters or {})
     statements = statements_in(sql) if allow_external else [sql]
@@ -74,8 +73,8 @@ def _run(sandbox: Sandbox, sql: str, given: dict[str, Any]) -> tuple[list[str], 
 
 
 def _unique(columns: Sequence[str]) -> list[str]:
-    """Return the names with _2, _3 … behind those that stood before, so that each can be a key."""
-    taken = set(columns)  # a column may be called a_2 of its own accord
+    """Return the names, with _2, _3 … appended to repeated ones, so that each can be a key."""
+    taken = set(columns)  # a column may already be called a_2
     seen: set[str] = set()
     names = []
     for column in columns:
@@ -92,15 +91,15 @@ def _unique(columns: Sequence[str]) -> list[str]:
 
 
 def write_result(result: Result, format: str, output: Path | None, stdout: IO[str], *, width: int | None = None) -> int:
-    """Write a result to a file, whole or not at all, or to `stdout` as it comes; return the number of rows.
+    """Write a result to a file, completely or not at all, or stream it to `stdout`; return the number of rows.
 
-    `width` is the terminal's, within which a table is kept; without it a table is as wide as its texts.
+    A table fits into `width`, the terminal's; without it a table is as wide as its texts.
     """
     if format not in FORMATS:
         raise QueryError(f"unknown format {format!r}: one of {', '.join(FORMATS)}")
     if format == "parquet":
         if output is None:
-            raise QueryError("Parquet is not for a terminal; give -o FILE.parquet")
+            raise QueryError("Parquet cannot be written to stdout; give -o FILE.parquet")
         with writing(output) as stream:
             return write_parquet(stream, result.columns, result.rows)
     if output is None:
@@ -110,13 +109,13 @@ def write_result(result: Result, format: str, output: Path | None, stdout: IO[st
 
 
 def format_of(output: Path | None) -> str:
-    """Return the format that a file's name asks for; table where there is none."""
+    """Return the format of a file name's suffix; table without one."""
     suffix = output.suffix.lower().lstrip(".") if output else ""
     return suffix if suffix in FORMATS else "table"
 
 
 class _Shown(io.TextIOBase):
-    """A terminal that gets JSON or CSV with what it would obey escaped: JSON of the same values, CSV for people to read."""
+    """A terminal to which JSON or CSV is written with control characters escaped. The JSON has the same values."""
 
     def __init__(self, terminal: IO[str], escape: Callable[[str], str]) -> None:
         self._terminal = terminal
@@ -128,8 +127,8 @@ class _Shown(io.TextIOBase):
 
 
 def shown_on(stdout: IO[str], format: str) -> IO[str]:
-    """Return what `write_result` may write to: `stdout` itself, but a terminal only by way of what makes texts harmless."""
-    if not stdout.isatty() or format == "table":  # whose cells are made so anyway
+    """Return the stream for `write_result`: `stdout`, wrapped to escape control characters if it is a terminal."""
+    if not stdout.isatty() or format == "table":  # whose cells are escaped anyway
         return stdout
     return cast(IO[str], _Shown(stdout, json_visible if format in ("json", "jsonl") else visible))
 
@@ -169,7 +168,7 @@ def _json(columns: Sequence[str], row: Row) -> str:
     return json.dumps({column: plain(value) for column, value in zip(columns, row, strict=True)}, ensure_ascii=False)
 
 
-# -- a table for people
+# -- a table
 
 
 def _write_table(result: Result, file: IO[str], width: int | None) -> int:
@@ -185,12 +184,12 @@ def _write_table(result: Result, file: IO[str], width: int | None) -> int:
         file.write("  ".join(map(_padded, line, widths, numeric)).rstrip() + "\n")
     rest = sum(1 for _ in result.rows) if len(rows) == TABLE_ROWS else 0
     if rest:
-        file.write(f"… and {rest} more rows: --format jsonl, or -o FILE, writes them all\n")
+        file.write(f"… and {rest} more rows: write all of them with --format jsonl or -o FILE\n")
     return len(rows) + rest
 
 
 def _cell(value: Any) -> str:
-    """Return a value on one line, without anything that a terminal would obey."""
+    """Return a value on one line, with control characters escaped."""
     if value is None:
         return ""
     return visible_line((f"{value:.6g}" if isinstance(value, float) else str(flat(value))).replace("\n", "⏎"))

@@ -5,9 +5,9 @@ A recipe's comments declare it:
     -- @description One line.
     -- @param NAME TYPE = DEFAULT: help
 
-The SQL uses a parameter as `:NAME`; a value is bound, never pasted. TYPE is one of
+The SQL uses a parameter as `:NAME`; values are bound, never formatted into the SQL. TYPE is one of
 
-    text, number        what they say
+    text, number        a text, a number
     choice(a, b, …)     one of these words
     student             a student of the store; without a default, the only one there is
     small-student       likewise, but of those with the template `none`
@@ -16,12 +16,12 @@ The SQL uses a parameter as `:NAME`; a value is bound, never pasted. TYPE is one
     dataset             a dataset of the store
     top                 a number (500) or a share (5%); the SQL sees :NAME_count and :NAME_percent, of which one is NULL
 
-and the default `none` is NULL. A file of one's own need not declare anything: `:student`, `:teacher`, `:dataset` and
-`:top_count` or `:top_percent` have those types, any other parameter is a number where it is written as one, else text: 20, -3, 0.5, 1e-3.
-1e10 and 007, which may be the digits of an id, are text; a declared `number` takes them, a declared `text` takes nothing for a number.
+and the default `none` is NULL. A user's file need not declare its parameters: `:student`, `:teacher`, `:dataset` and
+`:top_count` or `:top_percent` have those types; any other value is a number if it looks like one (20, -3, 0.5, 1e-3), else text.
+1e10 and 007, which may be digits of an id, are text unless declared `number`; a declared `text` is never converted.
 
-Columns: `variant_id`; `rank`, by which rows are written in ascending order (else they are in dataset order); `reason`, why
-it was taken; any other number is averaged for the summary.
+Columns: `variant_id`; `rank`, which orders the output rows ascending (without it they are in dataset order); `reason`, why the
+variant was picked; any other number is averaged for the summary.
 
 Invariant: the text that runs is the text that `recipes show` prints and that a selection records.
 """
@@ -50,7 +50,7 @@ _PARAMETER = re.compile(
     r"^--\s*@param\s+(?P<name>\w+)\s+(?P<type>[\w-]+)(?:\((?P<choices>[^)]*)\))?\s*(?:=\s*(?P<default>[^:]+?))?\s*:\s*(?P<help>.*?)\s*$",
     re.MULTILINE,
 )
-# What stands for a number without being declared one: no exponent but a signed one or behind a point, no leading zero.
+# What counts as a number without a declaration: no leading zero; an exponent only if signed or after a decimal point.
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d*|(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+[eE][+-]\d+)", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -85,13 +85,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Bound:
-    """A recipe's parameters with their values: as a person says them, and as the SQL sees them."""
+    """A recipe's parameters with their values: as given by the user (`said`), and as bound in the SQL (`values`)."""
 
     said: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     student_id: str | None = None
     teacher_id: str | None = None
-    as_if: tuple[Meaning, ...] = ()  # what the views take to be in use: prompts, a teacher
+    as_if: tuple[Meaning, ...] = ()  # overrides of current names: prompts, a teacher
 
 
 def recipe_names() -> list[str]:
@@ -106,14 +106,14 @@ def iter_recipes() -> list[Recipe]:
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return a shipped recipe; SelectionError names those that there are."""
+    """Return a shipped recipe; SelectionError if there is none of that name."""
     if name not in recipe_names():
         hint = f"; for a file give --sql {name}" if name.endswith(".sql") else ""
         raise SelectionError(f"no recipe {name!r}; there are {', '.join(recipe_names())}{hint}")
     return parse(name, (files("recycledb.selection") / "recipes" / f"{name}.sql").read_text(encoding="utf-8"))
 
 
-# The SHA-256 of shipped texts of earlier releases, which decide as the present ones do: selections are on record with them.
+# SHA-256 of the recipe texts of earlier releases, which decide as the present ones do: recorded selections have these texts.
 _EARLIER = {
     "4942889342fe6e00e78727daa5db74f0bfc0749c4964660ede297a27d6468a9c": "selective",
     "e2ff40fdc356843370f6cb80353f10a4d1007b616d04b50d740baddb75923f99": "selective",
@@ -125,17 +125,17 @@ _EARLIER = {
 
 
 def shipped_as(sql: str) -> str | None:
-    """Return the name of the shipped recipe whose text this is, in this release or an earlier one; None where it is none of them.
+    """Return the name of the shipped recipe with this text, in this release or an earlier one; else None.
 
-    What a file of one's own is called says nothing of what it decides.
+    By text and not by name, since a user's file may have the name of a shipped recipe.
     """
-    text = sql.rstrip()  # which `recipes show NAME > FILE` may change
+    text = sql.rstrip()  # `recipes show NAME > FILE` may change trailing white space
     shipped = {recipe.sql.rstrip(): recipe.name for recipe in iter_recipes()}
     return shipped.get(text) or _EARLIER.get(hashlib.sha256(text.encode()).hexdigest())
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Return the recipe in a file, named for it."""
+    """Return the recipe in a file, named after the file."""
     try:
         return parse(path.stem, path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
@@ -143,12 +143,12 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def parse(name: str, sql: str) -> Recipe:
-    """Return the recipe with this text; a parameter that it uses without declaring gets the type that its name suggests."""
+    """Return the recipe with this text; an undeclared parameter gets its type from its name."""
     found = _DESCRIPTION.search(sql)
     declared = [_declared(name, match) for match in _PARAMETER.finditer(sql)]
     lines = sum(1 for line in sql.splitlines() if re.match(r"--\s*@param\b", line))
     if lines != len(declared):
-        raise SelectionError(f"recipe {name}: a parameter is declared as `-- @param NAME TYPE = DEFAULT: help`")
+        raise SelectionError(f"recipe {name}: declare parameters as `-- @param NAME TYPE = DEFAULT: help`")
     known = {parameter.name for parameter in declared} | {
         f"{parameter.name}_{part}" for parameter in declared if parameter.type == "top" for part in ("count", "percent")
     }
@@ -180,9 +180,9 @@ def _suggested(name: str) -> Parameter:
 def bind(store: Store, recipe: Recipe, given: Given) -> Bound:
     """Return the values of a recipe's parameters, checked against their types and the store.
 
-    SelectionError names a parameter that the recipe lacks, a value of the wrong type, and, where the store has several
-    students or teachers and none is given, those that there are. Every recipe also takes `prompt`, which says which wording's
-    reflections it sees; see `identities.find_prompts`.
+    SelectionError for an unknown parameter, for a value of the wrong type, and if the store has several students or teachers
+    and none is given. Every recipe also has the parameter `prompt`: the prompts whose reflections it uses (see
+    `identities.find_prompts`).
     """
     given = {name: value for name, value in given.items() if value is not None}
     prompt = given.pop(PROMPT, None) if PROMPT not in recipe.declares else None
@@ -230,7 +230,7 @@ def _student(store: Store, parameter: Parameter, text: Any) -> tuple[str, str]:
 
 
 def _teacher(store: Store, parameter: Parameter, text: Any, said: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    if text is None and said.get("kind") == "origin":  # nobody's reflections are asked for
+    if text is None and said.get("kind") == "origin":  # origins have no teacher
         return None, None
     if text == BEST and parameter.type == "teacher-or-best":
         return BEST, None
@@ -251,13 +251,13 @@ def _plain(recipe: Recipe, parameter: Parameter, text: Any) -> Any:
             return parse_top(text)
         case "choice":
             if text not in parameter.choices:
-                raise SelectionError(f"{parameter.name} is {text!r}; it is one of {', '.join(parameter.choices)}")
+                raise SelectionError(f"{parameter.name} is {text!r}; it must be one of {', '.join(parameter.choices)}")
             return text
     return _typed(parameter.name, parameter.type, text)
 
 
 def values_of(sql: str, given: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of a query's parameters, given as texts: of the types that its SQL declares, as a recipe's may."""
+    """Return the values of a query's parameters, converted from text to the types that its SQL declares as a recipe does."""
     declared = {match["name"]: match["type"] for match in _PARAMETER.finditer(sql)}
     return {name: _typed(name, declared.get(name, "any"), text) for name, text in given.items()}
 
@@ -274,24 +274,24 @@ def _typed(name: str, type: str, text: Any) -> Any:
 def _number(name: str, text: Any) -> int | float:
     value = _as_number(text) if isinstance(text, str) and _NUMBER.fullmatch(text) else text
     if not isinstance(value, int | float):
-        raise SelectionError(f"{name} is {text!r}, which is no number")
+        raise SelectionError(f"{name} is {text!r}, which is not a number")
     return value
 
 
 def guess(text: Any) -> Any:
-    """Return a number where the text is written as one, else the text."""
+    """Return a number if the text looks like one, else the text."""
     return _as_number(text) if isinstance(text, str) and _PLAIN_NUMBER.fullmatch(text) else text
 
 
 def _as_number(text: str) -> int | float | str:
-    """Return the number that a text is, or the text where SQL has none so large."""
+    """Return a text as a number, or the text if the number is too large for SQL."""
     if re.fullmatch(r"[+-]?\d+", text):
         return int(text) if len(text) <= 20 and int(text) in _INT64 else text  # SQL's integers have 64 bits
     return float(text) if math.isfinite(float(text)) else text
 
 
 def parse_top(text: Any) -> tuple[int | None, float | None]:
-    """Return how many, as (count, None) or (None, percent); SelectionError unless it is a number above 0 or a share to 100%."""
+    """Return a top as (count, None) or (None, percent); SelectionError unless it is a number above 0 or a share of up to 100%."""
     share = _SHARE.fullmatch(str(text).strip())
     if share and 0 < float(share["percent"]) <= 100:
         return None, float(share["percent"])

@@ -1,8 +1,8 @@
 """Run a recipe, write what it picks, and record the selection.
 
-Invariant: one statement, run read-only on one state of the store, gives the picks, their order and their texts, so the file and
-the record agree, and the same selection on the same rows is the same bytes and the same row, on any backend.
-This module refuses to rank or to decide: the recipe does.
+Invariant: one read-only statement on one snapshot of the store returns the picks, their order and their texts, so the file and the
+record agree; the same selection on the same rows gives the same bytes and the same row on every backend. Ranking and picking are
+done by the recipe alone.
 """
 
 import json
@@ -28,15 +28,15 @@ from recycledb.store import Sandbox, Store, TimeLimit
 from recycledb.store.statement import statements_in, without_comments
 
 TEXTS = ("instruction", "input", "output")
-LINEAGE = ("sample_id", "variant_id", "kind", "teacher")  # what a row is written with besides, by jsonl and parquet
+LINEAGE = ("sample_id", "variant_id", "kind", "teacher")  # further columns of jsonl and parquet
 
-# What `store_revision` counts: the append-only tables that decide what a recipe can see.
+# What `store_revision` counts: the append-only tables that determine what a recipe can read.
 REVISION_TABLES = {
     **{table: table for table in ("sample", "place", "closing", "variant", "extraction", "loss")},
     "name": "name WHERE kind <> 'selection'",
 }
 
-# A sample stands where its first open place is, datasets by name.
+# A sample's order is that of its first open position, datasets by name.
 _PLACES = """
     SELECT sample_id, min(place) AS place FROM sample_order
     WHERE CAST(:sight AS VARCHAR) IS NULL OR dataset = :sight GROUP BY sample_id
@@ -45,25 +45,25 @@ _PLACES = """
 
 @dataclass(frozen=True)
 class Selected:
-    """What a selection gave: the record's fields, and what is worth saying of them."""
+    """The result of a selection: the fields of its record, and a summary."""
 
     selection: str
     selection_id: str
     recipe: str
     parameters: dict[str, Any]
     rows: int
-    samples: int  # in sight: with an open place in the dataset
+    samples: int  # with an open position (in the dataset)
     share: float | None  # rows / samples
     counts: dict[str, int]  # by kind
     means: dict[str, float]  # of the recipe's other numbers: ifd, rifd
     store_revision: str
-    output_sha256: str  # of the rows in their format, uncompressed
+    output_sha256: str  # of the rows in their format, before compression
     format: str
     file: str | None
-    file_sha256: str | None  # of the file as it lies there: differs from the above where it is compressed
+    file_sha256: str | None  # of the file; differs from output_sha256 if it is compressed
     note: str | None  # why nothing was picked
-    not_recorded: str | None = None  # why the store has no record of it: it may only be read
-    beside: tuple[str, ...] = ()  # files written beside the rows: LLaMA-Factory's, a card
+    not_recorded: str | None = None  # why it was not recorded: the store is read-only
+    beside: tuple[str, ...] = ()  # further files written: LLaMA-Factory's, a card
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -72,7 +72,7 @@ class Selected:
 
 @dataclass
 class _Picks:
-    """What went by while the rows were written."""
+    """The picks, noted while the rows are written."""
 
     columns: list[str]
     cut: int | None
@@ -95,19 +95,18 @@ def select(
 ) -> Selected:
     """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
 
-    Without a name it is called recipe-student, with the teacher and the prompt behind where they were given; in a folder its
-    file is called as it is. A `top` that the recipe does not declare cuts its ranking. `llama_factory` is a folder of LLaMA-Factory's
-    data, where the rows go unless `output` says otherwise; `card` a dataset card to write. SelectionError says what is wrong with
-    the recipe or its parameters, or that there are no scores to run it on; picking nothing of what there is gives a `note`. In a store
-    that may only be read the selection is not recorded, and `not_recorded` says why.
-    QueryError where its SQL, the reading of the rows included, takes longer than `timeout_s` seconds.
+    The default name is RECIPE[-STUDENT][-TEACHER][-PROMPT]; if `output` is a folder, the file gets that name. A `top` that the recipe
+    does not declare limits its ranking. `llama_factory` is LLaMA-Factory's data folder, where the rows are written unless `output` is
+    given; `card` is a dataset card to write. SelectionError if the recipe or its parameters are invalid, or if there are no scores; if
+    there are scores but no picks, `note` says why. In a read-only store the selection is not recorded, and `not_recorded` says why.
+    QueryError if its SQL, reading the rows included, takes longer than `timeout_s` seconds.
     """
     limit = TimeLimit(timeout_s)
     bound, cut = _bound(store, recipe, dict(given or {}), format)
     called = name or _name(recipe, bound, given or {})
     output = output or llama_factory
     if output is None and card is not None:
-        raise SelectionError("a card describes a file: name the file too")
+        raise SelectionError("a card describes a file: give -o FILE too")
     if output is not None and output.is_dir():
         output = data_file(output, called, format)
     samples = count_samples(store, bound.said.get("dataset"))
@@ -143,7 +142,7 @@ def select(
 
 
 def _bound(store: Store, recipe: Recipe, given: dict[str, Any], format: str) -> tuple[Bound, Any]:
-    """Return the recipe's parameters, and the `top` by which its ranking is cut where it declares none."""
+    """Return the recipe's parameters, and the `top` that limits its ranking if it declares none."""
     cut = given.pop("top", None) if "top" not in recipe.declares else None
     bound = bind(store, recipe, given)
     if cut is not None:
@@ -178,7 +177,7 @@ def _beside(store: Store, selected: Selected, llama_factory: Path | None, card: 
 def _mean(values: list[float]) -> float:
     try:
         return math.fsum(values) / len(values)
-    except OverflowError:  # of the sum, not of the mean
+    except OverflowError:  # the sum overflows, the mean does not
         return math.fsum(value / len(values) for value in values)
 
 
@@ -188,7 +187,7 @@ def selection_id_of(sql: str, parameters: dict[str, Any], picks: list[tuple[str,
 
 
 def _parameters(bound: Bound) -> dict[str, Any]:
-    """Return the parameters as they are recorded: names as people say them, and the ids that they stood for."""
+    """Return the parameters to be recorded: the names as given, and the ids that they mean now."""
     ids = {"student_id": bound.student_id, "teacher_id": bound.teacher_id}
     return {**bound.said, **{name: identity for name, identity in ids.items() if identity}}
 
@@ -199,14 +198,14 @@ def _ordered(kinds: Counter[str]) -> list[str]:
 
 
 def store_revision(sandbox: Sandbox) -> str:
-    """Return how many rows each append-only table has: rows are never changed, so equal counts in a store mean equal facts."""
+    """Return the row counts of the append-only tables: rows never change, so equal counts in one store mean equal content."""
     sql = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {rows}" for table, rows in REVISION_TABLES.items())
     counts = dict(sandbox.execute(sql)[1])
     return " ".join(f"{table}:{counts[table]}" for table in REVISION_TABLES)
 
 
 def count_samples(store: Store, dataset: str | None) -> int:
-    """Return how many samples have an open place (in `dataset`)."""
+    """Return how many samples have an open position (in `dataset`)."""
     sql = """
         SELECT count(DISTINCT sample_id) FROM dataset_samples
         WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
@@ -220,7 +219,7 @@ def count_samples(store: Store, dataset: str | None) -> int:
 def _written(
     rows: Callable[[_Picks], Iterator[dict[str, Any]]], picks: _Picks, output: Path | None, format: str
 ) -> tuple[str, str | None]:
-    """Write the rows; return the hash of their bytes, and of the file's, which differ where the file is compressed."""
+    """Write the rows; return the hash of their bytes and that of the file, which differ if the file is compressed."""
     if output is None:
         return write(Path(os.devnull), rows(picks), format), None
     sha256 = write(output, rows(picks), format)
@@ -230,7 +229,7 @@ def _written(
 
 
 def _columns(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
-    """Return the recipe's columns, having made sure that it is one SELECT and returns variant_id."""
+    """Return the recipe's columns; raise unless it is one SELECT that returns variant_id."""
     body = without_comments(_body(recipe))
     if not re.match(r"(?i)[\s(]*(with|select|values|from|table)\b", body):
         raise SelectionError(f"recipe {recipe.name} is not one SELECT (or WITH … SELECT) statement")
@@ -246,24 +245,24 @@ def _columns(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
 
 
 def _require_different(sandbox: Sandbox, recipe: Recipe, bound: Bound, columns: list[str]) -> None:
-    """Raise SelectionError where two columns have one name: of such, a row of JSON keeps one."""
+    """Raise SelectionError if two columns have the same name, since a row of JSON would keep only one."""
     lower = {column.lower() for column in columns}
     if not any((renamed := _RENAMED.fullmatch(column)) and renamed[1].lower() in lower for column in columns):
         return
     raw, _ = sandbox.execute(
         _body(recipe), bound.values
-    )  # a subquery's columns are renamed apart, the statement's own are not
+    )  # duplicate columns are renamed in a subquery, but not in the statement itself
     several = [name for name, count in Counter(column.lower() for column in raw).items() if count > 1]
     if several:
-        raise SelectionError(f"recipe {recipe.name} returns several columns called {several[0]}: name each by AS")
+        raise SelectionError(f"recipe {recipe.name} returns several columns called {several[0]}: rename them with AS")
 
 
-# What a database makes of a subquery's second column `a`: SQLite a:1, DuckDB a_1.
+# How databases rename a second column `a` of a subquery: SQLite a:1, DuckDB a_1.
 _RENAMED = re.compile(r"(.+)[:_]\d+", re.DOTALL)
 
 
 def _body(recipe: Recipe) -> str:
-    """Return the statement without what ends it, so that it can stand in parentheses."""
+    """Return the statement without its semicolon, for use as a subquery."""
     statements = statements_in(recipe.sql)
     return statements[0] if len(statements) == 1 else ""
 
@@ -272,13 +271,13 @@ def _places_in_cut(recipe: Recipe, columns: list[str], cut: Any, samples: int) -
     if cut is None:
         return None
     if "rank" not in columns:
-        raise SelectionError(f"recipe {recipe.name} takes no top: it declares none and does not rank")
+        raise SelectionError(f"recipe {recipe.name} has no parameter top and returns no rank that --top could limit")
     count, percent = parse_top(cut)
     return count if percent is None else int(percent * samples / 100)
 
 
 def _rows(sandbox: Sandbox, recipe: Recipe, bound: Bound, picks: _Picks) -> Iterator[dict[str, Any]]:
-    """Yield the picks as rows to write, best rank first, else in dataset order; note them in `picks`."""
+    """Yield the picks as rows to write, by rank, else in dataset order; note them in `picks`."""
     teachers = dict(sandbox.execute("SELECT teacher_id, teacher FROM teachers")[1])
     rank = "picked.rank NULLS LAST, " if "rank" in picks.columns else ""
     other = [column for column in picks.columns if column not in (*LINEAGE, "rank", "reason", *TEXTS)]
@@ -299,9 +298,9 @@ def _rows(sandbox: Sandbox, recipe: Recipe, bound: Bound, picks: _Picks) -> Iter
         sample, kind, teacher, *texts = row[len(taken) :]
         if sample is None:
             raise SelectionError(
-                f"recipe {recipe.name} picked {pick['variant_id']!r}, which is no variant of this store"
+                f"recipe {recipe.name} picked {pick['variant_id']!r}, which is not a variant in this store"
             )
-        if pick["variant_id"] in seen:  # for example by way of two places of one sample: it is still one pick
+        if pick["variant_id"] in seen:  # for example through two positions of one sample: it is one pick
             continue
         if picks.cut is not None and len(seen) >= picks.cut:
             return
@@ -326,15 +325,15 @@ def _note(picks: _Picks, recipe: Recipe, pick: dict[str, Any], kind: str, other:
 
 
 def _rank(recipe: Recipe, pick: dict[str, Any]) -> float | None:
-    """Return a pick's rank, which is a finite number or NULL: only these stand in the same order on every backend, and in JSON."""
+    """Return a pick's rank: a finite number or NULL, since only these have the same order on every backend and exist in JSON."""
     rank = pick.get("rank")
     if rank is None:
         return None
     if not isinstance(rank, int | float | Decimal) or not math.isfinite(rank):
-        what = "no number" if isinstance(rank, str | bytes) else "no finite number"
+        what = "not a number" if isinstance(rank, str | bytes) else "not a finite number"
         raise SelectionError(
-            f"recipe {recipe.name} ranks by {rank!r:.60}, which is {what} (variant {pick['variant_id'][:12]}): give a number, "
-            "or NULL, which comes last"
+            f"recipe {recipe.name} ranks by {rank!r:.60}, which is {what} (variant {pick['variant_id'][:12]}): return a number, "
+            "or NULL, which sorts last"
         )
     return float(rank)
 
@@ -343,7 +342,7 @@ def _rank(recipe: Recipe, pick: dict[str, Any]) -> float | None:
 
 _EXPORT = """
 SELECT variant_id FROM variants
-WHERE kind = :kind AND is_current = 1 AND (kind = 'origin' OR teacher = :teacher)
+WHERE kind = :kind AND is_current = 1 AND (kind = 'origin' OR teacher = :teacher OR derivation_id IS NOT NULL)
 AND sample_id IN (
     SELECT sample_id FROM dataset_samples WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
 )
@@ -352,7 +351,7 @@ AND sample_id IN (
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """The result of an export."""
 
     kind: str
     teacher: str | None
@@ -361,7 +360,7 @@ class Exported:
     format: str
     file: str
     sha256: str
-    beside: tuple[str, ...] = ()  # files written beside it: LLaMA-Factory's, a card
+    beside: tuple[str, ...] = ()  # further files written: LLaMA-Factory's, a card
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -382,11 +381,10 @@ def export(
     card: Path | None = None,
     timeout_s: float | None = None,
 ) -> Exported:
-    """Write every current variant of one kind, in dataset order; nothing is recorded. SelectionError where there is none.
+    """Write every current variant of one kind, in dataset order; nothing is recorded. SelectionError if there is none.
 
-    With `prompt`, what is current is what it would be if those wordings were in use. `llama_factory` and `card` as in `select`;
-    `student` is for whom LLaMA-Factory's training file is written. QueryError where the reading takes longer than
-    `timeout_s` seconds.
+    With `prompt`, these prompts count as current. `llama_factory` and `card` as in `select`; `student` is the student that
+    LLaMA-Factory's training file is for. QueryError if reading takes longer than `timeout_s` seconds.
     """
     limit = TimeLimit(timeout_s)
     if kind not in methods.kinds():
@@ -425,7 +423,7 @@ def export(
 
 
 def _record(store: Store, recipe: Recipe, selected: Selected, picks: _Picks) -> str | None:
-    """Record a selection; return why it cannot be, where the store may only be read."""
+    """Record a selection; return why it could not be recorded if the store is read-only."""
     row = (
         selected.selection_id,
         selected.selection,
@@ -460,11 +458,11 @@ def list_selections(store: Store) -> list[dict[str, Any]]:
 
 
 def _require_scores(store: Store, bound: Bound, samples: int) -> None:
-    """Raise SelectionError where there is nothing to select from, before anything is written."""
+    """Raise SelectionError if there is nothing to select from, before anything is written."""
     said = bound.said
     if not samples:
         where = f"dataset {said['dataset']}" if said.get("dataset") else "the store"
-        raise SelectionError(f"{where} has no samples; `recycledb add FILE` brings some in")
+        raise SelectionError(f"{where} has no samples; add some: `recycledb add FILE`")
     sql = "SELECT 1 FROM loss WHERE student_id = :student LIMIT 1"
     if bound.student_id and not store.rows(sql, student=bound.student_id):
         raise SelectionError(f"no scores under {said['student']}; run `recycledb sync --student {said['student']}`")

@@ -1,7 +1,7 @@
-"""The sides of a comparison: a student looking at what one teacher made by one set of prompts, and what it sees there.
+"""The sides of a comparison: a student's scores of what one teacher made with one set of prompts.
 
-Invariant: a side sees the current variants of samples with an open place; where a student, teacher or prompt is not named, the only
-one there is, and the prompts in use.
+Invariant: a side has the current variants of samples with an open position. By default it has the only student, the only teacher, and
+the prompts in use.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from recycledb.store import Meaning, Store, TimeLimit
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A student, and whose reflections by which prompts it looks at."""
+    """A student, and the teacher and prompts of the reflections that it scored."""
 
-    label: str  # what tells it from the other sides
+    label: str  # distinguishes it from the other sides
     student: str
-    teacher: str | None  # None where there are none, "best" for the best per sample
+    teacher: str | None  # None if there is none, "best" for the best per sample
     prompt: str  # as given: "current", or the ids of older ones
     as_if: tuple[Meaning, ...]
 
@@ -31,7 +31,7 @@ class Side:
 def find_sides(
     store: Store, students: Sequence[str], teachers: Sequence[str], prompts: Sequence[str], kind: str | None
 ) -> tuple[Side, ...]:
-    """Return every combination of what is named; SelectionError where that is not two or more that can be compared."""
+    """Return all combinations of what is named; SelectionError unless these are two or more that can be compared."""
     whose = list(dict.fromkeys(identities.find_student(store, student) for student in students))
     made = list(dict.fromkeys(identities.find_teacher(store, each) for each in teachers if each != BEST))
     using = {
@@ -41,12 +41,12 @@ def find_sides(
         there = ", ".join(student.name for student in identities.students(store)) or "none"
         raise SelectionError(
             f"name two or more different students to compare; there are: {there} "
-            "(or one, and several times --teacher or --prompt)"
+            "(or give one, and --teacher or --prompt several times)"
         )
     if BEST in teachers and len(teachers) > 1:
-        raise SelectionError("best is a choice among teachers; name the teachers to compare without it")
+        raise SelectionError("--teacher best chooses among all teachers; to compare teachers, leave it out")
     if (len(made) > 1 or len(using) > 1) and kind == Kind.ORIGIN and len(whose) < 2:
-        raise SelectionError("an origin is no teacher's: compare another kind")
+        raise SelectionError("origins have no teacher: compare another --kind")
     whose = whose or [identities.find_student(store, None)]
     makers: list[identities.Identity | None] = list(made)
     if not made and BEST not in teachers and not (kind == Kind.ORIGIN and not teachers):
@@ -64,7 +64,7 @@ def find_sides(
 
 
 def _prompts(store: Store, prompts: Sequence[str]) -> list[tuple[Meaning, ...]]:
-    """Return what the prompts named mean; those in use are named `current`, whichever way they were given."""
+    """Return the overrides for the prompts named; prompts in use need none and are labelled `current`."""
     in_use = {row[0] for row in store.rows("SELECT prompt_id FROM prompts WHERE is_current = 1")}
     found = [identities.find_prompts(store, each) for each in prompts]
     return [tuple(each for each in meanings if each.identity not in in_use) for meanings in found] or [()]
@@ -72,9 +72,9 @@ def _prompts(store: Store, prompts: Sequence[str]) -> list[tuple[Meaning, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a side looks at, and what `selective` would pick there."""
+    """A side's points, and what `selective` would pick from them."""
 
-    points: list[tuple[Any, ...]]  # (variant, sample, kind, place in the datasets, value)
+    points: list[tuple[Any, ...]]  # (variant, sample, kind, place in dataset order, value)
     picks: list[Pick]
 
 
@@ -88,7 +88,7 @@ def look(
     *,
     picking: bool,
 ) -> Seen:
-    """Return what a side sees; with `picking` also what the recipe `selective` decides there, by ratios of the metric's unit."""
+    """Return a side's points; with `picking` also what the recipe `selective` decides, by ratios in the metric's unit."""
     recipe = get_recipe("selective")
     unit = "loss" if "loss" in metric else "ppl"
     given = {"student": side.student, "metric": unit, "keep": "candidates", "dataset": dataset, "teacher": side.teacher}

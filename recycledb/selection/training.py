@@ -1,6 +1,6 @@
-"""What trainers and the Hugging Face Hub want beside the data: LLaMA-Factory's entry and training file, a dataset card.
+"""Files for trainers and the Hugging Face Hub: LLaMA-Factory's dataset entry and training file, a dataset card.
 
-Invariant: a `dataset_info.json` that is there keeps its other entries; one that cannot be read is an error, not overwritten.
+Invariant: an existing `dataset_info.json` keeps its other entries; one that cannot be read is an error and not overwritten.
 The hyperparameters are those of Selective Reflection-Tuning (Li et al., arXiv:2402.10110): FastChat's vicuna prompt, global batch
 128, learning rate 2e-5, 3 epochs, 2048 tokens, weight decay 0, warm-up ratio 0.03.
 """
@@ -29,7 +29,7 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 @dataclass(frozen=True)
 class Written:
-    """A file of rows, and what is known of where they come from: all that an entry or a card says."""
+    """A file of rows and its lineage, as used in an entry or a card."""
 
     name: str
     file: Path
@@ -44,7 +44,7 @@ class Written:
 def write_beside(
     store: Store, written: Written, llama_factory: Path | None, card: Path | None, student: str | None
 ) -> tuple[str, ...]:
-    """Write what is asked for beside a file of rows: LLaMA-Factory's entry in a folder, a card; return the paths."""
+    """Write the files requested for a file of rows: LLaMA-Factory's entry in a folder, a card; return the paths."""
     paths = write_llama_factory(store, llama_factory, written, student) if llama_factory is not None else []
     if card is not None:
         write_card(card, written)
@@ -53,7 +53,7 @@ def write_beside(
 
 
 def data_file(folder: Path, name: str, format: str) -> Path:
-    """Return where LLaMA-Factory's folder has the rows of that name, when no other file is asked for."""
+    """Return the default file in LLaMA-Factory's folder for rows of that name."""
     return folder / (entry_name(name) + SUFFIXES.get(format, ".json"))
 
 
@@ -65,10 +65,10 @@ def entry_name(name: str) -> str:
 def write_llama_factory(store: Store, folder: Path, written: Written, student: str | None) -> list[Path]:
     """Add the entry to `folder`/dataset_info.json and, for a student, write a training file beside it; return both paths.
 
-    SelectionError where the folder is missing or its dataset_info.json is no JSON object.
+    SelectionError if the folder is missing or its dataset_info.json is not a JSON object.
     """
     if not folder.is_dir():
-        raise SelectionError(f"there is no folder {folder}; give LLaMA-Factory's data folder")
+        raise SelectionError(f"{folder} is not a folder; give LLaMA-Factory's data folder")
     info = folder / "dataset_info.json"
     entries = _entries(info)
     name = entry_name(written.name)
@@ -87,9 +87,9 @@ def _entries(info: Path) -> dict[str, Any]:
     try:
         entries = json.loads(info.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SelectionError(f"{info} cannot be read, so it is left as it is: {error}") from error
+        raise SelectionError(f"{info} cannot be read, so it is left unchanged: {error}") from error
     if not isinstance(entries, dict):
-        raise SelectionError(f"{info} is no JSON object, so it is left as it is")
+        raise SelectionError(f"{info} is not a JSON object, so it is left unchanged")
     return entries
 
 

@@ -22,7 +22,7 @@ _LIVE = f"""
 """
 
 _ATTEMPTS = f"""
-    SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number, a.reserved_usd
+    SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number, a.reserved_usd, a.others
     FROM attempt a
     WHERE a.worker_id = :batch AND {unanswered("a")}
 """

@@ -9,6 +9,7 @@ the wanted steps need. They use nothing that SQLite and DuckDB do not share.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from recycledb import methods
 from recycledb.methods import Input, TeacherStep
@@ -335,22 +336,39 @@ def failed(wanted: Wanted) -> str:
     """
 
 
-def _candidates(wanted: Wanted | None, samples: str, augmentations: Sequence[str] = ()) -> str:
-    """Return the CTEs up to `candidate`: the keys of the variants to be scored: origins, what the teacher made, what transforms made."""
-    found = [_ORIGINS]
-    if wanted is not None:
-        found.append(f"SELECT * FROM usable WHERE kind IN ({_quoted(methods.scored_kinds())})")
-    if augmentations:
-        found.append(_derived(augmentations))
-    first = chain(wanted, samples) if wanted is not None else f"WITH seen(sample_id) AS ({samples})"
+class Scope(NamedTuple):
+    """Which variants are measured, of these kinds (none given: all that are scored).
+
+    Origins, what the wanted teacher made, and the current variants that the augmentations (by id) made.
+    """
+
+    wanted: Wanted | None
+    kinds: tuple[str, ...] = ()
+    augmentations: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The values that its statement binds."""
+        return dict(self.wanted.parameters) if self.wanted else {}
+
+
+def candidates(scope: Scope, samples: str) -> str:
+    """Return the CTEs up to `candidate`: the keys of the variants in the scope."""
+    kinds = scope.kinds or methods.scored_kinds()
+    found = [_ORIGINS if ORIGIN in kinds else f"{_ORIGINS} AND 1 = 0"]
+    if scope.wanted is not None:
+        found.append(f"SELECT * FROM usable WHERE kind IN ({_quoted(kinds)})")
+    if scope.augmentations:
+        found.append(_derived(scope.augmentations, kinds))
+    first = chain(scope.wanted, samples) if scope.wanted is not None else f"WITH seen(sample_id) AS ({samples})"
     return f"{first}, candidate AS ({' UNION ALL '.join(found)})"
 
 
-def _derived(augmentations: Sequence[str]) -> str:
+def _derived(augmentations: Sequence[str], kinds: Sequence[str]) -> str:
     """Return SQL for the keys of the current variants that these augmentations made, whose names must be in use."""
     return f"""
         SELECT {_KEYS} FROM {_OF_SEEN} CROSS JOIN derivation d
-        WHERE v.sample_id = seen.sample_id AND v.kind IN ({_quoted(methods.scored_kinds())})
+        WHERE v.sample_id = seen.sample_id AND v.kind IN ({_quoted(kinds)})
         AND d.derivation_id = v.derivation_id AND d.augmentation_id IN ({_quoted(augmentations)})
         AND EXISTS (SELECT 1 FROM current_variants c WHERE c.variant_id = v.variant_id)
     """
@@ -360,7 +378,7 @@ def unscored(wanted: Wanted | None, samples: str, stats: int, augmentations: Seq
     """Return SQL for the variants that lack one of `stats` statistics under :student, with how many are present."""
     names = ", ".join(f":stat_{i}" for i in range(stats))
     return f"""
-        {_candidates(wanted, samples, augmentations)}, counted AS (
+        {candidates(Scope(wanted, augmentations=tuple(augmentations)), samples)}, counted AS (
             SELECT c.variant_id, (
                 SELECT count(*) FROM loss l
                 WHERE l.student_id = :student AND l.variant_id = c.variant_id AND l.stat IN ({names})
@@ -400,7 +418,7 @@ def count_unscored(wanted: Wanted | None, stats: Sequence[int], augmentations: S
         for value in ("1", f"{n} - present_{i}", length)
     )
     return f"""
-        {_candidates(wanted, ALL_SAMPLES, augmentations)},
+        {candidates(Scope(wanted, augmentations=tuple(augmentations)), ALL_SAMPLES)},
         lacking AS MATERIALIZED (SELECT c.variant_id FROM candidate c WHERE {lacking}),
         counted AS MATERIALIZED (SELECT k.variant_id, {present} FROM lacking k)
         SELECT {sums} FROM counted k JOIN variant v ON v.variant_id = k.variant_id

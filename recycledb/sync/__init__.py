@@ -16,16 +16,19 @@ from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_S, Store, derivations
+from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
 from recycledb.sync.asking import Asking
 from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
+from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
 from recycledb.sync.progress import Asked, Listener, Progress, silent
 from recycledb.sync.reading import read_all
 from recycledb.sync.scoring import Scored, Scoring
 from recycledb.sync.stopping import Stop, at_once
-from recycledb.sync.target import Student, Target, resolve
+from recycledb.sync.student import Student
+from recycledb.sync.target import Target, resolve
 
 if TYPE_CHECKING:
     from recycledb.sync.batches import Batched
@@ -44,6 +47,7 @@ class Outcome:
     asked: list[Asked] = field(default_factory=list)
     augmented: list[Augmented] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
+    valued: list[Valued] = field(default_factory=list)
     batches: "Batched | None" = None
     stopped: str | None = None
     left: Plan = field(default_factory=Plan)
@@ -64,13 +68,18 @@ class Outcome:
     def idle(self) -> bool:
         """Whether there was nothing to do."""
         taken = self.batches.taken if self.batches else 0
-        made = any(a.sources for a in self.augmented) or any(s.statistics for s in self.scored)
-        return not (self.read or taken or any(a.asked for a in self.asked) or made)
+        rows = (
+            *(a.asked for a in self.asked),
+            *(a.sources for a in self.augmented),
+            *(s.statistics for s in self.scored),
+            *(v.values for v in self.valued),
+        )
+        return not (self.read or taken or any(rows))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON has it."""
         asked = [asdict(a) for a in self.asked]
-        counts = ("asked", "answered", "failed", "errors", "variants", "unusable")
+        counts = ("asked", "answered", "failed", "errors", "variants", "ratings", "unusable")
         totals = {key: sum(a[key] for a in asked) for key in counts}
         spent, unknown = self.spent_usd, sum(a.unknown for a in self.asked)
         return {
@@ -88,6 +97,7 @@ class Outcome:
             "augmentations": [asdict(a) for a in self.augmented],
             "statistics": sum(s.statistics for s in self.scored),
             "students": [asdict(s) for s in self.scored],
+            "measures": [asdict(v) for v in self.valued],
             "batches": asdict(self.batches) if self.batches else None,
             "stopped": self.stopped,
             "complete": self.complete,
@@ -151,7 +161,8 @@ class Sync:
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and answers are new texts to score
         if not self.stop.is_set():
-            self._round(self.target.students, augment=self.target.augment)
+            self._round(self.target.all_students, augment=self.target.augment)
+        self._fill_values()
         if self.stop.is_set():
             self.outcome.stopped = self.outcome.stopped or STOPPED
         left = make(self.store, self.target).without_left_alone({a.name: a.left_alone for a in self.outcome.augmented})
@@ -243,7 +254,11 @@ class Sync:
                 with suppress(Stopped):
                     look.take()
                 found = read_all(self.store, self.stop)
-                look.asked.variants, look.asked.unusable = found.variants, found.unusable
+                look.asked.variants, look.asked.ratings, look.asked.unusable = (
+                    found.variants,
+                    found.ratings,
+                    found.unusable,
+                )
                 if submit and not self.stop.is_set():
                     with suppress(
                         Stopped
@@ -288,29 +303,38 @@ class Sync:
                 work.run()
 
     def _score(self, students: Sequence[Student]) -> list[Scored]:
-        """Compute the statistics that can be computed now, one student after the other."""
-        if self.stop.is_set() or not self.target.score:
-            return []
-        wanted = [(each.student_id, each.stats) for each in students]
-        counts = self.store.count_scores(self.target.wanted, wanted, self.target.augmentation_ids)
-        lacking = [(student, total) for student, (_, total, _) in zip(students, counts, strict=True) if total]
-        return [self._score_under(student, total) for student, total in lacking if not self.stop.is_set()]
+        """Compute the facts that can be computed now, one student after the other."""
+        wanted = self.target.wanted
+        own = [each for each in students if self.target.score and each in self.target.students]
+        stats = [(each.student_id, each.stats) for each in own]
+        counts = self.store.count_scores(wanted, stats, self.target.augmentation_ids)
+        lacking = {each.student_id: count for each, (_, count, _) in zip(own, counts, strict=True)}
+        found = []
+        for student in students:
+            measured = [self.target.need(each, student) for each in self.target.measures_of(student)]
+            total = lacking.get(student.student_id, 0) + sum(count_lacking(self.store, need).facts for need in measured)
+            if total and not self.stop.is_set():
+                found.append(self._score_under(student, self.target.needs(student), total))
+        return found
 
-    def _score_under(self, student: Student, total: int) -> Scored:
+    def _score_under(self, student: Student, needs: Sequence[Need], total: int) -> Scored:
+        readouts = [readout for measured in self.target.measures_of(student) for readout in measured.readouts]
         scoring = Scoring(
-            self.store,
-            student,
-            self.target.wanted,
-            augmentations=self.target.augmentation_ids,
-            total=total,
-            limit=self.limit,
-            stop=self.stop,
-            listener=self.listener,
+            self.store, student, needs, readouts, total=total, limit=self.limit, stop=self.stop, listener=self.listener
         )
         self.outcome.scored.append(scoring.result)
         scored = scoring.run()
         self.outcome.stopped = scored.stopped or self.outcome.stopped
         return scored
+
+    def _fill_values(self) -> None:
+        """Compute the values whose facts are there; no model is needed."""
+        for measured in self.target.measures:
+            for student in measured.students:
+                if not self.stop.is_set():
+                    need = self.target.need(measured, student)
+                    name = student.config.name
+                    self.outcome.valued.append(fill_values(self.store, measured, need, name, self.stop, self.listener))
 
 
 def _budget(target: Target, max_cost: float | None) -> Budget | None:

@@ -398,6 +398,7 @@ class Asking:
             verdicts, follow = await self._in_thread(self._read_and_follow, group)
             self._reading = 0
             self.result.variants += len(verdicts.variants)
+            self.result.ratings += len(verdicts.ratings)
             self.result.unusable += verdicts.unusable
             self.questions.add(follow)
             self._wake.set()

@@ -10,14 +10,17 @@ from typing import Any
 
 from recycledb import methods
 from recycledb.errors import StudentError
-from recycledb.methods import TeacherStep
+from recycledb.methods import Readout, TeacherStep
 from recycledb.reflection.teachers.prices import dearest
-from recycledb.schema import Stat, Texts
+from recycledb.schema import Texts
 from recycledb.store import Store, derivations
+from recycledb.store.measures import Need, count_lacking, count_values, facts_of, some_lacking
 from recycledb.store.pending import Wanted
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
-from recycledb.sync.target import Student, Target
+from recycledb.sync.measures import Measured
+from recycledb.sync.student import Student
+from recycledb.sync.target import Target
 from recycledb.sync.tokens import Measure, measure
 
 SAMPLE = 2_000  # variants whose tokens are counted; of more, those of all are projected
@@ -60,6 +63,25 @@ class ScorePlan:
 
 
 @dataclass(frozen=True)
+class MeasurePlan:
+    """One measure under one student: variants and facts missing now, values that can be computed, and what may follow."""
+
+    measure: str
+    student: str
+    variants: int
+    facts: int
+    values: int  # whose facts are there
+    follow: int  # values, of variants that may come from the teacher's answers
+    tokens: int | None = None  # as for a ScorePlan
+    counted: int = 0
+
+    @property
+    def ready(self) -> int:
+        """Rows that can be filled in at once: facts, the values that they bring, and those whose facts are there."""
+        return self.facts + self.variants + self.values
+
+
+@dataclass(frozen=True)
 class AugmentPlan:
     """One augmentation: how many variants wait for it, those of each round counted."""
 
@@ -78,6 +100,7 @@ class Plan:
     asks: list[AskPlan] = field(default_factory=list)
     augmentations: list[AugmentPlan] = field(default_factory=list)
     scores: list[ScorePlan] = field(default_factory=list)
+    measures: list[MeasurePlan] = field(default_factory=list)
     unread: int = 0  # stored replies that the present extractor has not read: no calls
     failed: int = 0  # questions that failed for good; asked again with --retry-failed
     in_batches: int = 0  # questions that a batch will answer
@@ -89,9 +112,13 @@ class Plan:
     @property
     def ready(self) -> int:
         """Rows that can be filled in at once."""
-        sources = sum(each.sources - each.left_alone for each in self.augmentations)
-        asked = sum(ask.ready for ask in self.asks)
-        return self.unread + asked + sources + sum(score.statistics for score in self.scores)
+        rows = (
+            *(ask.ready for ask in self.asks),
+            *(each.sources - each.left_alone for each in self.augmentations),
+            *(score.statistics for score in self.scores),
+            *(measure.ready for measure in self.measures),
+        )
+        return self.unread + sum(rows)
 
     @property
     def calls(self) -> int:
@@ -120,6 +147,7 @@ class Plan:
             "max_cost_usd": self.max_cost_usd,
             "steps": steps,
             "students": [asdict(score) for score in self.scores],
+            "measures": [asdict(measure) for measure in self.measures],
             "augmentations": [asdict(each) for each in self.augmentations],
         }
 
@@ -155,7 +183,7 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     augmentations = _augmentations(store, target)
     if wanted is None or teacher is None or not target.reflect:
         coming = _derived_at_most(target, augmentations, [])
-        return Plan(scores=_scores(store, target, coming, exact) if target.score else [], augmentations=augmentations)
+        return _with_facts(Plan(augmentations=augmentations), store, target, coming, exact)
     measured = measure(store, teacher, wanted, target.prompts, exact=exact)
     asks = _asks(store, target, wanted.retrying(retry_before), measured)
     # Only what is scored brings statistics: a compressed text does not.
@@ -164,15 +192,43 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     )
     coming += _derived_at_most(target, augmentations, asks)
     in_batches, in_processes = store.count_under_way(wanted)
-    return Plan(
+    plan = Plan(
         asks=asks,
         augmentations=augmentations,
-        scores=_scores(store, target, coming, exact) if target.score else [],
         unread=store.count_unread(wanted.versions),
         failed=store.count_failed(wanted),
         in_batches=in_batches,
         in_processes=in_processes,
         counted_by=measured.source if any(ask.calls for ask in asks) else None,
+    )
+    return _with_facts(plan, store, target, coming, exact)
+
+
+def _with_facts(plan: Plan, store: Store, target: Target, coming: int, exact: bool) -> Plan:
+    """Return a plan along with what students have to compute, of which `coming` variants may come."""
+    scores = _scores(store, target, coming, exact) if target.score else []
+    return replace(plan, scores=scores, measures=_measures(store, target, coming, exact))
+
+
+def _measures(store: Store, target: Target, coming: int, exact: bool) -> list[MeasurePlan]:
+    return [
+        _measure(store, target, measured, student, coming, exact)
+        for measured in target.measures
+        for student in measured.students
+    ]
+
+
+def _measure(
+    store: Store, target: Target, measured: Measured, student: Student, coming: int, exact: bool
+) -> MeasurePlan:
+    need = target.need(measured, student)
+    lacking = count_lacking(store, need)
+    tokens, counted = None, 0
+    if exact and lacking.facts:
+        tokens, counted = _tokens(store, student, need, measured.readouts, lacking.characters)
+    values = count_values(store, need, measured.measure_id)
+    return MeasurePlan(
+        measured.config.name, student.config.name, lacking.variants, lacking.facts, values, coming, tokens, counted
     )
 
 
@@ -261,23 +317,27 @@ def _score(
     store: Store, target: Target, student: Student, found: tuple[int, int, int], coming: int, exact: bool
 ) -> ScorePlan:
     variants, statistics, characters = found
-    tokens, counted = _score_tokens(store, target, student, characters) if exact and statistics else (None, 0)
+    need = target.own_need(student)
+    tokens, counted = _tokens(store, student, need, (), characters) if exact and statistics else (None, 0)
     follow = coming * len(student.stats)
     return ScorePlan(student.config.name, variants, statistics, follow, characters, tokens, counted)
 
 
-def _score_tokens(store: Store, target: Target, student: Student, characters: int) -> tuple[int | None, int]:
+def _tokens(
+    store: Store, student: Student, need: Need, readouts: Sequence[Readout], characters: int
+) -> tuple[int | None, int]:
     """Return the tokens of what a student lacks, by its own tokenizer, and of how many variants they were counted."""
     from recycledb.scoring.requests import Request
     from recycledb.scoring.tokenising import count_tokens
 
-    rows = store.sample_scores(target.wanted, student.student_id, student.stats, SAMPLE, target.augmentation_ids)
-    present = store.present_stats(student.student_id, [row.variant_id for row in rows])
+    rows = some_lacking(store, need, SAMPLE)
+    there = facts_of(store, need, [row.variant_id for row in rows])
     requests = [
         Request(
             row.variant_id,
             Texts(row.instruction, row.input, row.output),
-            tuple(Stat(stat) for stat in student.stats if (row.variant_id, stat) not in present),
+            tuple(stat for stat in need.stats if stat not in there[row.variant_id].losses),
+            tuple(each for each in readouts if each.prompt_id not in there[row.variant_id].readouts),
         )
         for row in rows
     ]

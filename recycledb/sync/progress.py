@@ -71,6 +71,7 @@ class Asked:
     failed: int = 0
     errors: int = 0
     variants: int = 0
+    ratings: int = 0
     unusable: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0

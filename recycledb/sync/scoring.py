@@ -1,4 +1,4 @@
-"""Score: load a student once, stream the variants that lack statistics through it, commit batch by batch.
+"""Score: load a student once, stream the variants that lack statistics or readouts through it, commit batch by batch.
 
 Invariant: a statistic is committed as its batch finishes, so a kill costs the batches in flight and nothing else.
 """
@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from recycledb.schema import LossStatus, Stat, Texts
+from recycledb.methods import Readout
+from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.requests import Request, Result
 from recycledb.store import Row, Store
-from recycledb.store.pending import Wanted
+from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
 from recycledb.sync.progress import Listener, Progress
-from recycledb.sync.target import Student
+from recycledb.sync.student import Student
 
 if TYPE_CHECKING:
     from recycledb.scoring.engine import Engine
@@ -59,32 +60,39 @@ def load_engine(student: Student) -> "Engine":
 
 
 class Scoring:
-    """One run of statistics under one student."""
+    """One run of statistics and readouts under one student."""
 
     def __init__(
         self,
         store: Store,
         student: Student,
-        wanted: Wanted | None,
+        needs: Sequence[Need],
+        readouts: Sequence[Readout] = (),
         *,
-        augmentations: Sequence[str] = (),
         total: int,
         limit: int | None,
         stop: threading.Event,
         listener: Listener,
     ) -> None:
-        self.store, self.student, self.wanted, self.augmentations = store, student, wanted, augmentations
+        """Take what is needed, need by need; `readouts` are those that the needs name by their prompts."""
+        self.store, self.student, self.needs = store, student, needs
+        self.readouts = {readout.prompt_id: readout for readout in readouts}
         self.limit, self.stop, self.listener = limit, stop, listener
         self.result = Scored(student.config.name)
         self.progress = Progress("score", student.config.name, total)
+        self._choices: dict[
+            tuple[str, str], list[Result]
+        ] = {}  # of readouts that are not complete, by variant and prompt
 
     def run(self) -> Scored:
         """Compute and commit what is missing; return what came of it."""
         known = lambda pairs: self.store.known_pairs(self.student.student_id, pairs)  # noqa: E731
         with load_engine(self.student) as engine:
             for results in engine.score(self._requests(), known, self._note, self.stop.is_set):
-                self.store.add_losses([self._row(result) for result in results])
-                self._count(results)
+                losses = [self._loss(result) for result in results if result.choice is None]
+                readouts = [self._readout(choices) for choices in self._complete(results)]
+                add_facts(self.store, losses, readouts)
+                self._count(results, len(losses) + len(readouts))
         if self.stop.is_set():
             self.result.stopped = "stopped on request"
         self.result.seconds = self.progress.seconds
@@ -95,35 +103,57 @@ class Scoring:
         return self.result
 
     def _requests(self) -> Iterator[Request]:
-        """Yield the variants that lack statistics, in dataset order, drawn page by page."""
+        """Yield the variants that lack facts, need by need in dataset order, drawn page by page."""
         left = self.limit
-        for samples in self.store.iter_places(page=2_000):
-            rows = self.store.pending_scores(
-                self.wanted, self.student.student_id, self.student.stats, samples, self.augmentations
-            )
-            present = self.store.present_stats(self.student.student_id, [row.variant_id for row in rows])
-            for row in rows:
-                if self.stop.is_set():
-                    return
-                if left is not None:
-                    if left <= 0:
-                        self.result.stopped = f"the limit of {self.limit} variants is reached"
+        for need in self.needs:
+            for samples in self.store.iter_places(page=2_000):
+                for request in self._lacking(need, samples):
+                    if self.stop.is_set():
                         return
-                    left -= 1
-                missing = tuple(Stat(stat) for stat in self.student.stats if (row.variant_id, stat) not in present)
-                yield Request(row.variant_id, Texts(row.instruction, row.input, row.output), missing)
+                    if left is not None:
+                        if left <= 0:
+                            self.result.stopped = f"the limit of {self.limit} variants is reached"
+                            return
+                        left -= 1
+                    yield request
 
-    def _row(self, result: Result) -> Row:
-        flags = (result.truncated, result.merged, result.status.value, result.pair_id, result.kernel)
-        return (
-            self.student.student_id, result.key, result.stat.value, result.loss_sum, result.n_tokens, *flags
-        )  # fmt: skip
+    def _lacking(self, need: Need, samples: Sequence[str]) -> Iterator[Request]:
+        rows = lacking_facts(self.store, need, samples)
+        there = facts_of(self.store, need, [row.variant_id for row in rows])
+        for row in rows:
+            facts = there[row.variant_id]
+            stats = tuple(stat for stat in need.stats if stat not in facts.losses)
+            readouts = tuple(self.readouts[prompt] for prompt in need.prompts if prompt not in facts.readouts)
+            yield Request(row.variant_id, Texts(row.instruction, row.input, row.output), stats, readouts)
 
-    def _count(self, results: Sequence[Result]) -> None:
-        self.result.statistics += len(results)
-        self.progress.done += len(results)
+    def _complete(self, results: Sequence[Result]) -> Iterator[list[Result]]:
+        """Yield the choices of each readout that is complete with these results."""
         for result in results:
-            if result.loss_sum is None:
+            if result.choice is not None:
+                key = (result.key, result.stat)
+                choices = self._choices.setdefault(key, [])
+                choices.append(result)
+                if len(choices) == len(self.readouts[result.stat].choices):
+                    yield self._choices.pop(key)
+
+    def _loss(self, result: Result) -> Row:
+        flags = (result.truncated, result.merged, result.status.value, result.pair_id, result.kernel)
+        return self.student.student_id, result.key, result.stat, result.loss_sum, result.n_tokens, *flags
+
+    def _readout(self, choices: list[Result]) -> Row:
+        """Return the row of a readout: all log-probabilities, or none and why."""
+        choices.sort(key=lambda result: result.choice or 0)
+        first = next((result for result in choices if result.loss_sum is None), choices[0])
+        logs = [None if first.loss_sum is None or result.loss_sum is None else -result.loss_sum for result in choices]
+        logs += [None] * (10 - len(logs))
+        of = (self.student.student_id, first.stat, first.key, "")
+        return *of, *logs, first.start, first.merged, first.status.value, first.pair_id, first.kernel
+
+    def _count(self, results: Sequence[Result], facts: int) -> None:
+        self.result.statistics += facts
+        self.progress.done += facts
+        for result in results:
+            if result.loss_sum is None and not result.choice:
                 status = result.status.value
                 self.result.without_value[status] = self.result.without_value.get(status, 0) + 1
         self.listener(self.progress)

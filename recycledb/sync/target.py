@@ -13,27 +13,13 @@ from recycledb.config import FILE_NAME, AugmentationConfig, Config, StudentConfi
 from recycledb.errors import ConfigError
 from recycledb.reflection import prompts
 from recycledb.schema import canonical_json, utc_now
-from recycledb.scoring.identity import Identity, identify
+from recycledb.scoring.identity import identify
 from recycledb.store import Meaning, Store
-from recycledb.store.pending import Wanted
-
-
-@dataclass(frozen=True)
-class Student:
-    """A student whose revision is known, and with it its id."""
-
-    config: StudentConfig
-    identity: Identity
-
-    @property
-    def student_id(self) -> str:
-        """The content address of everything that changes its numbers."""
-        return self.config.student_id(self.identity.revision)
-
-    @property
-    def stats(self) -> tuple[str, ...]:
-        """The statistics that are wanted."""
-        return tuple(stat.value for stat in self.config.statistics)
+from recycledb.store.measures import Need
+from recycledb.store.pending import Scope, Wanted
+from recycledb.sync.measures import Measured
+from recycledb.sync.measures import resolve as resolve_measures
+from recycledb.sync.student import Student
 
 
 @dataclass(frozen=True)
@@ -48,6 +34,7 @@ class Target:
     lazy: bool = False
     budget_usd: float | None = None  # a cap on what all requests of the store may cost
     teachers: Sequence[TeacherConfig] = ()  # all of the configuration's, for their prices
+    measures: Sequence[Measured] = ()
     augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
     augment: bool = False  # whether what transforms make is made too
 
@@ -68,6 +55,30 @@ class Target:
             lazy_student=self.students[0].student_id if self.lazy else None,
         )
 
+    @property
+    def all_students(self) -> list[Student]:
+        """The students whose statistics or readouts are wanted, each once."""
+        found = (*self.students, *(student for measured in self.measures for student in measured.students))
+        return list({student.student_id: student for student in found}.values())
+
+    def needs(self, student: Student) -> list[Need]:
+        """Return the facts that are wanted of a student: its own statistics, then those of measures."""
+        scored = self.score and any(student.student_id == each.student_id for each in self.students)
+        own = [self.own_need(student)] if scored else []
+        return own + [self.need(measured, student) for measured in self.measures_of(student)]
+
+    def own_need(self, student: Student) -> Need:
+        """Return the statistics that are wanted of a student."""
+        return Need(Scope(self.wanted, augmentations=self.augmentation_ids), student.student_id, student.stats)
+
+    def need(self, measured: Measured, student: Student) -> Need:
+        """Return the facts that a measure needs of a student."""
+        return measured.need(student.student_id, self.wanted, self.augmentation_ids)
+
+    def measures_of(self, student: Student) -> list[Measured]:
+        """Return the measures that are taken under a student."""
+        return [each for each in self.measures if any(student.student_id == s.student_id for s in each.students)]
+
     def register(self, store: Store) -> None:
         """Write the identities of this target, and let the names mean them from now on."""
         with store.write() as conn:
@@ -75,8 +86,10 @@ class Target:
                 store.ensure_name(conn, "extractor", name, str(version))
             if self.teacher is not None:
                 self._register_teacher(store, conn, self.teacher)
-            for student in self.students:
+            for student in self.all_students:
                 self._register_student(store, conn, student)
+            for measured in self.measures:
+                measured.register(store, conn)
             for augmentation in self.augmentations:
                 self._register_augmentation(store, conn, augmentation)
 
@@ -121,31 +134,43 @@ def resolve(
     teacher: str | None = None,
     students: Sequence[StudentConfig] | None = None,
     lazy: bool = False,
+    measures: Sequence[str] = (),
 ) -> Target:
-    """Return the target of a configuration; `only` ("reflect", "augment" or "score") leaves out the rest.
+    """Return the target of a configuration; `only` ("reflect", "augment", "score" or "measure") leaves out the rest.
 
     Raises ConfigError, StudentError. Where the file has no teacher and none is named, nothing is reflected; likewise
-    without students nothing is scored.
+    without students nothing is scored. `measures` names some of those that are configured.
     """
+    if only == "augment" and not config.augmentations:
+        raise ConfigError(f"no augmentation: set [augmentations.NAME] in {config.path or FILE_NAME}")
+    if only == "measure" and not config.measures:
+        raise ConfigError(f"no measure: set [measures.NAME] in {config.path or FILE_NAME}")
     steps = [step for step in config.sync.steps if step != methods.SCORE]
     has_teacher = bool(teacher or config.teachers or only == "reflect") and bool(steps)
     found = config.get_teacher(teacher) if has_teacher else None
-    chosen = [] if only == "augment" else config.get_students() if students is None else students
-    if only == "augment" and not config.augmentations:
-        raise ConfigError(f"no augmentation: set [augmentations.NAME] in {config.path or FILE_NAME}")
+    known: dict[str, Student] = {}
+
+    def identified(each: StudentConfig) -> Student:
+        if each.name not in known:
+            known[each.name] = Student(each, identify(each.model, each.revision))
+        return known[each.name]
+
+    given = config.get_students() if students is None else students
+    chosen = [] if only == "augment" else [identified(each) for each in given]
     scored = methods.SCORE in config.sync.steps or students is not None
     target = Target(
         teacher=found,
         prompts={step: prompts.load(methods.steps()[step], config.prompts.get(step)) for step in steps}
         if found
         else {},
-        students=[Student(student, identify(student.model, student.revision)) for student in chosen],
-        reflect=found is not None and only not in ("augment", "score"),
-        score=scored and only not in ("reflect", "augment"),
+        students=chosen,
+        reflect=found is not None and only in (None, "reflect"),
+        score=scored and only in (None, "score"),
         lazy=(lazy or config.sync.lazy) and bool(chosen) and found is not None,
         budget_usd=config.sync.budget_usd,
         teachers=tuple(config.teachers.values()),
+        measures=resolve_measures(config, measures, chosen, identified) if only in (None, "measure") else (),
         augmentations=() if only == "reflect" else tuple(config.augmentations.values()),
-        augment=only not in ("reflect", "score"),
+        augment=only in (None, "augment"),
     )
     return target if target.score or target.lazy else replace(target, students=[])

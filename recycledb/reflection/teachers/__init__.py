@@ -1,4 +1,4 @@
-"""Teachers: who is asked. `contract.py` says what each of them keeps to; `open_teacher` loads the library of the one that is needed."""
+"""Teachers, the models that answer questions. `contract.py` is their common interface; `open_teacher` loads one teacher's library."""
 
 from recycledb.config import TeacherConfig
 from recycledb.reflection.teachers.contract import Question, Reply, Teacher
@@ -7,9 +7,9 @@ __all__ = ["Question", "Reply", "Teacher", "open_teacher"]
 
 
 def open_teacher(config: TeacherConfig) -> Teacher:
-    """Return the teacher that `config` describes, loading its provider's library only now.
+    """Return the teacher that `config` describes; its provider's library is imported here.
 
-    Raises TeacherError where it cannot be had: no key, no such model, a bad recording.
+    Raises TeacherError if it is unavailable: no key, no such model, a bad recording.
     """
     if config.provider == "recorded":
         from recycledb.reflection.teachers.recorded import RecordedTeacher

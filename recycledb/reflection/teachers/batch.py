@@ -1,9 +1,9 @@
-"""The batch service of an OpenAI-compatible server: files of questions, handed over now and answered within a day at half the price.
+"""The batch service of an OpenAI-compatible server: files of questions, answered within a day at half the price.
 
-Invariant: handing over is one upload and one creation, neither of which is tried twice here, since a batch that was created is paid
-for; the batch carries our id in its metadata, so that one whose creation was not heard of is found again. Reading is tried again
-freely. A line of the output is read by the code that reads an answer online, and costs no other line, whatever it holds.
-This module refuses to match by order: a line belongs to the attempt that its custom_id names.
+Invariant: submitting is one upload and one creation, and neither is retried here, since a created batch is paid for; the batch
+carries our id in its metadata, so that it is found again if the response to its creation was lost. Reading is retried. A line of
+the output is parsed by the code that parses online responses, and a malformed line affects no other line.
+Lines are never matched by order: a line belongs to the attempt with its custom_id.
 """
 
 import json
@@ -27,22 +27,20 @@ from recycledb.reflection.teachers.wire import CONNECT_S, MEGABYTE, find_access,
 from recycledb.schema import CONTENT_ID_LENGTH, ReplyStatus
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-MOST_REQUESTS = 50_000  # of one file, as published
+MOST_REQUESTS = 50_000  # of one file, OpenAI's published limit
 MOST_BYTES = 200_000_000
 METADATA_KEY = "recycledb_batch"
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 LISTED = 100
 DETAIL_MOST = 300
-LINE_MORE = 65_536  # bytes of a line beside the answer itself
-TRIES = 5  # at reading
-UNBEGUN_CODES = frozenset(
-    {"batch_expired", "batch_cancelled"}
-)  # the service says that it did not come to that question
-CREATION_S = 60.0  # how long the answer to a creation is waited for after a stop: a batch that is on record need not be looked for
+LINE_MORE = 65_536  # bytes of a line besides the text
+TRIES = 5  # of a read
+UNBEGUN_CODES = frozenset({"batch_expired", "batch_cancelled"})  # the service did not begin that question
+CREATION_S = 60.0  # how long to wait for the response to a creation after a stop, so that the batch need not be searched for later
 
 T = TypeVar("T")
 
-# What a call of the SDK raises; and what a body of an odd shape makes its models, or our look at them, raise.
+# What a call of the SDK raises, including the errors of its models, or of our code, for malformed bodies.
 _FAILURES: tuple[type[Exception], ...] = (
     openai.OpenAIError, httpx2.HTTPError, OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError,
 )  # fmt: skip
@@ -52,25 +50,25 @@ _NAMES_ATTEMPT = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]{%d})"' % CONTENT_ID_
 
 @dataclass(frozen=True)
 class Remote:
-    """A batch as the service sees it."""
+    """A batch at the service."""
 
     remote_id: str
     status: str
     output_files: Sequence[str]
     detail: str | None
-    lines: int | None = None  # how many the files should have together
+    lines: int | None = None  # that the files should have together
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether its status is final."""
         return self.status in ENDED
 
 
 class BatchTeacher:
-    """The batch service at the address of a chat teacher; `close` when done."""
+    """The batch service of a chat teacher's server; `close` when done."""
 
     def __init__(self, config: TeacherConfig, stop: threading.Event | None = None) -> None:
-        """Once `stop` is set, whatever waits for the service raises Stopped."""
+        """Once `stop` is set, calls that wait for the service raise Stopped."""
         if config.provider != "openai":
             raise ConfigError(f'teacher {config.name!r}: mode = "batch" needs provider = "openai"')
         self._config, self._stop = config, stop or threading.Event()
@@ -103,7 +101,7 @@ class BatchTeacher:
         try:
             return call(send, self._stop)
         except _FAILURES as error:
-            raise self._explained(error, "the batch was not taken") from error
+            raise self._explained(error, "the batch was not accepted") from error
 
     def create(self, file_id: str, batch: str) -> str:
         """Create the batch of an uploaded file; return the service's id for it."""
@@ -117,15 +115,15 @@ class BatchTeacher:
         try:
             return call(create, self._stop, grace_s=CREATION_S)
         except _FAILURES as error:
-            raise self._explained(error, "the batch was not taken") from error
+            raise self._explained(error, "the batch was not accepted") from error
 
     def _named(self, found: object) -> str:
         if not isinstance(found, str) or not found or storable(found) != found:
-            raise ValueError(f"the service named the batch {found!r}, which is no id")
+            raise ValueError(f"the service named the batch {found!r}, which is not an id")
         return found
 
     def find(self, batches: Collection[str], since: float) -> dict[str, str]:
-        """Return the service's ids of those of our batches that it has, going back to a moment (in seconds, Unix time)."""
+        """Return the service's ids of those of our batches that it lists, back to the Unix time `since`."""
 
         def search() -> dict[str, str]:
             found: dict[str, str] = {}
@@ -140,7 +138,7 @@ class BatchTeacher:
         return self._read_again(search, "its batches cannot be listed")
 
     def look(self, remote_id: str) -> Remote:
-        """Return how a batch stands."""
+        """Return the state of a batch."""
 
         def retrieve() -> Remote:
             batch = self._client.batches.retrieve(remote_id)
@@ -153,15 +151,15 @@ class BatchTeacher:
             detail = self._told("; ".join(dict.fromkeys(errors))) or done
             return Remote(self._named(batch.id), self._told(batch.status), files, detail, lines)
 
-        return self._read_again(retrieve, f"batch {remote_id} cannot be looked at")
+        return self._read_again(retrieve, f"batch {remote_id} cannot be retrieved")
 
     def _told(self, text: str) -> str:
-        """Return what the service says as it may be stored and shown."""
+        """Return a message of the service that may be stored and shown: one line without secrets."""
         return " ".join(storable(self._mask(without_password(text))).split())[:DETAIL_MOST]
 
     def fetch(self, file_id: str, requests: int) -> "Output":
-        """Fetch an output or error file of a batch of so many requests."""
-        copy: IO[bytes] = TemporaryFile()  # noqa: SIM115 - closed with the output that it becomes
+        """Fetch an output or error file of a batch with this many requests."""
+        copy: IO[bytes] = TemporaryFile()  # noqa: SIM115 - closed by Output
         try:
             return Output(self._bodies, copy, self._line_most, self._copy(file_id, copy, requests * self._line_most))
         except BaseException:
@@ -169,7 +167,7 @@ class BatchTeacher:
             raise
 
     def _copy(self, file_id: str, copy: IO[bytes], most: int) -> str | None:
-        """Write a file's content to `copy`; return what was wrong where it came cut short."""
+        """Write a file's content to `copy`; return the problem if it is incomplete."""
 
         def read() -> str | None:
             copy.seek(0)
@@ -197,7 +195,7 @@ class BatchTeacher:
         self._client.close()
 
     def _read_again(self, read: Callable[[], T], what: str) -> T:
-        """Return what reading brings, tried again where that may go better, after as long as the service asks."""
+        """Return the result of `read`, retried after retriable errors; the service's Retry-After is respected."""
         tries = 1
         while True:
             try:
@@ -213,14 +211,14 @@ class BatchTeacher:
             tries += 1
 
     def _delay(self, tries: int, error: Exception) -> float | None:
-        """Return how long to wait before reading is tried again; None where that cannot go better."""
+        """Return how long to wait before a read is retried; None if the error is permanent."""
         if isinstance(error, openai.APIStatusError):
             response = error.response
             reply, stop = self._bodies.refused(response.status_code, response.headers, response.content)
             return retry_delay(tries, reply) if reply.retriable and not stop else None
         if isinstance(error, openai.APIConnectionError | httpx2.HTTPError | OSError):
             return retry_delay(tries, failed("connection", ""))
-        return None  # what was sent has an odd shape, and would have it again
+        return None  # a malformed response, which a retry would return again
 
     def _explained(self, error: Exception, what: str) -> TeacherError:
         if isinstance(error, openai.APIStatusError):
@@ -231,7 +229,7 @@ class BatchTeacher:
 
 
 class Output:
-    """A file of a batch that was fetched; `problem` says how it is known to be cut short, None where it is not."""
+    """A fetched file of a batch; `problem` says why it is incomplete, None if it is complete."""
 
     def __init__(self, bodies: Bodies, copy: IO[bytes], line_most: int, problem: str | None) -> None:
         self._bodies, self._copy, self._line_most = bodies, copy, line_most
@@ -243,23 +241,23 @@ class Output:
                 self.problem = f"its last line breaks off after {len(line):,} bytes"
 
     def iter_replies(self) -> Iterator[tuple[str, Reply]]:
-        """Yield (attempt id, reply) in the file's order, but not of a last line that breaks off.
+        """Yield (attempt id, reply) in the file's order, without an incomplete last line.
 
-        A line that cannot be read is a failed reply, where it can be told whose; those that name no attempt are left out.
+        A line that cannot be parsed but names its attempt is a failed reply; lines without an attempt id are skipped.
         """
         for line, whole in self._iter_lines():
             if whole and (found := self._read_line(line)) is not None:
                 yield found
 
     def close(self) -> None:
-        """Give the copy back."""
+        """Delete the copy."""
         self._copy.close()
 
     def _iter_lines(self) -> Iterator[tuple[bytes, bool]]:
-        """Yield lines, and whether each is there to its end; of one that is longer than the bound, its first piece."""
+        """Yield lines, and whether each is complete; of a line longer than the limit, only the first part."""
         most = self._line_most + 1
         self._copy.seek(0)
-        while line := self._copy.readline(most):  # by newline alone: JSON may hold the other separators of lines
+        while line := self._copy.readline(most):  # split by newline only: JSON may contain other line separators
             rest = line
             while len(rest) == most and not rest.endswith(b"\n"):
                 rest = self._copy.readline(most)
@@ -277,11 +275,11 @@ class Output:
             return (attempt, self._bodies.masked(self._read(data, line))) if _ATTEMPT.fullmatch(attempt) else None
         except MemoryError:
             raise
-        except Exception as error:  # whatever one line makes of our code, the other lines must not be lost by it
+        except Exception as error:  # a bug of ours that one line triggers must not lose the other lines
             return self._by_name(line, self._bodies.unreadable(f"its line: {type(error).__name__}: {error}", line))
 
     def _by_name(self, line: bytes, reply: Reply) -> tuple[str, Reply] | None:
-        """Return the reply with the attempt that a line names, though it could not be read."""
+        """Return the reply with the attempt id found in a line that could not be parsed."""
         found = _NAMES_ATTEMPT.search(line)
         return (found[1].decode(), reply) if found else None
 
@@ -311,5 +309,5 @@ def _is_json(line: bytes) -> bool:
 
 
 def unfinished(kind: str, detail: str, *, begun: bool = True) -> Reply:
-    """Return the Reply of a question that its batch did not answer: asked again by the next one; free unless it may have been begun."""
+    """Return the Reply of a question that its batch did not answer: retriable, and free unless it may have been begun."""
     return Reply(status=ReplyStatus.ERROR, error=error_line(kind, detail), cost_usd=None if begun else 0.0)

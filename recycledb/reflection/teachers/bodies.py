@@ -1,6 +1,6 @@
-"""What a chat server says, as Replies: bodies of success, and statuses other than success, over the wire or in a batch's file.
+"""A chat server's responses to Replies: successful ones and errors, online or from a batch's file.
 
-Invariant: whatever a body holds, it becomes a Reply, and nothing that is secret is kept of it. This module refuses to send anything.
+Invariant: every body becomes a Reply, and secrets in it are masked. This module sends nothing.
 """
 
 import re
@@ -16,33 +16,33 @@ from recycledb.reflection.teachers.contract import RETRIABLE, Reply, failed, jud
 from recycledb.reflection.teachers.prices import find_cost, is_unbegun, usage_cost
 from recycledb.reflection.teachers.wire import Access, parsed, pointed_to
 
-BODY_MOST = 65_536  # letters of a body that are kept where it is no answer
+BODY_MOST = 65_536  # characters kept of a body that is not a chat completion
 
 _NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _UNKNOWN_MODEL = frozenset({"model_not_found", "invalid_model"})
 _UNSUPPORTED = frozenset({"unsupported_parameter", "unsupported_value", "unknown_parameter"})
 _TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length", "request_too_large"})
 _KINDS = {408: "timeout", 409: "conflict", 429: "rate_limited"}
-# Servers other than OpenAI's say it in words only.
+# Servers other than OpenAI's send no code for it, only a message.
 _TOO_LONG_WORDS = re.compile(r"context (?:length|window|size)|maximum (?:context|model) length|too many tokens", re.I)
 
 
 class Bodies:
-    """Reads what the server of one teacher says."""
+    """Parses the responses of one teacher's server."""
 
     def __init__(self, config: TeacherConfig, access: Access, *, batch: bool = False) -> None:
         self.address, self.mask = access.address, access.mask
         self._config, self._key_env = config, config.api_key_env
-        # A price table has the online price, which a batch does not cost.
+        # A price table has the online price, not that of batches.
         unpriced = batch and (config.price_in is None or config.price_out is None)
         self._cost = None if unpriced else find_cost(config, self.address)
 
     def unreadable(self, why: str, body: bytes, **fields: Any) -> Reply:
-        """Return the reply of a body at which we fail."""
+        """Return the reply for a body that our code failed to parse."""
         return failed("unreadable", self.mask(why), raw=self._body(body), **fields)
 
     def read(self, body: bytes) -> Reply:
-        """Return the reply of a body that came with success."""
+        """Return the reply for the body of a successful response."""
         try:
             data = parsed(body)
         except ValueError:
@@ -50,7 +50,7 @@ class Bodies:
         return self.judge(data, body)
 
     def judge(self, data: object, said: bytes) -> Reply:
-        """Return the reply of a chat completion; `said` is what is kept where it is none."""
+        """Return the reply for a chat completion; `said` is the body that is kept if it is not one."""
         if not isinstance(data, dict):
             detail = f"status 200, but not a chat completion: {self._excerpt(said)}"
             return failed("bad_body", detail, raw=self._body(said))
@@ -80,21 +80,21 @@ class Bodies:
         )
 
     def masked(self, reply: Reply) -> Reply:
-        """Return a reply without secrets in what is kept as it was said."""
+        """Return a reply with secrets masked in its `raw`."""
         return replace(reply, raw=self.mask(reply.raw)) if reply.raw else reply
 
     def _shown(self, value: object) -> object:
         return self.mask(value) if isinstance(value, str) else value
 
     def _body(self, body: bytes) -> str:
-        """Return a body as it is kept where it is no answer. Masked before it is cut, so that no half of a key is left."""
+        """Return a body in the form kept in `raw`. It is masked before it is truncated, so that no part of a key is left."""
         return self.mask(body.decode("utf-8", "replace"))[:BODY_MOST]
 
     def _excerpt(self, body: bytes) -> str:
         return self._body(body)[:200]
 
     def refused(self, status: int, headers: Mapping[str, str], body: bytes) -> tuple[Reply, str | None]:
-        """Return the reply of a status other than success, and what to tell the user where the run must stop."""
+        """Return the reply for an error status, and the message for the user if the run must stop."""
         said = _said(body)
         codes = {value for name in ("code", "type") if isinstance(value := said.get(name), str)}
         message = said.get("message")
@@ -154,14 +154,14 @@ def _first_choice(data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _content(content: object) -> str | None:
-    if isinstance(content, list):  # some servers answer in parts
+    if isinstance(content, list):  # some servers send a list of parts
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         return "".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else None
 
 
 def _said(body: bytes) -> Mapping[str, Any]:
-    """Return the error object of a body, however it is wrapped; empty where there is none."""
+    """Return the error object of a body, wrapped or not; empty if there is none."""
     try:
         data = parsed(body)
     except ValueError:
@@ -173,7 +173,7 @@ def _said(body: bytes) -> Mapping[str, Any]:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of Retry-After, which is a number or a date; None where there is none."""
+    """Return the seconds of Retry-After, which is a number or a date; None without one."""
     if (milliseconds := number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")

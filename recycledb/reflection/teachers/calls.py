@@ -1,7 +1,7 @@
-"""Calls that block, made so that a stop is seen while they do.
+"""Blocking calls that a stop can interrupt.
 
-Invariant: `call` returns what the function returned, or raises what it raised, or raises Stopped; it never waits on after a stop longer
-than it was told to. What was not waited for goes on in a thread of its own, and nobody hears of it.
+Invariant: `call` returns what the function returned, or raises what it raised, or raises Stopped; after a stop it waits no longer than
+`grace_s`. An abandoned call continues in its own thread, and its result is discarded.
 """
 
 import threading
@@ -15,21 +15,21 @@ T = TypeVar("T")
 CHECK_S = 0.05
 
 
-class Stopped(Exception):  # noqa: N818 - nothing is wrong
-    """Raised in place of a result that a stop left no time for."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Raised instead of a result, after a stop."""
 
 
 def call(function: Callable[[], T], stop: threading.Event, *, grace_s: float = 0.0) -> T:
-    """Return what `function` returns; after a stop, wait `grace_s` more for it, then raise Stopped.
+    """Return what `function` returns; after a stop, wait up to `grace_s` for it, then raise Stopped.
 
-    Without a grace, nothing is begun after a stop.
+    With `grace_s` 0 nothing is started after a stop.
     """
     done: Future[T] = Future()
 
     def work() -> None:
         try:
             result = function()
-        except BaseException as error:  # whatever it was, it is raised to whoever waits
+        except BaseException as error:  # re-raised by `done.result()`
             done.set_exception(error)
         else:
             done.set_result(result)
@@ -47,9 +47,9 @@ def call(function: Callable[[], T], stop: threading.Event, *, grace_s: float = 0
 
 
 def pause(seconds: float, stop: threading.Event) -> None:
-    """Wait so long; Stopped at a stop."""
+    """Wait for this long; Stopped at a stop."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        if stop.is_set():  # asked again and again: `Event.wait` has a lock that a signal handler could not take
+        if stop.is_set():  # polled, since `Event.wait` holds a lock that a signal handler cannot acquire
             raise Stopped
         time.sleep(min(left, CHECK_S))

@@ -1,9 +1,9 @@
-"""A teacher behind an OpenAI-compatible server, asked by the openai SDK.
+"""A teacher at an OpenAI-compatible server, asked through the openai SDK.
 
-Invariant: one `ask` sends one request (the SDK's own retries are off, since each could be billed), and every way in which
-that can end becomes one Reply. The SDK's errors do not leave this module. The body is read here rather than by the SDK,
-which returns HTML with status 200 as a text and a body without choices as a success. Whatever one body holds costs no other reply.
-It refuses to guess: no price, no cost; no usage in the reply, no token counts.
+Invariant: one `ask` sends one request (the SDK's own retries are off, since each could be billed), and every outcome becomes
+one Reply. The SDK's errors do not leave this module. The body is parsed here instead of by the SDK, which returns HTML with
+status 200 as a text and a body without choices as a success. A malformed body affects no other reply.
+Nothing is guessed: without a price there is no cost; without usage in the reply there are no token counts.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ from recycledb.reflection.teachers.wire import (
 )  # fmt: skip
 from recycledb.schema import ReplyStatus
 
-# How a request may end without a status: the SDK's errors, and what its transports raise past it.
+# Errors without an HTTP status: the SDK's, and those that its transports raise unwrapped.
 _UNREACHED: tuple[type[Exception], ...] = (
     TimeoutError,
     OSError,
@@ -52,7 +52,7 @@ _UNREACHED: tuple[type[Exception], ...] = (
     *([import_module("aiohttp").ClientError] if find_spec("aiohttp") else []),
 )
 
-# There was no connection to send anything over. httpx's own ConnectTimeout is not among them: the SDK's aiohttp transport raises it for
+# Errors before there was a connection. httpx's own ConnectTimeout is not one of them: the SDK's aiohttp transport raises it for
 # connections that broke later, too.
 _NO_CONNECTION: tuple[type[Exception], ...] = (
     httpx2.ConnectError,
@@ -84,11 +84,11 @@ class ChatTeacher:
 
     @property
     def concurrency(self) -> int:
-        """How many questions may be under way now."""
+        """How many questions may be in flight now."""
         return self._pace.concurrency
 
     def estimate(self, messages: Sequence[Message]) -> int:
-        """Return about how many tokens asking `messages` will cost, going by what earlier answers took."""
+        """Return an estimate of the tokens of asking `messages`, from the token counts of earlier replies."""
         return self._guess.tokens(messages)
 
     async def admit(self, tokens: int = 0) -> Ticket:
@@ -96,12 +96,12 @@ class ChatTeacher:
         return await self._pace.admit(tokens)
 
     async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
-        """Send one request and return what came of it; TeacherStop when the whole run must stop."""
+        """Send one request and return its reply; TeacherStop if the whole run must stop."""
         sent_at, started = self._pace.now(), time.monotonic()
         headers: Mapping[str, str] = {}
         stop: str | None = None
         try:
-            # The SDK's timeout is for each read: a body that trickles in would never meet it.
+            # The SDK's timeout applies to each read, so a body that trickles in would never exceed it.
             async with asyncio.timeout(self._config.timeout_s):
                 response = await self._post(question.messages)
             headers = response.headers
@@ -125,25 +125,25 @@ class ChatTeacher:
         await self._client.close()
 
     async def _post(self, messages: Sequence[Message]) -> httpx2.Response:
-        # The SDK's `post` for the raw response: it spares the model of the reply, which we read ourselves, and costs 0.6
-        # of the processor time of `chat.completions.create`.
+        # The SDK's `post` with the raw response: it builds no reply model, since we parse the body ourselves, and takes 0.6
+        # of the CPU time of `chat.completions.create`.
         body = {**self._fixed, "messages": [dict(message) for message in messages]}
         return await self._client.post("/chat/completions", cast_to=httpx2.Response, body=body)
 
     def _unreached(self, error: BaseException) -> Reply:
-        # The SDK and its transports call some broken connections time-outs: the first cause says which it was.
+        # The SDK and its transports report some broken connections as timeouts: the first cause tells them apart.
         cause = error
         while (earlier := cause.__cause__ or cause.__context__) is not None:
             cause = earlier
             if isinstance(cause, TimeoutError):
                 break
-        if isinstance(cause, TimeoutError | asyncio.CancelledError):  # our own time-out begins as a cancellation
+        if isinstance(cause, TimeoutError | asyncio.CancelledError):  # our own timeout starts as a cancellation
             return failed("timeout", f"no complete answer within {self._config.timeout_s:g} s")
         said = self._mask(without_password(_cause_told(cause)))
         return failed("connection", f"{said} ({self._where})", cost_usd=0.0 if _never_connected(error) else None)
 
     def _understood(self, response: httpx2.Response) -> tuple[Reply, str | None]:
-        """Return the reply that a response is, and what to tell the user where the run must stop."""
+        """Return the reply of a response, and the message for the user if the run must stop."""
         body = body_of(response)
         try:
             if response.is_success:
@@ -151,16 +151,16 @@ class ChatTeacher:
             return self._bodies.refused(response.status_code, response.headers, body)
         except MemoryError:
             raise
-        except Exception as error:  # whatever one body makes of our code, the other replies must not be lost by it
+        except Exception as error:  # a bug of ours that one body triggers must not lose the other replies
             return self._bodies.unreadable(f"{type(error).__name__}: {error}", body), None
 
     def _note(
         self, question: Question, reply: Reply, headers: Mapping[str, str], sent_at: float, ticket: Ticket | None
     ) -> None:
-        """Tell the pace what came back."""
+        """Report the outcome to the pace."""
         if reply.kind == "rate_limited":
             self._pace.limited(sent_at, reply.retry_after_s, reply.error or "")
-        elif reply.status is ReplyStatus.ERROR or reply.kind == "unreadable":  # a server whose every answer is, is down
+        elif reply.status is ReplyStatus.ERROR or reply.kind == "unreadable":  # a server that sends only these is down
             self._pace.failed(sent_at, reply.error or "")
             self._pace.pause(reply.retry_after_s or 0.0)
         else:
@@ -178,12 +178,12 @@ class ChatTeacher:
 
 
 class _Guess:
-    """What a question will cost in tokens: by its length and the teacher's answers so far; at first, the most allowed."""
+    """An estimate of a question's tokens, from its length and the replies so far; at first, the most allowed."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         most = params.get("max_completion_tokens") or params.get("max_tokens")
         self._answer = float(most) if isinstance(most, int | float) else 1024.0
-        self._letters = 4.0  # a token
+        self._letters = 4.0  # per token
 
     def tokens(self, messages: Sequence[Message]) -> int:
         return round(_length(messages) / self._letters + self._answer)
@@ -201,7 +201,7 @@ def _length(messages: Sequence[Message]) -> int:
 
 
 def _never_connected(error: BaseException | None) -> bool:
-    """Say whether a request failed before there was a connection, so that it cost nothing."""
+    """Return whether a request failed before there was a connection, so that it cost nothing."""
     while error is not None and not isinstance(error, _NO_CONNECTION):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -213,14 +213,14 @@ def _request_id(headers: Mapping[str, str], mask: Mask) -> str | None:
 
 
 def _cause_told(cause: BaseException) -> str:
-    """Return why a connection failed, in the system's words rather than in asyncio's."""
+    """Return why a connection failed: the system's message instead of asyncio's."""
     if (isinstance(cause, ConnectionError) or type(cause) is OSError) and cause.errno:
         return os.strerror(cause.errno)
     return getattr(cause, "strerror", None) or str(cause) or f"it broke off ({type(cause).__name__})"
 
 
 def _duration(value: str | None) -> float | None:
-    """Return the seconds of `1m30.5s`, `20ms` or a plain number; None where it is none of these."""
+    """Return the seconds of `1m30.5s`, `20ms` or a plain number; None for anything else."""
     if value is None:
         return None
     if (seconds := number(value)) is not None:

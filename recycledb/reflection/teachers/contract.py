@@ -1,18 +1,18 @@
-"""What every teacher keeps to: what is asked, and what comes back, whoever answers.
+"""The interface of all teachers: questions, replies, and the `Teacher` protocol.
 
-Invariant: one `ask` is one request and gives one `Reply`, whatever the network or the server does; nothing here asks twice
-by itself. Trying again is the caller's decision, since every try is an attempt row of its own:
+Invariant: one `ask` is one request and returns one `Reply`, whatever the network or the server does; a teacher never retries
+by itself. Retrying is up to the caller, since every try is an attempt row of its own:
 
-    with await teacher.admit(teacher.estimate(messages)) as ticket:   # waits for rate limits, a free place, a server
-        ...                                                           # record the attempt, now that it will be sent
+    with await teacher.admit(teacher.estimate(messages)) as ticket:   # waits for rate limits, a free slot, a server
+        ...                                                           # record the attempt, which is sent next
         reply = await teacher.ask(question, ticket)
         ...                                                           # commit the reply
-    # if reply.retriable and there are attempts left: sleep pace.retry_delay(number, reply), then from the top
+    # if reply.retriable and attempts are left: sleep pace.retry_delay(number, reply), then start again
 
-What must stop the whole run (no key, unknown model, no quota, server gone) raises TeacherError: `admit` before anything
-is sent, `ask` with the Reply that says so, as TeacherStop, so that the attempt's row can be closed too.
-Whatever a server, a model or a recording said, a Reply made by `judged` or `failed` can be stored: texts without what no
-database holds, counts that can be counts, and the rest as it was said in `raw`.
+Errors that must stop the whole run (no key, unknown model, no quota, server gone) raise TeacherError: `admit` before anything
+is sent, `ask` as TeacherStop with the Reply, so that the reply of the attempt can be stored too.
+A Reply made by `judged` or `failed` can always be stored: characters that no database holds are replaced, impossible counts
+are None, and the original values are kept in `raw`.
 This module imports no vendor library.
 """
 
@@ -26,13 +26,13 @@ from recycledb.errors import TeacherError
 from recycledb.reflection.teachers.pace import Ticket
 from recycledb.schema import ReplyStatus, Texts
 
-# Errors that may be gone at the next try: the network's or the server's fault, not the question's.
+# Kinds of retriable errors: the network's or the server's fault, not the question's.
 RETRIABLE = frozenset({"rate_limited", "server_error", "connection", "timeout", "bad_body", "conflict", "stopped"})
 
-SHORT_MOST = 200  # characters of a name or an id that a server gives
+SHORT_MOST = 200  # characters of a name or an id sent by a server
 ERROR_MOST = 500
 RAW_MOST = 65_536
-COUNT_MOST = 2**31 - 1  # tokens of one request: more than any model takes, and what sums of are far below 64 bits
+COUNT_MOST = 2**31 - 1  # tokens of one request: more than any model accepts, and sums stay far below 64 bits
 
 Message = Mapping[str, str]
 
@@ -52,11 +52,11 @@ class Question:
 class Reply:
     """What came back for one request.
 
-    `error` is "kind: detail", with a kind of a fixed vocabulary: those in RETRIABLE, and of the question itself
-    bad_request, too_long, content_filter, refusal, cut_off, empty, no_recorded_reply, out_of_memory; too_large and
-    unreadable (what came back cannot be read, and would be paid for again), unstorable and defect (we failed at it). A
-    failed reply may have a text all the same (cut_off, content_filter): it was paid for, so it is kept. `raw` is what was
-    said that fits no other field: a JSON object of such fields, or the body of an answer that is no chat completion.
+    `error` is "kind: detail". The kinds are those in RETRIABLE; permanent ones due to the question (bad_request, too_long,
+    content_filter, refusal, cut_off, empty, no_recorded_reply, out_of_memory); too_large and unreadable (the response cannot
+    be read, and a retry would be paid again); unstorable and defect (our own errors). A failed reply may have a text too
+    (cut_off, content_filter): it was paid for, so it is kept. `raw` is what fits no other field: a JSON object of such
+    values, or the body of a response that is not a chat completion.
     """
 
     status: ReplyStatus
@@ -74,17 +74,17 @@ class Reply:
 
     @property
     def kind(self) -> str | None:
-        """The error's kind, None where there is no error."""
+        """The error's kind; None if there is no error."""
         return self.error.partition(":")[0] if self.error else None
 
     @property
     def retriable(self) -> bool:
-        """Whether another try may go better."""
+        """Whether a retry may succeed."""
         return self.status is ReplyStatus.ERROR
 
 
-class TeacherStop(TeacherError):  # noqa: N818 - named for what it does
-    """Raised by `ask` when the run cannot go on; `reply` is what came back for the request that showed it."""
+class TeacherStop(TeacherError):  # noqa: N818 - named after its effect
+    """Raised by `ask` when the run cannot continue; `reply` is the reply to the request that failed."""
 
     def __init__(self, message: str, reply: Reply) -> None:
         super().__init__(message)
@@ -92,38 +92,38 @@ class TeacherStop(TeacherError):  # noqa: N818 - named for what it does
 
 
 class Teacher(Protocol):
-    """A chat model that answers questions, one request each."""
+    """A chat model that answers questions, one request for each."""
 
     @property
     def concurrency(self) -> int:
-        """How many questions may be under way now; it falls and rises with what the server bears."""
+        """How many questions may be in flight now; it adapts to the server's limits."""
 
     def estimate(self, messages: Sequence[Message]) -> int:
-        """Return about how many tokens asking `messages` will cost, prompt and answer together."""
+        """Return an estimate of the tokens of asking `messages`, prompt and completion together."""
 
     async def admit(self, tokens: int = 0) -> Ticket:
-        """Wait until one more question of about `tokens` may be sent; TeacherError when there is no use in waiting."""
+        """Wait until one more question of about `tokens` may be sent; TeacherError if waiting is pointless."""
 
     async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
-        """Send one request and return what came of it; TeacherStop when the whole run must stop."""
+        """Send one request and return its reply; TeacherStop if the whole run must stop."""
 
     async def close(self) -> None:
-        """Give back connections and threads."""
+        """Close connections and threads."""
 
 
 def failed(kind: str, detail: str, **fields: Any) -> Reply:
-    """Return the Reply of an error: `error` where another try may go better, `failed` where the question is at fault."""
+    """Return the Reply for an error: `error` if it is retriable, `failed` if it is permanent."""
     status = ReplyStatus.ERROR if kind in RETRIABLE else ReplyStatus.FAILED
     return Reply(status=status, error=error_line(kind, detail), **fitted(fields))
 
 
 def error_line(kind: str, detail: str) -> str:
-    """Return an error as it is stored: one line of bounded length."""
+    """Return an error in the form stored: one line of bounded length."""
     return f"{storable(kind)}: {' '.join(storable(detail).split())}"[:ERROR_MOST]
 
 
 def judged(text: str | None, finish_reason: object, refusal: str | None = None, **fields: Any) -> Reply:
-    """Return the Reply of a text that arrived: ok if it is a complete answer, else failed with the reason."""
+    """Return the Reply for a text received: ok if it is complete, else failed with the reason."""
     fields = {**fields, "text": text, "finish_reason": finish_reason}
     if finish_reason == "length":
         return failed(
@@ -139,7 +139,7 @@ def judged(text: str | None, finish_reason: object, refusal: str | None = None, 
 
 
 def fitted(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Reply from what was said: what no column can hold is None, or cut, and kept in `raw`."""
+    """Return the fields of a Reply from the values received: what no column can hold is None or truncated, and kept in `raw`."""
     fields, odd = dict(said), {}
     if fields.get("text") is not None:
         fields["text"] = storable(fields["text"])
@@ -160,12 +160,12 @@ def fitted(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Say whether `value` can be a count of tokens: a whole number, which JSON's true is not, and of a size that occurs."""
+    """Return whether `value` can be a number of tokens: an integer (and not JSON's true) of a plausible size."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= COUNT_MOST
 
 
 def _as_said(odd: Mapping[str, Any]) -> str:
-    """Return odd fields as one JSON object in ASCII, in which every text, surrogates among it, is as it was said."""
+    """Return odd values as one JSON object in ASCII, which keeps texts exactly, surrogates included."""
     most = RAW_MOST // (len(odd) + 1)
     return "{" + ", ".join(f"{json.dumps(name)}: {_as_json(value, most)}" for name, value in odd.items()) + "}"
 
@@ -173,7 +173,7 @@ def _as_said(odd: Mapping[str, Any]) -> str:
 def _as_json(value: object, most: int) -> str:
     try:
         told = json.dumps(value, allow_nan=False)
-    except (ValueError, TypeError, RecursionError):  # NaN, a number of thousands of digits, too deep a nesting
+    except (ValueError, TypeError, RecursionError):  # NaN, an integer of thousands of digits, too deep nesting
         told = json.dumps(
             str(value) if isinstance(value, float) else f"a {type(value).__name__} that cannot be written"
         )
@@ -181,7 +181,7 @@ def _as_json(value: object, most: int) -> str:
 
 
 def storable(text: str) -> str:
-    """Return `text` with what no database can hold (lone surrogates, NUL) as U+FFFD, so that the rest is not lost."""
+    """Return `text` with the characters that no database can hold (lone surrogates, NUL) replaced by U+FFFD."""
     if not text.isascii():
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text.replace("\0", "\ufffd")

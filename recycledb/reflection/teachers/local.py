@@ -1,10 +1,10 @@
 """A chat model on this machine, through transformers: its chat template, batched generation.
 
-Invariant: a question's answer does not depend on which questions share its batch, up to the arithmetic of the device:
-prompts are padded on the left and masked, and at temperature 0 the likeliest token is taken.
-Whatever waits is generated together, up to `concurrency` questions a batch; twice as many are let in, so that the next
-batch gathers while one is generated. Generation runs in one worker thread and blocks no one.
-It refuses prompts that do not fit into the model with their answer: they fail as `too_long`, they are never cut.
+Invariant: a reply does not depend on which questions share its batch, up to the arithmetic of the device: prompts are padded
+on the left and masked, and at temperature 0 decoding is greedy.
+Waiting questions are generated together, up to `concurrency` in a batch; twice as many are admitted, so that the next batch
+fills while one is generated. Generation runs in one worker thread and does not block the event loop.
+A prompt that does not fit into the model's context with its completion fails with `too_long`; it is never truncated.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from recycledb.pretrained import loading
 from recycledb.reflection.teachers.contract import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
 
-# A batch waits this long for company: questions are let in one after another, and each commits a row first.
+# How long a batch waits for more questions: they are admitted one after another, and each commits a row first.
 LINGER_S = 0.02
 
-# A template that cannot render so much can render nothing that we ask.
+# A template that cannot render this cannot render any prompt of ours.
 _TRIAL: tuple[Message, ...] = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a river."})
 
 
@@ -39,7 +39,7 @@ class _Waiting:
 
 
 class LocalTeacher:
-    """The chat model of `config`; TeacherError where it cannot be loaded or has no chat template."""
+    """The chat model of `config`; TeacherError if it cannot be loaded or has no chat template."""
 
     def __init__(self, config: TeacherConfig) -> None:
         self._config = config
@@ -58,25 +58,25 @@ class LocalTeacher:
 
     @property
     def concurrency(self) -> int:
-        """How many questions may be under way now."""
+        """How many questions may be in flight now."""
         return self._pace.concurrency
 
     def estimate(self, messages: Sequence[Message]) -> int:
-        """Return the prompt's tokens and the most that the answer may have."""
+        """Return the prompt's tokens plus the most that the completion may have."""
         try:
             return len(self._encode(messages)) + self._max_new_tokens
-        except TemplateError:  # `ask` says so
+        except TemplateError:  # reported by `ask`
             return self._max_new_tokens
 
     async def admit(self, tokens: int = 0) -> Ticket:
-        """Wait for a free place."""
+        """Wait for a free slot."""
         return await self._pace.admit(tokens)
 
     async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
-        """Return the model's answer."""
+        """Return the model's reply."""
         try:
             prompt = self._encode(question.messages)
-        except TemplateError as error:  # of these messages only: the template was tried when the model was loaded
+        except TemplateError as error:  # for these messages only: the template was tested when the model was loaded
             return failed("bad_request", f"the model's chat template refuses this prompt: {error}")
         if self._limit is not None and len(prompt) + self._max_new_tokens > self._limit:
             detail = f"{len(prompt)} tokens and {self._max_new_tokens} for the answer exceed the model's {self._limit}"
@@ -88,7 +88,7 @@ class LocalTeacher:
         return await waiting.answered
 
     async def close(self) -> None:
-        """Stop after the token under way, and free the model."""
+        """Stop after the current token, and free the model."""
         self._closing.set()
         if self._worker is not None:
             self._worker.cancel()
@@ -98,7 +98,7 @@ class LocalTeacher:
         self._thread.shutdown(wait=True)
 
     def _encode(self, messages: Sequence[Message]) -> torch.Tensor:
-        """Return the prompt's tokens; TemplateError where the template refuses these messages."""
+        """Return the prompt's tokens; TemplateError if the template rejects these messages."""
         text = _rendered(self._tokenizer, messages)
         ids: torch.Tensor = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         words = self._model.get_input_embeddings().num_embeddings
@@ -119,7 +119,7 @@ class LocalTeacher:
             except asyncio.CancelledError:  # the teacher is being closed
                 _settle(batch, TeacherError(f"teacher {self._config.name!r} was closed"))
                 raise
-            except Exception as error:  # whatever torch raises must reach those who wait, or they wait for ever
+            except Exception as error:  # every error of torch must reach the waiting questions, or they wait forever
                 _settle(batch, TeacherError(f"teacher {self._config.name!r} failed: {error}"))
                 continue
             duration_ms = round(1000 * (time.monotonic() - started))
@@ -221,10 +221,10 @@ def _load(config: TeacherConfig) -> tuple[Any, Any]:
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """Return the prompt as the model's template has it, in transformers' sandbox; TemplateError where it cannot be had."""
+    """Return the prompt rendered by the model's template in transformers' sandbox; TemplateError if that fails."""
     try:
         return _applied(tokenizer, messages)
-    except TemplateError:  # templates that know no system role refuse it so
+    except TemplateError:  # templates without a system role reject one by raising this
         return _applied(tokenizer, _one_message(messages))
 
 
@@ -233,7 +233,7 @@ def _applied(tokenizer: Any, messages: Sequence[Message]) -> str:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except TemplateError:
         raise
-    except Exception as error:  # a template is a program: adding a text to None raises what Python raises for it
+    except Exception as error:  # a template is a program and may raise any Python error, for example TypeError
         raise TemplateError(f"{type(error).__name__}: {error}") from error
     return text
 
@@ -265,7 +265,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     ids = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
     if not ids:
         raise TeacherError(
-            "the chat model names no end-of-sequence token, so its answers would never end: set eos_token_id in generation_config.json"
+            "the chat model has no end-of-sequence token, so its replies would never end: set eos_token_id in generation_config.json"
         )
     return sorted(ids)
 

@@ -1,21 +1,21 @@
-"""Pace: when the next question may be sent.
+"""Pace: rate limits, concurrency and back-off of one teacher.
 
-Invariant: whatever `admit` lets through may be sent at once, so an attempt that is recorded after it is an attempt that
-goes out. Five things hold a question back:
+Invariant: after `admit` returns, a request may be sent at once, so the attempt is recorded between `admit` and sending. Five
+things delay a question:
 
-- places: at most `concurrency` under way. A 429 takes three tenths of the places, once for all that were under way,
-  and every place that was refused; each answer wins back a part of one (additive increase, multiplicative decrease).
-- requests and tokens a minute, as token buckets. Tokens are debited by estimate and corrected by the real count.
-- a pause that the server asked for: Retry-After, or an x-ratelimit budget that is used up until its reset.
-- a back-off where it answered 429 without naming a time.
-- the breaker: after `BREAKER` failures of the server in a row, one probe at a time, further and further apart.
+- slots: an AIMD window of at most `concurrency` questions in flight. A 429 multiplies it by 0.7, at most once for the
+  questions then in flight, and removes the slots that were refused; each success adds a fraction of a slot.
+- requests and tokens per minute, as token buckets. Tokens are debited by estimate and corrected by the real count.
+- a pause that the server asked for: Retry-After, or an x-ratelimit budget that is exhausted until its reset.
+- a back-off after a 429 without a time to wait.
+- the circuit breaker: after `BREAKER` failures of the server in a row, one probe at a time, at growing intervals.
 
-When nothing but failures has come back for `wait_s`, or the server asks for a longer pause than that, `admit` raises
-TeacherError: there is an end to waiting. It never raises while answers arrive, however slowly.
-This module refuses to know HTTP: it is told what happened. It belongs to one event loop.
+If there were only failures for `wait_s`, or the server asks for a longer pause than that, `admit` raises TeacherError. It
+never raises while replies arrive, however slowly.
+This module does not depend on HTTP; callers report outcomes to it. It belongs to one event loop.
 
-aiolimiter's bucket cannot be corrected after the fact, and stamina and tenacity retry one call without knowing of the
-others; hence the few lines of our own.
+aiolimiter's bucket cannot be corrected afterwards, and stamina and tenacity retry each call independently of the others,
+so this is our own code.
 """
 
 import asyncio
@@ -27,22 +27,22 @@ from typing import Protocol
 
 from recycledb.errors import TeacherError
 
-BREAKER = 10  # failures in a row that mean "down"
+BREAKER = 10  # failures in a row after which the server counts as down
 LONGEST_PROBE_S = 30.0
 FIRST_CONTACT_S = 20.0
 LONGEST_BACKOFF_S = 60.0
-BURST_S = 0.1  # a bucket saves up no more than this, so a minute never holds noticeably more than its limit
-# Rounds of answers in which the places climb from none back to all, but for the stretch round the height of the last
-# 429, where they climb by one a round.
+BURST_S = 0.1  # capacity of a bucket in seconds of its rate, so that no minute noticeably exceeds its limit
+# Additive increase: the window recovers from 0 to `concurrency` in about this many round trips. Within NEAR (25 %) of the
+# window at the last 429 it grows by 1 per round trip.
 CLIMB_ROUNDS = 32
 NEAR = 0.25
-DECREASE = 0.7  # as TCP's CUBIC does; half, where a fourth too many were under way, would leave much unused
-LONGEST_PAUSE_S = 1e9  # that is written out where a server asks for one: thirty years say enough
-LOOK_AGAIN_S = 0.5  # a pause may end early, when an answer arrives after all
+DECREASE = 0.7  # as in TCP's CUBIC; halving after exceeding the limit by a quarter would leave much of it unused
+LONGEST_PAUSE_S = 1e9  # bound of a pause that a server asks for (30 years)
+LOOK_AGAIN_S = 0.5  # a back-off may end early, when a reply arrives
 
 
 class Attempted(Protocol):
-    """What `retry_delay` reads of a reply."""
+    """What `retry_delay` needs of a reply."""
 
     @property
     def retry_after_s(self) -> float | None:
@@ -50,9 +50,9 @@ class Attempted(Protocol):
 
 
 def retry_delay(number: int, reply: Attempted, longest_s: float = LONGEST_BACKOFF_S) -> float:
-    """Return how many seconds to wait after attempt `number` (from 1) failed: what the server asked, else doubling.
+    """Return how many seconds to wait after attempt `number` (from 1) failed: Retry-After, else exponential back-off.
 
-    The waits are spread at random, so that questions that failed together do not return together.
+    The back-off has jitter, so that questions that failed together are not retried together.
     """
     if reply.retry_after_s is not None:
         return reply.retry_after_s
@@ -64,7 +64,7 @@ def _backoff(first_s: float, times: int, longest_s: float) -> float:
 
 
 class Ticket:
-    """One place among the questions under way; leaving the `with` block gives it back."""
+    """One slot for a question in flight; leaving the `with` block releases it."""
 
     __slots__ = ("_pace", "closed", "sent_at", "tokens")
 
@@ -75,12 +75,12 @@ class Ticket:
         self.closed = False
 
     def spent(self, tokens: int) -> None:
-        """Correct the estimate by the tokens that the question really took."""
+        """Correct the estimate by the actual number of tokens."""
         self._pace.correct(tokens - self.tokens)
         self.tokens = tokens
 
     def close(self) -> None:
-        """Give the place back; a second time does nothing."""
+        """Release the slot; idempotent."""
         if not self.closed:
             self.closed = True
             self._pace.leave()
@@ -95,7 +95,7 @@ class Ticket:
 
 
 class _Bucket:
-    """So many units a minute, spent in advance if need be: a debt is waited for by the next."""
+    """A token bucket of `per_minute` units. Its level may become negative: the next request waits for the debt."""
 
     def __init__(self, per_minute: float, now: float) -> None:
         self.per_s = per_minute / 60
@@ -107,19 +107,19 @@ class _Bucket:
         self.at = now
 
     def delay(self, amount: float, now: float) -> float:
-        """Return the seconds until `amount`, or as much as the bucket holds at most, is there."""
+        """Return the seconds until `amount` (at most the bucket's capacity) is available."""
         self._fill(now)
-        # A billionth short is there: else rounding would ask for waits of no length.
+        # With a tolerance, since rounding would otherwise cause waits of almost 0 s.
         return max(0.0, (min(amount, self.most) - self.level - 1e-9) / self.per_s)
 
     def take(self, amount: float, now: float) -> None:
-        """Debit `amount`, into debt if need be; a negative one is given back."""
+        """Debit `amount`, even below 0; a negative amount is a credit."""
         self._fill(now)
         self.level = min(self.most, self.level - amount)
 
 
 class Pace:
-    """The limits of one teacher, and what has come back from it lately."""
+    """The limits of one teacher, and its recent outcomes."""
 
     def __init__(
         self,
@@ -136,40 +136,40 @@ class Pace:
         self._requests = _Bucket(rpm, now) if rpm else None
         self._tokens = _Bucket(tpm, now) if tpm else None
         self._under_way = 0
-        self._queue = asyncio.Lock()  # first come, first served
+        self._queue = asyncio.Lock()  # FIFO
         self._freed = asyncio.Event()
-        self._resume_at = now  # a pause, or a back-off of our own, lasts until then
-        self._asked_until = now  # the part of it that the server asked for
+        self._resume_at = now  # end of a pause or of our own back-off
+        self._asked_until = now  # end of the pause that the server asked for
         self._places = self._ceiling = float(concurrency)
-        self._cut_at = now  # when the places were last reduced
-        self._at_cut = concurrency  # how many were under way then, less those that were refused since
-        self._limited = 0  # rounds with a 429 in a row
-        self._failures = 0  # failures of the server in a row
+        self._cut_at = now  # when the window was last reduced
+        self._at_cut = concurrency  # how many were in flight then, less those refused since
+        self._limited = 0  # consecutive rounds with a 429
+        self._failures = 0  # consecutive failures of the server
         self._down_at = now  # when the breaker opened
         self._probes = 0
-        self._silent_since: float | None = None  # the first failure since the last answer
-        self._heard = False  # whether the server has ever said anything
+        self._silent_since: float | None = None  # the first failure since the last success
+        self._heard = False  # whether the server has ever responded
         self._last_error, self._last_error_at = "", now
 
     @property
     def concurrency(self) -> int:
-        """How many questions may be under way now."""
+        """How many questions may be in flight now."""
         return 1 if self._failures >= BREAKER else max(1, int(self._places))
 
     @property
     def under_way(self) -> int:
-        """How many questions are under way."""
+        """How many questions are in flight."""
         return self._under_way
 
     def now(self) -> float:
-        """Return the moment on this pace's clock, for `limited` and `failed`."""
+        """Return the current time on this pace's clock, for `limited` and `failed`."""
         return self._clock()
 
     async def admit(self, tokens: int = 0) -> Ticket:
         """Wait until one more question of about `tokens` may be sent; TeacherError after `wait_s` of failures."""
         async with self._queue:
             while True:
-                self._check_patience(self._clock())  # also where no place is free: what is under way may take long
+                self._check_patience(self._clock())  # also if no slot is free, since requests in flight may take long
                 if self._under_way >= self.concurrency:
                     self._freed.clear()
                     await self._freed.wait()
@@ -212,21 +212,21 @@ class Pace:
 
     @property
     def _patience_s(self) -> float:
-        """How long silence is borne: a server that was never heard of is more likely misspelt than down."""
+        """The timeout for consecutive failures: shorter for a server that never responded, whose address is probably wrong."""
         return self._wait_s if self._heard else min(self._wait_s, FIRST_CONTACT_S)
 
     def leave(self) -> None:
-        """Note that a question is no longer under way."""
+        """Note that a question is no longer in flight."""
         self._under_way -= 1
         self._freed.set()
 
     def correct(self, tokens: int) -> None:
-        """Debit `tokens` that a question took beyond its estimate; negative ones are given back."""
+        """Debit the `tokens` by which a question exceeded its estimate; a negative number is a credit."""
         if self._tokens:
             self._tokens.take(tokens, self._clock())
 
     def answered(self) -> None:
-        """Note an answer, be it a refusal: the server is there and willing."""
+        """Note a response, even a refusal: the server is up."""
         self._heard = True
         if self._failures >= BREAKER:
             self._resume_at = self._asked_until
@@ -242,7 +242,7 @@ class Pace:
         self._places = min(self._most, self._places + step / self._places)
 
     def limited(self, sent_at: float, retry_after_s: float | None, error: str) -> None:
-        """Note a 429 to a question sent at `sent_at`: fewer places, and a wait as long as the server asks."""
+        """Note a 429 to a question sent at `sent_at`: reduce the window, and wait as long as the server asks."""
         self._heard = True
         now = self._note_error(sent_at, error)
         new_round = sent_at >= self._cut_at
@@ -259,31 +259,31 @@ class Pace:
             self._hold(now, _backoff(0.1, self._limited, LONGEST_BACKOFF_S))
 
     def failed(self, sent_at: float, error: str) -> None:
-        """Note a failure of the server or of the way to it; several in a row open the breaker."""
+        """Note a failure of the server or the network; several in a row open the breaker."""
         self._heard = self._heard or not error.startswith("connection")
         now = self._note_error(sent_at, error)
         self._failures += 1
         if self._failures == BREAKER:
             self._down_at, self._probes = now, 0
         elif self._failures < BREAKER or sent_at < self._down_at:
-            return  # not yet, or one that was under way when it went down
+            return  # not enough failures yet, or a request sent before the breaker opened
         self._hold(now, _backoff(1.0, self._probes, LONGEST_PROBE_S))
         self._probes += 1
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for as long as the server asks; a longer pause already under way stays."""
+        """Send nothing for as long as the server asks; a longer current pause is kept."""
         self._asked_until = max(self._asked_until, self._clock() + min(seconds, LONGEST_PAUSE_S))
         self._resume_at = max(self._resume_at, self._asked_until)
 
     def _hold(self, now: float, seconds: float) -> None:
-        """Send nothing for so long of our own accord, but try once more when patience ends."""
+        """Back off for `seconds`, but at most until the timeout, so that there is one more try before it."""
         patience = max(now, (self._silent_since or now) + self._patience_s)
         self._resume_at = max(self._resume_at, min(now + seconds, patience))
 
     def _note_error(self, sent_at: float, error: str) -> float:
         now = self._clock()
         asked_all_along = sent_at - max(self._last_error_at, self._resume_at) <= LONGEST_BACKOFF_S
-        if self._silent_since is None or not asked_all_along:  # time in which nobody asked is no silence
+        if self._silent_since is None or not asked_all_along:  # time without requests does not count
             self._silent_since = now
         self._last_error, self._last_error_at = error, now
         return now

@@ -1,9 +1,8 @@
-"""Prices: what a request cost, in dollars.
+"""Prices: the cost of a request in US dollars.
 
-Invariant: a cost comes from prices that someone stands for: the configuration's, else those of the genai-prices package for
-this address and model, where it is installed. Otherwise it is unknown. A cost is a finite number from 0 up; where what a server says of
-its tokens can be read in two ways it is the dearer one, and where it cannot be true the cost is unknown, which is never taken for 0.
-This module refuses to guess.
+Invariant: a cost is computed from the configuration's prices, else from those of the genai-prices package for this address and model,
+if it is installed; otherwise it is unknown. A cost is a finite number of at least 0. If a server's token counts can be read in two
+ways, the higher cost counts; if they are impossible, the cost is unknown, which is never treated as 0. Nothing is guessed.
 """
 
 import math
@@ -14,21 +13,21 @@ from typing import Any
 
 from recycledb.config import TeacherConfig
 
-# (prompt tokens, completion tokens, how many of the prompt's came from the server's cache) -> USD
+# (prompt tokens, completion tokens, prompt tokens that came from the server's cache) -> USD
 Cost = Callable[[int, int, int], float]
 
-MOST_TOKENS = 10**9  # no request has more: what is beyond is no count
+MOST_TOKENS = 10**9  # no request has more, so a larger number is invalid
 
-# A server that answers so has not begun: it knows neither key nor model, the account is blocked, or its gate is shut. A 400 is not among
-# them: Azure bills prompts that its filter or its input limit turned away (learn.microsoft.com, "manage costs": 400 and 408 may be
+# With these statuses nothing was generated: redirects, an unknown key or model, a blocked account, a rate limit. 400 is not among
+# them: Azure bills prompts that its filter or its input limit rejected (learn.microsoft.com, "manage costs": 400 and 408 may be
 # charged, 401 and 429 are not), and so do others.
 UNBEGUN_STATUSES = frozenset({301, 307, 308, 401, 402, 403, 404, 405, 429})
 
 
 def find_cost(config: TeacherConfig, base_url: str) -> Cost | None:
-    """Return the function that prices a request to `config`'s model at `base_url`; None where no price is known.
+    """Return the function that prices a request to `config`'s model at `base_url`; None if no price is known.
 
-    Where the configuration has no price for cached tokens, they cost what others do.
+    Without a price for cached tokens in the configuration they cost as much as other prompt tokens.
     """
     if config.price_in is not None and config.price_out is not None:
         price_in, price_out = config.price_in, config.price_out
@@ -46,21 +45,21 @@ def find_cost(config: TeacherConfig, base_url: str) -> Cost | None:
 
     try:
         cost(1, 1, 0)
-    except LookupError:  # it does not know this address or this model
+    except LookupError:  # unknown address or model
         return None
     return cost
 
 
 def dearest(price: Cost, prompt: int, completion: int) -> float:
-    """Return what a request costs at most, whatever part of the prompt was cached."""
+    """Return the highest cost of a request, over all possible numbers of cached tokens."""
     return max(price(prompt, completion, cached) for cached in (0, prompt))
 
 
 def usage_cost(price: Cost | None, usage: object) -> float | None:
-    """Return what a request cost by the `usage` of its answer; None where that cannot be told.
+    """Return the cost of a request from the `usage` of its response; None if it cannot be computed.
 
-    A prompt or an answer of no tokens is none: such a count was made up. Some servers leave the tokens of thinking out of
-    `completion_tokens`; they are in the total, or in the details. More cached tokens than the prompt has: any number may be true.
+    A count of 0 prompt or completion tokens is treated as invalid. Some servers leave reasoning tokens out of `completion_tokens`;
+    they are in the total, or in the details. If there are more cached tokens than prompt tokens, the highest possible cost is taken.
     """
     if price is None or not isinstance(usage, dict):
         return None
@@ -83,7 +82,7 @@ def usage_cost(price: Cost | None, usage: object) -> float | None:
 
 
 def is_unbegun(status: int, codes: Collection[str], named: Collection[str]) -> bool:
-    """Say whether a refusal came before anything was generated: by its status, or by a code that names what was wrong with the request."""
+    """Return whether a request was refused before anything was generated, by its status or by an error code about the request."""
     return status in UNBEGUN_STATUSES or (400 <= status < 500 and any(code in named for code in codes))
 
 

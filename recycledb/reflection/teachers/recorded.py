@@ -1,17 +1,16 @@
-"""A teacher that answers from a recording: for the demo, for tests, and to replay what was paid for once.
+"""A teacher that answers from a recording: for the demo, for tests, and to reuse replies that were paid for.
 
-A recording is JSON Lines. Each line is a reply to one question, known by what was asked about, not by the prompt's wording:
+A recording is JSON Lines. Each line is a reply to one question, identified by step and texts, not by the prompt's wording:
 
     {"step": "reflect_response", "reads": {"instruction": "…", "input": "", "output": "…"}, "text": "…",
      "finish_reason": "stop", "prompt_tokens": 210, "completion_tokens": 95}
 
-Where a step shows several variants, `beside` is a list of the others' texts, in order. It, `finish_reason`, `prompt_tokens`,
-`completion_tokens`, `served_model` and `error` ("kind: detail") may be missing; so may `text` beside an error.
-Several lines for one question are the answers to its attempts, in order; the last one also
-answers those after it.
+If a step shows several variants, `beside` is a list of the others' texts, in order. `beside`, `finish_reason`, `prompt_tokens`,
+`completion_tokens`, `served_model` and `error` ("kind: detail") are optional; so is `text` if there is an error.
+Several lines for one question are the replies to its attempts, in order; further attempts get the last one.
 
-Invariant: the same recording answers the same attempt alike, in every run. Only offsets are kept in memory, so a recording
-may be larger than it. This module refuses to invent: an unknown question fails as `no_recorded_reply`.
+Invariant: the same recording gives the same reply to the same attempt, in every run. Only offsets are kept in memory, so a
+recording may be larger than memory. An unknown question fails with `no_recorded_reply`.
 """
 
 import json
@@ -37,11 +36,11 @@ def question_key(step: str, shown: Sequence[Texts]) -> bytes:
 
 
 class RecordedTeacher:
-    """Answers from the file of `config`; TeacherError where it is missing or a line is wrong."""
+    """Answers from the file in `config`; TeacherError if it is missing or a line is invalid."""
 
     def __init__(self, config: TeacherConfig) -> None:
         if config.file is None:
-            raise TeacherError(f"teacher {config.name!r} is recorded but names no `file`")
+            raise TeacherError(f"teacher {config.name!r} is recorded but has no `file`: set file in recycledb.toml")
         self._path = config.file
         self._served_model = config.model or None
         self._pace = Pace(f"teacher {config.name!r}", config.concurrency)
@@ -57,7 +56,7 @@ class RecordedTeacher:
 
     @property
     def concurrency(self) -> int:
-        """How many questions may be under way now."""
+        """How many questions may be in flight now."""
         return self._pace.concurrency
 
     def estimate(self, messages: Sequence[Message]) -> int:
@@ -65,7 +64,7 @@ class RecordedTeacher:
         return 0
 
     async def admit(self, tokens: int = 0) -> Ticket:
-        """Wait for a free place."""
+        """Wait for a free slot."""
         return await self._pace.admit(tokens)
 
     async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
@@ -78,7 +77,7 @@ class RecordedTeacher:
         try:
             row = json.loads(os.pread(self._descriptor, length, offset))
         except ValueError as error:
-            raise TeacherError(f"recording {self._path} was changed meanwhile; run sync again") from error
+            raise TeacherError(f"recording {self._path} was changed during the run; run sync again") from error
         fields = {name: row.get(name) for name in _COUNT_FIELDS}
         fields |= {"served_model": row.get("served_model") or self._served_model, "duration_ms": 0}
         if row.get("error"):
@@ -133,7 +132,7 @@ def _check_fields(row: Mapping[str, Any], shown: Sequence[Texts]) -> None:
 
 
 def recorded_line(step: str, shown: Sequence[Texts], reply: Reply) -> str:
-    """Return the line by which a recording answers a question about the variants in `shown` with `reply`."""
+    """Return the line of a recording in which `reply` answers a question about the variants in `shown`."""
     row: dict[str, Any] = {"step": str(step), "reads": shown[0]._asdict(), "text": reply.text}
     if shown[1:]:
         row["beside"] = [texts._asdict() for texts in shown[1:]]

@@ -1,8 +1,8 @@
-"""How an OpenAI-compatible server is reached: its address, what must not be shown of it, and clients that bound what they read.
+"""HTTP access to an OpenAI-compatible server: its address, masking of its secrets, and clients that limit the size of responses.
 
-Invariant: a reply is unpacked piece by piece and no further than the bound, whatever its length or its encoding promises; no
-redirect is followed, so no key and no question goes where the configuration does not say; and the key, and a password in the
-address, never leave this process but in the header that they are for.
+Invariant: a response is decompressed in pieces and no further than the limit, whatever its Content-Length or encoding; no redirect is
+followed, so keys and questions only go to the configured address; and the key, and a password in the address, leave this process
+only in the Authorization header.
 """
 
 import base64
@@ -25,18 +25,18 @@ from recycledb.errors import TeacherError, without_password
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_S = 10.0
 MEGABYTE = 1_000_000
-LEAST_LENGTH = 4  # of a key or password that is looked for: a shorter one would be found in any word
-CREDENTIALS_LENGTH = 10  # of "Basic" with what follows it, at least
-KEY_LENGTH = 16  # a shorter "key" (ollama, lm-studio) is a word that an answer may well hold
+LEAST_LENGTH = 4  # of a key or password that is masked: a shorter one would match parts of words
+CREDENTIALS_LENGTH = 10  # of "Basic" and its value, at least
+KEY_LENGTH = 16  # a shorter "key" (ollama, lm-studio) is a word that may occur in a model's text
 _CREDENTIALS = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=*-]{4,}", re.IGNORECASE)
-_BODY = "recycledb.body"  # where a response carries what was read of it
+_BODY = "recycledb.body"  # key of a response's body in its extensions
 _BIG_NUMBER = 40  # digits
-DEPTH_MOST = 100  # of a body's nesting; an answer needs five
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]+|[\]}]+', re.DOTALL)  # and texts, whose brackets are none
+DEPTH_MOST = 100  # levels of nesting of a body; a chat completion has five
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]+|[\]}]+', re.DOTALL)  # and strings, whose brackets do not count
 
 
 class Mask:
-    """Hides a teacher's key and password in what its server says."""
+    """Masks a teacher's key and password in texts from its server."""
 
     def __init__(self, *secrets: str) -> None:
         told = [secret for secret in secrets if len(secret) >= LEAST_LENGTH]
@@ -44,7 +44,7 @@ class Mask:
         self._secrets = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """Return what a server said without the secrets, and without any other credentials of a header."""
+        """Return a server's text with the secrets masked, and any other credentials of a header too."""
         if len(text) < LEAST_LENGTH:
             return text
         for secret in self._secrets:
@@ -52,7 +52,7 @@ class Mask:
         return text if len(text) < CREDENTIALS_LENGTH else _CREDENTIALS.sub(r"\1 ***", text)
 
     def in_answer(self, text: str) -> str:
-        """Return a model's answer, of which nothing else may change, without the secrets that are no common words."""
+        """Return a model's text, otherwise unchanged, with those secrets masked that are too long to be words."""
         for secret in self._secrets:
             if len(secret) >= KEY_LENGTH and secret in text:
                 text = text.replace(secret, "***")
@@ -66,7 +66,7 @@ def _escaped(secret: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Access:
-    """Where a teacher's server is, and by what it lets us in."""
+    """The address of a teacher's server, and the credentials for it."""
 
     address: str  # without user and password
     key: str
@@ -75,15 +75,17 @@ class Access:
 
 
 def find_access(config: TeacherConfig) -> Access:
-    """Return the address and key of a teacher; TeacherError where one of them cannot be right.
+    """Return the address and key of a teacher; TeacherError if one of them is invalid.
 
-    A user and password in the address are sent as Basic authentication, in place of the key.
+    A user and password in the address are sent as Basic authentication instead of the key.
     """
     given = config.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
     parts = _parts(given)
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         shown = without_password(given)
-        raise TeacherError(f"teacher {config.name!r}: base_url {shown!r} is no address such as {OPENAI_URL}")
+        raise TeacherError(
+            f"teacher {config.name!r}: base_url {shown!r} is not a valid URL; give one like {OPENAI_URL}"
+        )
     key = _api_key(config, parts.hostname)
     if parts.username is None:
         return Access(given, key or "none", {}, Mask(key))
@@ -97,24 +99,24 @@ def find_access(config: TeacherConfig) -> Access:
 def _parts(address: str) -> SplitResult | None:
     try:
         parts = urlsplit(address)
-        parts.port  # noqa: B018 - raises where it is no number
+        parts.port  # noqa: B018 - raises if it is not a number
     except ValueError:
         return None
     return parts
 
 
 def _api_key(config: TeacherConfig, host: str) -> str:
-    """Return the key, '' where there is none: servers at home ask for none, but the SDK insists on one."""
+    """Return the key, '' if there is none: local servers need none."""
     key = os.environ.get(config.api_key_env, "").strip()
     if key and not (key.isascii() and key.isprintable()):
-        raise TeacherError(f"teacher {config.name!r}: {config.api_key_env} holds characters that no key has")
+        raise TeacherError(f"teacher {config.name!r}: {config.api_key_env} has characters that cannot be in a key")
     if not key and host.endswith("openai.com"):
         raise TeacherError(f"teacher {config.name!r} needs a key: set {config.api_key_env} in the environment")
     return key
 
 
 def pointed_to(where: str, location: str) -> str:
-    """Return the address that a redirect names, without credentials, query and the endpoint's own path."""
+    """Return the target of a redirect, without credentials, query and the endpoint's path."""
     parts = _parts(urljoin(f"{where}/chat/completions", location))
     if parts is None:
         return "nowhere"
@@ -123,10 +125,10 @@ def pointed_to(where: str, location: str) -> str:
 
 
 def parsed(body: bytes) -> Any:
-    """Return the JSON of a body; ValueError where it is none.
+    """Return the JSON of a body; ValueError if it is not JSON.
 
-    What no answer needs must not cost the answer beside it: bytes that are no UTF-8 become U+FFFD, whole numbers too long for Python
-    to read become texts, and what is nested deeper than `DEPTH_MOST` is null.
+    Malformed parts that no reply needs must not make the reply unreadable: bytes that are not UTF-8 become U+FFFD, integers too long
+    for Python become texts, and values nested deeper than `DEPTH_MOST` are null.
     """
     try:
         return json.loads(body)
@@ -136,7 +138,7 @@ def parsed(body: bytes) -> Any:
         body = _pruned(body)
     except json.JSONDecodeError:
         raise
-    except ValueError:  # Python reads no number of more than 4,300 digits
+    except ValueError:  # Python parses no integer of more than 4,300 digits
         pass
     try:
         return json.loads(body, parse_int=_whole_number)
@@ -145,7 +147,7 @@ def parsed(body: bytes) -> Any:
 
 
 def _pruned(body: bytes) -> bytes:
-    """Return JSON with null in place of whatever is nested deeper than `DEPTH_MOST`, in one pass over it."""
+    """Return JSON with values nested deeper than `DEPTH_MOST` replaced by null, in one pass."""
     kept, depth, begin = [], 0, 0
     for token in _BRACKETS.finditer(body):
         run, before = token[0], depth
@@ -169,7 +171,7 @@ def _whole_number(digits: str) -> int | str:
 
 
 class TooLarge(openai.OpenAIError):
-    """A reply is larger than the bound; `headers` are its own."""
+    """A response is larger than the limit; `headers` are the response's."""
 
     def __init__(self, most: int, headers: httpx2.Headers) -> None:
         super().__init__(f"the reply is larger than {most // MEGABYTE:,} MB; max_reply_mb sets this bound")
@@ -177,7 +179,7 @@ class TooLarge(openai.OpenAIError):
 
 
 class Refused(openai.OpenAIError):
-    """The server answered with a status other than success. Raised before the SDK reads the body as whatever it claims to be."""
+    """The server responded with an error status. Raised before the SDK decodes the body."""
 
     def __init__(self, response: httpx2.Response) -> None:
         super().__init__(f"status {response.status_code}")
@@ -198,7 +200,7 @@ class _AsyncBounded(httpx2.AsyncClient):
                         raise TooLarge(self.most_bytes, response.headers)
         finally:
             await response.aclose()
-        # A response of its own, as the other client makes it, would take a tenth of a millisecond.
+        # A new response, as `_whole` makes for the other client, would take a tenth of a millisecond.
         response.extensions[_BODY] = bytes(content)
         if not response.is_success:
             raise Refused(response)
@@ -230,7 +232,7 @@ class _Bounded(openai.DefaultHttpxClient):
 
 
 def body_of(response: httpx2.Response) -> bytes:
-    """Return the unpacked body of a response of the client that asks questions."""
+    """Return the decompressed body of a response of `async_client`."""
     return bytes(response.extensions[_BODY])
 
 
@@ -243,7 +245,7 @@ def _of_sync(response: httpx2.Response) -> Generator[bytes, None, None]:
 
 
 def _whole(response: httpx2.Response, content: bytes) -> httpx2.Response:
-    """Return a response whose body has been unpacked."""
+    """Return a response with the decompressed body."""
     headers = response.headers
     headers.pop("content-encoding", None)
     whole = httpx2.Response(
@@ -253,14 +255,14 @@ def _whole(response: httpx2.Response, content: bytes) -> httpx2.Response:
         request=response.request,
         extensions=response.extensions,
     )
-    whole.encoding = "utf-8"  # whatever the server says: the SDK would look up any codec that Python has
+    whole.encoding = "utf-8"  # not the server's charset: the SDK would accept the name of any Python codec
     return whole
 
 
 def async_client(concurrency: int, most_mb: int) -> httpx2.AsyncClient:
     """Return the client that asks questions, `concurrency` at a time."""
-    # With 256 under way, httpx's own pool took twice the processor time of aiohttp's for each request. Idle connections
-    # are given up before a server's usual five seconds, lest a question be sent into a closing one.
+    # With 256 in flight, httpx's own pool took twice the CPU time of aiohttp's for each request. Idle connections are closed
+    # before a server's usual five seconds, so that no question is sent on a connection that the server is closing.
     limits = httpx2.Limits(
         max_connections=concurrency + 8, max_keepalive_connections=concurrency + 8, keepalive_expiry=4.0
     )
@@ -271,7 +273,7 @@ def async_client(concurrency: int, most_mb: int) -> httpx2.AsyncClient:
 
 
 def sync_client(most_mb: int) -> httpx2.Client:
-    """Return the client for files and batches; what it streams is for the caller to bound."""
+    """Return the client for files and batches; the caller limits the size of streamed responses."""
     client = _Bounded(follow_redirects=False)
     client.most_bytes = most_mb * MEGABYTE
     return client

@@ -1,0 +1,1 @@
+"""One method of each sort for recycledb: teacher steps, a student measure, a transform."""

@@ -1,0 +1,80 @@
+"""IFD and reversed IFD: the four statistics of a variant, and the templates that they are computed in.
+
+IFD (Li et al., arXiv:2308.12032) asks how much harder an answer is to predict without its instruction than with it; the reversed IFD of
+Selective Reflection-Tuning (arXiv:2402.10110) asks the same of the instruction, given the answer. With p the template around the
+instruction, y the answer, q the template around the request to guess the instruction, and t the instruction:
+
+    Q_direct      tokens of t              Q_condition   tokens of t after q
+    A_direct      tokens of y              A_condition   tokens of y after p
+
+    ifd_ppl = exp(A_condition) / exp(A_direct)     rifd_ppl = exp(Q_condition) / exp(Q_direct)
+
+The ratios are views over the statistics (`scores`, `measures`); nothing derived is stored. Which tokens are averaged, and how sequences are
+cut, is in `recycledb.scoring.spans`.
+
+Invariant: a template's text never changes, nor does a statistic's meaning: every number computed with it depends on it. Another wording is
+another template. The templates are those of the published scorers (Superfiltering's is `none`, arXiv:2402.00530).
+"""
+
+import json
+from collections.abc import Callable
+from enum import StrEnum
+from importlib import resources
+from typing import Final
+
+from recycledb.errors import ConfigError
+from recycledb.methods.definition import Method, Parts, Statistic
+from recycledb.schema import Texts
+
+_CONSTANTS: Final = json.loads(resources.files(__package__).joinpath("templates.json").read_text("utf-8"))
+_REVERSE: Final[str] = _CONSTANTS["reverse"]
+
+TEMPLATES: Final[tuple[str, ...]] = tuple(name for name in _CONSTANTS if name != "reverse")
+
+
+class Stat(StrEnum):
+    """A statistic: whose tokens are averaged (Q, A), and whether they are seen with the other half before them."""
+
+    Q_DIRECT = "Q_direct"
+    A_DIRECT = "A_direct"
+    Q_CONDITION = "Q_condition"
+    A_CONDITION = "A_condition"
+
+
+def _form(template: str, form: str) -> str:
+    if template not in TEMPLATES:
+        raise ConfigError(f"unknown template {template!r}: choose one of {', '.join(TEMPLATES)}")
+    text: str = _CONSTANTS[template][form]
+    return text
+
+
+def forward_prompt(template: str, texts: Texts) -> str:
+    """Return p, the context of A_condition: the template's form with input where there is an input."""
+    form = _form(template, "input" if texts.input else "no_input")
+    return form.format(instruction=texts.instruction, input=texts.input)
+
+
+def reverse_prompt(template: str, texts: Texts) -> str:
+    """Return q, the context of Q_condition: the template's form without input around the question for the instruction."""
+    return _form(template, "no_input").format(instruction=_REVERSE.format(output=texts.output))
+
+
+def question(texts: Texts) -> str:
+    """Return t, the target of the Q statistics: instruction and input without a separator, as published."""
+    return texts.instruction + texts.input
+
+
+def _of_instruction(joined: bool) -> Callable[[str, Texts], Parts]:
+    return lambda template, texts: Parts(reverse_prompt(template, texts), question(texts), joined)
+
+
+def _of_answer(joined: bool) -> Callable[[str, Texts], Parts]:
+    return lambda template, texts: Parts(forward_prompt(template, texts), texts.output, joined)
+
+
+Q_DIRECT = Statistic(Stat.Q_DIRECT.value, _of_instruction(joined=False))
+A_DIRECT = Statistic(Stat.A_DIRECT.value, _of_answer(joined=False))
+Q_CONDITION = Statistic(Stat.Q_CONDITION.value, _of_instruction(joined=True))
+A_CONDITION = Statistic(Stat.A_CONDITION.value, _of_answer(joined=True))
+
+IFD = Method(name="ifd", statistics=(Q_DIRECT, A_DIRECT, Q_CONDITION, A_CONDITION))

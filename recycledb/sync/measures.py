@@ -1,0 +1,186 @@
+"""Measures: which facts they need of a student, and their values, which are derived from facts without a model.
+
+Invariant: a value depends on facts, on the measure's version and on its options alone, which are all in its id; so another formula or
+option is another measure whose values are missing, and no fact is computed again for it.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recycledb import methods
+from recycledb.config import Config, MeasureConfig, StudentConfig
+from recycledb.errors import ConfigError, MethodError
+from recycledb.methods import Readout, StudentMeasure
+from recycledb.schema import IDENTITY_LENGTH, LossStatus, Texts, canonical_json, content_id, utc_now
+from recycledb.store import Row, Store
+from recycledb.store import measures as stored
+from recycledb.store.measures import Facts, Need
+from recycledb.store.pending import Scope, Wanted
+from recycledb.sync.progress import Listener, Progress
+from recycledb.sync.student import Student
+
+PAGE = 2_000  # samples whose values are computed at once
+
+UNUSABLE = "unusable"  # the facts are there, and the method derives no number from them
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A configured measure: its method and options, and the students it is taken under."""
+
+    config: MeasureConfig
+    students: tuple[Student, ...]
+
+    @property
+    def method(self) -> StudentMeasure:
+        """What computes it."""
+        return methods.measures()[self.config.method]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's options, as the configuration has them."""
+        return self.config.options(self.method.options)
+
+    @property
+    def readouts(self) -> tuple[Readout, ...]:
+        """The readouts that the options ask for."""
+        return self.method.readouts(self.options)
+
+    @property
+    def parameters(self) -> str:
+        """All that changes its values besides the method's version, as JSON: options, statistics, and the prompts of readouts."""
+        facts = {
+            "prompts": [readout.prompt_id for readout in self.readouts],
+            "statistics": [each.name for each in self.method.statistics],
+        }
+        return canonical_json({**facts, "options": self.options})
+
+    @property
+    def measure_id(self) -> str:
+        """The content address of its name, method, version and parameters."""
+        return measure_id_of(self.config.name, self.method.name, self.method.version, self.parameters)
+
+    def need(self, student_id: str, wanted: Wanted | None, augmentations: tuple[str, ...] = ()) -> Need:
+        """Return the facts that it needs of a student, of what the teacher and the augmentations (by id) make too."""
+        return Need(
+            Scope(wanted, self.config.kinds, augmentations),
+            student_id,
+            tuple(each.name for each in self.method.statistics),
+            tuple(readout.prompt_id for readout in self.readouts),
+        )
+
+    def register(self, store: Store, conn: Any) -> None:
+        """Write the measure and its prompts, and let its name mean it from now on."""
+        now = utc_now()
+        prompts = [
+            (each.prompt_id, methods.READOUT, each.text, f"{self.config.method}: {each.name}", now)
+            for each in self.readouts
+        ]
+        store.insert(conn, "prompt", prompts)
+        row = (self.measure_id, self.config.name, self.method.name, self.method.version, self.parameters, now)
+        store.insert(conn, "measure", [row])
+        store.ensure_name(conn, "measure", self.config.name, self.measure_id)
+
+
+def measure_id_of(name: str, method: str, version: int, parameters: str) -> str:
+    """Return the content address of a measure; `parameters` is JSON as it is stored."""
+    return content_id("measure", name, method, version, parameters, length=IDENTITY_LENGTH)
+
+
+def resolve(
+    config: Config, names: Sequence[str], students: Sequence[Student], identified: Callable[[StudentConfig], Student]
+) -> tuple[Measured, ...]:
+    """Return the configured measures of these names, or all; `students` are those of the sync.
+
+    Raises ConfigError where a name is not configured.
+    """
+    for name in names:
+        if name not in config.measures:
+            known = ", ".join(config.measures) or "none"
+            raise ConfigError(f"no measure {name!r} in {config.path} (there: {known}); add [measures.{name}]")
+    chosen = [each for each in config.measures.values() if not names or each.name in names]
+    return tuple(
+        Measured(each, tuple(identified(config.students[name]) for name in each.students) or tuple(students))
+        for each in chosen
+    )
+
+
+@dataclass
+class Valued:
+    """What came of the values of one measure under one student."""
+
+    measure: str
+    student: str
+    values: int = 0
+    without_value: dict[str, int] = field(default_factory=dict)  # by status
+
+
+def fill_values(
+    store: Store, measured: Measured, need: Need, student: str, stop: threading.Event, listener: Listener
+) -> Valued:
+    """Compute and commit the values that are missing and whose facts are there."""
+    result = Valued(measured.config.name, student)
+    progress = Progress(
+        "measure", f"{measured.config.name}/{student}", stored.count_values(store, need, measured.measure_id)
+    )
+    for samples in store.iter_places(page=PAGE):
+        if stop.is_set():
+            break
+        rows = list(_values(store, measured, need, samples))
+        with store.write() as conn:
+            store.insert(conn, "value", rows)
+        result.values += len(rows)
+        for row in rows:
+            if row[4] is None:
+                result.without_value[row[5]] = result.without_value.get(row[5], 0) + 1
+        progress.done = result.values
+        listener(progress)
+    progress.ended = True
+    listener(progress)
+    return result
+
+
+def _values(store: Store, measured: Measured, need: Need, samples: Sequence[str]) -> Iterator[Row]:
+    lacking = stored.lacking_values(store, need, measured.measure_id, samples)
+    facts = stored.facts_of(store, need, [row.variant_id for row in lacking])
+    for row in lacking:
+        found = facts[row.variant_id]
+        value, status = _value(measured, found, Texts(row.instruction, row.input, row.output))
+        yield measured.measure_id, need.student_id, row.variant_id, "", value, status
+
+
+def _value(measured: Measured, found: Facts, texts: Texts) -> tuple[float | None, str]:
+    """Return a measure's number, or None and why there is none."""
+    try:
+        value = measured.method.value(_facts(measured, found, texts), measured.options)
+        number = None if value is None else float(value)
+    except Exception as error:  # of whatever a package's function raises, its name is what helps
+        raise MethodError(
+            f"measure {measured.method.name!r} fails: {type(error).__name__}: {error}; facts are kept, values wait for another version"
+        ) from error
+    if number is not None and math.isfinite(number):
+        return number, LossStatus.OK.value
+    if number is not None:
+        return None, LossStatus.NOT_FINITE.value
+    wrong = [
+        row.status for row in (*found.losses.values(), *found.readouts.values()) if row.status not in ("ok", "imported")
+    ]
+    return None, wrong[0] if wrong else UNUSABLE
+
+
+def _facts(measured: Measured, found: Facts, texts: Texts) -> methods.Facts:
+    losses = {
+        name: None if row.loss_sum is None else (row.loss_sum / row.n_tokens, row.n_tokens)
+        for name, row in found.losses.items()
+    }
+    return methods.Facts(losses, dict(_readouts(measured, found.readouts)), texts)
+
+
+def _readouts(measured: Measured, rows: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, ...] | None]]:
+    for readout in measured.readouts:
+        row = rows[readout.prompt_id]
+        known = tuple(getattr(row, f"lp{i}") for i in range(len(readout.choices)))
+        yield readout.name, known if row.status == LossStatus.OK else None

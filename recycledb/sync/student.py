@@ -1,0 +1,24 @@
+"""A student whose revision is known."""
+
+from dataclasses import dataclass
+
+from recycledb.config import StudentConfig
+from recycledb.scoring.identity import Identity
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student whose revision is known, and with it its id."""
+
+    config: StudentConfig
+    identity: Identity
+
+    @property
+    def student_id(self) -> str:
+        """The content address of everything that changes its numbers."""
+        return self.config.student_id(self.identity.revision)
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """The statistics that are wanted."""
+        return tuple(stat.value for stat in self.config.statistics)
