@@ -4,10 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recycledb.config import augmentation_id_of
 from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
 from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Place, Store
+from recycledb.store.derivations import derivation_id_of
 from recycledb.store.pending import Wanted
 
 TEACHER = "7ea000000001"
@@ -134,8 +136,9 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     origins = conn.exec_driver_sql("SELECT sample_id, variant_id FROM variant WHERE kind = 'origin'").fetchall()
     members = [dict(map(tuple, origins))[sample] for sample in samples]
     text_id = conn.exec_driver_sql("SELECT min(text_id) FROM reply").fetchone()[0]
-    measure, augmentation = content_id("measure", name, length=12), content_id("augmentation", name, length=12)
-    derivation = content_id("derivation", augmentation, 0, *members)
+    measure, parameters = content_id("measure", name, length=12), {"name": name, "of": ["origin"]}
+    augmentation = augmentation_id_of("pair", 1, 0, parameters)
+    derivation = derivation_id_of(augmentation, 0, members)
     made = Texts(f"Both of {name}", "", "both")
     key = variant_id(samples[0], "pair", made, members[0], derivation)
     for table, row in (
@@ -146,7 +149,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
             (STUDENT, PROMPTS[Step.COMPRESS], members[0], "", -0.5, -1.0, *[None] * 8, 9, False, "ok", None, "test"),
         ),
         ("value", (measure, STUDENT, members[0], "", 0.5, "ok")),
-        ("augmentation", (augmentation, f"a-{name}", "pair", 1, 0, "{}", now)),
+        ("augmentation", (augmentation, f"a-{name}", "pair", 1, 0, canonical_json(parameters), now)),
         ("derivation", (derivation, augmentation, 0, "{}", None, now)),
         ("variant", (key, samples[0], "pair", members[0], None, None, None, *made, now, derivation)),
         *(("derivation_member", (derivation, ordinal, member)) for ordinal, member in enumerate(members)),

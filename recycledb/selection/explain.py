@@ -219,7 +219,7 @@ def _selective(store: Store, sample_id: str, parameters: Mapping[str, Any]) -> l
     return [*steps, "keep = reflected: only QA and A are kept"] if keep == "reflected" else steps
 
 
-def _seen(store: Store, sql: str, sample_id: str, parameters: Mapping[str, Any]) -> list[Any]:
+def _seen(store: Store, sql: str, sample_id: str, parameters: Mapping[str, Any], **values: str) -> list[Any]:
     """Run SQL with the names that the selection had: its student, its teacher and its prompts count as current."""
     as_if = list(find_prompts(store, parameters[PROMPT])) if parameters.get(PROMPT) else []
     for kind in ("student", "teacher"):
@@ -227,7 +227,7 @@ def _seen(store: Store, sql: str, sample_id: str, parameters: Mapping[str, Any])
         if name and identity and store.find_name(kind, name) != identity:
             as_if.append(Meaning(kind, name, identity))
     with store.sandbox(as_if=as_if) as sandbox:
-        columns, rows = sandbox.execute(sql, {"sample": sample_id, "student": parameters.get("student")})
+        columns, rows = sandbox.execute(sql, {"sample": sample_id, "student": parameters.get("student"), **values})
         return [SimpleNamespace(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
@@ -235,6 +235,8 @@ def _chosen(rows: Sequence[Any], teacher: str | None) -> dict[Kind, Ratios]:
     """Return one variant of each kind: that with the smallest id, and the QA that was made from the chosen Q."""
     found: dict[Kind, Ratios] = {}
     for row in rows:
+        if row.kind not in list(Kind):  # another method's, of which the rule knows nothing
+            continue
         kind = Kind(row.kind)
         if kind not in found and kind is not Kind.REFLECT_BOTH and (kind is Kind.ORIGIN or row.teacher == teacher):
             found[kind] = Ratios(row.variant_id, row.ifd, row.rifd)
@@ -251,16 +253,17 @@ def _ranked(store: Store, sample_id: str, parameters: Mapping[str, Any]) -> list
     teacher = parameters.get("teacher")
     sql = f"""
         SELECT ifd_{metric} AS ifd, teacher FROM scores
-        WHERE sample_id = :sample AND student = :student AND kind = '{Kind(kind).value}' AND is_current = 1
+        WHERE sample_id = :sample AND student = :student AND kind = :kind AND is_current = 1
         ORDER BY variant_id
     """
-    rows = _seen(store, sql, sample_id, parameters)
+    rows = _seen(store, sql, sample_id, parameters, kind=kind)
     found = [row for row in rows if kind == Kind.ORIGIN or teacher in (BEST, row.teacher)]
     if not found:
         return [f"no {kind} with scores under {parameters.get('student')}"]
     ifd = max((row.ifd for row in found if row.ifd is not None), default=None)
     below = ifd is not None and ifd < 1
-    steps = [f"ifd({SHORT[Kind(kind)]}) {_said(ifd)} < 1? {'yes' if below else 'no'}"]
+    short = SHORT[Kind(kind)] if kind in list(Kind) else kind
+    steps = [f"ifd({short}) {_said(ifd)} < 1? {'yes' if below else 'no'}"]
     if below:
         steps.append(f"by highest IFD below 1, the top {parameters.get('top')} are picked")
     return steps
