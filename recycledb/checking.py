@@ -403,7 +403,7 @@ def _selection(selection: str, record: Sequence[Any], picks: list[Any]) -> Itera
     for pick in picks:
         kinds[pick[5]] = kinds.get(pick[5], 0) + 1
     if kinds != counted:
-        yield f"selection {selection} records the kinds {counted}, but its picks are {kinds}"
+        yield f"selection {selection} records the counts {counted} by kind, but its picks are {kinds}"
 
 
 # -- derivations

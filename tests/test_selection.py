@@ -560,7 +560,7 @@ def test_parameters_are_checked_against_their_types(store: Store) -> None:
     scored.two_students(store)
     recipe = get_recipe("selective")
     for given_, message in (
-        ({"metric": "bits"}, "metric is 'bits'; it is one of ppl, loss"),
+        ({"metric": "bits"}, "metric is 'bits'; it must be one of ppl, loss"),
         ({"colour": "red"}, "has no parameter 'colour'"),
         ({"top": "0"}, "top is '0'"),
         ({"teacher": "nobody"}, "no teacher 'nobody' in the store; there are: gpt"),

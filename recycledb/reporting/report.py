@@ -30,7 +30,7 @@ _Scores = dict[str, dict[int, tuple[float | None, float | None]]]
 
 
 def write_report(store: Store, path: Path, *, limit: int | None = None) -> dict[str, int]:
-    """Write the report to `path`, with the texts of all samples or of the first `limit`; return its size.
+    """Write the report to `path`, with the texts of all samples or of the first `limit`; return its numbers of samples and bytes.
 
     The file appears when it is complete. WriteError if it cannot be written.
     """
