@@ -13,7 +13,6 @@ from functools import cached_property
 from recycledb import methods
 from recycledb.methods import Input, TeacherStep
 from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, ORIGIN
-from recycledb.store.repeats import unanswered
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,31 @@ PLACES_AFTER = f"""
 ALL_SAMPLES = f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o"
 
 
-def listed(samples: int) -> str:
-    """Return SQL for a list of that many sample ids, bound as sample_0, sample_1, …
+def listed(samples: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return SQL for a list of sample ids, and the values that it binds; what it is filled up with is no id.
 
     VALUES, since SQLite takes no more than 500 SELECTs by UNION ALL.
     """
-    return "VALUES " + ", ".join(f"(CAST(:sample_{i} AS VARCHAR))" for i in range(samples))
+    filled = [*samples, *[""] * (list_size(len(samples)) - len(samples))]
+    sql = "VALUES " + ", ".join(f"(CAST(:sample_{i} AS VARCHAR))" for i in range(len(filled)))
+    return sql, {f"sample_{i}": sample for i, sample in enumerate(filled)}
+
+
+def list_size(rows: int) -> int:
+    """Return how long a list in a statement is made: there are few sizes, so that few statements are compiled."""
+    return 1 << (rows - 1).bit_length()
+
+
+# The attempts that were answered, one row each.
+ATTEMPTS = "(SELECT attempt_id FROM reply UNION ALL SELECT attempt_id FROM repeated_reply)"
+
+
+def unanswered(attempt: str) -> str:
+    """Return the condition that an attempt, the alias of a row of `attempt`, has no answer."""
+    return f"""
+        NOT EXISTS (SELECT 1 FROM reply answer WHERE answer.attempt_id = {attempt}.attempt_id)
+        AND NOT EXISTS (SELECT 1 FROM repeated_reply again WHERE again.attempt_id = {attempt}.attempt_id)
+    """
 
 
 # What a walk over variants needs to know of them; texts are fetched last, for the few rows that come out.

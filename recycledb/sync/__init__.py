@@ -16,7 +16,10 @@ from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_S, Store
+from recycledb.store.losses import count_scores
 from recycledb.store.pending import Wanted
+from recycledb.store.questions import count_questions, count_under_way
+from recycledb.store.workers import beat, end_worker, start_worker
 from recycledb.sync.asking import Asking
 from recycledb.sync.budget import Budget, measure, require_prices
 from recycledb.sync.plan import Plan, make
@@ -168,10 +171,10 @@ class Sync:
         wanted, teacher = self.target.wanted, self.target.teacher
         assert wanted is not None and teacher is not None
         wanted = wanted.retrying(self.retry_before).started(self._started)
-        in_batches = teacher.mode == "batch" or self.store.count_under_way(wanted)[0] > 0
+        in_batches = teacher.mode == "batch" or count_under_way(self.store, wanted)[0] > 0
         if in_batches and (asked := self._look_at_batches(wanted, teacher.mode == "batch")):
             return asked
-        if not self.store.count_questions(wanted):
+        if not count_questions(self.store, wanted):
             return None
         if self._calls_left == 0:
             self.outcome.stopped = f"the limit of {self.limit} calls is reached"
@@ -192,26 +195,26 @@ class Sync:
     @contextmanager
     def _working(self) -> Iterator[str]:
         """Have this process on record as a worker, whose claims count as long as it lives."""
-        worker = self.store.start_worker()
+        worker = start_worker(self.store)
         try:
             yield worker
         except BaseException:
             with suppress(StoreError):  # the first error is the one that is told; this process's end will be noticed
-                self.store.end_worker(worker)
+                end_worker(self.store, worker)
             raise
-        self.store.end_worker(worker)
+        end_worker(self.store, worker)
 
     @contextmanager
     def _beating(self, worker: str) -> Iterator[None]:
         """Say all the time that this process lives, while it waits for others."""
         done = threading.Event()
 
-        def beat() -> None:
+        def keep_beating() -> None:
             while not done.wait(HEARTBEAT_S):
                 with suppress(StoreError):  # whoever needs the store will be told; the next beat may go better
-                    self.store.beat(worker)
+                    beat(self.store, worker)
 
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
@@ -270,7 +273,7 @@ class Sync:
         """Compute the statistics that can be computed now, one student after the other."""
         if self.stop.is_set() or not self.target.score:
             return []
-        counts = self.store.count_scores(self.target.wanted, [(each.student_id, each.stats) for each in students])
+        counts = count_scores(self.store, self.target.wanted, [(each.student_id, each.stats) for each in students])
         lacking = [(student, total) for student, (_, total, _) in zip(students, counts, strict=True) if total]
         return [self._score_under(student, total) for student, total in lacking if not self.stop.is_set()]
 

@@ -14,7 +14,10 @@ from recycledb.methods import TeacherStep
 from recycledb.reflection.teachers.prices import dearest
 from recycledb.schema import Stat, Texts
 from recycledb.store import Store
+from recycledb.store.losses import count_scores, present_stats, sample_scores
 from recycledb.store.pending import Wanted
+from recycledb.store.questions import count_failed, count_questions, count_under_way
+from recycledb.store.replies import count_unread, reply_history
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
 from recycledb.sync.target import Student, Target
@@ -135,12 +138,12 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     coming = sum(
         ask.calls for ask in asks if any(methods.kinds()[kind].scored for kind in methods.steps()[ask.step].made)
     )
-    in_batches, in_processes = store.count_under_way(wanted)
+    in_batches, in_processes = count_under_way(store, wanted)
     return Plan(
         asks=asks,
         scores=_scores(store, target, coming, exact) if target.score else [],
-        unread=store.count_unread(wanted.versions),
-        failed=store.count_failed(wanted),
+        unread=count_unread(store, wanted.versions),
+        failed=count_failed(store, wanted),
         in_batches=in_batches,
         in_processes=in_processes,
         counted_by=measured.source if any(ask.calls for ask in asks) else None,
@@ -148,10 +151,10 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
 
 
 def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> list[AskPlan]:
-    counted = store.count_questions(wanted)
+    counted = count_questions(store, wanted)
     ready = {step.name: counted.get(step.name, (0, 0)) for step in wanted.steps}
     follow = _follow(wanted, ready)
-    history = store.reply_history(wanted.teacher_id) if counted else {}
+    history = reply_history(store, wanted.teacher_id) if counted else {}
     return [_ask(target, step, ready[step], follow[step], history.get(step), measured) for step in target.prompts]
 
 
@@ -195,7 +198,7 @@ def _ask(
 
 
 def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
-    counts = store.count_scores(target.wanted, [(student.student_id, student.stats) for student in target.students])
+    counts = count_scores(store, target.wanted, [(student.student_id, student.stats) for student in target.students])
     return [
         _score(store, target, student, found, coming, exact)
         for student, found in zip(target.students, counts, strict=True)
@@ -216,8 +219,8 @@ def _score_tokens(store: Store, target: Target, student: Student, characters: in
     from recycledb.scoring.requests import Request
     from recycledb.scoring.tokenising import count_tokens
 
-    rows = store.sample_scores(target.wanted, student.student_id, student.stats, SAMPLE)
-    present = store.present_stats(student.student_id, [row.variant_id for row in rows])
+    rows = sample_scores(store, target.wanted, student.student_id, student.stats, SAMPLE)
+    present = present_stats(store, student.student_id, [row.variant_id for row in rows])
     requests = [
         Request(
             row.variant_id,

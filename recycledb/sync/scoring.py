@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 from recycledb.schema import LossStatus, Stat, Texts
 from recycledb.scoring.requests import Request, Result
-from recycledb.store import Row, Store
+from recycledb.store import Store
+from recycledb.store.losses import add_losses, known_pairs, pending_scores, present_stats
 from recycledb.store.pending import Wanted
+from recycledb.store.places import iter_places
+from recycledb.store.rows import LossRow
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.target import Student
 
@@ -79,10 +82,10 @@ class Scoring:
 
     def run(self) -> Scored:
         """Compute and commit what is missing; return what came of it."""
-        known = lambda pairs: self.store.known_pairs(self.student.student_id, pairs)  # noqa: E731
+        known = lambda pairs: known_pairs(self.store, self.student.student_id, pairs)  # noqa: E731
         with load_engine(self.student) as engine:
             for results in engine.score(self._requests(), known, self._note, self.stop.is_set):
-                self.store.add_losses([self._row(result) for result in results])
+                add_losses(self.store, [self._row(result) for result in results])
                 self._count(results)
         if self.stop.is_set():
             self.result.stopped = "stopped on request"
@@ -96,9 +99,9 @@ class Scoring:
     def _requests(self) -> Iterator[Request]:
         """Yield the variants that lack statistics, in dataset order, drawn page by page."""
         left = self.limit
-        for samples in self.store.iter_places(page=2_000):
-            rows = self.store.pending_scores(self.wanted, self.student.student_id, self.student.stats, samples)
-            present = self.store.present_stats(self.student.student_id, [row.variant_id for row in rows])
+        for samples in iter_places(self.store, page=2_000):
+            rows = pending_scores(self.store, self.wanted, self.student.student_id, self.student.stats, samples)
+            present = present_stats(self.store, self.student.student_id, [row.variant_id for row in rows])
             for row in rows:
                 if self.stop.is_set():
                     return
@@ -110,11 +113,19 @@ class Scoring:
                 missing = tuple(Stat(stat) for stat in self.student.stats if (row.variant_id, stat) not in present)
                 yield Request(row.variant_id, Texts(row.instruction, row.input, row.output), missing)
 
-    def _row(self, result: Result) -> Row:
-        flags = (result.truncated, result.merged, result.status.value, result.pair_id, result.kernel)
-        return (
-            self.student.student_id, result.key, result.stat.value, result.loss_sum, result.n_tokens, *flags
-        )  # fmt: skip
+    def _row(self, result: Result) -> LossRow:
+        return LossRow(
+            student_id=self.student.student_id,
+            variant_id=result.key,
+            stat=result.stat.value,
+            loss_sum=result.loss_sum,
+            n_tokens=result.n_tokens,
+            truncated=result.truncated,
+            merged=result.merged,
+            status=result.status.value,
+            pair_id=result.pair_id,
+            kernel=result.kernel,
+        )
 
     def _count(self, results: Sequence[Result]) -> None:
         self.result.statistics += len(results)
