@@ -19,6 +19,7 @@ from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of
+from recycledb.store.rows import ReplyRow
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, Relation, RowOf, Rule
 from recycledb.sync.measures import measure_id_of
@@ -65,8 +66,7 @@ def _augmentation(row: RowOf) -> str:
 
 
 def _reply(row: RowOf) -> str:
-    question = (row["variant_id"], row["step"], row["teacher_id"], row["prompt_id"], row["number"])
-    return reply_id_of(question, row["status"], row["text"], row["finish_reason"], row["error"], row["others"] or "")
+    return reply_id_of(ReplyRow(**{name: row[name] for name in ReplyRow._fields}))
 
 
 def _wrong_teacher(row: RowOf) -> Iterator[str]:

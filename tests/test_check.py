@@ -12,10 +12,12 @@ import pysqlite3.dbapi2 as pysqlite3
 import pytest
 import sound_stores
 from conftest import BACKENDS, Cli
+from stores import loss_row
 
 from recycledb.checking import check
 from recycledb.store import Store, parse_url
 from recycledb.store.digest import COLUMN, digests_of
+from recycledb.store.measures import add_facts
 from recycledb.store.tables import metadata
 from recycledb.store.verify import REPORTED
 
@@ -272,8 +274,8 @@ def test_numbers_that_a_database_gives_back_otherwise_keep_their_digest(url: str
     with Store.open(url) as store:
         student, variant = store.rows("SELECT student_id, variant_id FROM loss LIMIT 1")[0]
         rows = [
-            (student, variant, f"odd {i}", value, tokens, flag, False, "ok", None, "k")
+            loss_row(student, variant, f"odd {i}", value, tokens, truncated=flag)
             for i, (value, tokens, flag) in enumerate(ODD_ROWS)
         ]
-        store.add_losses(rows)
+        add_facts(store, rows)
         assert not [line for line in check(store).findings if "digest" in line]

@@ -12,7 +12,7 @@ import stores
 from conftest import BACKENDS, Cli
 
 from recycledb.errors import SchemaError, StoreError
-from recycledb.store import Store, revisions, upgrade
+from recycledb.store import Store, revisions, upgrade, verify
 from recycledb.store.merge import open_source
 
 Make = Callable[[Any], None]
@@ -178,4 +178,4 @@ def test_an_empty_file_may_become_a_store(backend: str, tmp_path: Path) -> None:
     assert path.read_bytes() == b""
     with Store.open(f"{backend}:///{path}", create=True) as store:
         stores.add_samples(store, [stores.texts(1)])
-        assert store.verify() == []
+        assert verify.check(store).findings == []

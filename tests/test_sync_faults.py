@@ -19,7 +19,10 @@ from recycledb.reflection.teachers import Question, Reply, Teacher, open_teacher
 from recycledb.reflection.teachers.pace import Ticket
 from recycledb.schema import ReplyStatus
 from recycledb.store import Store
+from recycledb.store.questions import count_under_way
+from recycledb.store.replies import pending_readings
 from recycledb.store.sqlite import driver  # a second SQLite library in one process would see no locks
+from recycledb.store.workers import end_worker, start_worker
 from recycledb.sync.asking import Asking
 from recycledb.sync.reading import verdicts_on
 
@@ -278,7 +281,7 @@ def test_an_extractor_that_fails_at_one_text_leaves_a_reason(tmp_path: Path) -> 
         with store.write() as conn:
             conn.exec_driver_sql("DELETE FROM extraction")
             conn.exec_driver_sql("UPDATE reply SET step = 'guess' WHERE text_id = (SELECT min(text_id) FROM reply)")
-        verdicts = verdicts_on(store.pending_readings(1))
+        verdicts = verdicts_on(pending_readings(store, 1))
     assert [row[3] for row in verdicts.extractions] == ["defect: ValueError: 'guess' is not a valid Step", None, None]
     assert len(verdicts.variants) == 2
 
@@ -289,15 +292,15 @@ def test_a_claim_that_was_never_sent_ends_and_costs_nothing(tmp_path: Path) -> N
     with TeacherServer() as server, Store.open(url) as store:
         wanted = target(server.base_url, ["reflect_response"])
         wanted.register(store)
-        worker = store.start_worker()
+        worker = start_worker(store)
         asyncio.run(cancelled_while_claiming(store, wanted, worker, tmp_path / "store.db"))
         assert server.log == []
         found = store.rows("SELECT status, error, cost_usd FROM teacher_texts")
         assert {(row.status, row.error.partition(":")[0], row.cost_usd) for row in found} == {
             ("error", "not_sent", 0.0)
         }
-        assert store.count_under_way(wanted.wanted) == (0, 0)  # type: ignore[arg-type]
-        store.end_worker(worker)
+        assert count_under_way(store, wanted.wanted) == (0, 0)  # type: ignore[arg-type]
+        end_worker(store, worker)
         assert run(url, wanted).complete
         assert set(server.questions.values()) == {1}
 

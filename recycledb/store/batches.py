@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from recycledb.schema import random_id, utc_now
 from recycledb.store import SQLRow, Store, workers
-from recycledb.store.pending import LIVE_BATCH
-from recycledb.store.repeats import unanswered
+from recycledb.store.pending import LIVE_BATCH, unanswered
+from recycledb.store.rows import AttemptRow, BatchEventRow, BatchRow
 
 PAGE = 500
 
@@ -22,8 +22,7 @@ _LIVE = f"""
 """
 
 _ATTEMPTS = f"""
-    SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number, a.reserved_usd, a.others
-    FROM attempt a
+    SELECT {", ".join(f"a.{name}" for name in AttemptRow._fields)} FROM attempt a
     WHERE a.worker_id = :batch AND {unanswered("a")}
 """
 
@@ -39,14 +38,14 @@ def start(store: Store, teacher_id: str, worker: str) -> str:
     """Record a batch that is about to be filled and handed over; return its id."""
     batch = random_id()
     with store.write() as conn:
-        store.insert(conn, "batch", [(batch, teacher_id, worker, utc_now())])
+        store.insert(conn, [BatchRow(batch, teacher_id, worker, utc_now())])
     return batch
 
 
 def note(store: Store, batch: str, status: str, remote_id: str | None = None, detail: str | None = None) -> None:
     """Record what became of a batch."""
     with store.write() as conn:
-        store.insert(conn, "batch_event", [(batch, utc_now(), status, remote_id, detail)])
+        store.insert(conn, [BatchEventRow(batch, utc_now(), status, remote_id, detail)])
 
 
 def first_noted(store: Store, batch: str, status: str) -> str | None:
@@ -68,7 +67,7 @@ def give_up(store: Store, batch: str, detail: str) -> bool:
     with store.write() as conn:
         if conn.execute(text(_PREPARING), {"batch": batch}).scalar():
             return False
-        store.insert(conn, "batch_event", [(batch, utc_now(), "abandoned", None, detail)])
+        store.insert(conn, [BatchEventRow(batch, utc_now(), "abandoned", detail=detail)])
     return True
 
 
@@ -77,18 +76,18 @@ def live(store: Store, teacher_id: str) -> Sequence[SQLRow]:
     return store.rows(_LIVE, teacher=teacher_id)
 
 
-def waiting(store: Store, batch: str, attempts: Sequence[str]) -> dict[str, SQLRow]:
+def waiting(store: Store, batch: str, attempts: Sequence[str]) -> dict[str, AttemptRow]:
     """Return those of these attempts that are the batch's and have no reply, by id."""
     names = ", ".join(f":a{i}" for i in range(len(attempts)))
     sql = f"{_ATTEMPTS} AND a.attempt_id IN ({names})"
     found = store.rows(sql, batch=batch, **{f"a{i}": attempt for i, attempt in enumerate(attempts)})
-    return {row.attempt_id: row for row in found}
+    return {row.attempt_id: AttemptRow(*row) for row in found}
 
 
-def iter_unanswered(store: Store, batch: str) -> Iterator[Sequence[SQLRow]]:
+def iter_unanswered(store: Store, batch: str) -> Iterator[list[AttemptRow]]:
     """Yield the batch's attempts without a reply, page by page; each page must be answered before the next is drawn."""
     while found := store.rows(f"{_ATTEMPTS} LIMIT {PAGE}", batch=batch):
-        yield found
+        yield [AttemptRow(*row) for row in found]
 
 
 def listed(store: Store) -> list[dict[str, Any]]:

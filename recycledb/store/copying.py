@@ -8,25 +8,27 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from recycledb.errors import StoreError
+from recycledb.store.backend import Backend
 
 PARTIAL = ".partial"
 
 
-def copy_beside(path: Path, revision: str, copy: Callable[[Path], None]) -> Path:
-    """Let `copy` fill a new file beside `path`, give it a name that tells revision and moment, and return that.
+def copy_beside(backend: Backend, revision: str) -> Path:
+    """Copy a store into a new file beside it, whose name tells revision and moment, and return that.
 
     StoreError where there is no room for it, or the folder may not be written; nothing is left then.
     """
+    path = backend.path
     try:
         _remove_leftovers(path)
         with _unfinished(path) as (unfinished, descriptor):
-            copy(unfinished)
+            backend.backup(unfinished)
             _dress(descriptor, path)
             os.fsync(descriptor)
             target = _unused(path, revision)

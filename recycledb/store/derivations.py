@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from recycledb.schema import Texts, canonical_json, content_id, utc_now, variant_id
 from recycledb.store import Meaning, Row, SQLRow, Store
 from recycledb.store.pending import ALL_SAMPLES
+from recycledb.store.rows import DerivationMemberRow, DerivationRow, VariantRow
 
 KEYS = 2_000  # of one IN list
 
@@ -68,30 +69,43 @@ def derivation_id_of(augmentation_id: str, number: int, members: Sequence[str]) 
 # -- rows
 
 
-def derivation_row(made: Made, now: str) -> Row:
+def derivation_row(made: Made, now: str) -> DerivationRow:
     """Return the `derivation` row."""
-    return (
-        made.derivation_id,
-        made.round.augmentation_id,
-        made.round.number,
-        made.parameters,
-        made.reason,
-        now,
+    return DerivationRow(
+        derivation_id=made.derivation_id,
+        augmentation_id=made.round.augmentation_id,
+        round=made.round.number,
+        parameters=made.parameters,
+        reason=made.reason,
+        created_at=now,
     )
 
 
-def member_rows(made: Made) -> list[Row]:
+def member_rows(made: Made) -> list[DerivationMemberRow]:
     """Return the `derivation_member` rows."""
-    return [(made.derivation_id, ordinal, member) for ordinal, member in enumerate(made.members)]
+    return [DerivationMemberRow(made.derivation_id, ordinal, member) for ordinal, member in enumerate(made.members)]
 
 
-def variant_row(made: Made, now: str) -> Row | None:
+def variant_row(made: Made, now: str) -> VariantRow | None:
     """Return the `variant` row, None where none was made."""
     if made.texts is None:
         return None
     derivation, parent = made.derivation_id, made.members[0]
     key = variant_id(made.sample_id, made.kind, made.texts, parent, derivation)
-    return (key, made.sample_id, made.kind, parent, None, None, None, *made.texts, now, derivation)
+    return VariantRow(
+        variant_id=key,
+        sample_id=made.sample_id,
+        kind=made.kind,
+        parent_id=parent,
+        text_id=None,
+        teacher_id=None,
+        prompt_id=None,
+        instruction=made.texts.instruction,
+        input=made.texts.input,
+        output=made.texts.output,
+        created_at=now,
+        derivation_id=derivation,
+    )
 
 
 # -- what waits
@@ -196,9 +210,9 @@ def add(store: Store, round: Round, group: Sequence[Made], known: set[str]) -> b
     with store.write() as conn:
         if _with_members(conn, round, group) - ours - known:
             return False
-        store.insert(conn, "derivation", [derivation_row(made, now) for made in group])
-        store.insert(conn, "variant", [row for made in group if (row := variant_row(made, now))])
-        store.insert(conn, "derivation_member", [row for made in group for row in member_rows(made)])
+        store.insert(conn, [derivation_row(made, now) for made in group])
+        store.insert(conn, [row for made in group if (row := variant_row(made, now))])
+        store.insert(conn, [row for made in group for row in member_rows(made)])
     return True
 
 

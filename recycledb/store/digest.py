@@ -31,10 +31,7 @@ def row_digest(table: str, values: Sequence[Any]) -> int:
 
 
 def digests_of(table: Table) -> Callable[[Sequence[Any]], int]:
-    """Return the function that gives the digest of a row of `table`, whose values stand in the order of its columns.
-
-    Fewer values than columns: those that are missing are NULL.
-    """
+    """Return the function that gives the digest of a row of `table`, whose values stand in the order of its columns."""
     kinds = [column.type for column in table.columns if column.name != COLUMN]
     classes = tuple(map(_class, kinds))
     plain = list(map(_plain, kinds))
@@ -44,7 +41,7 @@ def digests_of(table: Table) -> Callable[[Sequence[Any]], int]:
     def digest(row: Sequence[Any]) -> int:
         if tuple(map(type, row)) == classes and all(map(_is_even, map(row.__getitem__, doubles))):
             return row_digest(name, row)  # the way of most rows: nothing to settle
-        values = [None if value is None else settle(value) for value, settle in zip(row, plain, strict=False)]
+        values = [None if value is None else settle(value) for value, settle in zip(row, plain, strict=True)]
         while values and values[-1] is None:
             values.pop()
         return row_digest(name, values)
@@ -52,20 +49,14 @@ def digests_of(table: Table) -> Callable[[Sequence[Any]], int]:
     return digest
 
 
-def with_digests(table: Table, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
-    """Yield rows as wide as `table`: columns that a row lacks at its end are NULL, and its digest is the last.
-
-    A row of a table without digests, and one that has its digest already, is yielded as it is.
-    """
-    width, digest = len(table.columns), digests_of(table)
-    digested = COLUMN in table.columns
+def with_digests(table: Table, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Yield rows as `table` has them: with their digest last, unless it is a table without digests."""
+    if COLUMN not in table.columns:
+        yield from rows
+        return
+    digest = digests_of(table)
     for row in rows:
-        if len(row) == width:
-            yield tuple(row)
-        elif digested:
-            yield (*row, *[None] * (width - 1 - len(row)), digest(row))
-        else:
-            yield (*row, *[None] * (width - len(row)))
+        yield (*row, digest(row))
 
 
 def _is_even(value: float) -> bool:

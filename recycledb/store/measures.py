@@ -4,11 +4,12 @@ Invariant: a fact (a row of `loss` or `readout`) is missing or there, and so is 
 wait for their facts: one is computed when every fact that its measure needs of the variant is there, and needs no model then.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from recycledb.store import Row, SQLRow, Store
+from recycledb.store import SQLRow, Store
 from recycledb.store.pending import ALL_SAMPLES, Scope, candidates, listed
+from recycledb.store.rows import LossRow, ReadoutRow
 
 
 class Need(NamedTuple):
@@ -81,8 +82,8 @@ def lacking_facts(store: Store, need: Need, samples: Sequence[str]) -> Sequence[
     """Return the variants of these samples that lack facts, with their texts and how many facts are present."""
     if not samples or not need.facts:
         return []
-    values = {f"sample_{i}": sample for i, sample in enumerate(samples)}
-    return store.rows(_lacking(need, listed(len(samples))), **need.parameters, **values)
+    sql, values = listed(samples)
+    return store.rows(_lacking(need, sql), **need.parameters, **values)
 
 
 def some_lacking(store: Store, need: Need, number: int) -> Sequence[SQLRow]:
@@ -143,9 +144,9 @@ def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str
     """Return the variants of these samples whose facts are all there and whose value is not."""
     if not samples:
         return []
-    values = {f"sample_{i}": sample for i, sample in enumerate(samples)}
+    those, values = listed(samples)
     sql = f"""
-        {_valueless(need, listed(len(samples)))}
+        {_valueless(need, those)}
         SELECT v.variant_id, v.instruction, v.input, v.output FROM valueless k JOIN variant v ON v.variant_id = k.variant_id
     """
     return store.rows(sql, measure=measure, **need.parameters, **values)
@@ -157,12 +158,10 @@ def count_values(store: Store, need: Need, measure: str) -> int:
     return int(store.rows(sql, measure=measure, **need.parameters)[0][0])
 
 
-def add_facts(store: Store, losses: Iterable[Row], readouts: Iterable[Row]) -> None:
-    """Commit facts: `loss` rows and `readout` rows."""
+def add_facts(store: Store, facts: Sequence[LossRow | ReadoutRow]) -> None:
+    """Commit facts."""
     with store.write() as conn:
-        for table, rows in (("loss", list(losses)), ("readout", list(readouts))):
-            if rows:
-                store.insert(conn, table, rows)
+        store.insert(conn, facts)
 
 
 def summary(store: Store) -> Sequence[SQLRow]:

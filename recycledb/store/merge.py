@@ -28,8 +28,8 @@ from recycledb.schema import ORIGIN
 from recycledb.store import Store
 from recycledb.store.backend import Row
 from recycledb.store.digest import with_digests
-from recycledb.store.repeats import ATTEMPTS
-from recycledb.store.repeats import COLUMNS as REPEATED
+from recycledb.store.pending import ATTEMPTS
+from recycledb.store.rows import RepeatedReplyRow
 from recycledb.store.tables import metadata
 
 # Rows of one transaction. SQLite: a second writer waits so long and no longer. DuckDB: nobody else can have the file open, and
@@ -206,7 +206,9 @@ class _Merge:
         for start in range(0, len(missing), KEYS):
             where = _Where().and_in("attempt_id", missing[start : start + KEYS])
             rows = [*self._select("repeated_reply", where)]
-            found = _execute(self.source, *where.sql(f"SELECT {', '.join(REPEATED)} FROM reply")).fetchall()
+            found = _execute(
+                self.source, *where.sql(f"SELECT {', '.join(RepeatedReplyRow._fields)} FROM reply")
+            ).fetchall()
             rows.extend(with_digests(metadata.tables["repeated_reply"], found))
             with self.target.write() as conn:
                 self._insert(conn, "repeated_reply", rows)

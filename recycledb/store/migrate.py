@@ -86,7 +86,7 @@ def upgrade(backend: Backend) -> Path | None:
             return None
         if found is not None and found > HEAD:
             require_newest(backend, conn)
-    copy = None if found is None else copy_beside(backend.path, found, backend.backup)
+    copy = None if found is None else copy_beside(backend, found)
     migrate(backend.writer)
     return copy
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from recycledb import methods
 from recycledb.methods import Input, TeacherStep
 from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, ORIGIN
-from recycledb.store.repeats import unanswered
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,31 @@ PLACES_AFTER = f"""
 ALL_SAMPLES = f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o"
 
 
-def listed(samples: int) -> str:
-    """Return SQL for a list of that many sample ids, bound as sample_0, sample_1, …
+def listed(samples: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return SQL for a list of sample ids, and the values that it binds; what it is filled up with is no id.
 
     VALUES, since SQLite takes no more than 500 SELECTs by UNION ALL.
     """
-    return "VALUES " + ", ".join(f"(CAST(:sample_{i} AS VARCHAR))" for i in range(samples))
+    filled = [*samples, *[""] * (list_size(len(samples)) - len(samples))]
+    sql = "VALUES " + ", ".join(f"(CAST(:sample_{i} AS VARCHAR))" for i in range(len(filled)))
+    return sql, {f"sample_{i}": sample for i, sample in enumerate(filled)}
+
+
+def list_size(rows: int) -> int:
+    """Return how long a list in a statement is made: there are few sizes, so that few statements are compiled."""
+    return 1 << (rows - 1).bit_length()
+
+
+# The attempts that were answered, one row each.
+ATTEMPTS = "(SELECT attempt_id FROM reply UNION ALL SELECT attempt_id FROM repeated_reply)"
+
+
+def unanswered(attempt: str) -> str:
+    """Return the condition that an attempt, the alias of a row of `attempt`, has no answer."""
+    return f"""
+        NOT EXISTS (SELECT 1 FROM reply answer WHERE answer.attempt_id = {attempt}.attempt_id)
+        AND NOT EXISTS (SELECT 1 FROM repeated_reply again WHERE again.attempt_id = {attempt}.attempt_id)
+    """
 
 
 # What a walk over variants needs to know of them; texts are fetched last, for the few rows that come out.
@@ -371,23 +389,6 @@ def _derived(augmentations: Sequence[str], kinds: Sequence[str]) -> str:
         WHERE v.sample_id = seen.sample_id AND v.kind IN ({_quoted(kinds)})
         AND d.derivation_id = v.derivation_id AND d.augmentation_id IN ({_quoted(augmentations)})
         AND EXISTS (SELECT 1 FROM current_variants c WHERE c.variant_id = v.variant_id)
-    """
-
-
-def unscored(wanted: Wanted | None, samples: str, stats: int, augmentations: Sequence[str] = ()) -> str:
-    """Return SQL for the variants that lack one of `stats` statistics under :student, with how many are present."""
-    names = ", ".join(f":stat_{i}" for i in range(stats))
-    return f"""
-        {candidates(Scope(wanted, augmentations=tuple(augmentations)), samples)}, counted AS (
-            SELECT c.variant_id, (
-                SELECT count(*) FROM loss l
-                WHERE l.student_id = :student AND l.variant_id = c.variant_id AND l.stat IN ({names})
-            ) AS present
-            FROM candidate c
-        ),
-        lacking AS MATERIALIZED (SELECT * FROM counted WHERE present < {stats})
-        SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, k.present
-        FROM lacking k JOIN variant v ON v.variant_id = k.variant_id
     """
 
 

@@ -9,13 +9,13 @@ Invariant: nothing is written, rows are read in a stream, and an error of the da
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, Connection, Double, Integer, Table
 
 from recycledb.errors import RecycledbError
 from recycledb.schema import Texts, sample_id, variant_id
-from recycledb.store import migrate
+from recycledb.store import Store, migrate
 from recycledb.store.backend import Backend
 from recycledb.store.digest import COLUMN, digests_of
 from recycledb.store.tables import metadata
@@ -81,15 +81,6 @@ class Checked:
             self.findings.append(f"{what} cannot be read: {first or type(error).__name__}")
 
 
-class Readable(Protocol):
-    """What is needed of a store here."""
-
-    backend: Backend
-
-    def read(self) -> Any:
-        """Open a connection that sees committed rows."""
-
-
 def _same_texts(row: RowOf) -> Texts:
     return Texts(row["instruction"], row["input"], row["output"])
 
@@ -106,7 +97,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def check(store: Readable, rules: Mapping[str, Rule] = RULES, relations: Sequence[Relation] = ()) -> Checked:
+def check(store: Store, rules: Mapping[str, Rule] = RULES, relations: Sequence[Relation] = ()) -> Checked:
     """Look at everything and return what was found."""
     checked = Checked()
     with checked.reading("the file"):
@@ -119,7 +110,7 @@ def check(store: Readable, rules: Mapping[str, Rule] = RULES, relations: Sequenc
     return checked
 
 
-def _check_all(store: Readable, checked: Checked, rules: Mapping[str, Rule], relations: Sequence[Relation]) -> None:
+def _check_all(store: Store, checked: Checked, rules: Mapping[str, Rule], relations: Sequence[Relation]) -> None:
     with checked.reading("the schema"):
         _check_schema(store, checked)
     for table in metadata.sorted_tables:
@@ -135,7 +126,7 @@ def _check_all(store: Readable, checked: Checked, rules: Mapping[str, Rule], rel
 # -- the schema
 
 
-def _check_schema(store: Readable, checked: Checked) -> None:
+def _check_schema(store: Store, checked: Checked) -> None:
     """Compare tables, indexes and views with those of a new store, made in memory."""
     expected = _new_schema(store.backend)
     with store.read() as conn:
@@ -274,7 +265,7 @@ def _references() -> Iterator[Relation]:
                 )
 
 
-def _count(store: Readable, relations: Sequence[Relation], checked: Checked) -> None:
+def _count(store: Store, relations: Sequence[Relation], checked: Checked) -> None:
     """Count on one connection, and on a new one after an error: it has ended the transaction."""
     waiting = iter(relations)
     relation = next(waiting, None)

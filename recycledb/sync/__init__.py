@@ -16,8 +16,11 @@ from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_S, Store, derivations
+from recycledb.store.losses import count_scores
 from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
+from recycledb.store.questions import count_questions, count_under_way
+from recycledb.store.workers import beat, end_worker, start_worker
 from recycledb.sync.asking import Asking
 from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
@@ -189,10 +192,10 @@ class Sync:
         wanted, teacher = self.target.wanted, self.target.teacher
         assert wanted is not None and teacher is not None
         wanted = wanted.retrying(self.retry_before).started(self._started)
-        in_batches = teacher.mode == "batch" or self.store.count_under_way(wanted)[0] > 0
+        in_batches = teacher.mode == "batch" or count_under_way(self.store, wanted)[0] > 0
         if in_batches and (asked := self._look_at_batches(wanted, teacher.mode == "batch")):
             return asked
-        if not self.store.count_questions(wanted):
+        if not count_questions(self.store, wanted):
             return None
         if self._calls_left == 0:
             self.outcome.stopped = f"the limit of {self.limit} calls is reached"
@@ -213,26 +216,26 @@ class Sync:
     @contextmanager
     def _working(self) -> Iterator[str]:
         """Have this process on record as a worker, whose claims count as long as it lives."""
-        worker = self.store.start_worker()
+        worker = start_worker(self.store)
         try:
             yield worker
         except BaseException:
             with suppress(StoreError):  # the first error is the one that is told; this process's end will be noticed
-                self.store.end_worker(worker)
+                end_worker(self.store, worker)
             raise
-        self.store.end_worker(worker)
+        end_worker(self.store, worker)
 
     @contextmanager
     def _beating(self, worker: str) -> Iterator[None]:
         """Say all the time that this process lives, while it waits for others."""
         done = threading.Event()
 
-        def beat() -> None:
+        def keep_beating() -> None:
             while not done.wait(HEARTBEAT_S):
                 with suppress(StoreError):  # whoever needs the store will be told; the next beat may go better
-                    self.store.beat(worker)
+                    beat(self.store, worker)
 
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
@@ -307,7 +310,7 @@ class Sync:
         wanted = self.target.wanted
         own = [each for each in students if self.target.score and each in self.target.students]
         stats = [(each.student_id, each.stats) for each in own]
-        counts = self.store.count_scores(wanted, stats, self.target.augmentation_ids)
+        counts = count_scores(self.store, wanted, stats, self.target.augmentation_ids)
         lacking = {each.student_id: count for each, (_, count, _) in zip(own, counts, strict=True)}
         found = []
         for student in students:

@@ -25,9 +25,12 @@ from recycledb.errors import RecycledbError
 from recycledb.reflection.teachers.contract import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
 from recycledb.schema import ReplyStatus
-from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store, key_of
+from recycledb.store import HEARTBEAT_S, SQLRow, Store
 from recycledb.store.pending import Wanted
+from recycledb.store.questions import claim, key_of
+from recycledb.store.rows import AttemptRow
 from recycledb.store.spending import Spending
+from recycledb.store.workers import beat
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Asked, Listener, Progress
 from recycledb.sync.questions import Candidate, Questions
@@ -95,7 +98,7 @@ class Asking:
         self._granted = 0  # admitted, claimed or asked: what the limit counts
         self._admitted: list[Admitted] = []
         self._under_way = 0  # admitted, and not yet committed
-        self._unsent: dict[str, tuple[Row, str]] = {}  # questions on record and not yet sent, by their attempts
+        self._unsent: dict[str, AttemptRow] = {}  # on record and not yet sent, by their ids
         self._defects = 0  # in a row
         self._asks: set[asyncio.Task[None]] = set()
         self._arrived: list[Answered] = []  # not yet committed
@@ -251,14 +254,13 @@ class Asking:
                 for admitted in group:
                     self._withdraw(admitted)
                 raise
-            won = {key_of(row): (key, number) for key, number, row in claims}
+            won = {key_of(row): attempt for attempt, row in claims}
             for admitted in group:
-                row = admitted.candidate.row
-                claim = won.pop(key_of(row), None)
-                if claim is None or self._refusal is not None:  # someone else's by now; or the store refuses replies
+                attempt = won.pop(key_of(admitted.candidate.row), None)
+                if attempt is None or self._refusal is not None:  # someone else's by now; or the store refuses replies
                     self._withdraw(admitted)
                 else:
-                    self._send(admitted, *claim)
+                    self._send(admitted, attempt)
             self._put_back(group)
 
     def _put_back(self, group: list[Admitted]) -> None:
@@ -273,15 +275,11 @@ class Asking:
 
     def _claim_group(
         self, rows: list[SQLRow], reserved: list[float | None], spending: Spending | None
-    ) -> list[tuple[str, int, SQLRow]]:
+    ) -> list[tuple[AttemptRow, SQLRow]]:
         """Claim questions, noting what is on record but not sent. Runs in a thread."""
-        claims = self.store.claim(self.wanted, self.worker, rows, reserved, spending)
-        for key, number, row in claims:
-            self._unsent[key] = (self._question(row, number), row.others)
+        claims = claim(self.store, self.wanted, self.worker, rows, reserved, spending)
+        self._unsent.update((attempt.attempt_id, attempt) for attempt, _ in claims)
         return claims
-
-    def _question(self, row: SQLRow, number: int) -> Row:
-        return (row.variant_id, row.step, self.wanted.teacher_id, row.prompt_id, number)
 
     def _withdraw(self, admitted: Admitted) -> None:
         """Give back the place and the money of a question that is not asked."""
@@ -291,18 +289,18 @@ class Asking:
         self._under_way -= 1
         self._wake.set()
 
-    def _send(self, admitted: Admitted, attempt_id: str, number: int) -> None:
-        del self._unsent[attempt_id]
+    def _send(self, admitted: Admitted, attempt: AttemptRow) -> None:
+        del self._unsent[attempt.attempt_id]
         self.result.asked += 1
         admitted.candidate.tries += 1
         self.progress[admitted.candidate.step].in_flight += 1
-        task = self._loop.create_task(self._guard(self._ask(admitted, attempt_id, number)))
+        task = self._loop.create_task(self._guard(self._ask(admitted, attempt)))
         self._asks.add(task)
         task.add_done_callback(self._asks.discard)
 
-    async def _ask(self, admitted: Admitted, attempt_id: str, number: int) -> None:
+    async def _ask(self, admitted: Admitted, attempt: AttemptRow) -> None:
         candidate = admitted.candidate
-        question = Question(attempt_id, candidate.step, candidate.messages, candidate.shown, number)
+        question = Question(attempt.attempt_id, candidate.step, candidate.messages, candidate.shown, attempt.number)
         with admitted.ticket:
             try:
                 reply = await self.teacher.ask(question, admitted.ticket)
@@ -315,11 +313,7 @@ class Asking:
                 raise
             except Exception as error:  # a defect that one reply brings out must not cost the others
                 reply = self._defect(error)
-        self._arrived.append(
-            Answered(
-                admitted, Arrived(attempt_id, self._question(candidate.row, number), reply, others=candidate.row.others)
-            )
-        )
+        self._arrived.append(Answered(admitted, Arrived(attempt, reply)))
         if len(self._arrived) >= COMMIT_GROUP:
             self._commit()
         elif len(self._arrived) == 1:
@@ -353,10 +347,10 @@ class Asking:
         for answered in group:
             self._under_way -= 1
             self._note(answered)
-            if answered.arrived.reply.status is ReplyStatus.OK:
+            reply, candidate = answered.arrived.row, answered.admitted.candidate
+            if reply is not None and reply.status == ReplyStatus.OK:
                 self._defects = 0
-                candidate = answered.admitted.candidate
-                self._unread.append(complete_of(answered.arrived.row, candidate.row, candidate.shown))
+                self._unread.append(complete_of(reply, candidate.row, candidate.shown))
                 self._readable.set()
         self._wake.set()
 
@@ -446,7 +440,7 @@ class Asking:
                 store_replies(self.store, [answered.arrived for answered in self._refused])
                 self._committed(self._refused)
             if self._unsent:  # cost nothing, and may be asked by whoever comes next
-                store_replies(self.store, [not_sent(key, *question) for key, question in self._unsent.items()])
+                store_replies(self.store, [not_sent(attempt) for attempt in self._unsent.values()])
         for progress in self.progress.values():
             progress.ended = True
         self._tell()
@@ -454,7 +448,7 @@ class Asking:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            await self._in_thread(self.store.beat, self.worker)
+            await self._in_thread(beat, self.store, self.worker)
 
     async def _report(self) -> None:
         while True:

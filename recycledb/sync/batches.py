@@ -22,8 +22,11 @@ from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, Batch
 from recycledb.reflection.teachers.calls import Stopped
 from recycledb.reflection.teachers.contract import Message, Reply
 from recycledb.schema import ReplyStatus, Texts
-from recycledb.store import SQLRow, Store, batches, key_of
+from recycledb.store import SQLRow, Store, batches
 from recycledb.store.pending import Wanted
+from recycledb.store.places import iter_places
+from recycledb.store.questions import claim, key_of, pending_questions, texts_beside
+from recycledb.store.rows import AttemptRow
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Asked
 from recycledb.sync.storing import Arrived, store_replies
@@ -171,28 +174,17 @@ class Batches:
             rows = batches.waiting(self.store, batch, list(group))
             self._commit((row, group[key]) for key, row in rows.items())
 
-    def _commit(self, replies: Iterable[tuple[SQLRow, Reply]]) -> None:
-        pairs = [
-            (
-                row,
-                Arrived(
-                    row.attempt_id,
-                    (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number),
-                    reply,
-                    others=row.others or "",
-                ),
-            )
-            for row, reply in replies
-        ]
-        store_replies(self.store, [arrived for _, arrived in pairs])
-        for row, arrived in pairs:
-            self._note(row, arrived.reply)
+    def _commit(self, replies: Iterable[tuple[AttemptRow, Reply]]) -> None:
+        group = [Arrived(attempt, reply) for attempt, reply in replies]
+        store_replies(self.store, group)
+        for arrived in group:
+            self._note(arrived.attempt, arrived.reply)
 
-    def _note(self, row: SQLRow, reply: Reply) -> None:
+    def _note(self, attempt: AttemptRow, reply: Reply) -> None:
         asked = self.asked
         asked.prompt_tokens += reply.prompt_tokens or 0
         asked.completion_tokens += reply.completion_tokens or 0
-        asked.add_cost(reply, row.reserved_usd)
+        asked.add_cost(reply, attempt.reserved_usd)
         if reply.status is ReplyStatus.OK:
             asked.answered += 1
             return
@@ -264,24 +256,24 @@ class Batches:
     def _write(self, file: IO[bytes], batch: str, questions: Sequence[Ready]) -> int:
         """Claim these questions for the batch, and write the lines of those that were still open."""
         money = ([question.reserved for question in questions], self.budget.spending)
-        claims = self.store.claim(self.wanted, batch, [question.row for question in questions], *money)
+        claims = claim(self.store, self.wanted, batch, [question.row for question in questions], *money)
         if self.budget.spending and self.budget.spending.refused:
             self._end_for_money()
-        won = {key_of(row): attempt for attempt, _, row in claims}
+        won = {key_of(row): attempt for attempt, row in claims}
         for question in questions:
             attempt = won.get(key_of(question.row))
             if attempt is None:
                 self.budget.release(question.reserved)
             else:
-                file.write(self.teacher.line(attempt, question.messages))
+                file.write(self.teacher.line(attempt.attempt_id, question.messages))
         return len(won)
 
     def _ready(self, limit: int | None) -> Iterator[Ready]:
         """Yield open questions in dataset order, until the limit or the budget is reached."""
         count = 0
-        for samples in self.store.iter_places():
-            rows = self.store.pending_questions(self.wanted, samples)
-            beside = self.store.texts_beside(rows)
+        for samples in iter_places(self.store):
+            rows = pending_questions(self.store, self.wanted, samples)
+            beside = texts_beside(self.store, rows)
             for row in rows:
                 if self._full:
                     return

@@ -15,10 +15,12 @@ from recycledb.config import Config, MeasureConfig, StudentConfig
 from recycledb.errors import ConfigError, MethodError
 from recycledb.methods import Readout, StudentMeasure
 from recycledb.schema import IDENTITY_LENGTH, LossStatus, Texts, canonical_json, content_id, utc_now
-from recycledb.store import Row, Store
+from recycledb.store import Store
 from recycledb.store import measures as stored
 from recycledb.store.measures import Facts, Need
 from recycledb.store.pending import Scope, Wanted
+from recycledb.store.places import iter_places
+from recycledb.store.rows import MeasureRow, PromptRow, ValueRow
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.student import Student
 
@@ -76,12 +78,18 @@ class Measured:
         """Write the measure and its prompts, and let its name mean it from now on."""
         now = utc_now()
         prompts = [
-            (each.prompt_id, methods.READOUT, each.text, f"{self.config.method}: {each.name}", now)
+            PromptRow(each.prompt_id, methods.READOUT, each.text, f"{self.config.method}: {each.name}", now)
             for each in self.readouts
         ]
-        store.insert(conn, "prompt", prompts)
-        row = (self.measure_id, self.config.name, self.method.name, self.method.version, self.parameters, now)
-        store.insert(conn, "measure", [row])
+        row = MeasureRow(
+            measure_id=self.measure_id,
+            name=self.config.name,
+            method=self.method.name,
+            version=self.method.version,
+            parameters=self.parameters,
+            created_at=now,
+        )
+        store.insert(conn, [*prompts, row])
         store.ensure_name(conn, "measure", self.config.name, self.measure_id)
 
 
@@ -126,16 +134,16 @@ def fill_values(
     progress = Progress(
         "measure", f"{measured.config.name}/{student}", stored.count_values(store, need, measured.measure_id)
     )
-    for samples in store.iter_places(page=PAGE):
+    for samples in iter_places(store, page=PAGE):
         if stop.is_set():
             break
         rows = list(_values(store, measured, need, samples))
         with store.write() as conn:
-            store.insert(conn, "value", rows)
+            store.insert(conn, rows)
         result.values += len(rows)
         for row in rows:
-            if row[4] is None:
-                result.without_value[row[5]] = result.without_value.get(row[5], 0) + 1
+            if row.value is None:
+                result.without_value[row.status] = result.without_value.get(row.status, 0) + 1
         progress.done = result.values
         listener(progress)
     progress.ended = True
@@ -143,13 +151,13 @@ def fill_values(
     return result
 
 
-def _values(store: Store, measured: Measured, need: Need, samples: Sequence[str]) -> Iterator[Row]:
+def _values(store: Store, measured: Measured, need: Need, samples: Sequence[str]) -> Iterator[ValueRow]:
     lacking = stored.lacking_values(store, need, measured.measure_id, samples)
     facts = stored.facts_of(store, need, [row.variant_id for row in lacking])
     for row in lacking:
         found = facts[row.variant_id]
         value, status = _value(measured, found, Texts(row.instruction, row.input, row.output))
-        yield measured.measure_id, need.student_id, row.variant_id, "", value, status
+        yield ValueRow(measured.measure_id, need.student_id, row.variant_id, other_id="", value=value, status=status)
 
 
 def _value(measured: Measured, found: Facts, texts: Texts) -> tuple[float | None, str]:

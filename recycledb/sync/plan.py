@@ -14,8 +14,11 @@ from recycledb.methods import Readout, TeacherStep
 from recycledb.reflection.teachers.prices import dearest
 from recycledb.schema import Texts
 from recycledb.store import Store, derivations
+from recycledb.store.losses import count_scores
 from recycledb.store.measures import Need, count_lacking, count_values, facts_of, some_lacking
 from recycledb.store.pending import Wanted
+from recycledb.store.questions import count_failed, count_questions, count_under_way
+from recycledb.store.replies import count_unread, reply_history
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
 from recycledb.sync.measures import Measured
@@ -191,12 +194,12 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
         ask.calls for ask in asks if any(methods.kinds()[kind].scored for kind in methods.steps()[ask.step].made)
     )
     coming += _derived_at_most(target, augmentations, asks)
-    in_batches, in_processes = store.count_under_way(wanted)
+    in_batches, in_processes = count_under_way(store, wanted)
     plan = Plan(
         asks=asks,
         augmentations=augmentations,
-        unread=store.count_unread(wanted.versions),
-        failed=store.count_failed(wanted),
+        unread=count_unread(store, wanted.versions),
+        failed=count_failed(store, wanted),
         in_batches=in_batches,
         in_processes=in_processes,
         counted_by=measured.source if any(ask.calls for ask in asks) else None,
@@ -258,10 +261,10 @@ def _derived_at_most(target: Target, plans: Sequence[AugmentPlan], asks: Sequenc
 
 
 def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> list[AskPlan]:
-    counted = store.count_questions(wanted)
+    counted = count_questions(store, wanted)
     ready = {step.name: counted.get(step.name, (0, 0)) for step in wanted.steps}
     follow = _follow(wanted, ready)
-    history = store.reply_history(wanted.teacher_id) if counted else {}
+    history = reply_history(store, wanted.teacher_id) if counted else {}
     return [_ask(target, step, ready[step], follow[step], history.get(step), measured) for step in target.prompts]
 
 
@@ -306,7 +309,7 @@ def _ask(
 
 def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
     students = [(student.student_id, student.stats) for student in target.students]
-    counts = store.count_scores(target.wanted, students, target.augmentation_ids)
+    counts = count_scores(store, target.wanted, students, target.augmentation_ids)
     return [
         _score(store, target, student, found, coming, exact)
         for student, found in zip(target.students, counts, strict=True)

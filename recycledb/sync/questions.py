@@ -15,8 +15,12 @@ from typing import Any
 from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Teacher
 from recycledb.schema import Texts
-from recycledb.store import Row, SQLRow, Store
+from recycledb.store import SQLRow, Store
 from recycledb.store.pending import Wanted
+from recycledb.store.places import iter_places
+from recycledb.store.questions import count_questions, pending_questions, texts_beside
+from recycledb.store.rows import VariantRow
+from recycledb.store.workers import beat
 from recycledb.sync.target import Target
 
 PAGE = 200  # samples whose questions are drawn at once; the next page is fetched when half of it is used up
@@ -43,7 +47,7 @@ class Questions:
 
     def __init__(self, store: Store, teacher: Teacher, target: Target, wanted: Wanted) -> None:
         self.store, self.teacher, self.target, self.wanted = store, teacher, target, wanted
-        self._pages: Iterator[list[str]] = store.iter_places(PAGE)
+        self._pages: Iterator[list[str]] = iter_places(store, PAGE)
         self._walked, self._found = False, 0  # whether the pages are at their end, and what this walk has brought
         self._fresh: deque[Candidate] = deque()  # in order of the datasets
         self._next: deque[Candidate] = deque()  # what new variants bring
@@ -91,14 +95,14 @@ class Questions:
         if samples is None:
             self._walked = True
         else:
-            page = self._prepared(self.store.pending_questions(self.wanted, samples))
+            page = self._prepared(pending_questions(self.store, self.wanted, samples))
             self._fresh.extend(page)
             self._found += len(page)
 
-    def following(self, variants: Sequence[Row]) -> list[Candidate]:
+    def following(self, variants: Sequence[VariantRow]) -> list[Candidate]:
         """Return what can be asked about new variants."""
-        new = {variant[0]: variant[1] for variant in variants}
-        found = self.store.pending_questions(self.wanted, list(set(new.values()))) if new else ()
+        new = {variant.variant_id: variant.sample_id for variant in variants}
+        found = pending_questions(self.store, self.wanted, list(set(new.values()))) if new else ()
         return self._prepared(
             [row for row in found if not new.keys().isdisjoint((row.variant_id, *row.others.split(",")))]
         )
@@ -107,14 +111,14 @@ class Questions:
         """Begin anew where questions have become open meanwhile: another process died, or samples were added."""
         if not self._found:
             return False
-        self.store.beat(worker)  # ends the workers that are dead by now
-        if not self.store.count_questions(self.wanted):
+        beat(self.store, worker)  # ends the workers that are dead by now
+        if not count_questions(self.store, self.wanted):
             return False
-        self._pages, self._walked, self._found = self.store.iter_places(PAGE), False, 0
+        self._pages, self._walked, self._found = iter_places(self.store, PAGE), False, 0
         return True
 
     def _prepared(self, rows: Sequence[SQLRow]) -> list[Candidate]:
-        beside = self.store.texts_beside(rows)
+        beside = texts_beside(self.store, rows)
         found = []
         for row in rows:
             shown = (Texts(row.instruction, row.input, row.output), *beside[row.others])

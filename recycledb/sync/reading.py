@@ -12,7 +12,10 @@ from typing import NamedTuple
 from recycledb import methods
 from recycledb.reflection.teachers.contract import error_line
 from recycledb.schema import Texts, utc_now, variant_id
-from recycledb.store import Row, SQLRow, Store
+from recycledb.store import SQLRow, Store
+from recycledb.store.questions import texts_beside
+from recycledb.store.replies import pending_readings
+from recycledb.store.rows import ExtractionRow, RatingRow, ReplyRow, VariantRow
 from recycledb.sync.storing import Readings, store_readings
 
 
@@ -51,8 +54,8 @@ class Found:
 def read_all(store: Store, stop: threading.Event | None = None) -> Found:
     """Read every reply that the versions in use have not read, page by page until a stop."""
     found = Found()
-    while not (stop and stop.is_set()) and (replies := store.pending_readings(methods.versions())):
-        beside = store.texts_beside(replies)
+    while not (stop and stop.is_set()) and (replies := pending_readings(store, methods.versions())):
+        beside = texts_beside(store, replies)
         verdicts = verdicts_on(_complete(reply, beside[reply.others]) for reply in replies)
         store_readings(store, verdicts)
         found.add(verdicts)
@@ -60,16 +63,23 @@ def read_all(store: Store, stop: threading.Event | None = None) -> Found:
 
 
 def _complete(row: SQLRow, beside: tuple[Texts, ...]) -> Complete:
-    shown = (Texts(row.instruction, row.input, row.output), *beside)
-    made_by = (row.text_id, row.step, row.teacher_id, row.prompt_id, row.text)
-    return Complete(*made_by, row.variant_id, row.sample_id, row.kind, row.others, shown)
+    return complete_of(row, row, (Texts(row.instruction, row.input, row.output), *beside))
 
 
-def complete_of(reply: Row, question: SQLRow, shown: tuple[Texts, ...]) -> Complete:
-    """Return a reply that was just committed, as its row has it, to a question about `shown`."""
-    text_id, step, teacher_id, prompt_id, text = reply[0], *reply[3:6], reply[8]
-    about = (question.variant_id, question.sample_id, question.kind, question.others)
-    return Complete(text_id, step, teacher_id, prompt_id, text, *about, shown)
+def complete_of(reply: ReplyRow | SQLRow, question: SQLRow, shown: tuple[Texts, ...]) -> Complete:
+    """Return a committed reply, as its row has it, to a question about `shown`."""
+    return Complete(
+        text_id=reply.text_id,
+        step=reply.step,
+        teacher_id=reply.teacher_id,
+        prompt_id=reply.prompt_id,
+        text=reply.text or "",
+        variant_id=question.variant_id,
+        sample_id=question.sample_id,
+        kind=question.kind,
+        others=question.others,
+        shown=shown,
+    )
 
 
 def verdicts_on(replies: Iterable[Complete]) -> Readings:
@@ -83,7 +93,7 @@ def verdicts_on(replies: Iterable[Complete]) -> Readings:
             raise
         except Exception as error:  # a defect that one text brings out must not cost the others
             reason = error_line("defect", f"{type(error).__name__}: {error}")
-            found.extractions.append((reply.text_id, methods.versions()[reply.step], None, reason, now))
+            found.extractions.append(ExtractionRow(reply.text_id, methods.versions()[reply.step], None, reason, now))
     return found
 
 
@@ -92,15 +102,26 @@ def _add_verdict(found: Readings, reply: Complete, now: str) -> None:
     result = step.read(reply.text, reply.shown)
     about = (reply.variant_id, *filter(None, reply.others.split(",")))
     ratings = [
-        (reply.text_id, step.version, about[each.about], each.name, float(each.value), now) for each in result.ratings
+        RatingRow(reply.text_id, step.version, about[each.about], each.name, float(each.value), now)
+        for each in result.ratings
     ]
     kind = step.gives(reply.kind)
     if result.texts is None or kind is None:
         reason = result.reason or (None if ratings else "empty: the reply holds neither texts nor ratings")
-        found.extractions.append((reply.text_id, step.version, None, reason, now))
+        found.extractions.append(ExtractionRow(reply.text_id, step.version, None, reason, now))
     else:
         key = variant_id(reply.sample_id, kind, result.texts, reply.variant_id, reply.text_id)
-        made_by = (reply.text_id, reply.teacher_id, reply.prompt_id)
-        found.variants.append((key, reply.sample_id, kind, reply.variant_id, *made_by, *result.texts, now))
-        found.extractions.append((reply.text_id, step.version, key, None, now))
+        variant = VariantRow(
+            variant_id=key,
+            sample_id=reply.sample_id,
+            kind=kind,
+            parent_id=reply.variant_id,
+            text_id=reply.text_id,
+            teacher_id=reply.teacher_id,
+            prompt_id=reply.prompt_id,
+            **result.texts._asdict(),
+            created_at=now,
+        )
+        found.variants.append(variant)
+        found.extractions.append(ExtractionRow(reply.text_id, step.version, key, None, now))
     found.ratings.extend(ratings)

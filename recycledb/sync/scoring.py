@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from recycledb.methods import Readout
 from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.requests import Request, Result
-from recycledb.store import Row, Store
+from recycledb.store import Store
+from recycledb.store.losses import known_pairs
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
+from recycledb.store.places import iter_places
+from recycledb.store.rows import LossRow, ReadoutRow
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.student import Student
 
@@ -86,12 +89,12 @@ class Scoring:
 
     def run(self) -> Scored:
         """Compute and commit what is missing; return what came of it."""
-        known = lambda pairs: self.store.known_pairs(self.student.student_id, pairs)  # noqa: E731
+        known = lambda pairs: known_pairs(self.store, self.student.student_id, pairs)  # noqa: E731
         with load_engine(self.student) as engine:
             for results in engine.score(self._requests(), known, self._note, self.stop.is_set):
                 losses = [self._loss(result) for result in results if result.choice is None]
                 readouts = [self._readout(choices) for choices in self._complete(results)]
-                add_facts(self.store, losses, readouts)
+                add_facts(self.store, [*losses, *readouts])
                 self._count(results, len(losses) + len(readouts))
         if self.stop.is_set():
             self.result.stopped = "stopped on request"
@@ -106,7 +109,7 @@ class Scoring:
         """Yield the variants that lack facts, need by need in dataset order, drawn page by page."""
         left = self.limit
         for need in self.needs:
-            for samples in self.store.iter_places(page=2_000):
+            for samples in iter_places(self.store, page=2_000):
                 for request in self._lacking(need, samples):
                     if self.stop.is_set():
                         return
@@ -136,18 +139,39 @@ class Scoring:
                 if len(choices) == len(self.readouts[result.stat].choices):
                     yield self._choices.pop(key)
 
-    def _loss(self, result: Result) -> Row:
-        flags = (result.truncated, result.merged, result.status.value, result.pair_id, result.kernel)
-        return self.student.student_id, result.key, result.stat, result.loss_sum, result.n_tokens, *flags
+    def _loss(self, result: Result) -> LossRow:
+        return LossRow(
+            student_id=self.student.student_id,
+            variant_id=result.key,
+            stat=result.stat,
+            loss_sum=result.loss_sum,
+            n_tokens=result.n_tokens,
+            truncated=result.truncated,
+            merged=result.merged,
+            status=result.status.value,
+            pair_id=result.pair_id,
+            kernel=result.kernel,
+        )
 
-    def _readout(self, choices: list[Result]) -> Row:
+    def _readout(self, choices: list[Result]) -> ReadoutRow:
         """Return the row of a readout: all log-probabilities, or none and why."""
         choices.sort(key=lambda result: result.choice or 0)
         first = next((result for result in choices if result.loss_sum is None), choices[0])
         logs = [None if first.loss_sum is None or result.loss_sum is None else -result.loss_sum for result in choices]
         logs += [None] * (10 - len(logs))
-        of = (self.student.student_id, first.stat, first.key, "")
-        return *of, *logs, first.start, first.merged, first.status.value, first.pair_id, first.kernel
+        return ReadoutRow(
+            student_id=self.student.student_id,
+            prompt_id=first.stat,
+            variant_id=first.key,
+            reference_id="",
+            lp0=logs[0], lp1=logs[1], lp2=logs[2], lp3=logs[3], lp4=logs[4],
+            lp5=logs[5], lp6=logs[6], lp7=logs[7], lp8=logs[8], lp9=logs[9],
+            n_tokens=first.start,
+            merged=first.merged,
+            status=first.status.value,
+            pair_id=first.pair_id,
+            kernel=first.kernel,
+        )  # fmt: skip
 
     def _count(self, results: Sequence[Result], facts: int) -> None:
         self.result.statistics += facts

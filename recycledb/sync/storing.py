@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from recycledb.reflection.teachers.contract import Reply, error_line, fitted
 from recycledb.schema import ReplyStatus, content_id, utc_now
-from recycledb.store import Row, Store
+from recycledb.store import Store
+from recycledb.store.replies import add_readings, add_replies
+from recycledb.store.rows import AttemptRow, ExtractionRow, RatingRow, ReplyRow, VariantRow
 
 # What a driver raises where the store, not the row, is at fault, by the names of PEP 249: full, locked, read-only, damaged.
 _STORES_FAULT = {"OperationalError", "InternalError", "DatabaseError"}
@@ -20,53 +22,55 @@ _ROWS_FAULT = {"DataError", "ProgrammingError", "IntegrityError", "InterfaceErro
 
 @dataclass(slots=True)
 class Arrived:
-    """A reply to an attempt; `question` is variant, step, teacher, prompt and number, `others` the further variants shown.
+    """A reply to an attempt; `row` is as it was stored."""
 
-    `row` is as it was stored.
-    """
-
-    attempt_id: str
-    question: Row
+    attempt: AttemptRow
     reply: Reply
-    row: Row = ()
-    others: str = ""
+    row: ReplyRow | None = None
 
 
-def reply_row(attempt_id: str, question: Row, reply: Reply, others: str = "") -> Row:
-    """Return the `reply` row of what came back for an attempt; see `Arrived`."""
-    content = (reply.status.value, reply.text, reply.finish_reason)
-    text_id = reply_id_of(question, *content, reply.error, others)
-    served = (reply.served_model, reply.request_id)
-    paid = (reply.prompt_tokens, reply.completion_tokens, reply.cost_usd)
-    return (
-        text_id,
-        attempt_id,
-        *question,
-        *content,
-        *served,
-        *paid,
-        reply.error,
-        reply.duration_ms,
-        utc_now(),
-        reply.raw,
-        others or None,
+def reply_row(attempt: AttemptRow, reply: Reply) -> ReplyRow:
+    """Return what came back for an attempt as it is stored."""
+    row = ReplyRow(
+        text_id="",
+        attempt_id=attempt.attempt_id,
+        variant_id=attempt.variant_id,
+        step=attempt.step,
+        teacher_id=attempt.teacher_id,
+        prompt_id=attempt.prompt_id,
+        number=attempt.number,
+        status=reply.status.value,
+        text=reply.text,
+        finish_reason=reply.finish_reason,
+        served_model=reply.served_model,
+        request_id=reply.request_id,
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        cost_usd=reply.cost_usd,
+        error=reply.error,
+        duration_ms=reply.duration_ms,
+        created_at=utc_now(),
+        raw=reply.raw,
+        others=attempt.others,
     )
+    return row._replace(text_id=reply_id_of(row))
 
 
-def reply_id_of(
-    question: Row, status: str, text: str | None, finish_reason: str | None, error: str | None, others: str = ""
-) -> str:
-    """Return the content address of a reply to a question; see `Arrived`."""
-    return content_id("reply", *question, *([others] if others else []), status, text, finish_reason, error)
+def reply_id_of(row: ReplyRow) -> str:
+    """Return the content address of a reply: of its question, the attempt's number, and what came back."""
+    question = (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number)
+    others = [row.others] if row.others else []
+    return content_id("reply", *question, *others, row.status, row.text, row.finish_reason, row.error)
 
 
 def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:
     """Commit replies; one that could not be stored as it came is replaced by what was stored."""
 
     def commit(group: Sequence[Arrived]) -> None:
-        for each in group:
-            each.row = reply_row(each.attempt_id, each.question, each.reply, each.others)
-        store.add_replies([each.row for each in group])
+        rows = [reply_row(each.attempt, each.reply) for each in group]
+        for each, row in zip(group, rows, strict=True):
+            each.row = row
+        add_replies(store, rows)
 
     def commit_least(one: Arrived, error: Exception) -> None:
         one.reply = unstorable(one.reply, error)
@@ -76,38 +80,40 @@ def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:
 
 
 class Readings(NamedTuple):
-    """What replies hold: `extraction` rows, one a reply, `variant` rows and `rating` rows."""
+    """What replies hold: one extraction a reply, the variants and the ratings."""
 
-    extractions: list[Row]
-    variants: list[Row]
-    ratings: list[Row]
+    extractions: list[ExtractionRow]
+    variants: list[VariantRow]
+    ratings: list[RatingRow]
 
     @property
     def unusable(self) -> int:
         """How many replies hold neither a variant nor ratings."""
-        return sum(row[3] is not None for row in self.extractions)
+        return sum(row.reason is not None for row in self.extractions)
 
 
 def store_readings(store: Store, found: Readings) -> None:
     """Commit what replies hold; what cannot be stored is taken out, and the reason why is stored in its place."""
-    variants = {variant[0]: variant for variant in found.variants}
-    ratings: dict[str, list[Row]] = {}
+    variants = {variant.variant_id: variant for variant in found.variants}
+    ratings: dict[str, list[RatingRow]] = {}
     for rating in found.ratings:
-        ratings.setdefault(rating[0], []).append(rating)
+        ratings.setdefault(rating.text_id, []).append(rating)
 
-    def commit(group: Sequence[Row]) -> None:
-        store.add_readings(
+    def commit(group: Sequence[ExtractionRow]) -> None:
+        add_readings(
+            store,
             group,
-            [variants[row[2]] for row in group if row[2] in variants],
-            [rating for row in group for rating in ratings.get(row[0], ())],
+            [variants[row.variant_id] for row in group if row.variant_id in variants],
+            [rating for row in group for rating in ratings.get(row.text_id, ())],
         )
 
-    def commit_least(row: Row, error: Exception) -> None:
-        if row[2] in variants:
-            found.variants.remove(variants.pop(row[2]))
-        for rating in ratings.pop(row[0], ()):
+    def commit_least(row: ExtractionRow, error: Exception) -> None:
+        if row.variant_id in variants:
+            found.variants.remove(variants.pop(row.variant_id))
+        for rating in ratings.pop(row.text_id, ()):
             found.ratings.remove(rating)
-        commit([(*row[:2], None, error_line("unstorable", f"{type(error).__name__}: {error}"), row[4])])
+        reason = error_line("unstorable", f"{type(error).__name__}: {error}")
+        commit([row._replace(variant_id=None, reason=reason)])
 
     _commit_what_can_be(found.extractions, commit, commit_least)
 
@@ -145,10 +151,10 @@ def unstorable(reply: Reply, error: Exception) -> Reply:
     return replace(Reply(status=ReplyStatus.FAILED, error=why), **kept)
 
 
-def not_sent(attempt_id: str, question: Row, others: str = "") -> Arrived:
+def not_sent(attempt: AttemptRow) -> Arrived:
     """Return the end of an attempt that is on record but was never sent: nothing was paid, and the question is open again."""
     reply = Reply(status=ReplyStatus.ERROR, error="not_sent: the run ended before it was sent", cost_usd=0.0)
-    return Arrived(attempt_id, question, reply, others=others)
+    return Arrived(attempt, reply)
 
 
 def is_rows_fault(error: BaseException) -> bool:

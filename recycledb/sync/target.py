@@ -17,6 +17,7 @@ from recycledb.scoring.identity import identify
 from recycledb.store import Meaning, Store
 from recycledb.store.measures import Need
 from recycledb.store.pending import Scope, Wanted
+from recycledb.store.rows import AugmentationRow, PromptRow, StudentRow, TeacherRow
 from recycledb.sync.measures import Measured
 from recycledb.sync.measures import resolve as resolve_measures
 from recycledb.sync.student import Student
@@ -107,23 +108,42 @@ class Target:
         now = utc_now()
         identity = canonical_json(teacher.identity)
         model = teacher.identity["model"]
-        store.insert(conn, "teacher", [(teacher.teacher_id, teacher.name, teacher.provider, model, identity, now)])
+        row = TeacherRow(teacher.teacher_id, teacher.name, teacher.provider, model, parameters=identity, created_at=now)
+        store.insert(conn, [row])
         store.ensure_name(conn, "teacher", teacher.name, teacher.teacher_id)
         for step, prompt in self.prompts.items():
-            store.insert(conn, "prompt", [(prompt.prompt_id, step, prompt.text, prompt.source, now)])
+            store.insert(conn, [PromptRow(prompt.prompt_id, step, prompt.text, prompt.source, now)])
             store.ensure_name(conn, "prompt", step, prompt.prompt_id)
 
     @staticmethod
     def _register_student(store: Store, conn: Connection, student: Student) -> None:
         config, identity = student.config, student.identity
-        described = (config.model, identity.revision, config.prompt, config.max_length, config.dtype)
-        store.insert(conn, "student", [(student.student_id, config.name, *described, identity.parameters, utc_now())])
+        row = StudentRow(
+            student_id=student.student_id,
+            name=config.name,
+            model=config.model,
+            revision=identity.revision,
+            prompt=config.prompt,
+            max_length=config.max_length,
+            dtype=config.dtype,
+            parameters=identity.parameters,
+            created_at=utc_now(),
+        )
+        store.insert(conn, [row])
         store.ensure_name(conn, "student", config.name, student.student_id)
 
     @staticmethod
     def _register_augmentation(store: Store, conn: Connection, config: AugmentationConfig) -> None:
-        described = (config.method, config.transform.version, config.seed, canonical_json(config.parameters))
-        store.insert(conn, "augmentation", [(config.augmentation_id, config.name, *described, utc_now())])
+        row = AugmentationRow(
+            augmentation_id=config.augmentation_id,
+            name=config.name,
+            method=config.method,
+            version=config.transform.version,
+            seed=config.seed,
+            parameters=canonical_json(config.parameters),
+            created_at=utc_now(),
+        )
+        store.insert(conn, [row])
         store.ensure_name(conn, "augmentation", config.name, config.augmentation_id)
 
 

@@ -16,6 +16,8 @@ from recycledb.reflection import prompts
 from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
+from recycledb.store.questions import sample_questions, texts_beside
+from recycledb.store.replies import prompt_tokens_seen
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text
 SAMPLE = 300  # prompts measured
@@ -44,7 +46,7 @@ def measure(
 ) -> Measure:
     """Return how characters become tokens for this teacher; without `exact` no tokenizer is loaded."""
     overhead = {step: sum(len(text) for _, text in wording.messages) for step, wording in wordings.items()}
-    counted = store.prompt_tokens_seen(teacher.teacher_id)
+    counted = prompt_tokens_seen(store, teacher.teacher_id)
     known = [(row, overhead[row.step]) for row in counted if row.step in overhead and row.tokens]
     replies = sum(row.replies for row, _ in known)
     if replies >= LEAST_REPLIES:
@@ -66,8 +68,8 @@ def _sampled(
 ) -> Measure:
     """Measure by a tokenizer, on prompts picked by their ids, which are hashes and so as good as random."""
     texts = []
-    rows = store.sample_questions(wanted, SAMPLE)
-    beside = store.texts_beside(rows)
+    rows = sample_questions(store, wanted, SAMPLE)
+    beside = texts_beside(store, rows)
     for row in rows:
         messages = prompts.render(
             wordings[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
