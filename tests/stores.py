@@ -10,6 +10,7 @@ from recycledb.methods.reflection import Kind, Step
 from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Store
 from recycledb.store.derivations import derivation_id_of
+from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
 from recycledb.store.pending import Scope, Wanted
 from recycledb.store.places import Place, replace_places
 from recycledb.store.questions import pending_questions

@@ -29,6 +29,7 @@ from recycledb.schema import ReplyStatus, Texts
 from recycledb.scoring.requests import Request
 from recycledb.scoring.tokenising import count_tokens
 from recycledb.store import Store
+from recycledb.store.measures import add_facts
 from recycledb.store.pending import Wanted
 from recycledb.store.places import Place as At
 from recycledb.store.places import replace_places
@@ -338,7 +339,7 @@ def score(store: Store, wanted: Wanted, samples: list[str], patterns: dict[int, 
     for row in found:
         ifd = patterns[number_of[row.sample_id]][3 if row.kind == "origin" else 4]
         loss, tokens = (None, 0) if not ifd else (ifd, 1)
-        add_losses(
+        add_facts(
             store,
             [
                 loss_row("s", row.variant_id, stat, loss if stat == "A_condition" else loss and 0.1, tokens)
