@@ -34,7 +34,7 @@ from recycledb.store.rows import (
     SampleRow,
     VariantRow,
 )
-from recycledb.sync.storing import reply_row
+from recycledb.sync.replies import reply_row
 from recycledb.sync.target import Target, resolve
 
 CHUNK_SAMPLES = 4_000

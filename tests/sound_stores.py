@@ -26,8 +26,8 @@ from recycledb.store.replies import add_replies, repeated
 from recycledb.store.rows import ROWS, AttemptRow, ReplyRow
 from recycledb.store.tables import metadata
 from recycledb.store.workers import end_worker, start_worker
-from recycledb.sync.reading import read_all
-from recycledb.sync.storing import reply_row
+from recycledb.sync.extraction import read_all
+from recycledb.sync.replies import reply_row
 from recycledb.sync.target import Student, Target
 
 ANSWERS = {

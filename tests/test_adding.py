@@ -13,7 +13,7 @@ import stores
 from conftest import RUN_COMMAND, clean_environment
 from forks import PIPE, start
 
-from recycledb.adding import Added, add, dataset_name
+from recycledb.additions import Added, add, dataset_name
 from recycledb.errors import FormatError
 from recycledb.store import Store, verify
 from recycledb.store.questions import count_questions
@@ -171,7 +171,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         with file.open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(row(i, padding="x" * 16_000)) + "\n" for i in range(rows))
         code = (
-            "import sys; from pathlib import Path; from recycledb.adding import add; from recycledb.store import Store\n"
+            "import sys; from pathlib import Path; from recycledb.additions import add; from recycledb.store import Store\n"
             "with Store.open(sys.argv[1], create=True) as store: add(store, [Path(sys.argv[2])])\n"
             "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
         )

@@ -14,7 +14,7 @@ import sound_stores
 from conftest import BACKENDS, Cli
 from stores import loss_row
 
-from recycledb.checking import check
+from recycledb.integrity import check
 from recycledb.store import Store, parse_url
 from recycledb.store.digest import COLUMN, digests_of
 from recycledb.store.measures import add_facts

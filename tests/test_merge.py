@@ -33,7 +33,7 @@ from stores import (
 )
 
 from recycledb.errors import ConfigError, SchemaError, StoreError
-from recycledb.inspecting import status
+from recycledb.inspection import status
 from recycledb.methods.reflection import Step
 from recycledb.schema import Texts, content_id, utc_now
 from recycledb.store import Store, batches, migrate, verify

@@ -14,7 +14,7 @@ from conftest import BACKENDS, clean_environment
 
 from recycledb.errors import StoreError
 from recycledb.store import Store
-from recycledb.store.opening import Reading
+from recycledb.store.access import Reading
 
 PLAIN = Path(__file__).with_name("plain_user.py")
 

@@ -30,7 +30,7 @@ from stores import (
     wanted,
 )
 
-from recycledb.reporting.drawing import Flow, flow_chart, histogram
+from recycledb.reporting.charts import Flow, flow_chart, histogram
 from recycledb.reporting.page import data_block, packed_block, page, table
 from recycledb.reporting.plots import comparison_html
 from recycledb.reporting.report import write_report

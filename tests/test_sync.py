@@ -27,7 +27,7 @@ from recycledb.reflection.teachers import Reply
 from recycledb.reflection.teachers.recorded import recorded_line
 from recycledb.schema import ReplyStatus, Texts
 from recycledb.scoring.requests import Request
-from recycledb.scoring.tokenising import count_tokens
+from recycledb.scoring.tokeniser import count_tokens
 from recycledb.store import Store
 from recycledb.store.measures import add_facts
 from recycledb.store.pending import Wanted
@@ -39,8 +39,8 @@ from recycledb.store.rows import PromptRow, StudentRow, TeacherRow
 from recycledb.store.workers import start_worker
 from recycledb.sync import Plan, Sync, make, resolve
 from recycledb.sync import plan as planning
-from recycledb.sync.reading import read_all
-from recycledb.sync.storing import reply_row
+from recycledb.sync.extraction import read_all
+from recycledb.sync.replies import reply_row
 
 STUDENTS = ("small", "large", "third")
 EXTRACTOR_BEFORE = 0

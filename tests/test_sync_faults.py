@@ -23,8 +23,8 @@ from recycledb.store.questions import count_under_way
 from recycledb.store.replies import pending_readings
 from recycledb.store.sqlite import driver  # a second SQLite library in one process would see no locks
 from recycledb.store.workers import end_worker, start_worker
-from recycledb.sync.asking import Asking
-from recycledb.sync.reading import verdicts_on
+from recycledb.sync.attempts import Asking
+from recycledb.sync.extraction import verdicts_on
 
 # About one call in three fails, as on a bad day.
 MIX = {

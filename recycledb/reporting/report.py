@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from recycledb.files import writing_text
 from recycledb.methods import scored_kinds
-from recycledb.reporting.drawing import histogram
+from recycledb.reporting.charts import histogram
 from recycledb.reporting.page import asset, data_block, escape, figure, number, page, section, share, table
 from recycledb.reporting.samples import BLOCK, Samples, blocks, read_samples
 from recycledb.schema import utc_now

@@ -3,7 +3,7 @@
 Invariant: a token sees the tokens of its own sequence at and before its position, and no others; within a sliding
 window where the layer has one. The numbers are those of the model's own attention up to rounding, on any device.
 
-A pack (batching.Layout) is one row of T tokens. Sequences that begin alike share those tokens' keys, so each block of
+A pack (packs.Layout) is one row of T tokens. Sequences that begin alike share those tokens' keys, so each block of
 new tokens comes with the ranges of rows that it sees. On CPU each block is one attention call. On CUDA all blocks are
 one call of a variable-length kernel, the keys gathered end to end; its causal mask is aligned to the bottom right,
 which is what a block that comes after shared keys needs:
@@ -26,7 +26,7 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from recycledb.scoring.batching import Layout
+from recycledb.scoring.packs import Layout
 
 NAME = "recycledb_packed"
 

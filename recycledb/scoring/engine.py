@@ -23,15 +23,15 @@ from typing import Any, Self
 import torch
 
 from recycledb.errors import RecycledbError, StudentError
-from recycledb.scoring.batching import Batch, Work, by_beginning, by_length
 from recycledb.scoring.frames import Setup
 from recycledb.scoring.kernels import Kernel, choose
 from recycledb.scoring.lanes import Lane, LocalLane, WorkerLane
 from recycledb.scoring.network import Network, load_network, load_tokenizer, positions, resolve_device, resolve_dtype
+from recycledb.scoring.packs import Batch, Work, by_beginning, by_length
 from recycledb.scoring.peak import measure_peak
 from recycledb.scoring.requests import Progress, Request, Result, TokenCount
 from recycledb.scoring.run import Computed, Known, Run
-from recycledb.scoring.tokenising import Tokeniser, count_tokens
+from recycledb.scoring.tokeniser import Tokeniser, count_tokens
 
 __all__ = ["Engine", "Progress", "Request", "Result", "TokenCount", "count_tokens"]
 

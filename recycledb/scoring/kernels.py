@@ -29,9 +29,9 @@ from recycledb.scoring.attention import (
     attending,
     find_varlen,
 )
-from recycledb.scoring.batching import SHARED_MINIMUM, Layout, Work, by_length, lay_out, pad
 from recycledb.scoring.heads import token_losses
 from recycledb.scoring.network import Network
+from recycledb.scoring.packs import SHARED_MINIMUM, Layout, Work, by_length, lay_out, pad
 from recycledb.scoring.spans import Ids
 
 log = logging.getLogger(__name__)

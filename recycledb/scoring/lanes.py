@@ -16,10 +16,10 @@ from typing import IO, Any, Protocol
 import torch
 
 from recycledb.errors import StudentError
-from recycledb.pretrained.loading import is_out_of_memory
-from recycledb.scoring.batching import Work
+from recycledb.pretrained.loader import is_out_of_memory
 from recycledb.scoring.frames import Failure, Ready, Setup, read_frame, write_frame
 from recycledb.scoring.kernels import Kernel
+from recycledb.scoring.packs import Work
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from recycledb.errors import StudentError
-from recycledb.pretrained import loading
+from recycledb.pretrained import loader
 from recycledb.scoring.heads import block_losses, chunk_rows, token_losses
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def resolve_device(name: str | None) -> torch.device:
 
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """Return the model's tokenizer; the model itself is not loaded."""
-    return loading.load_tokenizer(model, StudentError, revision=revision)
+    return loader.load_tokenizer(model, StudentError, revision=revision)
 
 
 def load_network(
@@ -113,8 +113,8 @@ def load_network(
         raise StudentError(
             f"model {model!r} is to be spread over several GPUs, which needs accelerate: pip install 'recycledb[sharded]'"
         )
-    loaded = loading.load_model(model, StudentError, revision=revision, dtype=dtype, device=None if sharded else device)
-    with loading.explained(model, StudentError):  # a config may ask for what its architecture cannot compute
+    loaded = loader.load_model(model, StudentError, revision=revision, dtype=dtype, device=None if sharded else device)
+    with loader.explained(model, StudentError):  # a config may ask for what its architecture cannot compute
         _whole_logits(loaded, loaded.get_input_embeddings())
     return split(loaded)
 

@@ -12,10 +12,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recycledb.schema import LossStatus, is_mean_loss
-from recycledb.scoring.batching import Batch, Work
+from recycledb.scoring.packs import Batch, Work
 from recycledb.scoring.requests import Progress, Request, Result
 from recycledb.scoring.spans import Span
-from recycledb.scoring.tokenising import windows
+from recycledb.scoring.tokeniser import windows
 
 if TYPE_CHECKING:
     from recycledb.scoring.engine import Engine

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from recycledb.errors import StudentError
-from recycledb.scoring.batching import Work
 from recycledb.scoring.frames import Failure, Ready, Setup, read_frame, write_frame
+from recycledb.scoring.packs import Work
 
 
 def main() -> None:

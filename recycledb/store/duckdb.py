@@ -18,8 +18,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.store.access import may_write
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
-from recycledb.store.opening import may_write
 from recycledb.store.statement import statements_in, with_dollars, without_comments
 
 # What is told of tables and indexes.

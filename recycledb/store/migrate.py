@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from recycledb.errors import SchemaError
 from recycledb.store.backend import Backend
-from recycledb.store.copying import copy_beside
+from recycledb.store.backup import copy_beside
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")  # tests hold them against the files
 HEAD = REVISIONS[-1]

@@ -21,8 +21,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.store.access import Reading, may_write, no_room
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
-from recycledb.store.opening import Reading, may_write, no_room
 from recycledb.store.statement import without_comments
 
 try:

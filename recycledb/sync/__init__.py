@@ -21,15 +21,15 @@ from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
 from recycledb.store.questions import count_questions, count_under_way
 from recycledb.store.workers import beat, end_worker, start_worker
-from recycledb.sync.asking import Asking
+from recycledb.sync.attempts import Asking
 from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
+from recycledb.sync.extraction import read_all
+from recycledb.sync.facts import Scored, Scoring
 from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
 from recycledb.sync.progress import Asked, Listener, Progress, silent
-from recycledb.sync.reading import read_all
-from recycledb.sync.scoring import Scored, Scoring
-from recycledb.sync.stopping import Stop, at_once
+from recycledb.sync.stop import Stop, at_once
 from recycledb.sync.student import Student
 from recycledb.sync.target import Target, resolve
 

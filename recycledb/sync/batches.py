@@ -29,7 +29,7 @@ from recycledb.store.questions import claim, key_of, pending_questions, texts_be
 from recycledb.store.rows import AttemptRow
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Asked
-from recycledb.sync.storing import Arrived, store_replies
+from recycledb.sync.replies import Arrived, store_replies
 from recycledb.sync.target import Target
 
 GRACE_S = 120.0  # how long a batch may stay unheard of after it was begun before it is given up

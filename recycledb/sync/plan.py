@@ -331,7 +331,7 @@ def _tokens(
 ) -> tuple[int | None, int]:
     """Return the tokens of what a student lacks, by its own tokenizer, and of how many variants they were counted."""
     from recycledb.scoring.requests import Request
-    from recycledb.scoring.tokenising import count_tokens
+    from recycledb.scoring.tokeniser import count_tokens
 
     rows = some_lacking(store, need, SAMPLE)
     there = facts_of(store, need, [row.variant_id for row in rows])

@@ -23,7 +23,7 @@ from recycledb.store.rows import ReplyRow
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, Relation, RowOf, Rule
 from recycledb.sync.measures import measure_id_of
-from recycledb.sync.storing import reply_id_of
+from recycledb.sync.replies import reply_id_of
 
 NAMED = ("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")

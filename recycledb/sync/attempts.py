@@ -32,11 +32,11 @@ from recycledb.store.rows import AttemptRow
 from recycledb.store.spending import Spending
 from recycledb.store.workers import beat
 from recycledb.sync.budget import Budget
+from recycledb.sync.extraction import Complete, complete_of, verdicts_on
 from recycledb.sync.progress import Asked, Listener, Progress
 from recycledb.sync.questions import Candidate, Questions
-from recycledb.sync.reading import Complete, complete_of, verdicts_on
-from recycledb.sync.stopping import at_once, cancel, watched
-from recycledb.sync.storing import Arrived, Readings, not_sent, store_readings, store_replies
+from recycledb.sync.replies import Arrived, Readings, not_sent, store_readings, store_replies
+from recycledb.sync.stop import at_once, cancel, watched
 from recycledb.sync.target import Target
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from recycledb.store import SQLRow, Store
 from recycledb.store.questions import texts_beside
 from recycledb.store.replies import pending_readings
 from recycledb.store.rows import ExtractionRow, RatingRow, ReplyRow, VariantRow
-from recycledb.sync.storing import Readings, store_readings
+from recycledb.sync.replies import Readings, store_readings
 
 
 class Complete(NamedTuple):
