@@ -6,7 +6,7 @@ It is made by the functions that fill real stores, without a teacher's server an
 from typing import Any
 
 from sqlalchemy import Boolean, text
-from stores import add_samples, import_row, loss_row, texts
+from stores import add_samples, derive, import_row, loss_row, texts
 from templates import made, new
 
 from recycledb import methods
@@ -118,6 +118,8 @@ def fill(store: Store, samples: int = 4) -> Target:
     batches.note(store, batch, "submitted", "batch_1", "2 requests")
     batches.note(store, batch, "taken", "batch_1")
     end_worker(store, worker)
+    with store.write() as conn:
+        derive(store, conn, ids[1:3], "sound")
     select(store, get_recipe("cherry"), {"top": "2"})
     select(store, get_recipe("selective"))
     return wanted

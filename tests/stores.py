@@ -239,7 +239,10 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     now = "2026-01-01T00:00:00.000000Z"
     origins = conn.exec_driver_sql("SELECT sample_id, variant_id FROM variant WHERE kind = 'origin'").fetchall()
     members = [dict(map(tuple, origins))[sample] for sample in samples]
-    text_id = conn.exec_driver_sql("SELECT min(text_id) FROM reply").fetchone()[0]
+    [text_id], [prompt], [student] = (
+        conn.exec_driver_sql(f"SELECT min({key}) FROM {table}").fetchone()
+        for key, table in (("text_id", "reply"), ("prompt_id", "prompt"), ("student_id", "student"))
+    )
     measure, parameters = measure_id_of(f"m-{name}", "digits", 1, "{}"), {"name": name, "of": ["origin"]}
     augmentation = augmentation_id_of("pair", 1, 0, parameters)
     derivation = derivation_id_of(augmentation, 0, members)
@@ -249,7 +252,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
         RatingRow(text_id, 1, members[0], "score", 4.0, now),
         MeasureRow(measure, f"m-{name}", "digits", 1, "{}", now),
         ReadoutRow(
-            *(STUDENT, PROMPTS[Step.COMPRESS], members[0], ""),
+            *(student, prompt, members[0], ""),
             *(-0.5, -1.0, *[None] * 8),
             n_tokens=9,
             merged=False,
@@ -257,7 +260,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
             pair_id=None,
             kernel="test",
         ),
-        ValueRow(measure, STUDENT, members[0], "", 0.5, "ok"),
+        ValueRow(measure, student, members[0], "", 0.5, "ok"),
         AugmentationRow(augmentation, f"a-{name}", "pair", 1, 0, canonical_json(parameters), now),
         DerivationRow(derivation, augmentation, 0, "{}", None, now),
         VariantRow(key, samples[0], "pair", members[0], None, None, None, *made, now, derivation_id=derivation),
