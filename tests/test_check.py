@@ -63,7 +63,18 @@ def test_a_sound_store_is_sound_and_every_row_was_looked_at(url: str) -> None:
         assert walked.digests == (0 if walked.table == "worker" else walked.rows) and walked.without_digest == 0
     addressed = {walked.table for walked in checked.tables if walked.ids == walked.rows}
     assert addressed == {
-        *("sample", "variant", "prompt", "teacher", "student", "reply", "selection", "measure", "augmentation", "derivation"),
+        *(
+            "sample",
+            "variant",
+            "prompt",
+            "teacher",
+            "student",
+            "reply",
+            "selection",
+            "measure",
+            "augmentation",
+            "derivation",
+        ),
     }
     assert checked.schema_objects > 30 and checked.references > 20 and checked.relations > 10
 

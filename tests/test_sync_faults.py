@@ -20,11 +20,10 @@ from recycledb.reflection.teachers.pace import Ticket
 from recycledb.schema import ReplyStatus
 from recycledb.store import Store
 from recycledb.store.questions import count_under_way
-from recycledb.store.replies import pending_readings
 from recycledb.store.sqlite import driver  # a second SQLite library in one process would see no locks
 from recycledb.store.workers import end_worker, start_worker
 from recycledb.sync.attempts import Asking
-from recycledb.sync.extraction import verdicts_on
+from recycledb.sync.extraction import read_all
 
 # About one call in three fails, as on a bad day.
 MIX = {
@@ -65,7 +64,7 @@ def check_run_under_faults(folder: Path, samples: int, least_calls: int) -> None
     """Sync under the mix until nothing is missing, and hold the store against the server's log."""
     url = make_store(folder, samples)
     with TeacherServer(seed=3, faults=MIX, delay_s=0.02, retry_after="0.2") as server:
-        wanted = target(server.base_url, timeout_s=1.0, max_attempts=8)
+        wanted = target(server.base_url, timeout_s=3.0, max_attempts=8)
         outcome = run(url, wanted)
         assert len(server.log) >= least_calls
         assert outcome.stopped is None
@@ -280,10 +279,13 @@ def test_an_extractor_that_fails_at_one_text_leaves_a_reason(tmp_path: Path) -> 
     with Store.open(url) as store:
         with store.write() as conn:
             conn.exec_driver_sql("DELETE FROM extraction")
-            conn.exec_driver_sql("UPDATE reply SET step = 'guess' WHERE text_id = (SELECT min(text_id) FROM reply)")
-        verdicts = verdicts_on(pending_readings(store, 1))
-    assert [row[3] for row in verdicts.extractions] == ["defect: ValueError: 'guess' is not a valid Step", None, None]
-    assert len(verdicts.variants) == 2
+            conn.exec_driver_sql(
+                "UPDATE variant SET kind = 'odd' WHERE variant_id = (SELECT variant_id FROM reply ORDER BY text_id LIMIT 1)"
+            )
+        found = read_all(store)
+        reasons = [row[0] for row in store.rows("SELECT reason FROM extraction ORDER BY text_id")]
+    assert (found.read, found.unusable) == (3, 1) and reasons[1:] == [None, None]
+    assert reasons[0].startswith("defect: KeyError: ") and "odd" in reasons[0]
 
 
 def test_a_claim_that_was_never_sent_ends_and_costs_nothing(tmp_path: Path) -> None:
