@@ -149,7 +149,7 @@ def test_a_log_beside_a_store_that_may_only_be_read(shared: Path, own_folder: Pa
     folder.chmod(0o555)
     [(code, said)] = as_plain_user([query], own_folder)
     folder.chmod(0o755)
-    assert code == 1 and said.count("\n") == 1 and "store.db-wal beside it holds rows" in said
+    assert code == 1 and said.count("\n") == 1 and "store.db-wal next to it holds rows" in said
 
 
 def test_what_is_read_without_locks_is_refused_where_a_writer_came(tmp_path: Path) -> None:
