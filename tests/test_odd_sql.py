@@ -225,8 +225,8 @@ def test_bytes_that_are_no_text_are_said_to_be(sqlite_url: str) -> None:
     [
         ("//relative.db", "is not a store's URL"),
         ("", "is not a store's URL"),
-        ("///", "names no file"),
-        ("///:memory:", "names no file"),
+        ("///", "has no path"),
+        ("///:memory:", "has no path"),
         ("///FOLDER", "is a folder; a store is a file, for example .*recycle.db"),
         ("///FOLDER/store.db?mode=ro", "a store's URL takes no options; leave out .mode=ro|holds a question mark"),
         ("///FOLDER/no/store.db", "there is no folder"),
@@ -234,7 +234,7 @@ def test_bytes_that_are_no_text_are_said_to_be(sqlite_url: str) -> None:
         ("///FOLDER/file.txt", "is not a (SQLite|DuckDB) file"),
         ("///FOLDER/" + "a" * 300, "cannot be opened: File name too long"),
         ("///~nobody-of-this-name/store.db", "no home folder of ~nobody-of-this-name"),
-        ("///FOLDER/a\0b", "no path holds a NUL character"),
+        ("///FOLDER/a\0b", "a path cannot contain a NUL character"),
     ],
 )
 def test_odd_urls_are_one_clear_line(tmp_path: Path, backend: str, rest: str, message: str) -> None:

@@ -87,8 +87,8 @@ def counted(store: Store, table: str) -> int:
         ("store.db", "is not a store's URL"),
         ("mysql:///x", "is not a store's URL"),
         ("sqlite://x.db", "is not a store's URL"),
-        ("sqlite:///", "names no file"),
-        ("duckdb:///:memory:", "names no file"),
+        ("sqlite:///", "has no path"),
+        ("duckdb:///:memory:", "has no path"),
         ("postgresql+psycopg://host/db", "PostgreSQL is not supported"),
     ],
 )
@@ -220,7 +220,7 @@ def test_verify_finds_what_is_wrong(store: Store) -> None:
             conn.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
         conn.exec_driver_sql("UPDATE sample SET output = 'forged' WHERE output LIKE '1%'")
     found = verify.check(store).findings
-    assert len(found) == 1 and "its digest is another" in found[0]
+    assert len(found) == 1 and "its digest does not match" in found[0]
     with store.write() as conn:  # as a row from before revision 0005, which has none
         if store.backend.name == "sqlite":
             conn.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
