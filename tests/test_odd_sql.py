@@ -32,7 +32,7 @@ def ask(store: Store, sql: str, parameters: Mapping[str, Any] | None = None) -> 
 @pytest.mark.parametrize(
     ("sql", "parameters", "message"),
     [
-        ("SELECT 'a\0b'", {}, "the SQL holds a NUL character, at 9"),
+        ("SELECT 'a\0b'", {}, "the SQL contains a NUL character, at 9"),
         ("SELECT '\udcff'", {}, r"the SQL is not valid UTF-8 \('\\udcff' at 8\)"),
         ("SELECT :a AS a", {"a": "x\udcff"}, "the value of parameter a is not valid UTF-8"),
         ("SELECT :a AS a", {"b": "x"}, "no value for :a; give --param a=…"),
@@ -110,7 +110,7 @@ def test_sql_files_are_utf8_with_or_without_a_mark(cli: Cli, sqlite_url: str, tm
     for content, said in (
         (b"\xef\xbb\xbfSELECT 'a' AS x, 1 AS y", ""),
         (b"SELECT '\xff'", "q.sql cannot be read"),
-        (b"SELECT '\0'", "the SQL holds a NUL character, at 8"),
+        (b"SELECT '\0'", "the SQL contains a NUL character, at 8"),
         (b"", "the query is empty"),
     ):
         file.write_bytes(content)
