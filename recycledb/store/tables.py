@@ -435,7 +435,7 @@ class SelectionItem(SQLModel, table=True):
 
 
 class Name(SQLModel, table=True):
-    """From `since` on, `name` stands for the `id` of a teacher, student, prompt (by step), selection, measure or augmentation, or an extractor version."""
+    """From `since`, `name` stands for `id`: a teacher, student, prompt (by step), selection, measure, augmentation or extractor version."""
 
     kind: str = Field(primary_key=True)
     name: str = Field(primary_key=True)
