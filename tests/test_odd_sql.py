@@ -228,7 +228,7 @@ def test_bytes_that_are_no_text_are_said_to_be(sqlite_url: str) -> None:
         ("///", "has no path"),
         ("///:memory:", "has no path"),
         ("///FOLDER", "is a folder; a store is a file, for example .*recycle.db"),
-        ("///FOLDER/store.db?mode=ro", "a store's URL takes no options; leave out .mode=ro|holds a question mark"),
+        ("///FOLDER/store.db?mode=ro", "a store's URL takes no options; leave out .mode=ro|contains a question mark"),
         ("///FOLDER/no/store.db", "there is no folder"),
         ("///FOLDER/file.txt/store.db", "there is no folder"),
         ("///FOLDER/file.txt", "is not a (SQLite|DuckDB) file"),
