@@ -134,7 +134,7 @@ def test_no_store_is_made_in_a_database_of_something_else(backend: str, tmp_path
     connection.execute("CREATE TABLE bookmark (url VARCHAR)")
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="a database of something else"):
+    with pytest.raises(StoreError, match="another program's database"):
         Store.open(f"{backend}:///{path}", create=True)
     assert path.read_bytes() == before
 
