@@ -423,7 +423,7 @@ def _derivations(store: Store) -> Iterator[str]:
             if [row[3] for row in members] != list(range(len(members))):
                 what = "has no members, or they are not numbered in one line from 0"
             elif derivation_id_of(of[0], of[1], [row[4] for row in members]) != key:
-                what = "does not hold the content that its id is the address of"
+                what = "has an id that does not match its content"
             else:
                 continue
             wrong += 1

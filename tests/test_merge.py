@@ -305,11 +305,11 @@ def test_a_dataset_ends_in_the_newer_state(desk: Desk, source: list[str], target
 @pytest.mark.parametrize(
     ("source", "target", "why"),
     [
-        (["ab"], ["ac"], "at position 1 stands sample"),
-        (["ab", "ac"], ["ab", "ad"], "at position 1 stands sample"),
+        (["ab"], ["ac"], "position 1 has sample"),
+        (["ab", "ac"], ["ab", "ad"], "position 1 has sample"),
         (["ab", "xb"], ["ab", "ay"], "position 0 is newer in the source .* but position 1 is newer here"),
         (["ab", "a"], ["ab", "abc"], "position 1 is newer in the source .* but position 2 is newer here"),
-        (["ab", ""], ["xb", "xy"], "at position 0 stands sample .* here, nothing there"),
+        (["ab", ""], ["xb", "xy"], "position 0 has sample .* here, nothing there"),
     ],
 )
 def test_datasets_that_went_different_ways_are_refused(
@@ -561,7 +561,7 @@ def merge_or_refuse(target: Store, source: Store) -> bool:
     try:
         merge(target, source)
     except StoreError as error:
-        assert "gone different ways" in str(error)
+        assert "has diverged between" in str(error)
         assert contents(target) == before
         return False
     after = contents(target)

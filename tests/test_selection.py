@@ -494,7 +494,7 @@ def test_a_file_of_ones_own_may_rank_and_be_cut(store: Store) -> None:
             "SELECT variant_id, 1e300 * 1e300 AS rank FROM variants",
             "ranks by inf, which is not a finite number|out of range|Overflow",
         ),
-        ("SELECT variant_id, '\0' AS reason FROM variants", "the SQL holds a NUL character"),
+        ("SELECT variant_id, '\0' AS reason FROM variants", "the SQL contains a NUL character"),
         ("DELETE FROM loss", "is not one SELECT"),
         ("SELECT variant_id FROM variants; SELECT 1", "is not one SELECT"),
         ("SELECT variant_id FROM nowhere", "nowhere"),

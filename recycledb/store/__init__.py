@@ -1,9 +1,9 @@
 """The store: the only owner of engines, transactions and SQL writes.
 
-Invariant: rows are added, never changed or removed (`worker` heartbeats apart); every write is one short transaction that
-holds the process's write lock; what `write()` has returned from is on the disk.
-This package refuses to know what a teacher says or how a loss is computed: it stores, finds and counts.
-`Store` is connections, transactions and inserts; what is found and counted are functions that take it, one module for each subject.
+Invariant: rows are inserted, never changed or deleted (except in `worker`); every write is one short transaction that holds the
+process's write lock, and it is durable when `write()` returns.
+This package does not know what a reply contains or how a loss is computed: it stores, finds and counts rows.
+`Store` has connections, transactions and inserts; queries are functions that take a `Store`, in one module for each subject.
 """
 
 import re
@@ -49,13 +49,13 @@ def parse_url(url: str) -> tuple[str, Path]:
     if not separator or scheme not in ("sqlite", "duckdb"):
         raise StoreError(f"{shown!r} is not a store's URL; use sqlite:///PATH or duckdb:///PATH")
     if not rest or rest == ":memory:":
-        raise StoreError(f"{shown!r} names no file; a store lives in one, for example {scheme}:///recycle.db")
+        raise StoreError(f"{shown!r} has no path; a store is a file, for example {scheme}:///recycle.db")
     if "\0" in rest:
-        raise StoreError(f"{shown!r} is not a store's URL: no path holds a NUL character")
+        raise StoreError(f"{shown!r} is not a store's URL: a path cannot contain a NUL character")
     try:
         return scheme, Path(rest).expanduser()
     except RuntimeError as error:
-        raise StoreError(f"{shown!r}: there is no home folder of {rest.split('/')[0]}; give the whole path") from error
+        raise StoreError(f"{shown!r}: no home folder of {rest.split('/')[0]} was found; give the full path") from error
 
 
 def open_backend(url: str) -> Backend:
@@ -63,7 +63,7 @@ def open_backend(url: str) -> Backend:
     scheme, path = parse_url(url)
     try:
         path.exists()
-    except OSError as error:  # a folder that may not be entered, a name that is too long
+    except OSError as error:  # no permission for a folder, a name that is too long
         raise StoreError(f"{path} cannot be opened: {error.strerror or error}") from error
     if scheme == "duckdb":
         from recycledb.store.duckdb import DuckDB
@@ -83,8 +83,8 @@ def _explained(backend: Backend) -> Iterator[None]:
         raise _translated(backend, error.orig if isinstance(error.orig, Exception) else error) from error
     except backend.errors as error:
         raise _translated(backend, error) from error
-    except UnicodeDecodeError as error:  # a driver's own message, or a text, that quotes damaged bytes
-        raise StoreError(f"{backend.path} is damaged: it holds text that is not UTF-8; restore a copy") from error
+    except UnicodeDecodeError as error:  # raised for a text, or by a driver whose message quotes damaged bytes
+        raise StoreError(f"{backend.path} is damaged: it contains text that is not UTF-8; restore a backup") from error
 
 
 def _translated(backend: Backend, error: Exception) -> StoreError:
@@ -96,7 +96,7 @@ def revisions(url: str) -> tuple[str | None, str]:
     """Return the schema revision of the store at `url`, and the newest."""
     backend = open_backend(url)
     if not backend.path.exists():
-        raise StoreError(f"there is no store at {backend.path}; `recycledb init` or `recycledb add FILE` makes one")
+        raise StoreError(f"there is no store at {backend.path}; `recycledb init` or `recycledb add FILE` creates one")
     try:
         with _explained(backend), backend.look() as conn:
             return migrate.current(backend, conn), migrate.HEAD
@@ -105,7 +105,7 @@ def revisions(url: str) -> tuple[str | None, str]:
 
 
 def upgrade(url: str) -> Path | None:
-    """Bring the store at `url` to the newest schema; return where its copy from before lies, if one was made."""
+    """Upgrade the store at `url` to the newest schema; return the path of the backup, if one was made."""
     revisions(url)
     backend = open_backend(url)
     try:
@@ -116,18 +116,18 @@ def upgrade(url: str) -> Path | None:
 
 
 def _prepare(backend: Backend, create: bool) -> None:
-    """See to it that the newest schema is there; with `create`, make it where there is no file, or an empty one."""
+    """Require the newest schema; with `create`, create it if the file does not exist or is empty."""
     path = backend.path
     if path.is_dir():
         example = f"{backend.name}:///{path / 'recycle.db'}"
         raise StoreError(f"{path} is a folder; a store is a file, for example {example}")
     if not path.exists():
-        if options := re.search(r"\?\w+=.*", path.name):  # a file may be called so, but none is made under such a name
+        if options := re.search(r"\?\w+=.*", path.name):  # an existing file may have such a name, but none is created
             raise StoreError(f"there is no store at {path}: a store's URL takes no options; leave out {options[0]}")
         if not create:
-            raise StoreError(f"there is no store at {path}; `recycledb init` or `recycledb add FILE` makes one")
+            raise StoreError(f"there is no store at {path}; `recycledb init` or `recycledb add FILE` creates one")
         if not path.parent.is_dir():
-            raise StoreError(f"there is no folder {path.parent} for the store {path.name}; make it first")
+            raise StoreError(f"there is no folder {path.parent} for the store {path.name}; create it first")
         migrate.upgrade(backend)
     with backend.look() as conn:
         if not (create and migrate.current(backend, conn) is None):
@@ -142,11 +142,11 @@ class Store:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._lock = threading.RLock()
-        self.watch = Watch()  # over the workers of others
+        self.watch = Watch()  # of other processes' workers
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> "Store":
-        """Open the store at `url`; with `create`, make it when there is none. SchemaError unless it is at the newest schema."""
+        """Open the store at `url`; with `create`, create it if there is none. Raises SchemaError unless it has the newest schema."""
         backend = open_backend(url)
         try:
             with _explained(backend):
@@ -170,18 +170,18 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Open a write transaction: it has the write lock from the start, and is durable once this returns."""
+        """Open a write transaction: it takes the write lock at once, and is durable when this returns."""
         with self._lock, _explained(self.backend), self.backend.writer.begin() as conn:
             yield conn
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Open a connection that sees committed rows; it never holds up a writer."""
+        """Open a connection that sees committed rows; it never blocks a writer."""
         with _explained(self.backend), self.backend.undisturbed(), self.backend.reader.connect() as conn:
             yield conn
 
     def rows(self, sql: str, **parameters: Any) -> Sequence[SQLRow]:
-        """Return every row of a reading statement with named parameters."""
+        """Return every row of a SELECT with named parameters."""
         with self.read() as conn:
             return conn.execute(text(sql), parameters).fetchall()
 
@@ -189,9 +189,9 @@ class Store:
     def sandbox(
         self, *, allow_external: bool = False, as_if: Sequence[Meaning] = (), limit: TimeLimit | None = None
     ) -> Iterator[Sandbox]:
-        """Open a read-only connection for SQL that we did not write; Ctrl-C and the time limit stop its statements.
+        """Open a read-only connection for users' SQL; Ctrl-C and the time limit stop its statements.
 
-        See `Backend.sandbox` for what it may do.
+        See `Backend.sandbox` for what is allowed.
         """
         with (
             self.backend.sandbox(allow_external=allow_external, as_if=as_if) as opened,
@@ -200,11 +200,11 @@ class Store:
             yield sandbox
 
     def stoppable(self, work: Callable[[], _T]) -> _T:
-        """Return what `work` returns, which reads this store by statements that may take long; Ctrl-C stops them."""
+        """Run `work`, which reads this store by statements that may take long, and return its result; Ctrl-C stops them."""
         return stoppable(self.backend.reader, work)
 
     def insert(self, conn: Connection, rows: Iterable[StoredRow]) -> int:
-        """Insert rows, each with its digest, unless they are there; return how many were new. Their types say into which tables."""
+        """Insert the rows that are not there yet, with their digests; return how many were new. A row's type decides its table."""
         new = 0
         for kind, group in groupby(rows, type):
             table = metadata.tables[TABLES[kind]]
@@ -217,12 +217,12 @@ class Store:
     # -- names
 
     def find_name(self, kind: str, name: str) -> str | None:
-        """Return the id that `name` means now."""
+        """Return the current id of `name`."""
         found = self.rows("SELECT id FROM current_names WHERE kind = :kind AND name = :name", kind=kind, name=name)
         return str(found[0][0]) if found else None
 
     def ensure_name(self, conn: Connection, kind: str, name: str, identity: str) -> None:
-        """Let `name` mean `identity` from now on, whatever the clock said when it got its last meaning."""
+        """Make `identity` the current id of `name`, even if the clock is behind the time of its last change."""
         sql = "SELECT id, since FROM current_names WHERE kind = :kind AND name = :name"
         found = conn.execute(text(sql), {"kind": kind, "name": name}).first()
         if found is None or found.id != identity:
@@ -231,5 +231,5 @@ class Store:
 
 
 def _moment_after(moment: str) -> str:
-    """Return the moment one microsecond later: a clock that was set back must not keep a name from moving."""
+    """Return the time one microsecond later, so that a clock that was set back does not keep a name from changing."""
     return (datetime.fromisoformat(moment) + timedelta(microseconds=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,7 +1,7 @@
-"""Whether a worker lives: its process where that can be looked up, else its heartbeat.
+"""Decide whether a worker is alive: by its process if that can be looked up, else by its heartbeat.
 
-Invariant: a worker is taken for dead only where that is known: a process of this very boot and these very namespaces that is gone or
-another one by now. Of every other, and where the system does not say, the heartbeat decides.
+Invariant: a process id proves that a worker is dead only in the same boot and namespaces: the process no longer exists, or the id now
+belongs to another one. In every other case, and if the system gives no information, the heartbeat decides.
 """
 
 import os
@@ -17,20 +17,20 @@ from typing import NamedTuple
 
 HEARTBEAT_S = 20.0
 HEARTBEAT_TIMEOUT_S = 120.0
-CLOCKS_DIFFER_S = 600.0  # two machines' clocks, at most: an older heartbeat was silent before we looked
+CLOCKS_DIFFER_S = 600.0  # most that two machines' clocks differ: a heartbeat older than this has stopped
 LOOK_COUNTS_S = (
     2 * HEARTBEAT_S
-)  # of the time between two looks: we may have been stopped ourselves, along with the other
+)  # most that the time between two checks counts: this process may have been suspended too
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STAT_STATE, _STAT_STARTED = 0, 19  # of /proc/PID/stat, counted after the command's closing bracket
 
 
 class Host(NamedTuple):
-    """Where a process id means one process: a boot of a machine, and the namespaces that ids and start times are counted in."""
+    """The scope in which a process id is unique: a boot of a machine, and the namespaces of process ids and start times."""
 
     name: str
-    boot_id: str = ""  # "" where the system does not say, as in the rows of earlier releases
+    boot_id: str = ""  # "" if unknown, as in rows of earlier releases
     namespaces: str = ""
 
     @property
@@ -39,33 +39,33 @@ class Host(NamedTuple):
         return bool(self.boot_id and self.namespaces)
 
     def __str__(self) -> str:
-        """Return the host as a worker's row has it."""
+        """Return the host in the form stored in `worker`."""
         return f"{self.name} {self.boot_id}/{self.namespaces}" if self.known else self.name
 
     @classmethod
     def parse(cls, stored: str) -> "Host":
-        """Return the host of a worker's row."""
+        """Parse a host as stored in `worker`."""
         name, _, rest = stored.partition(" ")
         return cls(name, *rest.split("/", 1)) if "/" in rest else cls(name)
 
 
 class Silence(NamedTuple):
-    """How long nothing was heard of a worker."""
+    """How long a worker's heartbeat has not changed."""
 
-    age_s: float  # of its heartbeat, by its clock and ours: negative where its clock is ahead
-    unchanged_s: float | None = None  # by our own clock, since we first saw this heartbeat; None at first sight
+    age_s: float  # of its heartbeat, by its clock and ours: negative if its clock is ahead
+    unchanged_s: float | None = None  # by our own clock, since this heartbeat was first read; None on the first read
 
 
 @dataclass
 class Watch:
-    """What this process has seen of others' heartbeats, so that they are judged by our clock alone."""
+    """The heartbeats of other processes that this process has read, so that their age is measured by our clock alone."""
 
     _seen: dict[str, tuple[str, float, float]] = field(
         default_factory=dict
     )  # worker: heartbeat, unchanged for, seen at
 
     def silence(self, worker: str, heartbeat_at: str, now: float | None = None) -> Silence:
-        """Return how long a worker was silent, and remember that it was looked at `now`."""
+        """Return how long a worker has been silent, and remember that it was checked at `now`."""
         now = time.monotonic() if now is None else now
         before = self._seen.get(worker)
         if before is None or before[0] != heartbeat_at:
@@ -77,9 +77,9 @@ class Watch:
 
 
 def is_alive(host: Host, started: str, here: Host, found: str | None, silence: Silence) -> bool:
-    """Say whether a worker lives, that ran on `host` and started then.
+    """Return whether a worker that was started on `host` at `started` is alive.
 
-    `found` is what `find_process` says of its process id here: ids are used again, so one that is there is not enough.
+    `found` is the result of `find_process` for its process id here: ids are reused, so a process with this id is not enough.
     """
     if host == here and here.known:
         if found is None:
@@ -93,19 +93,19 @@ def is_alive(host: Host, started: str, here: Host, found: str | None, silence: S
 
 
 def find_process(pid: int) -> str | None:
-    """Return when a process of ours or anyone's started, in the kernel's ticks; '' where that is hidden, None where there is none."""
+    """Return a process's start time in kernel ticks; '' if it is hidden, None if there is no such process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
     except (PermissionError, OverflowError):  # someone else's process, or a damaged row
         pass
-    # /proc may be the one of another PID namespace, where the same id is another process.
+    # /proc may belong to another PID namespace, in which the same id is another process.
     return process_start(str(pid)) if _link("/proc/self") == str(os.getpid()) else ""
 
 
 def process_start(process: str) -> str | None:
-    """Return when a process started; '' where that cannot be read, None where it has ended and is only not yet reaped."""
+    """Return when a process started; '' if that cannot be read, None if it has ended but is not yet reaped."""
     try:
         stat = Path("/proc", process, "stat").read_text("utf-8", "replace")
     except OSError:
@@ -116,9 +116,9 @@ def process_start(process: str) -> str | None:
 
 @cache
 def this_host() -> Host:
-    """Return where this process runs."""
+    """Return the host of this process."""
     name = socket.gethostname().replace(" ", "-")
-    if sys.platform == "darwin":  # which has no PID namespaces
+    if sys.platform == "darwin":  # macOS has no PID namespaces
         return Host(name, _mac_boot_id(), "none")
     try:
         boot_id = _BOOT_ID.read_text("ascii").strip()
@@ -146,5 +146,5 @@ def _link(path: str) -> str:
 def _age_s(heartbeat_at: str) -> float:
     try:
         return (datetime.now(UTC) - datetime.fromisoformat(heartbeat_at)).total_seconds()
-    except (ValueError, TypeError):  # a damaged row: whether it changes will tell
+    except (ValueError, TypeError):  # a damaged row: only whether it changes counts
         return 0.0

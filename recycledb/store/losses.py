@@ -1,6 +1,6 @@
-"""Statistics under students, counted for all of them at once, and found again by their token sequences.
+"""Statistics of students: count the missing ones for all students at once, and find known ones by their token sequences.
 
-What is missing under one student, variant by variant, is in `recycledb.store.measures`.
+`recycledb.store.measures` finds what is missing for one student, variant by variant.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ def count_scores(
     students: Sequence[tuple[str, Sequence[str]]],
     augmentations: Sequence[str] = (),
 ) -> list[tuple[int, int, int]]:
-    """Return, for each student with its statistics, how many variants lack some, how many those are, and the variants' characters.
+    """Return, for each student, how many variants lack statistics, how many statistics are missing, and the variants' characters.
 
-    What the augmentations, by id, made is among the variants.
+    `students` are (id, statistics); variants made by the augmentations (ids) are included.
     """
     if not students:
         return []
@@ -30,7 +30,7 @@ def count_scores(
 
 
 def known_pairs(store: Store, student: str, pairs: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """Return loss_sum and n_tokens of token sequences that a student has met before."""
+    """Return loss_sum and n_tokens of the token sequences that a student has already computed, by pair_id."""
     found: dict[str, tuple[float, int]] = {}
     for start in range(0, len(pairs), 500):
         part = pairs[start : start + 500]

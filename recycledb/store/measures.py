@@ -1,7 +1,7 @@
-"""Facts and values of measures: what is missing of them, and what is there.
+"""Facts and values of student measures: find, count and store them.
 
-Invariant: a fact (a row of `loss` or `readout`) is missing or there, and so is a value (a row of `value`); nothing is ever changed. Values
-wait for their facts: one is computed when every fact that its measure needs of the variant is there, and needs no model then.
+Invariant: a fact (a row of `loss` or `readout`) or a value (a row of `value`) either exists or is missing; it never changes. A value is
+pending once every fact that its measure needs of the variant exists; computing it needs no model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from recycledb.store.rows import LossRow, ReadoutRow
 
 
 class Need(NamedTuple):
-    """Facts that are wanted of variants under one student: of which variants, which statistics, which readouts by their prompts."""
+    """The facts that a student needs: the variants in scope, the statistics, and the readouts by their prompt ids."""
 
     scope: Scope
     student_id: str
@@ -22,7 +22,7 @@ class Need(NamedTuple):
 
     @property
     def facts(self) -> int:
-        """How many facts a variant has when none is missing."""
+        """The number of facts of a variant when none is missing."""
         return len(self.stats) + len(self.prompts)
 
     @property
@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 
 class Lacking(NamedTuple):
-    """What is missing of a need: variants, facts, and the variants' characters."""
+    """How much of a need is missing: variants, facts, and the variants' characters."""
 
     variants: int
     facts: int
@@ -45,14 +45,14 @@ class Lacking(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """The facts about one variant that are there: losses by statistic, readouts by prompt, each with its status."""
+    """The existing facts of one variant: rows of `loss` by statistic, rows of `readout` by prompt."""
 
     losses: dict[str, SQLRow]
     readouts: dict[str, SQLRow]
 
 
 def _present(need: Need, variant: str) -> str:
-    """Return SQL for how many of the needed facts a variant has."""
+    """Return SQL for the number of needed facts that a variant has."""
     counts = []
     if need.stats:
         names = ", ".join(f":stat_{i}" for i in range(len(need.stats)))
@@ -79,7 +79,7 @@ def _lacking(need: Need, samples: str) -> str:
 
 
 def lacking_facts(store: Store, need: Need, samples: Sequence[str]) -> Sequence[SQLRow]:
-    """Return the variants of these samples that lack facts, with their texts and how many facts are present."""
+    """Return the variants of these samples that lack facts, with their texts and the number of facts present."""
     if not samples or not need.facts:
         return []
     sql, values = listed(samples)
@@ -87,7 +87,7 @@ def lacking_facts(store: Store, need: Need, samples: Sequence[str]) -> Sequence[
 
 
 def some_lacking(store: Store, need: Need, number: int) -> Sequence[SQLRow]:
-    """Return some of the variants that lack facts, the first by id: ids are hashes."""
+    """Return the first `number` variants by id that lack facts; ids are hashes, so this is a random sample."""
     if not need.facts:
         return []
     sql = f"SELECT * FROM ({_lacking(need, ALL_SAMPLES)}) u ORDER BY u.variant_id LIMIT {number}"
@@ -95,7 +95,7 @@ def some_lacking(store: Store, need: Need, number: int) -> Sequence[SQLRow]:
 
 
 def count_lacking(store: Store, need: Need) -> Lacking:
-    """Return how much is missing of a need."""
+    """Return how much of a need is missing."""
     if not need.facts:
         return Lacking(0, 0, 0)
     length = "length(u.instruction) + length(u.input) + length(u.output)"
@@ -104,7 +104,7 @@ def count_lacking(store: Store, need: Need) -> Lacking:
 
 
 def facts_of(store: Store, need: Need, variants: Sequence[str]) -> dict[str, Facts]:
-    """Return the needed facts that are there, by variant."""
+    """Return the needed facts that exist, by variant."""
     found = {variant: Facts({}, {}) for variant in variants}
     for table, key, names in (("loss", "stat", need.stats), ("readout", "prompt_id", need.prompts)):
         for marks, values in _parts(variants if names else ()):
@@ -141,7 +141,7 @@ def _valueless(need: Need, samples: str) -> str:
 
 
 def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str]) -> Sequence[SQLRow]:
-    """Return the variants of these samples whose facts are all there and whose value is not."""
+    """Return the variants of these samples that have all facts but no value."""
     if not samples:
         return []
     those, values = listed(samples)
@@ -153,7 +153,7 @@ def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str
 
 
 def count_values(store: Store, need: Need, measure: str) -> int:
-    """Return how many values can be computed from facts that are there."""
+    """Return how many values are pending: all their facts exist."""
     sql = f"{_valueless(need, ALL_SAMPLES)} SELECT count(*) FROM valueless"
     return int(store.rows(sql, measure=measure, **need.parameters)[0][0])
 
@@ -165,7 +165,7 @@ def add_facts(store: Store, facts: Sequence[LossRow | ReadoutRow]) -> None:
 
 
 def summary(store: Store) -> Sequence[SQLRow]:
-    """Return, for each measure and model, how many values there are of current variants, and how many of them are no number, by why."""
+    """Return, by measure, model and status, how many current variants have a row, how many of them a number, and the numbers' range."""
     return store.rows("""
         SELECT measure, model, status, count(*) AS variants, count(value) AS numbers, min(value) AS least, avg(value) AS mean,
             max(value) AS most

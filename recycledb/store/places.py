@@ -1,7 +1,7 @@
-"""Places: which sample stands where in which dataset, through every change of the file that it came from.
+"""Datasets' contents: which sample has which position in which dataset, with the history of each position.
 
-Invariant: a place is opened and closed, never changed or removed. Each time that a position gets another sample than it
-had, its turn goes up by one, so a file that goes from A to B and back to A leaves three places there, the last of them open.
+Invariant: rows of `place` are opened and closed, never changed or deleted. Each time that a position gets a different sample, its `turn`
+goes up by one, so a file that changes from A to B and back to A leaves three rows at a position, of which the last is open.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 def replace_places(store: Store, conn: Connection, dataset: str, rows: Iterable[Place]) -> dict[str, int]:
-    """Make a dataset's open places exactly `rows`, which come in order of position; return the counts."""
+    """Make a dataset's contents exactly `rows`, which are in order of position; return the counts."""
     now = utc_now()
     store.insert(conn, [DatasetRow(dataset, now)])
     conn.execute(text("CREATE TEMPORARY TABLE IF NOT EXISTS kept_place (position INTEGER PRIMARY KEY, turn INTEGER)"))
@@ -43,7 +43,7 @@ def replace_places(store: Store, conn: Connection, dataset: str, rows: Iterable[
 
 
 def _add(store: Store, conn: Connection, dataset: str, chunk: list[Place]) -> tuple[int, int]:
-    """Insert samples and open their places where they are not there yet; return how many of both were new."""
+    """Insert samples and open their positions, unless they exist; return how many of each were new."""
     ids = [sample_id(place.texts) for place in chunk]
     new = _add_samples(store, conn, {key: place.texts for key, place in zip(ids, chunk, strict=True)})
     there = _turns(conn, dataset, chunk[0].position, chunk[-1].position)
@@ -68,7 +68,7 @@ def _add_samples(store: Store, conn: Connection, samples: dict[str, Texts]) -> i
 
 
 def origin_row(sample: str, texts: Texts, now: str) -> VariantRow:
-    """Return the variant that is the sample as it came."""
+    """Return the origin variant: the sample as imported."""
     return VariantRow(
         variant_id=variant_id(sample, ORIGIN, texts),
         sample_id=sample,
@@ -98,7 +98,7 @@ def _turns(conn: Connection, dataset: str, first: int, last: int) -> dict[int, t
 
 
 def _close_others(store: Store, conn: Connection, dataset: str, now: str) -> int:
-    """Close the open places that were not kept; return how many."""
+    """Close the open rows of `place` that were not kept; return how many."""
     gone = """
         FROM place p
         WHERE p.dataset = :dataset
@@ -113,7 +113,7 @@ def _close_others(store: Store, conn: Connection, dataset: str, now: str) -> int
 
 
 def iter_places(store: Store, page: int = 500) -> Iterator[list[str]]:
-    """Yield the sample ids of open places, page by page in dataset order, each read afresh."""
+    """Yield the sample ids in datasets, page by page in dataset order; each page is a new query."""
     after: tuple[str, int] = ("", -1)
     while found := store.rows(pending.PLACES_AFTER, after_dataset=after[0], after_position=after[1], page=page):
         after = (found[-1][0], found[-1][1])
@@ -121,6 +121,6 @@ def iter_places(store: Store, page: int = 500) -> Iterator[list[str]]:
 
 
 def last_import(conn: Connection, dataset: str) -> str | None:
-    """Return the digest of the files that a dataset was last made from."""
+    """Return the SHA-256 of the files of a dataset's last import."""
     found = conn.execute(text("SELECT sha256 FROM datasets WHERE dataset = :dataset"), {"dataset": dataset}).scalar()
     return None if found is None else str(found)

@@ -1,6 +1,6 @@
-"""Questions to teachers: which are open, what they show, how many there are, and the claim on them.
+"""Questions for teachers: find and count the pending ones, get their texts, and claim them.
 
-Invariant: a claim is checked and written in one transaction, so no two processes ask the same question. The statements are made by
+Invariant: a claim is checked and written in one transaction, so no two processes send the same question. The SQL comes from
 `recycledb.store.pending`.
 """
 
@@ -20,12 +20,12 @@ QuestionKey = tuple[str, str, str]
 
 
 def key_of(question: SQLRow) -> QuestionKey:
-    """Return what tells a question from the others of one run: the variant that it is about, its step, and the others that it shows."""
+    """Return a question's key within a run: the variant that it is about, its step, and the other variants that it shows."""
     return question.variant_id, question.step, question.others
 
 
 def pending_questions(store: Store, wanted: Wanted, samples: Sequence[str]) -> Sequence[SQLRow]:
-    """Return the questions that can be asked now about these samples, in their order."""
+    """Return the pending questions about these samples, in the samples' order."""
     if not samples:
         return []
     listed, parameters = pending.listed(samples)
@@ -35,7 +35,7 @@ def pending_questions(store: Store, wanted: Wanted, samples: Sequence[str]) -> S
 
 
 def count_questions(store: Store, wanted: Wanted) -> dict[str, tuple[int, int]]:
-    """Return, by step, how many questions can be asked now and how many characters they read."""
+    """Return, by step, how many questions are pending and how many characters of variants they show."""
     sql = f"""
         SELECT q.step, count(*), sum(length(q.instruction) + length(q.input) + length(q.output))
         FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q GROUP BY q.step
@@ -54,24 +54,24 @@ def count_questions(store: Store, wanted: Wanted) -> dict[str, tuple[int, int]]:
 
 
 def count_failed(store: Store, wanted: Wanted) -> int:
-    """Return how many wanted questions failed for good."""
+    """Return how many wanted questions failed permanently."""
     return int(store.rows(pending.failed(wanted), **wanted.parameters)[0][0])
 
 
 def count_under_way(store: Store, wanted: Wanted) -> tuple[int, int]:
-    """Return how many wanted questions wait for their reply in batches, and in processes that live."""
+    """Return how many wanted questions are in flight: in batches, and in live processes."""
     row = store.rows(pending.under_way(wanted), **wanted.parameters)[0]
     return int(row.in_batches or 0), int(row.in_processes or 0)
 
 
 def sample_questions(store: Store, wanted: Wanted, number: int) -> Sequence[SQLRow]:
-    """Return some of the questions that can be asked now, the first by id: ids are hashes."""
+    """Return the first `number` pending questions by variant id; ids are hashes, so this is a random sample."""
     sql = f"SELECT * FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q ORDER BY q.variant_id, q.step LIMIT {number}"
     return store.rows(sql, **wanted.parameters)
 
 
 def texts_beside(store: Store, rows: Iterable[SQLRow]) -> dict[str, tuple[Texts, ...]]:
-    """Return the texts of the further variants that questions show, by the questions' `others`."""
+    """Return the texts of the further variants that questions show, by the questions' column `others`."""
     lists = {row.others for row in rows if row.others}
     ids = sorted({key for others in lists for key in others.split(",")})
     found: dict[str, Texts] = {}
@@ -90,17 +90,17 @@ def claim(
     reserved: Sequence[float | None] = (),
     spending: Spending | None = None,
 ) -> list[tuple[AttemptRow, SQLRow]]:
-    """Claim questions by writing their attempts; return those still open, each after its attempt.
+    """Claim questions by writing their attempts; return (attempt, question) for those that were still open.
 
-    `reserved` is the most that each can cost, in dollars. With `spending`, those that its limit does not hold any more are left
-    out, and named in its `refused`. The checks and the claim are one write transaction, so no two processes ask the same
-    question, or pass the limit together.
+    `reserved` is the most that each question can cost, in dollars. With `spending`, questions that no longer fit its limit are left
+    out and added to `spending.refused`. Checks and claim are one write transaction, so two processes can neither send the same
+    question nor exceed the limit together.
     """
     if not asked:
         return []
     amounts = reserved or [None] * len(asked)
     with store.write() as conn:
-        workers.revive(conn, worker)  # before the check: what it claimed earlier is under way after all
+        workers.revive(conn, worker)  # before the check: its earlier claims must count as in flight
         attempts = _open_among(conn, wanted, asked)
         found = [(row, amount) for row, amount in zip(asked, amounts, strict=True) if key_of(row) in attempts]
         if spending is not None:
@@ -131,7 +131,7 @@ def claim(
 
 
 def _open_among(conn: Connection, wanted: Wanted, asked: Sequence[SQLRow]) -> dict[QuestionKey, int]:
-    """Return those of the questions that are still open, with how often they were asked."""
+    """Return the questions that are still open, with the number of their attempts so far."""
     found: dict[QuestionKey, int] = {}
     for start in range(0, len(asked), CLAIM_ROWS):
         part = asked[start : start + CLAIM_ROWS]

@@ -1,8 +1,8 @@
-"""Replies of teachers, and what was read in them.
+"""Teachers' replies and their extractions.
 
-Invariant: an attempt that was answered has a row in `reply`, or in `repeated_reply` where the same answer was there already, whichever
-store it was asked from. A reply's id is the hash of its question, its number and its content, so an equal answer to another attempt (of
-a store that was merged in) has the same id: one row of `reply`, and one of `repeated_reply` for each further payment.
+Invariant: an attempt with a reply has a row in `reply`, or in `repeated_reply` if an equal reply was there already, also after a merge
+of stores. A reply's id is the hash of its question, its number and its content, so an equal reply to another attempt (of a store that
+was merged) has the same id: one row in `reply`, and one in `repeated_reply` for each further payment.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from recycledb.store import SQLRow, Store, pending
 from recycledb.store.rows import ExtractionRow, RatingRow, RepeatedReplyRow, ReplyRow, VariantRow
 from recycledb.store.statement import MOST_TOKENS, tokens
 
-IDS = 500  # of one IN list
+IDS = 500  # in one IN list
 
 
 def add_replies(store: Store, replies: Sequence[ReplyRow]) -> None:
-    """Commit what came back from teachers; what is there already, for another attempt, becomes rows of `repeated_reply`."""
+    """Commit replies; those that are there already, for another attempt, become rows of `repeated_reply`."""
     with store.write() as conn:
         if store.insert(conn, replies) == len(replies):
             return
@@ -29,7 +29,7 @@ def add_replies(store: Store, replies: Sequence[ReplyRow]) -> None:
 
 
 def repeated(reply: ReplyRow) -> RepeatedReplyRow:
-    """Return the payment for an answer that is there already."""
+    """Return the `repeated_reply` row for a reply that is there already."""
     return RepeatedReplyRow(*(getattr(reply, name) for name in RepeatedReplyRow._fields))
 
 
@@ -39,23 +39,23 @@ def add_readings(
     variants: Sequence[VariantRow],
     ratings: Sequence[RatingRow] = (),
 ) -> None:
-    """Commit what was read in replies: results, one a reply, the variants and the ratings."""
+    """Commit extractions, one per reply, with their variants and ratings."""
     with store.write() as conn:
         store.insert(conn, [*variants, *extractions, *ratings])
 
 
 def pending_readings(store: Store, versions: Mapping[str, int], page: int = 500) -> Sequence[SQLRow]:
-    """Return some of the complete replies that these versions have not read, with the texts that they are about."""
+    """Return a page of complete replies without an extraction by these versions, with the texts that they are about."""
     return store.rows(pending.unread_page(versions), page=page)
 
 
 def count_unread(store: Store, versions: Mapping[str, int]) -> int:
-    """Return how many complete replies these versions have not read; `versions` is by step."""
+    """Return how many complete replies have no extraction by these versions; `versions` is by step."""
     return int(store.rows(f"SELECT count(*) FROM ({pending.unread(versions)}) u")[0][0])
 
 
 def reply_history(store: Store, teacher: str) -> dict[str, SQLRow]:
-    """Return, by step, the mean completion tokens and cost of a teacher's complete replies, where they are known."""
+    """Return, by step, the mean completion tokens and cost of a teacher's complete replies with known token counts."""
     counted = tokens("completion_tokens")
     sql = f"""
         SELECT step, avg({counted}) AS completion_tokens, avg(cost_usd) AS cost_usd
@@ -65,9 +65,9 @@ def reply_history(store: Store, teacher: str) -> dict[str, SQLRow]:
 
 
 def prompt_tokens_seen(store: Store, teacher: str) -> Sequence[SQLRow]:
-    """Return, by step, the prompt tokens that a teacher's server counted in up to 2,000 replies, and what they read.
+    """Return, by step, the prompt tokens that a teacher's server reported for up to 2,000 replies.
 
-    Columns: step, replies, tokens, and the characters of the texts read, without the prompt's own.
+    Columns: step, replies, tokens, and the characters of the variants asked about, without the prompt's own.
     """
     sql = f"""
         SELECT r.step, count(*) AS replies, sum(r.prompt_tokens) AS tokens,

@@ -1,7 +1,7 @@
-"""Rows as they are written: one NamedTuple for each table, so that nobody outside the store knows the order of its columns.
+"""Rows to insert: one NamedTuple per table, so that code outside the store does not depend on the order of columns.
 
-Invariant: the fields of a row are the columns of its table, in their order, without `digest`, which the store adds; trailing columns
-that may be NULL are None unless given. A test holds them to `recycledb.store.tables`.
+Invariant: the fields of a row are the columns of its table, in the same order, without `digest`, which the store adds; trailing nullable
+columns default to None. A test compares them with `recycledb.store.tables`.
 """
 
 from collections.abc import Mapping

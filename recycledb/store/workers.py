@@ -1,7 +1,7 @@
-"""Workers: which processes ask or score, on record.
+"""Workers: the processes that send questions or score.
 
-Invariant: a worker's claims count while it lives (`recycledb.store.liveness` says whether it does). Whoever was taken for dead and goes
-on all the same is on record as living before it claims anew. A worker's row is the only one in a store that changes.
+Invariant: a worker's claims count while it is alive (see `recycledb.store.liveness`). A worker that was recorded as dead but still runs
+is recorded as alive before it claims again. Rows of `worker` are the only ones in a store that change.
 """
 
 import os
@@ -15,7 +15,7 @@ from recycledb.store.rows import WorkerRow
 
 
 def start_worker(store: Store) -> str:
-    """Record this process as a worker, end those that died, and return the new worker's id."""
+    """Record this process as a worker, record dead workers as ended, and return the new worker's id."""
     worker, now = random_id(), utc_now()
     row = WorkerRow(worker, str(this_host()), os.getpid(), process_start("self") or "", now, now)
     with store.write() as conn:
@@ -25,7 +25,7 @@ def start_worker(store: Store) -> str:
 
 
 def beat(store: Store, worker: str) -> None:
-    """Say that a worker lives, whatever others took it for; end those that do not."""
+    """Record that a worker is alive, even if another process recorded it as dead; record dead workers as ended."""
     now = utc_now()
     sql = "UPDATE worker SET heartbeat_at = :now, ended_at = NULL WHERE worker_id = :w"
     with store.write() as conn:
@@ -34,13 +34,13 @@ def beat(store: Store, worker: str) -> None:
 
 
 def revive(conn: Connection, worker: str) -> None:
-    """Let a worker's claims count again if others took it for dead: it was stopped, or its machine asleep."""
+    """Make a worker's claims count again if another process recorded it as dead: it was suspended, or its machine was asleep."""
     sql = "UPDATE worker SET heartbeat_at = :now, ended_at = NULL WHERE worker_id = :w AND ended_at IS NOT NULL"
     conn.execute(text(sql), {"now": utc_now(), "w": worker})
 
 
 def end_worker(store: Store, worker: str) -> None:
-    """Say that a worker is done: what it asked and did not hear of is lost."""
+    """Record that a worker has ended: its attempts without a reply are lost."""
     with store.write() as conn:
         _end(conn, worker, utc_now())
 
@@ -50,7 +50,7 @@ def _end(conn: Connection, worker: str, now: str) -> None:
 
 
 def _end_dead(store: Store, conn: Connection, now: str) -> None:
-    """End every worker that does not live any more."""
+    """Record every worker that is no longer alive as ended."""
     here = this_host()
     sql = "SELECT worker_id, host, pid, process_started, heartbeat_at FROM worker WHERE ended_at IS NULL"
     for row in conn.execute(text(sql)).fetchall():
