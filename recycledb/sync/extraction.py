@@ -1,7 +1,7 @@
-"""Read stored replies: each gets one result from the version of its step's reader in use: a variant, ratings, or a reason for none.
+"""Extraction: the current version of a step's reader gives each stored reply one result: a variant, ratings, or a reason for none.
 
-Invariant: only committed replies are read, and a result depends on nothing but the reply and the texts that it is about, so a better
-version reads everything again without asking anyone. A reply at which the reader fails is one without a result, and costs no other.
+Invariant: only committed replies are read, and a result depends on nothing but the reply and the texts that its question showed, so a
+new version reads all replies again without a request. A reply on which the reader fails gets a reason, and affects no other reply.
 """
 
 import threading
@@ -36,7 +36,7 @@ class Complete(NamedTuple):
 
 @dataclass
 class Found:
-    """What reading brought: replies read, new variants, ratings, and replies that hold neither."""
+    """Counts of an extraction: replies read, new variants, ratings, and replies with neither."""
 
     read: int = 0
     variants: int = 0
@@ -44,7 +44,7 @@ class Found:
     unusable: int = 0
 
     def add(self, verdicts: Readings) -> None:
-        """Count what was stored."""
+        """Add the counts of stored results."""
         self.read += len(verdicts.extractions)
         self.variants += len(verdicts.variants)
         self.ratings += len(verdicts.ratings)
@@ -52,7 +52,7 @@ class Found:
 
 
 def read_all(store: Store, stop: threading.Event | None = None) -> Found:
-    """Read every reply that the versions in use have not read, page by page until a stop."""
+    """Read every reply that the current readers have not read, page by page until a stop."""
     found = Found()
     while not (stop and stop.is_set()) and (replies := pending_readings(store, methods.versions())):
         beside = texts_beside(store, replies)
@@ -67,7 +67,7 @@ def _complete(row: SQLRow, beside: tuple[Texts, ...]) -> Complete:
 
 
 def complete_of(reply: ReplyRow | SQLRow, question: SQLRow, shown: tuple[Texts, ...]) -> Complete:
-    """Return a committed reply, as its row has it, to a question about `shown`."""
+    """Return a committed reply with the texts that its question showed."""
     return Complete(
         text_id=reply.text_id,
         step=reply.step,
@@ -83,7 +83,7 @@ def complete_of(reply: ReplyRow | SQLRow, question: SQLRow, shown: tuple[Texts, 
 
 
 def verdicts_on(replies: Iterable[Complete]) -> Readings:
-    """Return what these replies hold, without storing it."""
+    """Return the results of these replies, without storing them."""
     now = utc_now()
     found = Readings([], [], [])
     for reply in replies:
@@ -91,7 +91,7 @@ def verdicts_on(replies: Iterable[Complete]) -> Readings:
             _add_verdict(found, reply, now)
         except MemoryError:
             raise
-        except Exception as error:  # a defect that one text brings out must not cost the others
+        except Exception as error:  # a bug that one reply triggers must not affect the others
             reason = error_line("defect", f"{type(error).__name__}: {error}")
             found.extractions.append(ExtractionRow(reply.text_id, methods.versions()[reply.step], None, reason, now))
     return found

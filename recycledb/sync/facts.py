@@ -1,6 +1,6 @@
-"""Score: load a student once, stream the variants that lack statistics or readouts through it, commit batch by batch.
+"""Scoring: load a student once, run the variants that lack statistics or readouts through it, commit pack by pack.
 
-Invariant: a statistic is committed as its batch finishes, so a kill costs the batches in flight and nothing else.
+Invariant: facts are committed as soon as their pack is computed, so a kill loses only the packs being computed.
 """
 
 import threading
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Scored:
-    """What came of scoring under one student."""
+    """Counts of scoring under one student."""
 
     student: str
     statistics: int = 0
@@ -34,11 +34,11 @@ class Scored:
     tokens: int = 0
     seconds: float = 0.0
     stopped: str | None = None
-    warning: str | None = None  # what to do about statistics that are no numbers
+    warning: str | None = None  # what to do about statistics that are not finite
 
 
 def not_finite(student: str, count: int, dtype: str) -> str:
-    """Return one line about statistics that are no numbers: whose, how many, and what to do."""
+    """Return one line about statistics that are not finite: the student, how many, and what to do."""
     remedy = (
         f'float16 overflows in this model: set dtype = "bfloat16" or "float32" under [students.{student}]'
         if dtype == "float16"
@@ -48,7 +48,7 @@ def not_finite(student: str, count: int, dtype: str) -> str:
 
 
 def load_engine(student: Student) -> "Engine":
-    """Load a student's model; StudentError when it cannot be."""
+    """Load a student's model; StudentError when that fails."""
     from recycledb.scoring.engine import Engine
 
     config = student.config
@@ -63,7 +63,7 @@ def load_engine(student: Student) -> "Engine":
 
 
 class Scoring:
-    """One run of statistics and readouts under one student."""
+    """One run that computes statistics and readouts under one student."""
 
     def __init__(
         self,
@@ -77,18 +77,16 @@ class Scoring:
         stop: threading.Event,
         listener: Listener,
     ) -> None:
-        """Take what is needed, need by need; `readouts` are those that the needs name by their prompts."""
+        """Set up a run over `needs`, in their order; `readouts` are those whose prompt ids the needs hold."""
         self.store, self.student, self.needs = store, student, needs
         self.readouts = {readout.prompt_id: readout for readout in readouts}
         self.limit, self.stop, self.listener = limit, stop, listener
         self.result = Scored(student.config.name)
         self.progress = Progress("score", student.config.name, total)
-        self._choices: dict[
-            tuple[str, str], list[Result]
-        ] = {}  # of readouts that are not complete, by variant and prompt
+        self._choices: dict[tuple[str, str], list[Result]] = {}  # of incomplete readouts, by variant and prompt
 
     def run(self) -> Scored:
-        """Compute and commit what is missing; return what came of it."""
+        """Compute and commit the missing facts; return the counts."""
         known = lambda pairs: known_pairs(self.store, self.student.student_id, pairs)  # noqa: E731
         with load_engine(self.student) as engine:
             for results in engine.score(self._requests(), known, self._note, self.stop.is_set):
@@ -106,7 +104,7 @@ class Scoring:
         return self.result
 
     def _requests(self) -> Iterator[Request]:
-        """Yield the variants that lack facts, need by need in dataset order, drawn page by page."""
+        """Yield requests for the variants that lack facts, need by need in dataset order, fetched page by page."""
         left = self.limit
         for need in self.needs:
             for samples in iter_places(self.store, page=2_000):
@@ -130,7 +128,7 @@ class Scoring:
             yield Request(row.variant_id, Texts(row.instruction, row.input, row.output), stats, readouts)
 
     def _complete(self, results: Sequence[Result]) -> Iterator[list[Result]]:
-        """Yield the choices of each readout that is complete with these results."""
+        """Yield the choices of each readout that these results complete."""
         for result in results:
             if result.choice is not None:
                 key = (result.key, result.stat)
@@ -154,7 +152,7 @@ class Scoring:
         )
 
     def _readout(self, choices: list[Result]) -> ReadoutRow:
-        """Return the row of a readout: all log-probabilities, or none and why."""
+        """Return the row of a readout: all log-probabilities, or none and the status that says why."""
         choices.sort(key=lambda result: result.choice or 0)
         first = next((result for result in choices if result.loss_sum is None), choices[0])
         logs = [None if first.loss_sum is None or result.loss_sum is None else -result.loss_sum for result in choices]

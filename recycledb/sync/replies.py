@@ -1,8 +1,8 @@
-"""Storing what came back, so that one reply that cannot be stored costs no other.
+"""Storing replies and extractions, so that one row that cannot be stored does not affect the others.
 
-Invariant: a group is one transaction where it can be. Where it cannot, each of its replies is committed by itself; one that cannot be
-even so is committed as a failed reply that says why, with its text and what it cost, so that its question is not under way for ever
-and its payment is on record. Only where that fails too, or the disk is at fault, it is the store's failure, which is raised.
+Invariant: a group is one transaction if possible. If it fails, each of its replies is committed separately; one that still fails is
+committed as a failed reply with the reason, its text and its cost, so that its question does not stay in flight for ever and its cost
+is recorded. An error is raised only where that fails too, or where the store is at fault, not the row (a full disk).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from recycledb.store import Store
 from recycledb.store.replies import add_readings, add_replies
 from recycledb.store.rows import AttemptRow, ExtractionRow, RatingRow, ReplyRow, VariantRow
 
-# What a driver raises where the store, not the row, is at fault, by the names of PEP 249: full, locked, read-only, damaged.
+# The PEP 249 exceptions that a driver raises where the store, not the row, is at fault: full, locked, read-only, damaged.
 _STORES_FAULT = {"OperationalError", "InternalError", "DatabaseError"}
 _ROWS_FAULT = {"DataError", "ProgrammingError", "IntegrityError", "InterfaceError", "NotSupportedError"}
 
 
 @dataclass(slots=True)
 class Arrived:
-    """A reply to an attempt; `row` is as it was stored."""
+    """A reply to an attempt; `row` is the stored row."""
 
     attempt: AttemptRow
     reply: Reply
@@ -30,7 +30,7 @@ class Arrived:
 
 
 def reply_row(attempt: AttemptRow, reply: Reply) -> ReplyRow:
-    """Return what came back for an attempt as it is stored."""
+    """Return the row of a reply to an attempt."""
     row = ReplyRow(
         text_id="",
         attempt_id=attempt.attempt_id,
@@ -57,14 +57,14 @@ def reply_row(attempt: AttemptRow, reply: Reply) -> ReplyRow:
 
 
 def reply_id_of(row: ReplyRow) -> str:
-    """Return the content address of a reply: of its question, the attempt's number, and what came back."""
+    """Return the content address of a reply: of its question, the attempt's number, and its content."""
     question = (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number)
     others = [row.others] if row.others else []
     return content_id("reply", *question, *others, row.status, row.text, row.finish_reason, row.error)
 
 
 def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:
-    """Commit replies; one that could not be stored as it came is replaced by what was stored."""
+    """Commit replies; one that cannot be stored as it arrived is replaced by the failed reply that was stored."""
 
     def commit(group: Sequence[Arrived]) -> None:
         rows = [reply_row(each.attempt, each.reply) for each in group]
@@ -80,7 +80,7 @@ def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:
 
 
 class Readings(NamedTuple):
-    """What replies hold: one extraction a reply, the variants and the ratings."""
+    """The results of replies: one extraction per reply, the variants and the ratings."""
 
     extractions: list[ExtractionRow]
     variants: list[VariantRow]
@@ -88,12 +88,12 @@ class Readings(NamedTuple):
 
     @property
     def unusable(self) -> int:
-        """How many replies hold neither a variant nor ratings."""
+        """The number of replies with neither a variant nor ratings."""
         return sum(row.reason is not None for row in self.extractions)
 
 
 def store_readings(store: Store, found: Readings) -> None:
-    """Commit what replies hold; what cannot be stored is taken out, and the reason why is stored in its place."""
+    """Commit the results of replies; a result that cannot be stored is removed, and the reason is stored instead."""
     variants = {variant.variant_id: variant for variant in found.variants}
     ratings: dict[str, list[RatingRow]] = {}
     for rating in found.ratings:
@@ -124,7 +124,7 @@ def _commit_what_can_be(
     try:
         commit(group)
         return
-    except Exception as error:  # whatever one row makes of the driver or of us must not cost the others
+    except Exception as error:  # an error of the driver or of ours on one row must not affect the others
         if not is_rows_fault(error):
             raise
     for one in group:
@@ -139,7 +139,7 @@ def _commit_what_can_be(
 def _commit_least(one: Any, error: Exception, commit_least: Callable[[Any, Exception], None]) -> None:
     try:
         commit_least(one, error)
-    except Exception as second:  # the first error is the one that says what is wrong
+    except Exception as second:  # the first error says what is wrong
         raise error from second
 
 
@@ -152,13 +152,13 @@ def unstorable(reply: Reply, error: Exception) -> Reply:
 
 
 def not_sent(attempt: AttemptRow) -> Arrived:
-    """Return the end of an attempt that is on record but was never sent: nothing was paid, and the question is open again."""
+    """Return the reply of an attempt that is stored but was never sent: it cost nothing, and the question is open again."""
     reply = Reply(status=ReplyStatus.ERROR, error="not_sent: the run ended before it was sent", cost_usd=0.0)
     return Arrived(attempt, reply)
 
 
 def is_rows_fault(error: BaseException) -> bool:
-    """Say whether an error is about what was to be stored, rather than about the store."""
+    """Return whether an error is about the row to be stored rather than about the store."""
     found: BaseException | None = error
     while found is not None:
         names = [kind.__name__ for kind in type(found).__mro__]
