@@ -38,12 +38,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from recycledb.methods.ifd import Stat
 from recycledb.schema import Texts
-from recycledb.scoring.batching import Work
 from recycledb.scoring.engine import Engine
 from recycledb.scoring.lanes import WorkerLane
 from recycledb.scoring.network import resolve_dtype, split
+from recycledb.scoring.packs import Work
 from recycledb.scoring.requests import Request
-from recycledb.scoring.tokenising import Tokeniser
+from recycledb.scoring.tokeniser import Tokeniser
 
 transformers: Any = hugging_face
 STATS = tuple(Stat)

@@ -10,7 +10,7 @@ run over Alpaca; the words mean nothing. 52,000 samples give 208,000 scored vari
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,22 @@ from recycledb.config import load
 from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import VERSION as EXTRACTOR
 from recycledb.methods.reflection import Kind, Step
-from recycledb.schema import Texts, content_id, sample_id, utc_now, variant_id
+from recycledb.reflection.teachers.contract import Reply
+from recycledb.schema import ReplyStatus, Texts, content_id, sample_id, utc_now, variant_id
 from recycledb.store import Store
-from recycledb.store.backend import Row
-from recycledb.sync.storing import reply_id_of
+from recycledb.store.places import origin_row
+from recycledb.store.rows import (
+    AttemptRow,
+    DatasetImportRow,
+    DatasetRow,
+    ExtractionRow,
+    LossRow,
+    PlaceRow,
+    ReplyRow,
+    SampleRow,
+    VariantRow,
+)
+from recycledb.sync.replies import reply_row
 from recycledb.sync.target import Target, resolve
 
 CHUNK_SAMPLES = 4_000
@@ -86,19 +98,21 @@ class Prose:
 
 @dataclass
 class Rows:
-    """Rows to be written in one transaction, by table, parents first."""
+    """Rows to be written in one transaction, parents first."""
 
-    tables: dict[str, list[Row]] = field(
-        default_factory=lambda: {
-            name: [] for name in ("sample", "variant", "place", "attempt", "reply", "extraction", "loss")
-        }
-    )
+    samples: list[SampleRow] = field(default_factory=list)
+    variants: list[VariantRow] = field(default_factory=list)
+    places: list[PlaceRow] = field(default_factory=list)
+    attempts: list[AttemptRow] = field(default_factory=list)
+    replies: list[ReplyRow] = field(default_factory=list)
+    extractions: list[ExtractionRow] = field(default_factory=list)
+    losses: list[LossRow] = field(default_factory=list)
 
     def write(self, store: Store) -> None:
         """Write them all."""
         with store.write() as conn:
-            for table, rows in self.tables.items():
-                store.insert(conn, table, rows)
+            for rows in vars(self).values():
+                store.insert(conn, rows)
 
 
 class Maker:
@@ -119,65 +133,78 @@ class Maker:
         rows = Rows()
         scored: list[tuple[str, Kind, Texts]] = []
         for position in range(first, first + count):
-            scored += self._sample(rows.tables, position)
-        self._losses(rows.tables["loss"], scored)
+            scored += self._sample(rows, position)
+        self._losses(rows.losses, scored)
         return rows
 
-    def _sample(self, tables: dict[str, list[Row]], position: int) -> Iterator[tuple[str, Kind, Texts]]:
+    def _sample(self, rows: Rows, position: int) -> Iterator[tuple[str, Kind, Texts]]:
         rng, prose = self.rng, self.prose
         lengths = np.exp(rng.normal([2.2, 2.0, 3.4, 3.0, 4.2, 4.2], 0.6)).astype(int) + 2
         texts = Texts(
             prose.text(lengths[0]), prose.text(lengths[1]) if rng.random() < 0.3 else "", prose.text(lengths[2])
         )
         sample = sample_id(texts)
-        origin = variant_id(sample, Kind.ORIGIN, texts)
-        tables["sample"].append((sample, *texts, self.now))
-        tables["variant"].append((origin, sample, Kind.ORIGIN.value, None, None, None, None, *texts, self.now))
-        tables["place"].append(("made-up", position, 1, sample, "{}"))
+        first = origin_row(sample, texts, self.now)
+        origin = first.variant_id
+        rows.samples.append(SampleRow(sample, *texts, created_at=self.now))
+        rows.variants.append(first)
+        rows.places.append(PlaceRow("made-up", position, turn=1, sample_id=sample, extra="{}"))
         yield origin, Kind.ORIGIN, texts
         read, parent = texts, origin
         if texts.input:
             read = Texts(f"{texts.instruction} {texts.input}", "", texts.output)
-            parent = self._derive(tables, sample, Kind.COMPRESSED, origin, read)
+            parent = self._derive(rows, sample, Kind.COMPRESSED, origin, read)
         harder = Texts(f"{read.instruction} {prose.text(lengths[3])}", "", prose.text(lengths[4]))
-        parent = self._derive(tables, sample, Kind.REFLECT_INSTRUCTION, parent, harder)
+        parent = self._derive(rows, sample, Kind.REFLECT_INSTRUCTION, parent, harder)
         yield parent, Kind.REFLECT_INSTRUCTION, harder
         better = Texts(*texts[:2], f"{texts.output} {prose.text(lengths[5])}")
-        yield self._derive(tables, sample, Kind.REFLECT_RESPONSE, origin, better), Kind.REFLECT_RESPONSE, better
+        yield self._derive(rows, sample, Kind.REFLECT_RESPONSE, origin, better), Kind.REFLECT_RESPONSE, better
         both = Texts(harder.instruction, "", f"{harder.output} {prose.text(lengths[5])}")
-        yield self._derive(tables, sample, Kind.REFLECT_BOTH, parent, both), Kind.REFLECT_BOTH, both
+        yield self._derive(rows, sample, Kind.REFLECT_BOTH, parent, both), Kind.REFLECT_BOTH, both
 
-    def _derive(self, tables: dict[str, list[Row]], sample: str, kind: Kind, parent: str, texts: Texts) -> str:
+    def _derive(self, rows: Rows, sample: str, kind: Kind, parent: str, texts: Texts) -> str:
         """Add what a teacher made of `parent`, after the tries that came to nothing; return the variant's id."""
         step = STEP_OF[kind]
         luck = self.rng.random()
         number = 1
         if luck < 0.02:
-            self._ask(tables, step, parent, number, "error", None, "429 Too Many Requests", None)
+            self._ask(rows, step, parent, number, "error", None, "429 Too Many Requests", None)
             number = 2
         elif luck < 0.03:
-            self._ask(tables, step, parent, number, "failed", texts.output, "cut off", "length")
+            self._ask(rows, step, parent, number, "failed", texts.output, "cut off", "length")
             number = 2
         elif luck < 0.05:
-            text = self._ask(tables, step, parent, number, "ok", texts.output, None, "stop")
+            text = self._ask(rows, step, parent, number, "ok", texts.output, None, "stop")
             reason = (
                 "no_marker: no [End] after [New Answer]",
                 "placeholder: the answer is N/A",
                 "unchanged: as before",
             )
-            tables["extraction"].append((text, EXTRACTOR, None, reason[int(luck * 10_000) % 3], self.now))
+            rows.extractions.append(
+                ExtractionRow(text, EXTRACTOR, None, reason[int(luck * 10_000) % 3], created_at=self.now)
+            )
             number = 2
         raw = f"Here is why it can be better. [New Instruction] {texts.instruction} [End] [New Answer] {texts.output} [End]"
-        text = self._ask(tables, step, parent, number, "ok", raw, None, "stop")
+        text = self._ask(rows, step, parent, number, "ok", raw, None, "stop")
         key = variant_id(sample, kind, texts, parent, text)
-        made = (key, sample, kind.value, parent, text, self.teacher, self.prompts[step], *texts, self.now)
-        tables["variant"].append(made)
-        tables["extraction"].append((text, EXTRACTOR, key, None, self.now))
+        made = VariantRow(
+            variant_id=key,
+            sample_id=sample,
+            kind=kind.value,
+            parent_id=parent,
+            text_id=text,
+            teacher_id=self.teacher,
+            prompt_id=self.prompts[step],
+            **texts._asdict(),
+            created_at=self.now,
+        )
+        rows.variants.append(made)
+        rows.extractions.append(ExtractionRow(text, EXTRACTOR, key, None, created_at=self.now))
         return key
 
     def _ask(
         self,
-        tables: dict[str, list[Row]],
+        rows: Rows,
         step: Step,
         variant: str,
         number: int,
@@ -186,17 +213,27 @@ class Maker:
         error: str | None,
         finish: str | None,
     ) -> str:
-        attempt = self.rng.bytes(16).hex()
-        question = (variant, step.value, self.teacher, self.prompts[step], number)
-        key = reply_id_of(question, status, text, finish, error)
-        tables["attempt"].append((attempt, *question, "made-up-worker", self.now))
-        tokens = (None, None) if text is None else (420 + len(text) // 8, len(text) // 4)
-        cost = None if text is None else tokens[0] * PRICE_IN + tokens[1] * PRICE_OUT  # type: ignore[operator] # numbers, where there is a text
-        served = (finish, "made-up-teacher", None, *tokens, cost, error, 1_500, self.now)
-        tables["reply"].append((key, attempt, *question, status, text, *served))
-        return key
+        attempt = AttemptRow(
+            attempt_id=self.rng.bytes(16).hex(),
+            variant_id=variant,
+            step=step.value,
+            teacher_id=self.teacher,
+            prompt_id=self.prompts[step],
+            number=number,
+            worker_id="made-up-worker",
+            sent_at=self.now,
+        )
+        reply = Reply(ReplyStatus(status), text, finish, "made-up-teacher", error=error, duration_ms=1_500)
+        if text is not None:
+            read, written = 420 + len(text) // 8, len(text) // 4
+            cost = read * PRICE_IN + written * PRICE_OUT
+            reply = replace(reply, prompt_tokens=read, completion_tokens=written, cost_usd=cost)
+        row = reply_row(attempt, reply)._replace(created_at=self.now)
+        rows.attempts.append(attempt)
+        rows.replies.append(row)
+        return row.text_id
 
-    def _losses(self, losses: list[Row], scored: list[tuple[str, Kind, Texts]]) -> None:
+    def _losses(self, losses: list[LossRow], scored: list[tuple[str, Kind, Texts]]) -> None:
         rng, count = self.rng, len(scored)
         centres = np.array([CENTRES[kind] for _, kind, _ in scored])
         answers = np.array([max(2, len(texts.output) // 4) for _, _, texts in scored])
@@ -217,9 +254,11 @@ class Maker:
             cut, none = rng.random(count) < 0.012, rng.random(count) < 0.004
             for place, (stat, (sums, tokens)) in enumerate(means.items()):
                 losses.extend(
-                    (student, key, stat.value, None, 0, False, False, "too_long", None, "eager")
+                    LossRow(student, key, stat.value, None, 0, False, False, "too_long", None, "eager")
                     if lost
-                    else (student, key, stat.value, total, n, truncated, False, "ok", f"{key[:23]}{place}", "eager")
+                    else LossRow(
+                        student, key, stat.value, total, n, truncated, False, "ok", f"{key[:23]}{place}", "eager"
+                    )
                     for (key, _, _), total, n, truncated, lost in zip(
                         scored, sums.tolist(), tokens.tolist(), cut.tolist(), none.tolist(), strict=True
                     )
@@ -244,10 +283,10 @@ def fill(store: Store, target: Target, samples: int, seed: int = 0) -> None:
     maker = Maker(target, seed)
     target.register(store)
     with store.write() as conn:
-        store.insert(conn, "dataset", [("made-up", maker.now)])
+        store.insert(conn, [DatasetRow("made-up", maker.now)])
         key = content_id("import", "made-up", samples)
-        row = (key, "made-up", "synthetic", "alpaca", "0" * 64, samples, 0, 0, maker.now)
-        store.insert(conn, "dataset_import", [row])
+        row = DatasetImportRow(key, "made-up", "synthetic", "alpaca", "0" * 64, samples, 0, 0, added_at=maker.now)
+        store.insert(conn, [row])
     for first in range(0, samples, CHUNK_SAMPLES):
         maker.chunk(first, min(CHUNK_SAMPLES, samples - first)).write(store)
 

@@ -27,6 +27,7 @@ from recycledb.methods.reflection import REFLECT_INSTRUCTION
 from recycledb.reflection import prompts
 from recycledb.schema import Texts
 from recycledb.store import Store
+from recycledb.store.places import Place, replace_places
 
 HERE = Path(__file__).resolve().parent
 SERVER = HERE.parent / "tests" / "teacher_server.py"
@@ -42,7 +43,7 @@ def texts(number: int) -> Texts:
 def fill(url: str, samples: int) -> None:
     """Make a store of so many samples."""
     with Store.open(url, create=True) as store, store.write() as conn:
-        store.replace_places(conn, "made-up", ((i, texts(i), "{}") for i in range(samples)))
+        replace_places(store, conn, "made-up", (Place(i, texts(i)) for i in range(samples)))
 
 
 def configuration(base_url: str, concurrency: int, steps: tuple[str, ...]) -> Config:

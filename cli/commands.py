@@ -2,31 +2,31 @@
 
 from recycledb.cli import (
     comparisons,
-    demonstrating,
+    demo,
     exports,
     measures,
     queries,
-    reporting,
+    report,
+    sample,
     selections,
-    showing,
     status,
-    storing,
-    syncing,
+    stores,
+    sync,
 )
 from recycledb.cli.app import app, session
 
 COMMANDS = (
-    demonstrating,
-    storing,
-    syncing,
+    demo,
+    stores,
+    sync,
     status,
     selections,
     queries,
     comparisons,
     exports,
     measures,
-    showing,
-    reporting,
+    sample,
+    report,
 )  # importing a module registers its commands
 ORDER = (
     "demo",

@@ -6,7 +6,7 @@ from recycledb.cli.app import Json, app, emit, session, stdout
 from recycledb.cli.plans import right, show_plan
 
 if TYPE_CHECKING:
-    from recycledb.inspecting import Status
+    from recycledb.inspection import Status
 
 
 @app.command()
@@ -89,7 +89,7 @@ def _show_status(status: "Status") -> None:
 
 def _show_students(found: dict[str, Any]) -> None:
     from recycledb.cli.printing import Table
-    from recycledb.sync.scoring import not_finite
+    from recycledb.sync.facts import not_finite
 
     out = stdout()
     if found["students"]:

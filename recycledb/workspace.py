@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from recycledb.adding import Additions, add
+from recycledb.additions import Additions, add
 from recycledb.config import Config, load
 from recycledb.formats import MAX_ROW
 from recycledb.formats.arrow import to_table
-from recycledb.inspecting import Status, look, measures, show
+from recycledb.inspection import Status, look, measures, show
 from recycledb.store import Row, Store
 from recycledb.store.batches import listed
 from recycledb.store.verify import Checked
@@ -335,7 +335,7 @@ class Workspace:
         >>> db.check().findings
         []
         """
-        from recycledb.checking import check
+        from recycledb.integrity import check
 
         return check(self.store)
 

@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 
 from stores import VIEWS
 
-from recycledb.checking import check
 from recycledb.errors import RecycledbError
+from recycledb.integrity import check
 from recycledb.store import Store
 from recycledb.store.tables import metadata
 

@@ -24,7 +24,7 @@ TESTS = Path(__file__).resolve().parent
 # What a developer's shell may hold and a test must not see.
 FOREIGN_VARIABLES = ("RECYCLEDB_", "OPENAI_", "HF_", "COLUMNS", "FORCE_COLOR", "NO_COLOR", "TERM")
 COMMAND = (
-    *("recycledb.cli.commands", "recycledb.adding", "recycledb.inspecting", "recycledb.sync", "recycledb.selection.query"),
+    *("recycledb.cli.commands", "recycledb.additions", "recycledb.inspection", "recycledb.sync", "recycledb.selection.query"),
     *("recycledb.selection.select", "recycledb.store.duckdb", "recycledb.store.sqlite", "recycledb.reflection.teachers.chat"),
 )  # fmt: skip
 MODELS = (*COMMAND, "recycledb.scoring.engine", "transformers:LlamaForCausalLM", "transformers:AutoTokenizer")

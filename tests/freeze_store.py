@@ -14,6 +14,7 @@ import zstandard
 
 from recycledb.store import Store, batches
 from recycledb.store.migrate import HEAD
+from recycledb.store.workers import end_worker, start_worker
 
 FOLDER = Path(__file__).with_name("data")
 
@@ -27,9 +28,9 @@ def freeze(backend: str) -> Path:
         path = Path(folder, "store.db")
         with Store.open(f"{backend}:///{path}", create=True) as store:
             stores.fill(store)
-            worker = store.start_worker()
+            worker = start_worker(store)
             batches.note(store, batches.start(store, stores.TEACHER, worker), "submitted", "batch_1", "2 requests")
-            store.end_worker(worker)
+            end_worker(store, worker)
             stores.add_samples(store, [stores.texts("d one"), stores.texts("d three")])  # closes a place
         target.write_bytes(zstandard.ZstdCompressor(level=19).compress(path.read_bytes()))
     return target

@@ -17,6 +17,8 @@ from recycledb.methods.ifd import Stat
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import export, select
 from recycledb.store import Store, upgrade
+from recycledb.store.losses import count_scores
+from recycledb.store.questions import count_questions
 
 MADE = "57d0000000f1"
 RECIPES: dict[str, dict[str, Any]] = {
@@ -36,23 +38,22 @@ def score(store: Store) -> None:
     for place, variant in enumerate(variants):
         means = (2.5 + place % 3 / 4, 2.0 + place % 5 / 8, 2.25 + place % 7 / 8, 1.5 + place % 4 / 8)
         rows += [
-            (MADE, variant, stat.value, mean * 16, 16, False, False, "ok", f"{variant[:23]}{i}", "made")
+            stores.loss_row(MADE, variant, stat, mean * 16, 16, pair_id=f"{variant[:23]}{i}", kernel="made")
             for i, (stat, mean) in enumerate(zip(Stat, means, strict=True))
         ]
     with store.write() as conn:
-        described = ("made", "org/made", "abc", "none", 1024, "float32", None, "2026-01-01T00:00:00.000000Z")
-        store.insert(conn, "student", [(MADE, *described)])
+        store.insert(conn, [stores.student_row(MADE, "made", prompt="none", max_length=1024)])
         store.ensure_name(conn, "student", "made", MADE)
-        store.insert(conn, "loss", rows)
+        store.insert(conn, rows)
 
 
 def selected(store: Store, folder: Path) -> dict[str, Any]:
     """Return what is selected and exported, as rows and hashes of bytes, and how much is missing of what the store was filled for."""
     want, stats = stores.wanted(), tuple(stat.value for stat in Stat)
-    questions = {step: list(found) for step, found in sorted(store.count_questions(want).items())}
+    questions = {step: list(found) for step, found in sorted(count_questions(store, want).items())}
     lacks = {
         "questions": questions,
-        "statistics": [list(row) for row in store.count_scores(want, [(stores.STUDENT, stats)])],
+        "statistics": [list(row) for row in count_scores(store, want, [(stores.STUDENT, stats)])],
     }
     score(store)
     found: dict[str, Any] = {"lacks": lacks}

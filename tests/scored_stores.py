@@ -1,7 +1,6 @@
 """Stores with variants and statistics for tests of selections: made row by row, without a teacher or a student."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import stores
 
@@ -9,6 +8,7 @@ from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
 from recycledb.schema import Texts, content_id, utc_now, variant_id
 from recycledb.store import Store
+from recycledb.store.rows import ExtractionRow, PromptRow, ReplyRow, TeacherRow, VariantRow
 
 STEP_OF = {
     Kind.COMPRESSED: Step.COMPRESS,
@@ -35,10 +35,10 @@ def add_teachers(store: Store, *names: str) -> None:
     now = utc_now()
     with store.write() as conn:
         for name in names:
-            store.insert(conn, "teacher", [(teacher_id(name), name, "recorded", name, "{}", now)])
+            store.insert(conn, [TeacherRow(teacher_id(name), name, "recorded", name, "{}", now)])
             store.ensure_name(conn, "teacher", name, teacher_id(name))
         for step, key in stores.PROMPTS.items():
-            store.insert(conn, "prompt", [(key, step.value, f"do {step}", "built in", now)])
+            store.insert(conn, [PromptRow(key, step.value, f"do {step}", "built in", now)])
             store.ensure_name(conn, "prompt", step.value, key)
         store.ensure_name(conn, "extractor", "extractor", str(EXTRACTOR))
 
@@ -47,8 +47,7 @@ def add_students(store: Store, *names: str, prompt: str = "vicuna", model: str =
     """Write students and the names that mean them."""
     with store.write() as conn:
         for name in names:
-            row = (student_id(name), name, model, "abc", prompt, 2048, "float32", None, utc_now())
-            store.insert(conn, "student", [row])
+            store.insert(conn, [stores.student_row(student_id(name), name, model=model, prompt=prompt)])
             store.ensure_name(conn, "student", name, student_id(name))
 
 
@@ -60,7 +59,7 @@ def origin_of(store: Store, sample: str) -> str:
     return variant_id(sample, Kind.ORIGIN, Texts(*store.rows(_TEXTS, s=sample)[0]))
 
 
-Made = tuple[str, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]  # variant id; rows of reply, variant, extraction
+Made = tuple[str, ReplyRow, VariantRow, ExtractionRow]  # with the variant's id
 
 
 def make_variant(
@@ -76,23 +75,17 @@ def make_variant(
     step = STEP_OF[kind]
     made = Texts(f"{kind} of {sample[:6]}", "", f"{teacher}{mark} answers {sample[:6]}")
     text_id = content_id("reply", parent, kind, teacher, mark, prompts[step])
-    whence = (teacher_id(teacher), prompts[step])
-    ends = (1, "ok", made.output, "stop", None, None, 1, 1, 0.0, None, 1, now)
-    key = variant_id(sample, kind, made, parent, text_id)
-    return (
-        key,
-        (text_id, text_id, parent, step.value, *whence, *ends),
-        (key, sample, kind.value, parent, text_id, *whence, *made, now),
-        (text_id, EXTRACTOR, key, None, now),
-    )
+    reply = stores.reply_row(text_id, parent, step, prompts[step], teacher_id=teacher_id(teacher), text=made.output)
+    row = stores.made_row(sample, kind, parent, text_id, made, teacher=reply.teacher_id, prompt=prompts[step])
+    return row.variant_id, reply, row, ExtractionRow(text_id, EXTRACTOR, row.variant_id, None, now)
 
 
 def write_variants(store: Store, made: Sequence[Made]) -> None:
     """Write variants with the replies that they come from."""
     with store.write() as conn:
-        store.insert(conn, "variant", [each[2] for each in made])
-        store.insert(conn, "reply", [each[1] for each in made])
-        store.insert(conn, "extraction", [each[3] for each in made])
+        store.insert(conn, [variant for _, _, variant, _ in made])
+        store.insert(conn, [reply for _, reply, _, _ in made])
+        store.insert(conn, [extraction for *_, extraction in made])
 
 
 def add_variant(store: Store, sample: str, kind: Kind, parent: str, *, teacher: str = "gpt", mark: str = "") -> str:
@@ -126,24 +119,13 @@ def add_all_kinds(
 
 def add_losses(store: Store, student: str, means: Mapping[str, Means]) -> None:
     """Write statistics by variant, as means over one token; None is NULL, a missing key is no row."""
-    rows: list[tuple[Any, ...]] = [
-        (
-            student_id(student),
-            variant,
-            stat.value,
-            mean,
-            1,
-            False,
-            False,
-            "ok" if mean is not None else "empty",
-            None,
-            "t",
-        )
+    rows = [
+        stores.loss_row(student_id(student), variant, stat, mean, status="ok" if mean is not None else "empty")
         for variant, found in means.items()
         for stat, mean in found.items()
     ]
     with store.write() as conn:
-        store.insert(conn, "loss", rows)
+        store.insert(conn, rows)
 
 
 def ratios(ifd: float | None, rifd: float | None = 0.5) -> Means:
@@ -161,7 +143,7 @@ def use_prompts(store: Store, **steps: str) -> dict[Step, str]:
     in_use = stores.PROMPTS | {Step(step): key for step, key in steps.items()}
     with store.write() as conn:
         for step, key in in_use.items():
-            store.insert(conn, "prompt", [(key, step.value, f"{key}: do {step}", "a file", utc_now())])
+            store.insert(conn, [PromptRow(key, step.value, f"{key}: do {step}", "a file", utc_now())])
             store.ensure_name(conn, "prompt", step.value, key)
     return in_use
 

@@ -6,7 +6,7 @@ It is made by the functions that fill real stores, without a teacher's server an
 from typing import Any
 
 from sqlalchemy import Boolean, text
-from stores import add_samples, texts
+from stores import add_samples, derive, import_row, loss_row, texts
 from templates import made, new
 
 from recycledb import methods
@@ -20,9 +20,14 @@ from recycledb.scoring.identity import Identity
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import select
 from recycledb.store import SQLRow, Store, batches
+from recycledb.store.measures import add_facts
+from recycledb.store.questions import claim, pending_questions
+from recycledb.store.replies import add_replies, repeated
+from recycledb.store.rows import ROWS, AttemptRow, ReplyRow
 from recycledb.store.tables import metadata
-from recycledb.sync.reading import read_all
-from recycledb.sync.storing import reply_row
+from recycledb.store.workers import end_worker, start_worker
+from recycledb.sync.extraction import read_all
+from recycledb.sync.replies import reply_row
 from recycledb.sync.target import Student, Target
 
 ANSWERS = {
@@ -53,13 +58,9 @@ def _reply(question: SQLRow, number: int) -> Reply:
 def _answer(store: Store, wanted: Target, worker: str, samples: list[str]) -> None:
     """Ask and answer until no question is open; the first try of some fails."""
     assert wanted.wanted is not None
-    while asked := store.pending_questions(wanted.wanted, samples):
-        teacher = wanted.wanted.teacher_id
-        rows = []
-        for attempt, number, question in store.claim(wanted.wanted, worker, asked):
-            asked_for = (question.variant_id, question.step, teacher, question.prompt_id, number)
-            rows.append(reply_row(attempt, asked_for, _reply(question, number)))
-        store.add_replies(rows)
+    while asked := pending_questions(store, wanted.wanted, samples):
+        claims = claim(store, wanted.wanted, worker, asked)
+        add_replies(store, [reply_row(attempt, _reply(question, attempt.number)) for attempt, question in claims])
         read_all(store)
 
 
@@ -70,21 +71,34 @@ def _score(store: Store, wanted: Target) -> None:
         means = (2.9 + place / 7, 2.5 + place / 9, 2.3 + place / 11, 1.9 + place / 5)  # in the order of Stat
         losses = []
         for (i, stat), mean in zip(enumerate(Stat), means, strict=True):
-            scored = (mean * 14, 14, False, i == 2, "ok", f"{row[0][:23]}{i}", "eager")
-            cut = (None, 0, True, False, "too_long", None, "eager")
-            losses.append((student, row[0], stat.value, *(cut if place % 5 == 4 and stat is Stat.Q_DIRECT else scored)))
-        store.add_losses(losses)
+            if place % 5 == 4 and stat is Stat.Q_DIRECT:
+                loss = loss_row(student, row.variant_id, stat, None, 0, truncated=True, status="too_long")
+            else:
+                pair = f"{row.variant_id[:23]}{i}"
+                loss = loss_row(student, row.variant_id, stat, mean * 14, 14, merged=i == 2, pair_id=pair)
+            losses.append(loss._replace(kernel="eager"))
+        add_facts(store, losses)
 
 
 def _repeat(store: Store, worker: str) -> None:
     """Let an equal answer have come to another attempt, as a merge of two stores brings it."""
-    [row] = store.rows("SELECT * FROM reply WHERE status = 'ok' ORDER BY text_id LIMIT 1")
-    attempt, now = random_id(), utc_now()
-    question = (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number)
+    names = ", ".join(ReplyRow._fields)
+    [row] = store.rows(f"SELECT {names} FROM reply WHERE status = 'ok' ORDER BY text_id LIMIT 1")
+    reply, now = ReplyRow(*row), utc_now()
+    attempt = AttemptRow(
+        attempt_id=random_id(),
+        variant_id=reply.variant_id,
+        step=reply.step,
+        teacher_id=reply.teacher_id,
+        prompt_id=reply.prompt_id,
+        number=reply.number,
+        worker_id=worker,
+        sent_at=now,
+        reserved_usd=0.0002,
+    )
+    again = reply._replace(attempt_id=attempt.attempt_id, request_id="req-2", duration_ms=999, created_at=now)
     with store.write() as conn:
-        store.insert(conn, "attempt", [(attempt, *question, worker, now, 0.0002)])
-        again = (row.text_id, attempt, "gpt-test-1", "req-2", 311, 97, 0.000105, 999, None, now)
-        store.insert(conn, "repeated_reply", [again])
+        store.insert(conn, [attempt, repeated(again)])
 
 
 def fill(store: Store, samples: int = 4) -> Target:
@@ -93,10 +107,9 @@ def fill(store: Store, samples: int = 4) -> Target:
     wanted.register(store)
     ids = add_samples(store, [texts(f"number {i}", with_input=i % 2 == 1) for i in range(samples)])
     add_samples(store, [texts(f"number {i}", with_input=i % 2 == 1) for i in range(1, samples)])  # closes places
-    now = utc_now()
     with store.write() as conn:
-        store.insert(conn, "dataset_import", [(random_id(), "d", "d.json", "alpaca", "00" * 32, samples, 0, 0, now)])
-    worker = store.start_worker()
+        store.insert(conn, [import_row("d", samples)])
+    worker = start_worker(store)
     _answer(store, wanted, worker, ids)
     _score(store, wanted)
     _repeat(store, worker)
@@ -104,7 +117,9 @@ def fill(store: Store, samples: int = 4) -> Target:
     batch = batches.start(store, teacher, worker)
     batches.note(store, batch, "submitted", "batch_1", "2 requests")
     batches.note(store, batch, "taken", "batch_1")
-    store.end_worker(worker)
+    end_worker(store, worker)
+    with store.write() as conn:
+        derive(store, conn, ids[1:3], "sound")
     select(store, get_recipe("cherry"), {"top": "2"})
     select(store, get_recipe("selective"))
     return wanted
@@ -122,14 +137,13 @@ def _make(url: str) -> None:
         return
     with Store.open(f"sqlite:///{made('sqlite', _make)}") as source, Store.open(url) as store, store.write() as conn:
         for table in metadata.sorted_tables:
-            names = ", ".join(column.name for column in table.columns)
-            flags = [isinstance(column.type, Boolean) for column in table.columns]
+            kind = ROWS[table.name]
+            flags = [isinstance(table.columns[name].type, Boolean) for name in kind._fields]
             rows = [
-                tuple(bool(value) if flag else value for value, flag in zip(row, flags, strict=True))
-                for row in source.rows(f"SELECT {names} FROM {table.name}")
+                kind(*(bool(value) if flag else value for value, flag in zip(row, flags, strict=True)))
+                for row in source.rows(f"SELECT {', '.join(kind._fields)} FROM {table.name}")
             ]
-            if rows:
-                store.insert(conn, table.name, rows)
+            store.insert(conn, rows)
 
 
 def counted(store: Store) -> dict[str, int]:

@@ -8,6 +8,9 @@ import stores
 
 from recycledb.errors import StoreError
 from recycledb.store import Store
+from recycledb.store.questions import claim, pending_questions
+from recycledb.store.rows import SampleRow
+from recycledb.store.workers import start_worker
 
 
 def tell(*words: object) -> None:
@@ -24,16 +27,16 @@ def sample_ids(store: Store) -> list[str]:
     return [row[0] for row in store.rows("SELECT sample_id FROM dataset_samples ORDER BY position")]
 
 
-def claim(url: str, size: str) -> None:
+def claim_in_groups(url: str, size: str) -> None:
     """Claim pending questions in groups, like a sync does, until none is left; tell each."""
     with Store.open(url) as store:
         want, samples = stores.wanted(), sample_ids(store)
-        worker = store.start_worker()
+        worker = start_worker(store)
         tell("ready")
         wait()
-        while asked := store.pending_questions(want, samples):
-            for attempt, number, question in store.claim(want, worker, asked[: int(size)]):
-                tell("claimed", question.variant_id, question.step, number, attempt)
+        while asked := pending_questions(store, want, samples):
+            for attempt, _ in claim(store, want, worker, asked[: int(size)]):
+                tell("claimed", attempt.variant_id, attempt.step, attempt.number, attempt.attempt_id)
         tell("done")
         wait()
 
@@ -46,8 +49,8 @@ def write(url: str, writer: str, transactions: str) -> None:
         for i in range(int(transactions)):
             with store.write() as conn:
                 before = conn.exec_driver_sql("SELECT count(*) FROM sample").scalar_one()
-                rows = [(f"{writer}-{i}-{part}", "x", "", "y", str(before)) for part in range(4)]
-                assert store.insert(conn, "sample", rows) == 4
+                rows = [SampleRow(f"{writer}-{i}-{part}", "x", "", "y", str(before)) for part in range(4)]
+                assert store.insert(conn, rows) == 4
         tell("done")
 
 
@@ -58,7 +61,7 @@ def write_on(url: str, writer: str) -> None:
             size = 1 << (group % 7)
             with store.write() as conn:
                 store.insert(
-                    conn, "sample", [(f"{writer}-{group}-{part}", "x" * 500, "", "y", "") for part in range(size)]
+                    conn, [SampleRow(f"{writer}-{group}-{part}", "x" * 500, "", "y", "") for part in range(size)]
                 )
             tell(group)
 
@@ -91,12 +94,12 @@ def vanish(url: str) -> None:
     """Claim everything, then die without a word, like a process that is killed."""
     with Store.open(url) as store:
         want = stores.wanted()
-        claimed = store.claim(want, store.start_worker(), store.pending_questions(want, sample_ids(store)))
+        claimed = claim(store, want, start_worker(store), pending_questions(store, want, sample_ids(store)))
         tell("claimed", len(claimed))
         os._exit(9)
 
 
-DEEDS: Sequence[Callable[..., None]] = (claim, write, write_on, create, look, hold, vanish)
+DEEDS: Sequence[Callable[..., None]] = (claim_in_groups, write, write_on, create, look, hold, vanish)
 
 if __name__ == "__main__":
     {deed.__name__: deed for deed in DEEDS}[sys.argv[1]](*sys.argv[2:])

@@ -8,9 +8,35 @@ from recycledb.config import augmentation_id_of
 from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
 from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_now, variant_id
-from recycledb.store import Place, Store
+from recycledb.store import Store
 from recycledb.store.derivations import derivation_id_of
-from recycledb.store.pending import Wanted
+from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
+from recycledb.store.pending import Scope, Wanted
+from recycledb.store.places import Place, replace_places
+from recycledb.store.questions import pending_questions
+from recycledb.store.replies import add_readings, add_replies
+from recycledb.store.rows import (
+    AugmentationRow,
+    BatchEventRow,
+    BatchRow,
+    DatasetImportRow,
+    DerivationMemberRow,
+    DerivationRow,
+    ExtractionRow,
+    LossRow,
+    MeasureRow,
+    PromptRow,
+    RatingRow,
+    ReadoutRow,
+    ReplyRow,
+    SelectionItemRow,
+    SelectionRow,
+    StudentRow,
+    TeacherRow,
+    ValueRow,
+    VariantRow,
+)
+from recycledb.sync.measures import measure_id_of
 
 TEACHER = "7ea000000001"
 STUDENT = "57d000000001"
@@ -35,13 +61,13 @@ def texts(word: object, *, with_input: bool = False) -> Texts:
 
 def places(samples: Iterable[Texts]) -> list[Place]:
     """Return samples as places, one after the other from 0."""
-    return [(position, sample, "{}") for position, sample in enumerate(samples)]
+    return [Place(position, sample) for position, sample in enumerate(samples)]
 
 
 def add_samples(store: Store, samples: Iterable[Texts], dataset: str = "d") -> list[str]:
     """Make `samples` a dataset and return their ids in order."""
     with store.write() as conn:
-        store.replace_places(conn, dataset, places(samples))
+        replace_places(store, conn, dataset, places(samples))
     sql = "SELECT sample_id FROM dataset_samples WHERE dataset = :d ORDER BY position"
     return [row[0] for row in store.rows(sql, d=dataset)]
 
@@ -55,16 +81,62 @@ def register(store: Store) -> None:
     """Write a teacher, its prompts, a student and the names that mean them."""
     now = utc_now()
     with store.write() as conn:
-        store.insert(conn, "teacher", [(TEACHER, "gpt", "openai", "gpt-test", "{}", now)])
-        store.insert(conn, "student", [(STUDENT, "7b", "org/7b", "abc", "vicuna", 2048, "float32", 7_000_000_000, now)])
-        store.insert(
-            conn, "prompt", [(key, step.value, f"do {step}", "built in", now) for step, key in PROMPTS.items()]
-        )
+        store.insert(conn, [TeacherRow(TEACHER, "gpt", "openai", "gpt-test", "{}", now)])
+        store.insert(conn, [student_row(STUDENT, "7b", parameters=7_000_000_000)])
+        store.insert(conn, [PromptRow(key, step.value, f"do {step}", "built in", now) for step, key in PROMPTS.items()])
         store.ensure_name(conn, "teacher", "gpt", TEACHER)
         store.ensure_name(conn, "student", "7b", STUDENT)
         store.ensure_name(conn, "extractor", "extractor", str(EXTRACTOR))
         for step, key in PROMPTS.items():
             store.ensure_name(conn, "prompt", step.value, key)
+
+
+def student_row(student_id: str, name: str, **more: Any) -> StudentRow:
+    """Return a student's row; `more` are the fields that matter to a test."""
+    row = StudentRow(student_id, name, f"org/{name}", "abc", "vicuna", 2048, "float32", None, created_at=utc_now())
+    return row._replace(**more)
+
+
+def made_row(
+    sample: str, kind: str, parent: str, text_id: str, texts: Texts, *, teacher: str = TEACHER, prompt: str
+) -> VariantRow:
+    """Return the variant that a teacher's reply holds."""
+    return VariantRow(
+        variant_id=variant_id(sample, kind, texts, parent, text_id),
+        sample_id=sample,
+        kind=str(kind),
+        parent_id=parent,
+        text_id=text_id,
+        teacher_id=teacher,
+        prompt_id=prompt,
+        **texts._asdict(),
+        created_at=utc_now(),
+    )
+
+
+def reply_row(text_id: str, variant: str, step: str, prompt: str, **more: Any) -> ReplyRow:
+    """Return a complete reply's row; `more` are the fields that matter to a test."""
+    row = ReplyRow(
+        text_id=text_id,
+        attempt_id=text_id,
+        variant_id=variant,
+        step=str(step),
+        teacher_id=TEACHER,
+        prompt_id=prompt,
+        number=1,
+        status="ok",
+        text="",
+        finish_reason="stop",
+        served_model=None,
+        request_id=None,
+        prompt_tokens=1,
+        completion_tokens=1,
+        cost_usd=0.0,
+        error=None,
+        duration_ms=1,
+        created_at=utc_now(),
+    )
+    return row._replace(**more)
 
 
 MAKES = {
@@ -80,10 +152,24 @@ def reply(store: Store, question: Any, status: str = "ok", *, number: int = 1, a
     """Store a reply to a pending question and return its id."""
     text = f"{question.step} of {question.instruction}" if status == "ok" else None
     key = content_id("reply", question.variant_id, question.step, number, text)
-    error = None if status == "ok" else "refused: no"
-    ends = ("stop", "gpt-test-1", "req-1", 11, 7, 0.25, error, 12, utc_now())
-    asked = (question.variant_id, question.step, TEACHER, question.prompt_id)
-    store.add_replies([(key, attempt_id or random_id(), *asked, number, status, text, *ends)])
+    row = reply_row(
+        key,
+        question.variant_id,
+        question.step,
+        question.prompt_id,
+        attempt_id=attempt_id or random_id(),
+        number=number,
+        status=status,
+        text=text,
+        served_model="gpt-test-1",
+        request_id="req-1",
+        prompt_tokens=11,
+        completion_tokens=7,
+        cost_usd=0.25,
+        error=None if status == "ok" else "refused: no",
+        duration_ms=12,
+    )
+    add_replies(store, [row])
     return key
 
 
@@ -91,14 +177,13 @@ def read(store: Store, question: Any, text_id: str, *, usable: bool = True, extr
     """Store an extractor's verdict on a reply; return the variant that it found."""
     now = utc_now()
     if not usable:
-        store.add_readings([(text_id, extractor, None, "no_marker", now)], [])
+        add_readings(store, [ExtractionRow(text_id, extractor, None, "no_marker", now)], [])
         return None
     kind = MAKES[Step(question.step), Kind(question.kind)]
     made = Texts(f"{kind}: {question.instruction}", "", f"{kind}: {question.output}")
-    key = variant_id(question.sample_id, kind, made, question.variant_id, text_id)
-    whence = (question.sample_id, kind.value, question.variant_id, text_id, TEACHER, question.prompt_id)
-    store.add_readings([(text_id, extractor, key, None, now)], [(key, *whence, *made, now)])
-    return key
+    row = made_row(question.sample_id, kind, question.variant_id, text_id, made, prompt=question.prompt_id)
+    add_readings(store, [ExtractionRow(text_id, extractor, row.variant_id, None, now)], [row])
+    return row.variant_id
 
 
 def answer(store: Store, question: Any) -> Answered:
@@ -110,19 +195,38 @@ def answer(store: Store, question: Any) -> Answered:
 def answer_all(store: Store, want: Wanted, samples: Sequence[str]) -> int:
     """Answer questions until none is pending; return how many there were."""
     count = 0
-    while asked := store.pending_questions(want, samples):
+    while asked := pending_questions(store, want, samples):
         for question in asked:
             answer(store, question)
             count += 1
     return count
 
 
-def losses(variant: str, student: str = STUDENT, value: float = 2.0, tokens: int = 4) -> list[tuple[Any, ...]]:
+def losses(variant: str, student: str = STUDENT, value: float = 2.0, tokens: int = 4) -> list[LossRow]:
     """Return the four statistics of a variant, each a little larger than the one before."""
     return [
-        (student, variant, stat.value, value * (1 + i / 10), tokens, False, False, "ok", f"{variant[:20]}{i}", "test")
+        loss_row(student, variant, stat, value * (1 + i / 10), tokens, pair_id=f"{variant[:20]}{i}")
         for i, stat in enumerate(Stat)
     ]
+
+
+def loss_row(student: str, variant: str, stat: str, loss_sum: float | None, n_tokens: int = 1, **more: Any) -> LossRow:
+    """Return a statistic; `more` are the fields that matter to a test."""
+    row = LossRow(student, variant, str(stat), loss_sum, n_tokens, False, False, "ok", pair_id=None, kernel="test")
+    return row._replace(**more)
+
+
+def pending_scores(
+    store: Store, want: Wanted | None, student: str, stats: Sequence[str], samples: Sequence[str]
+) -> Sequence[Any]:
+    """Return the variants of these samples that lack statistics under a student, with how many are present."""
+    return lacking_facts(store, Need(Scope(want), student, tuple(stats)), samples)
+
+
+def present_stats(store: Store, student: str, variants: Sequence[str]) -> set[tuple[str, str]]:
+    """Return the (variant, stat) that a student has among these variants."""
+    found = facts_of(store, Need(Scope(None), student, tuple(Stat)), variants)
+    return {(variant, stat) for variant, facts in found.items() for stat in facts.losses}
 
 
 def extra(**fields: Any) -> str:
@@ -135,27 +239,47 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     now = "2026-01-01T00:00:00.000000Z"
     origins = conn.exec_driver_sql("SELECT sample_id, variant_id FROM variant WHERE kind = 'origin'").fetchall()
     members = [dict(map(tuple, origins))[sample] for sample in samples]
-    text_id = conn.exec_driver_sql("SELECT min(text_id) FROM reply").fetchone()[0]
-    measure, parameters = content_id("measure", name, length=12), {"name": name, "of": ["origin"]}
+    [text_id], [prompt], [student] = (
+        conn.exec_driver_sql(f"SELECT min({key}) FROM {table}").fetchone()
+        for key, table in (("text_id", "reply"), ("prompt_id", "prompt"), ("student_id", "student"))
+    )
+    measure, parameters = measure_id_of(f"m-{name}", "digits", 1, "{}"), {"name": name, "of": ["origin"]}
     augmentation = augmentation_id_of("pair", 1, 0, parameters)
     derivation = derivation_id_of(augmentation, 0, members)
     made = Texts(f"Both of {name}", "", "both")
     key = variant_id(samples[0], "pair", made, members[0], derivation)
-    for table, row in (
-        ("rating", (text_id, 1, members[0], "score", 4.0, now)),
-        ("measure", (measure, f"m-{name}", "digits", 1, "{}", now)),
-        (
-            "readout",
-            (STUDENT, PROMPTS[Step.COMPRESS], members[0], "", -0.5, -1.0, *[None] * 8, 9, False, "ok", None, "test"),
+    rows = (
+        RatingRow(text_id, 1, members[0], "score", 4.0, now),
+        MeasureRow(measure, f"m-{name}", "digits", 1, "{}", now),
+        ReadoutRow(
+            *(student, prompt, members[0], ""),
+            *(-0.5, -1.0, *[None] * 8),
+            n_tokens=9,
+            merged=False,
+            status="ok",
+            pair_id=None,
+            kernel="test",
         ),
-        ("value", (measure, STUDENT, members[0], "", 0.5, "ok")),
-        ("augmentation", (augmentation, f"a-{name}", "pair", 1, 0, canonical_json(parameters), now)),
-        ("derivation", (derivation, augmentation, 0, "{}", None, now)),
-        ("variant", (key, samples[0], "pair", members[0], None, None, None, *made, now, derivation)),
-        *(("derivation_member", (derivation, ordinal, member)) for ordinal, member in enumerate(members)),
-    ):
-        store.insert(conn, table, [row])
+        ValueRow(measure, student, members[0], "", 0.5, "ok"),
+        AugmentationRow(augmentation, f"a-{name}", "pair", 1, 0, canonical_json(parameters), now),
+        DerivationRow(derivation, augmentation, 0, "{}", None, now),
+        VariantRow(key, samples[0], "pair", members[0], None, None, None, *made, now, derivation_id=derivation),
+        *(DerivationMemberRow(derivation, ordinal, member) for ordinal, member in enumerate(members)),
+    )
+    store.insert(conn, rows)
     return key
+
+
+def import_row(dataset: str, rows: int, **more: Any) -> DatasetImportRow:
+    """Return the row of an `add`; `more` are the fields that matter to a test."""
+    row = DatasetImportRow(random_id(), dataset, "d.json", "alpaca", "00" * 32, rows, 0, 0, added_at=utc_now())
+    return row._replace(**more)
+
+
+def selection_row(selection_id: str, name: str, **more: Any) -> SelectionRow:
+    """Return a recorded selection; `more` are the fields that matter to a test."""
+    row = SelectionRow(selection_id, name, "cherry", "SELECT …", "{}", "0001", 0, "{}", "00", created_at=utc_now())
+    return row._replace(**more)
 
 
 def fill(store: Store, dataset: str = "d") -> None:
@@ -167,19 +291,18 @@ def fill(store: Store, dataset: str = "d") -> None:
     marks = {f"s{i}": sample for i, sample in enumerate(ids)}
     sql = "SELECT variant_id FROM variant WHERE kind <> 'compressed' AND sample_id IN (:s0, :s1) ORDER BY variant_id"
     for row in store.rows(sql, **marks):
-        store.add_losses(losses(row[0]))
+        add_facts(store, losses(row[0]))
     now = "2026-01-01T00:00:00.000000Z"
     selection = content_id("selection", dataset, length=12)
     with store.write() as conn:
-        store.insert(conn, "dataset_import", [(f"import-{dataset}", dataset, "d.json", "alpaca", "00", 2, 0, 0, now)])
-        row = (selection, f"best-{dataset}", "cherry", "SELECT …", "{}", "0001", 1, "{}", "00", now)
-        store.insert(conn, "selection", [row])
+        row = import_row(dataset, 2, import_id=f"import-{dataset}", sha256="00", added_at=now)
+        store.insert(conn, [row, selection_row(selection, f"best-{dataset}", rows=1, created_at=now)])
         origin = variant_id(ids[0], Kind.ORIGIN, one)
-        store.insert(conn, "selection_item", [(selection, 0, origin, 0.5, "the best")])
+        store.insert(conn, [SelectionItemRow(selection, 0, origin, 0.5, "the best")])
         store.ensure_name(conn, "selection", f"best-{dataset}", selection)
         derive(store, conn, ids, dataset)
-        store.insert(conn, "batch", [(f"batch-{dataset}", TEACHER, "a worker", now)])
-        store.insert(conn, "batch_event", [(f"batch-{dataset}", now, "taken", "batch_1", None)])
+        batch = f"batch-{dataset}"
+        store.insert(conn, [BatchRow(batch, TEACHER, "a worker", now), BatchEventRow(batch, now, "taken", "batch_1")])
 
 
 VIEWS = (

@@ -27,6 +27,7 @@ from recycledb.reflection.teachers import Question, Reply, Teacher, open_teacher
 from recycledb.reflection.teachers.pace import Ticket
 from recycledb.schema import Texts
 from recycledb.store import Store
+from recycledb.store.places import Place, replace_places
 from recycledb.sync import Outcome, Sync, Target, resolve
 
 # What the client makes of each way in which the server can fail: the reply's status and its error's kind.
@@ -85,7 +86,7 @@ def make_store(folder: Path, samples: int, backend: str = "sqlite") -> str:
     """Make a store of so many samples; return its URL."""
     url = new(f"{backend}:///{folder}/store.db")
     with Store.open(url) as store, store.write() as conn:
-        store.replace_places(conn, "made-up", ((i, sample(i), "{}") for i in range(samples)))
+        replace_places(store, conn, "made-up", (Place(i, sample(i)) for i in range(samples)))
     return url
 
 

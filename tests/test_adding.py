@@ -13,9 +13,10 @@ import stores
 from conftest import RUN_COMMAND, clean_environment
 from forks import PIPE, start
 
-from recycledb.adding import Added, add, dataset_name
+from recycledb.additions import Added, add, dataset_name
 from recycledb.errors import FormatError
-from recycledb.store import Store
+from recycledb.store import Store, verify
+from recycledb.store.questions import count_questions
 
 
 def row(word: object, **more: Any) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def test_a_changed_file_adds_what_is_new_and_closes_what_is_gone(store: Store, t
     write(file, row(1), row(2), row(3))  # and back: nothing is new, and nothing is asked again
     (report,) = add(store, [file])
     assert counts(report) == (0, 3, 0) and report.places_new == 2
-    assert store.count_questions(stores.wanted()) == {}
+    assert count_questions(store, stores.wanted()) == {}
 
 
 def test_other_bytes_of_the_same_rows_are_noted(store: Store, tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_kill_while_adding_leaves_the_store_as_it_was(sqlite_url: str, tmp_pat
     with Store.open(sqlite_url) as store:
         found = store.rows("SELECT count(*) FROM sample")[0][0]
         assert found == (0 if running.wait() < 0 else 30_000)
-        assert store.verify() == []
+        assert verify.check(store).findings == []
         assert add(store, [file])[0].added == 30_000 - found
 
 
@@ -170,7 +171,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         with file.open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(row(i, padding="x" * 16_000)) + "\n" for i in range(rows))
         code = (
-            "import sys; from pathlib import Path; from recycledb.adding import add; from recycledb.store import Store\n"
+            "import sys; from pathlib import Path; from recycledb.additions import add; from recycledb.store import Store\n"
             "with Store.open(sys.argv[1], create=True) as store: add(store, [Path(sys.argv[2])])\n"
             "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
         )

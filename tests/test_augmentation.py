@@ -435,9 +435,9 @@ def test_a_check_finds_what_was_changed(tmp_path: Path) -> None:
             f"derivation {broken} has no members, or they are not numbered in one line from 0",
             "1 rows of variant were derived, but have another parent or sample than the first member of their derivation, or it has none",
         ],
-        "UPDATE augmentation SET seed = seed + 1": ["does not hold the content that its id is the address of"],
+        "UPDATE augmentation SET seed = seed + 1": ["has an id that does not match its content"],
         f"UPDATE derivation SET round = 3 WHERE derivation_id = '{broken}'": [
-            f"derivation {broken} does not hold the content that its id is the address of"
+            f"derivation {broken} has an id that does not match its content"
         ],
         f"UPDATE derivation SET reason = 'none' WHERE derivation_id = '{broken}'": [
             "1 rows of derivation have both a variant and a reason for none, or neither, or two variants"

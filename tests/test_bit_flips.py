@@ -14,7 +14,7 @@ import sound_stores
 from conftest import BACKENDS
 from forks import DEVNULL, PIPE, start
 
-from recycledb.checking import check
+from recycledb.integrity import check
 from recycledb.store import Store
 
 FLIPPER = Path(__file__).with_name("bit_flips.py")

@@ -26,7 +26,11 @@ from recycledb.reflection.teachers.chat import ChatTeacher
 from recycledb.reflection.teachers.prices import find_cost, usage_cost
 from recycledb.schema import Texts
 from recycledb.store import Store
+from recycledb.store.places import iter_places
+from recycledb.store.questions import claim, pending_questions
+from recycledb.store.rows import BatchRow
 from recycledb.store.spending import Spending
+from recycledb.store.workers import start_worker
 from recycledb.sync import Plan, Sync
 from recycledb.sync.budget import Budget, described
 
@@ -314,16 +318,16 @@ def test_two_claims_at_once_do_not_pass_the_cap_together(tmp_path: Path) -> None
     assert wanted is not None
     with Store.open(url) as one, Store.open(url) as two:
         target("http://127.0.0.1:9/v1", STEPS).register(one)
-        asked = one.pending_questions(wanted, next(one.iter_places(8)))
+        asked = pending_questions(one, wanted, next(iter_places(one, 8)))
         caps = [Spending(0.5), Spending(0.5)]
         for store, cap in zip((one, two), caps, strict=True):
             with store.read() as conn:
                 cap.measure(conn)
-        workers = [one.start_worker(), two.start_worker()]
-        assert len(one.claim(wanted, workers[0], asked[:4], [0.1] * 4, caps[0])) == 4
-        assert len(two.claim(wanted, workers[1], asked[4:], [0.1] * 4, caps[1])) == 0  # 0.5 is the cap, rounding apart
+        workers = [start_worker(one), start_worker(two)]
+        assert len(claim(one, wanted, workers[0], asked[:4], [0.1] * 4, caps[0])) == 4
+        assert len(claim(two, wanted, workers[1], asked[4:], [0.1] * 4, caps[1])) == 0  # 0.5 is the cap, rounding apart
         assert caps[1].refused == {(row.variant_id, row.step) for row in asked[4:]}
-        assert len(two.claim(wanted, workers[1], asked[4:5], [0.09], caps[1])) == 1
+        assert len(claim(two, wanted, workers[1], asked[4:5], [0.09], caps[1])) == 1
         assert [row.reserved_usd for row in one.rows("SELECT reserved_usd FROM attempt ORDER BY sent_at")] == [
             0.1
         ] * 4 + [0.09]
@@ -380,9 +384,9 @@ def test_a_batch_that_was_never_handed_over_costs_nothing(tmp_path: Path) -> Non
         with store:
             batch = "b" * 32
             with store.write() as conn:
-                store.insert(conn, "batch", [(batch, wanted.teacher.teacher_id, "gone", "2026-01-01T00:00:00.000000Z")])  # type: ignore[union-attr]
-            asked = store.pending_questions(wanted.wanted, next(store.iter_places(5)))  # type: ignore[arg-type]
-            store.claim(wanted.wanted, batch, asked, [0.5] * 5)  # type: ignore[arg-type]
+                store.insert(conn, [BatchRow(batch, wanted.teacher.teacher_id, "gone", "2026-01-01T00:00:00.000000Z")])  # type: ignore[union-attr]
+            asked = pending_questions(store, wanted.wanted, next(iter_places(store, 5)))  # type: ignore[arg-type]
+            claim(store, wanted.wanted, batch, asked, [0.5] * 5)  # type: ignore[arg-type]
         assert spending(url).total_usd == 2.5
         run(url, wanted, limit=1, batch_options={"grace_s": 0.0})
         assert [row["status"] for row in rows(url, "SELECT status FROM batches ORDER BY created_at")] == [

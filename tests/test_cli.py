@@ -18,6 +18,7 @@ from teacher_server import Fault, TeacherServer
 import recycledb
 from recycledb.cli.commands import app
 from recycledb.store import Store
+from recycledb.store.measures import add_facts
 
 CLI_PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 KEY = "sk-this-is-a-secret-0123456789"
@@ -274,12 +275,12 @@ def test_add_tells_counts_and_what_was_rejected(cli: Cli, data: Path) -> None:
 def test_json_is_one_object_and_all_of_stdout(arguments: list[str], cli: Cli, filled: str) -> None:
     with Store.open(filled) as store:
         sample = store.rows("SELECT sample_id FROM sample")[0][0]
-        row = ("57d000000008", "8b", "org/8b", "abc", "vicuna", 2048, "float32", None, "2026-01-01T00:00:00.000000Z")
+        row = stores.student_row("57d000000008", "8b")
         with store.write() as conn:
-            store.insert(conn, "student", [row])
-            store.ensure_name(conn, "student", "8b", row[0])
+            store.insert(conn, [row])
+            store.ensure_name(conn, "student", "8b", row.student_id)
         for found in store.rows("SELECT variant_id FROM loss GROUP BY variant_id"):
-            store.add_losses(stores.losses(found[0], row[0]))
+            add_facts(store, stores.losses(found[0], row.student_id))
     told = cli("--store", filled, *[sample[:8] if one == "SAMPLE" else one for one in arguments], "--json")
     assert one_object(told.stdout)
 

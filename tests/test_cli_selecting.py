@@ -226,7 +226,7 @@ def test_export_and_what_trainers_want(cli: Cli, here: Here, url: str, tmp_path:
     (folder / "dataset_info.json").write_text("[broken")
     assert "is left unchanged" in here("select", "recycled", "--llama-factory", "factory", code=1).stderr
     assert (folder / "dataset_info.json").read_text() == "[broken"
-    assert "no folder absent" in here("export", "-o", "o.json", "--llama-factory", "absent", code=1).stderr
+    assert "absent is not a folder" in here("export", "-o", "o.json", "--llama-factory", "absent", code=1).stderr
     assert "no current compressed" in said(here, "export", "--kind", "compressed", "-o", "c.json")
 
 

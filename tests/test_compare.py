@@ -23,6 +23,7 @@ from recycledb.selection.explain import explain
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import export, select
 from recycledb.store import Store
+from recycledb.store.rows import TeacherRow
 
 values = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=40)
 
@@ -231,7 +232,7 @@ def test_an_older_prompt_is_seen_as_if_it_were_in_use(store: Store, tmp_path: Pa
 def test_a_teacher_under_older_parameters_can_be_named(store: Store) -> None:
     samples = scored.two_students(store)
     with store.write() as conn:
-        store.insert(conn, "teacher", [("0123456789ab", "gpt", "recorded", "gpt", "{}", utc_now())])
+        store.insert(conn, [TeacherRow("0123456789ab", "gpt", "recorded", "gpt", "{}", utc_now())])
         store.ensure_name(conn, "teacher", "gpt", "0123456789ab")
     older = f"gpt@{scored.teacher_id('gpt')[:8]}"
     assert select(store, get_recipe("selective"), {"student": "7b"}).rows == 0

@@ -13,6 +13,7 @@ from forks import start as start_process
 
 from recycledb.schema import Texts, sample_id, utc_now
 from recycledb.store import Store
+from recycledb.store.rows import SampleRow
 
 ROWS = 5_000
 EVERY_S = 0.1
@@ -28,7 +29,7 @@ def write(url: str) -> None:
         for i in range(ROWS):
             texts = Texts(f"instruction {i}", "", "output " * 30)
             with store.write() as conn:
-                store.insert(conn, "sample", [(sample_id(texts), *texts, utc_now())])
+                store.insert(conn, [SampleRow(sample_id(texts), *texts, utc_now())])
             if i % 50 == 49:
                 print(i + 1, flush=True)
         print(f"took {time.perf_counter() - started}", flush=True)
@@ -97,7 +98,7 @@ def test_a_long_read_does_not_hold_up_a_writer(sqlite_url: str) -> None:
             _, rows = sandbox.execute(f"{numbers}, (SELECT count(*) FROM sample)")
             assert next(iter(rows))[0] == 1
             with other.write() as conn:  # fails where the reader holds it up
-                other.insert(conn, "sample", [("s", "i", "", "o", utc_now())])
+                other.insert(conn, [SampleRow("s", "i", "", "o", utc_now())])
             assert len(list(rows)) == 9
         assert store.rows(COUNT)[0][0] == 1
 

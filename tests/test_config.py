@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from recycledb.cli.storing import TEMPLATE
+from recycledb.cli.stores import TEMPLATE
 from recycledb.config import DEFAULT_URL, Config, StudentConfig, TeacherConfig, find_file, load, parse
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat

@@ -27,13 +27,13 @@ from recycledb.errors import StudentError
 from recycledb.methods.ifd import Stat
 from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.attention import NAME, adapt_torch_varlen
-from recycledb.scoring.batching import Work, by_beginning, by_length, lay_out
 from recycledb.scoring.engine import Engine, count_tokens
 from recycledb.scoring.frames import Ready, Setup, read_frame, write_frame
 from recycledb.scoring.heads import block_losses, token_losses
 from recycledb.scoring.kernels import Packed, Padded, Single, choose
 from recycledb.scoring.lanes import LocalLane
 from recycledb.scoring.network import load_network, split
+from recycledb.scoring.packs import Work, by_beginning, by_length, lay_out
 from recycledb.scoring.requests import Progress, Request, Result
 
 STATS = tuple(Stat)
@@ -552,7 +552,7 @@ _MEASURE = """
 import resource, sys
 import numpy as np, torch
 torch.set_num_threads(1)
-from recycledb.scoring.batching import Work
+from recycledb.scoring.packs import Work
 from recycledb.scoring.kernels import Packed, choose
 from recycledb.scoring.network import split
 from tiny_students import config, transformers

@@ -12,7 +12,7 @@ import stores
 from conftest import BACKENDS, Cli
 
 from recycledb.errors import SchemaError, StoreError
-from recycledb.store import Store, revisions, upgrade
+from recycledb.store import Store, revisions, upgrade, verify
 from recycledb.store.merge import open_source
 
 Make = Callable[[Any], None]
@@ -79,7 +79,7 @@ def refused_by_all(url: str) -> None:
         lambda: open_source(url),
         lambda: revisions(url),
     ):
-        with pytest.raises(SchemaError, match=r"a database of something else|holds no recycledb store") as raised:
+        with pytest.raises(SchemaError, match=r"another program's database|holds no recycledb store") as raised:
             open_it()
         assert "\n" not in str(raised.value)
 
@@ -163,9 +163,9 @@ def test_commands_refuse_it_in_one_line(tmp_path: Path, cli: Cli) -> None:
         ["status"],
     ):
         told = cli("--store", url, *command, code=1)
-        assert told.stderr.count("\n") == 1 and "a database of something else" in told.stderr, command
+        assert told.stderr.count("\n") == 1 and "another program's database" in told.stderr, command
     told = cli("--store", f"sqlite:///{tmp_path}/mine.db", "merge", url, code=1)
-    assert told.stderr.count("\n") == 1 and "a database of something else" in told.stderr
+    assert told.stderr.count("\n") == 1 and "another program's database" in told.stderr
     assert path.read_bytes() == before and not (tmp_path / "mine.db").exists()
 
 
@@ -178,4 +178,4 @@ def test_an_empty_file_may_become_a_store(backend: str, tmp_path: Path) -> None:
     assert path.read_bytes() == b""
     with Store.open(f"{backend}:///{path}", create=True) as store:
         stores.add_samples(store, [stores.texts(1)])
-        assert store.verify() == []
+        assert verify.check(store).findings == []

@@ -100,7 +100,7 @@ def test_an_incomplete_folder_is_refused(folder: Path, missing: str, message: st
 
 @pytest.mark.parametrize("model", ["./nowhere", "/no/where", "a/b/c", "~/no-such-folder-here"])
 def test_a_path_that_is_no_folder_is_refused(model: str) -> None:
-    with pytest.raises(StudentError, match="is no folder"):
+    with pytest.raises(StudentError, match="is not a folder"):
         identify(model)
 
 
@@ -145,7 +145,7 @@ def test_offline_and_unknown_is_one_clear_error(tmp_path: Path) -> None:
     run = in_own_process(code, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1")
     commit, message = run.stdout.splitlines()
     assert commit == COMMIT
-    assert "'someone/something' is no folder here, is not in the local Hugging Face cache" in message
+    assert "'someone/something' is not a folder, is not in the local Hugging Face cache" in message
 
 
 def test_identification_loads_neither_torch_nor_transformers() -> None:

@@ -19,7 +19,7 @@ from test_batches import start_batch_sync, sync
 
 from recycledb.schema import utc_now
 from recycledb.store import Store, batches
-from recycledb.store.workers import (
+from recycledb.store.liveness import (
     CLOCKS_DIFFER_S,
     HEARTBEAT_S,
     HEARTBEAT_TIMEOUT_S,
@@ -31,6 +31,8 @@ from recycledb.store.workers import (
     is_alive,
     this_host,
 )
+from recycledb.store.questions import claim, pending_questions
+from recycledb.store.workers import beat, end_worker, start_worker
 
 PROCESSES = Path(__file__).with_name("store_processes.py")
 HERE = Host("node", "boot-1", "pid:[1],time:[1]")
@@ -118,28 +120,28 @@ def test_who_was_taken_for_dead_and_goes_on_claims_as_one_that_lives(store: Stor
     stores.register(store)
     ids = stores.add_samples(store, [stores.texts(i) for i in range(4)])
     want = stores.wanted()
-    asked = store.pending_questions(want, ids)
-    stopped, other = store.start_worker(), store.start_worker()
-    store.claim(want, stopped, asked[:2])
-    store.end_worker(stopped)  # as whoever hears no heartbeat does
-    assert len(store.claim(want, other, asked[:1])) == 1
-    claimed = store.claim(want, stopped, asked[:4])  # it goes on, and knows of nothing
-    assert [row for _, _, row in claimed] == asked[2:4]  # nor of what it has under way itself
-    assert store.claim(want, other, asked[:4]) == []
-    store.end_worker(stopped)
-    store.beat(stopped)
-    assert store.claim(want, other, asked[:4]) == []
+    asked = pending_questions(store, want, ids)
+    stopped, other = start_worker(store), start_worker(store)
+    claim(store, want, stopped, asked[:2])
+    end_worker(store, stopped)  # as whoever hears no heartbeat does
+    assert len(claim(store, want, other, asked[:1])) == 1
+    claimed = claim(store, want, stopped, asked[:4])  # it goes on, and knows of nothing
+    assert [row for _, row in claimed] == asked[2:4]  # nor of what it has under way itself
+    assert claim(store, want, other, asked[:4]) == []
+    end_worker(store, stopped)
+    beat(store, stopped)
+    assert claim(store, want, other, asked[:4]) == []
 
 
 def test_a_batch_is_given_up_by_others_or_handed_over_by_its_process_but_not_both(store: Store) -> None:
     stores.register(store)
-    worker = store.start_worker()
+    worker = start_worker(store)
     first, second = batches.start(store, stores.TEACHER, worker), batches.start(store, stores.TEACHER, worker)
     assert not batches.give_up(store, first, "its process died")  # it lives
-    store.end_worker(worker)
+    end_worker(store, worker)
     assert batches.give_up(store, first, "its process died")
     assert not batches.keep(store, first, worker)
-    store.end_worker(worker)
+    end_worker(store, worker)
     assert batches.keep(store, second, worker)
     assert not batches.give_up(store, second, "its process died")
 
@@ -154,7 +156,7 @@ def test_a_process_that_slept_while_its_batch_was_given_up_does_not_hand_it_over
             time.sleep(0.005)
         process.send_signal(signal.SIGSTOP)
         with Store.open(url) as store:
-            store.end_worker(store.rows("SELECT worker_id FROM worker")[0][0])  # as another container would by now
+            end_worker(store, store.rows("SELECT worker_id FROM worker")[0][0])  # as another container would by now
         server.delay_uploaded_s = 0.0
         assert sync(url, server, batch_options={"grace_s": 0.0}).batches.requests == 5  # type: ignore[union-attr]
         process.send_signal(signal.SIGCONT)
@@ -186,7 +188,7 @@ def namespace() -> Sequence[str]:
 @contextmanager
 def claiming(url: str, size: int, *within: str) -> Iterator["subprocess.Popen[str]"]:
     """Run a process that claims when it is told to, and lives until the end of the block."""
-    command = [*within, sys.executable, str(PROCESSES), "claim", url, str(size)]
+    command = [*within, sys.executable, str(PROCESSES), "claim_in_groups", url, str(size)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         try:
             yield running
@@ -243,7 +245,7 @@ def test_a_process_that_is_hidden_from_us_lives_by_its_heartbeat(tmp_path: Path)
         pytest.skip("no /proc can be mounted here with hidepid=2")
     script = """
 import os, subprocess, sys
-from recycledb.store.workers import find_process, is_alive, this_host, Silence
+from recycledb.store.liveness import find_process, is_alive, this_host, Silence
 live, here = subprocess.Popen(["sleep", "60"]), this_host()
 shown = find_process(live.pid)
 os.setgid(65534)

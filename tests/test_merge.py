@@ -19,22 +19,37 @@ from stores import (
     answer,
     answer_all,
     derive,
+    import_row,
     losses,
+    made_row,
     read,
     register,
     reply,
+    reply_row,
+    selection_row,
+    student_row,
     texts,
     wanted,
 )
 
 from recycledb.errors import ConfigError, SchemaError, StoreError
-from recycledb.inspecting import status
+from recycledb.inspection import status
 from recycledb.methods.reflection import Step
-from recycledb.schema import Texts, content_id, utc_now, variant_id
-from recycledb.store import Store, batches, migrate
+from recycledb.schema import Texts, content_id, utc_now
+from recycledb.store import Store, batches, migrate, verify
 from recycledb.store.merge import TABLES, merge, open_source
+from recycledb.store.questions import claim, count_under_way, pending_questions
+from recycledb.store.rows import (
+    AttemptRow,
+    BatchEventRow,
+    BatchRow,
+    NameRow,
+    PromptRow,
+    SelectionItemRow,
+)
 from recycledb.store.sqlite import SQLite
 from recycledb.store.tables import metadata
+from recycledb.store.workers import end_worker, start_worker
 
 PAIRS = [(source, target) for source in BACKENDS for target in BACKENDS]
 
@@ -95,9 +110,8 @@ def select_all(store: Store, name: str) -> None:
     variants = [row[0] for row in store.rows("SELECT variant_id FROM variant ORDER BY variant_id")]
     key = content_id("selection", name, variants)
     with store.write() as conn:
-        row = (key, name, "recipe", "SELECT 1", "{}", "0", len(variants), "{}", "0" * 64, utc_now())
-        store.insert(conn, "selection", [row])
-        store.insert(conn, "selection_item", [(key, i, variant, None, None) for i, variant in enumerate(variants)])
+        store.insert(conn, [selection_row(key, name, rows=len(variants))])
+        store.insert(conn, [SelectionItemRow(key, i, variant) for i, variant in enumerate(variants)])
         store.ensure_name(conn, "selection", name, key)
 
 
@@ -106,7 +120,7 @@ def score(store: Store, student: str = STUDENT) -> None:
     sql = "SELECT variant_id FROM variant WHERE variant_id NOT IN (SELECT variant_id FROM loss WHERE student_id = :s)"
     variants = [row[0] for row in store.rows(sql, s=student)]
     with store.write() as conn:
-        store.insert(conn, "loss", (row for variant in variants for row in losses(variant, student)))
+        store.insert(conn, (row for variant in variants for row in losses(variant, student)))
 
 
 def fill(store: Store, words: Sequence[object], dataset: str = "d") -> None:
@@ -114,14 +128,12 @@ def fill(store: Store, words: Sequence[object], dataset: str = "d") -> None:
     register(store)
     samples = add_samples(store, [texts(word, with_input=i % 2 == 0) for i, word in enumerate(words)], dataset)
     with store.write() as conn:
-        store.insert(
-            conn, "dataset_import", [("1", dataset, "d.json", "alpaca", "0" * 64, len(samples), 0, 0, utc_now())]
-        )
-        store.insert(conn, "batch", [(key, TEACHER, "worker", utc_now()) for key in ("b1", "claimed only")])
-        store.insert(conn, "batch_event", [("b1", f"2026-01-01T0{i}", "submitted", "remote", None) for i in (1, 2)])
-    questions = store.pending_questions(wanted(), samples)
-    store.claim(wanted(), store.start_worker(), questions[:3])
-    store.end_worker(store.rows("SELECT worker_id FROM worker")[0][0])
+        store.insert(conn, [import_row(dataset, len(samples), import_id="1")])
+        store.insert(conn, [BatchRow(key, TEACHER, "worker", utc_now()) for key in ("b1", "claimed only")])
+        store.insert(conn, [BatchEventRow("b1", f"2026-01-01T0{i}", "submitted", "remote") for i in (1, 2)])
+    questions = pending_questions(store, wanted(), samples)
+    claim(store, wanted(), start_worker(store), questions[:3])
+    end_worker(store, store.rows("SELECT worker_id FROM worker")[0][0])
     answer_all(store, wanted(), samples)
     reply(store, questions[0])  # the same answer to another attempt
     with store.write() as conn:
@@ -175,7 +187,7 @@ def test_later_merges_bring_what_is_new(desk: Desk, source_backend: str, target_
     add_samples(source, [texts(word) for word in ("x", "y")], "second")
     answer_all(source, wanted(), [row[0] for row in source.rows("SELECT sample_id FROM dataset_samples")])
     with source.write() as conn:
-        source.insert(conn, "student", [("57d000000002", "13b", "m", "r", "none", 9, "float32", None, utc_now())])
+        source.insert(conn, [student_row("57d000000002", "13b")])
         source.ensure_name(conn, "student", "13b", "57d000000002")
     score(source)
     score(source, "57d000000002")
@@ -242,7 +254,7 @@ def test_the_source_may_be_written_meanwhile(desk: Desk, tmp_path: Path, journal
         nonlocal written
         written += 1
         sample = add_samples(source, [texts(f"later {written}")], f"later {written}")[0]
-        (question, *_) = source.pending_questions(wanted(), [sample])
+        (question, *_) = pending_questions(source, wanted(), [sample])
         answer(source, question)
         score(source)
 
@@ -293,11 +305,11 @@ def test_a_dataset_ends_in_the_newer_state(desk: Desk, source: list[str], target
 @pytest.mark.parametrize(
     ("source", "target", "why"),
     [
-        (["ab"], ["ac"], "at position 1 stands sample"),
-        (["ab", "ac"], ["ab", "ad"], "at position 1 stands sample"),
+        (["ab"], ["ac"], "position 1 has sample"),
+        (["ab", "ac"], ["ab", "ad"], "position 1 has sample"),
         (["ab", "xb"], ["ab", "ay"], "position 0 is newer in the source .* but position 1 is newer here"),
         (["ab", "a"], ["ab", "abc"], "position 1 is newer in the source .* but position 2 is newer here"),
-        (["ab", ""], ["xb", "xy"], "at position 0 stands sample .* here, nothing there"),
+        (["ab", ""], ["xb", "xy"], "position 0 has sample .* here, nothing there"),
     ],
 )
 def test_datasets_that_went_different_ways_are_refused(
@@ -328,11 +340,10 @@ def test_names_keep_their_meaning(desk: Desk) -> None:
     for store, student in ((source, "57d00000000a"), (target, "57d00000000b")):
         register(store)
         with store.write() as conn:
-            row = (student, "mine", "m", "r", "none", 2048, "float32", None, utc_now())
-            store.insert(conn, "student", [row])
+            store.insert(conn, [student_row(student, "mine")])
             store.ensure_name(conn, "student", "mine", student)
     with source.write() as conn:
-        source.insert(conn, "name", [("student", "only there", f"2026-01-0{i}", f"id{i}") for i in (1, 2)])
+        source.insert(conn, [NameRow("student", "only there", f"2026-01-0{i}", f"id{i}") for i in (1, 2)])
     before = rows(target, "name")
 
     merged = merge(target, source)
@@ -352,15 +363,15 @@ def test_an_attempt_without_a_reply_counts_as_lost(desk: Desk) -> None:
     source, target = desk.store(), desk.store()
     register(source)
     (sample,) = add_samples(source, [texts("a")])
-    worker = source.start_worker()
-    questions = source.pending_questions(wanted(), [sample])
-    source.claim(wanted(), worker, questions)
+    worker = start_worker(source)
+    questions = pending_questions(source, wanted(), [sample])
+    claim(source, wanted(), worker, questions)
 
     merge(target, source)
 
     assert {row[0] for row in source.rows("SELECT status FROM teacher_texts")} == {"sent"}
     assert {row[0] for row in target.rows("SELECT status FROM teacher_texts")} == {"lost"}
-    assert len(target.pending_questions(wanted(), [sample])) == len(questions)  # here they may be asked again
+    assert len(pending_questions(target, wanted(), [sample])) == len(questions)  # here they may be asked again
 
 
 # -- equal answers
@@ -371,8 +382,8 @@ def asked(store: Store, *letters: str) -> list[tuple[str, Any]]:
     register(store)
     samples = add_samples(store, [texts(letter) for letter in letters])
     want = wanted([Step.REFLECT_RESPONSE])
-    found = store.pending_questions(want, samples)
-    return [(attempt, row) for attempt, _, row in store.claim(want, store.start_worker(), found)]
+    found = pending_questions(store, want, samples)
+    return [(attempt.attempt_id, row) for attempt, row in claim(store, want, start_worker(store), found)]
 
 
 def paid(store: Store, *letters: str) -> None:
@@ -402,7 +413,7 @@ def test_equal_answers_are_one_text_and_two_payments(desk: Desk, first: str, sec
         assert spent(store) == (5 * 0.25, {"ok"})
         assert len(rows(store, "reply")) == len(rows(store, "extraction")) == 3
         assert store.rows("SELECT count(*) FROM variants WHERE kind = 'reflect_response'")[0][0] == 3
-        assert store.count_under_way(wanted()) == (0, 0)
+        assert count_under_way(store, wanted()) == (0, 0)
         found = status(store, ConfigError("none"))
         assert found["cost_usd"] == 5 * 0.25
         assert [(row["attempts"], row["unanswered"]) for row in found["teachers"]] == [(5, 0)]
@@ -432,13 +443,13 @@ def test_an_equal_answer_that_comes_after_the_merge_is_kept_too(desk: Desk, back
     [(attempt, question)] = asked(here, "a")
     merge(here, there)
     want = wanted([Step.REFLECT_RESPONSE])
-    assert here.count_under_way(want) == (0, 1)
+    assert count_under_way(here, want) == (0, 1)
     assert spent(here) == (0.25, {"ok", "sent"})
 
     for _ in range(2):  # saying it again, as a batch that is taken twice does, changes nothing
         reply(here, question, attempt_id=attempt)
 
-    assert here.count_under_way(want) == (0, 0)
+    assert count_under_way(here, want) == (0, 0)
     assert spent(here) == (0.5, {"ok"})
     assert merge(there, here).rows["repeated_reply"] == 1
     assert payments(there) == payments(here)
@@ -451,13 +462,13 @@ def test_an_attempt_that_was_lost_is_answered_by_a_later_merge(desk: Desk) -> No
     want = wanted([Step.REFLECT_RESPONSE])
     samples = [row[0] for row in target.rows("SELECT sample_id FROM samples")]
     assert {row[0] for row in target.rows("SELECT status FROM teacher_texts")} == {"lost"}
-    assert len(target.pending_questions(want, samples)) == 1
+    assert len(pending_questions(target, want, samples)) == 1
 
     read(source, question, reply(source, question, attempt_id=attempt))
     merge(target, source)
 
     assert spent(target) == (0.25, {"ok"})
-    assert not target.pending_questions(want, samples)
+    assert not pending_questions(target, want, samples)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -468,24 +479,24 @@ def test_a_batch_whose_answers_were_there_already_is_answered(desk: Desk, backen
         register(store)
         samples = add_samples(store, [texts("a"), texts("b")])
         batch = batches.start(store, TEACHER, "a process")
-        claimed = store.claim(want, batch, store.pending_questions(want, samples))
+        claimed = claim(store, want, batch, pending_questions(store, want, samples))
         batches.note(store, batch, "submitted", "remote")
         if store is there:
-            for (attempt, _, question), result in zip(claimed, ("ok", "error"), strict=True):
-                reply(store, question, result, attempt_id=attempt)
+            for (attempt, question), result in zip(claimed, ("ok", "error"), strict=True):
+                reply(store, question, result, attempt_id=attempt.attempt_id)
     merge(here, there)
     batch = _own(here, there)
     assert len(next(batches.iter_unanswered(here, batch))) == 2
 
     attempts = batches.waiting(here, batch, [row[0] for row in here.rows("SELECT attempt_id FROM attempt")])
-    questions = {row.variant_id: row for _, _, row in claimed}
+    questions = {row.variant_id: row for _, row in claimed}
     results = {row[0]: row[1] for row in there.rows("SELECT variant_id, status FROM reply")}
     for attempt, row in attempts.items():
         reply(here, questions[row.variant_id], results[row.variant_id], attempt_id=attempt)
 
     assert list(batches.iter_unanswered(here, batch)) == []
     assert {(row["requests"], row["answered"], row["failed"]) for row in batches.listed(here)} == {(2, 1, 1)}
-    assert here.count_under_way(want) == (0, 0)
+    assert count_under_way(here, want) == (0, 0)
 
 
 def _own(here: Store, there: Store) -> str:
@@ -532,11 +543,11 @@ def operate(store: Store, other: Store, operation: Operation) -> None:
             samples = [
                 row[0] for row in store.rows("SELECT DISTINCT sample_id FROM dataset_samples ORDER BY sample_id")
             ]
-            for question in store.pending_questions(wanted(), samples)[:count]:
+            for question in pending_questions(store, wanted(), samples)[:count]:
                 answer(store, question)
         case "score", student:
             with store.write() as conn:
-                store.insert(conn, "student", [(student, "s", "m", "r", "none", 9, "float32", None, utc_now())])
+                store.insert(conn, [student_row(student, "s")])
             score(store, student)
         case "select", name:
             select_all(store, name)
@@ -550,7 +561,7 @@ def merge_or_refuse(target: Store, source: Store) -> bool:
     try:
         merge(target, source)
     except StoreError as error:
-        assert "gone different ways" in str(error)
+        assert "has diverged between" in str(error)
         assert contents(target) == before
         return False
     after = contents(target)
@@ -613,16 +624,13 @@ def test_steps_that_nobody_here_knows_travel_in_the_order_in_which_they_read_eac
     with source.write() as conn:
         for depth, step in enumerate(("zeta", "alpha", "mu", "beta")):
             prompt, text_id = f"{depth}" * 12, content_id("reply", step)
-            source.insert(conn, "prompt", [(prompt, step, "…", "theirs", utc_now())])
-            asked = (above, step, TEACHER, prompt, 1)
-            source.insert(conn, "attempt", [(content_id("attempt", step), *asked, "worker", utc_now())])
-            ends = ("ok", "text", "stop", None, None, None, None, None, None, None, utc_now())
-            source.insert(conn, "reply", [(text_id, content_id("attempt", step), *asked, *ends)])
-            made = Texts(step, "", "made")
-            key = variant_id(sample, f"kind of {step}", made, above, text_id)
-            whence = (above, text_id, TEACHER, prompt)
-            source.insert(conn, "variant", [(key, sample, f"kind of {step}", *whence, *made, utc_now())])
-            above = key
+            source.insert(conn, [PromptRow(prompt, step, "…", "theirs", utc_now())])
+            attempt = content_id("attempt", step)
+            source.insert(conn, [AttemptRow(attempt, above, step, TEACHER, prompt, 1, "worker", sent_at=utc_now())])
+            source.insert(conn, [reply_row(text_id, above, step, prompt, attempt_id=attempt, text="text")])
+            made = made_row(sample, f"kind of {step}", above, text_id, Texts(step, "", "made"), prompt=prompt)
+            source.insert(conn, [made])
+            above = made.variant_id
     merge(target, source)
     assert contents(target) == contents(source)
-    assert target.verify() == []
+    assert verify.check(target).findings == []

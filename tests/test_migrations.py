@@ -4,8 +4,9 @@ import ast
 import json
 import sqlite3
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import duckdb
 import frozen_selections
@@ -15,14 +16,20 @@ import zstandard
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from conftest import Cli
+from sqlalchemy import Table
 
 from recycledb.errors import SchemaError, StoreError
 from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Step
-from recycledb.store import Store, parse_url, revisions, upgrade
+from recycledb.store import Store, parse_url, revisions, upgrade, verify
+from recycledb.store.digest import COLUMN
+from recycledb.store.losses import count_scores
 from recycledb.store.migrate import HEAD
 from recycledb.store.migrate import REVISIONS as KNOWN
+from recycledb.store.questions import count_questions
+from recycledb.store.rows import ROWS, TABLES
 from recycledb.store.tables import metadata
+from recycledb.store.workers import beat, end_worker, start_worker
 
 VERSIONS = Path(str(files("recycledb.migrations"))) / "versions"
 REVISION_FILES = sorted(VERSIONS.glob("rev_*.py"))
@@ -112,6 +119,22 @@ def test_tables_and_migrations_agree_on_duckdb(store_url: str) -> None:
         assert keys[table.name] == [column.name for column in table.primary_key.columns]
 
 
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
+def test_rows_have_the_columns_of_their_tables(table: Table) -> None:
+    """In their order, without digests; trailing columns that may be NULL need not be given."""
+    row, columns = ROWS[table.name], [column for column in table.columns if column.name != COLUMN]
+    assert TABLES[row] == table.name
+    assert list(row._fields) == [column.name for column in columns]
+    kinds = {column.name: getattr(column.type, "impl", column.type).python_type for column in columns}
+    assert get_type_hints(row) == {c.name: kinds[c.name] | None if c.nullable else kinds[c.name] for c in columns}
+    trailing = [column.name for column in takewhile(lambda column: column.nullable, reversed(columns))]
+    assert row._field_defaults == dict.fromkeys(trailing)
+
+
+def test_every_table_has_a_row() -> None:
+    assert set(ROWS) == set(metadata.tables)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -183,24 +206,24 @@ def test_a_store_of_any_revision_is_upgraded_and_then_used(revision: str, backen
 
 def use(store: Store) -> None:
     """Work with the store that `freeze_store.py` kept: what was there is there, and what is missing is found and goes in."""
-    assert store.verify() == []
+    assert verify.check(store).findings == []
     assert store.rows("SELECT count(*) FROM sample")[0][0] == 3
     assert {row[0] for row in store.rows("SELECT student FROM scores")} == {"7b"}
     assert [row[0] for row in store.rows("SELECT sample_id FROM dataset_samples ORDER BY position")] == [
         row[0] for row in store.rows("SELECT sample_id FROM sample ORDER BY instruction LIMIT 2")
     ]
     want, stats = stores.wanted(), tuple(stat.value for stat in Stat)
-    assert set(store.count_questions(want)) == {Step.REFLECT_INSTRUCTION, Step.REFLECT_RESPONSE}
+    assert set(count_questions(store, want)) == {Step.REFLECT_INSTRUCTION, Step.REFLECT_RESPONSE}
     ids = [row[0] for row in store.rows("SELECT sample_id FROM dataset_samples")]
     assert stores.answer_all(store, want, ids) == 3
-    assert store.count_scores(want, [(stores.STUDENT, stats)])[0][:2] == (4, 16)
-    worker = store.start_worker()
-    store.beat(worker)
-    store.end_worker(worker)
+    assert count_scores(store, want, [(stores.STUDENT, stats)])[0][:2] == (4, 16)
+    worker = start_worker(store)
+    beat(store, worker)
+    end_worker(store, worker)
     stores.fill(store, "later")
     for view in stores.VIEWS:
         assert store.rows(f"SELECT * FROM {view}"), view
-    assert store.verify() == []
+    assert verify.check(store).findings == []
 
 
 @pytest.mark.parametrize("path", sorted(FROZEN.glob("store-*.zst")), ids=lambda path: path.name.removesuffix(".zst"))
@@ -229,7 +252,7 @@ def test_a_copy_is_a_store_whoever_is_writing(store_url: str, tmp_path: Path) ->
         store.backend.backup(target)
         stores.add_samples(store, [stores.texts(1), stores.texts(2)])
     with Store.open(f"{store_url.partition(':')[0]}:///{target}") as copy:
-        assert len(copy.rows("SELECT * FROM samples")) == 1 and copy.verify() == []
+        assert len(copy.rows("SELECT * FROM samples")) == 1 and verify.check(copy).findings == []
 
 
 def test_upgrade_by_command(tmp_path: Path, cli: Cli) -> None:

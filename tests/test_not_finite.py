@@ -29,6 +29,9 @@ from recycledb.selection.compare import compare
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import select
 from recycledb.store import Store
+from recycledb.store.losses import known_pairs
+from recycledb.store.measures import add_facts
+from recycledb.store.places import Place, replace_places
 
 NAN = math.nan
 WORD = "7"  # one token of the tiny tokenizer
@@ -218,9 +221,9 @@ def test_a_stored_sum_that_is_no_number_is_not_taken_for_known(store: Store) -> 
     variant, key = scored.origin_of(store, sample), scored.student_id("7b")
     values = (NAN, math.inf, 1e6, 3.5)
     given = enumerate(zip(Stat, values, strict=True))
-    rows = [(key, variant, stat, value, 2, False, False, "ok", f"p{i}", "t") for i, (stat, value) in given]
-    store.add_losses(rows)
-    assert store.known_pairs(key, [f"p{i}" for i in range(4)]) == {"p3": (3.5, 2)}
+    rows = [stores.loss_row(key, variant, stat, value, 2, pair_id=f"p{i}") for i, (stat, value) in given]
+    add_facts(store, rows)
+    assert known_pairs(store, key, [f"p{i}" for i in range(4)]) == {"p3": (3.5, 2)}
 
 
 def test_statistics_may_still_be_removed_by_hand_through_the_view(sqlite_url: str) -> None:
@@ -234,8 +237,8 @@ def test_statistics_may_still_be_removed_by_hand_through_the_view(sqlite_url: st
 def test_a_lazy_run_takes_no_such_score_for_a_win(store: Store) -> None:
     asked = [None, *ODD]
     with store.write() as conn:
-        places = [(i, Texts(f"Describe thing {i}.", "", "It is described."), "{}") for i in range(len(asked))]
-        store.replace_places(conn, "d", places)
+        places = [Place(i, Texts(f"Describe thing {i}.", "", "It is described.")) for i in range(len(asked))]
+        replace_places(store, conn, "d", places)
     play(store, {number: ("ok", "ok", "ok", 1.0, odd) for number, odd in enumerate(asked)})
     sql = "SELECT v.kind FROM attempt a JOIN variant v ON v.variant_id = a.variant_id WHERE a.step = 'reflect_response'"
     assert [row[0] for row in store.rows(sql)] == ["origin"] * len(asked)

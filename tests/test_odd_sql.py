@@ -32,7 +32,7 @@ def ask(store: Store, sql: str, parameters: Mapping[str, Any] | None = None) -> 
 @pytest.mark.parametrize(
     ("sql", "parameters", "message"),
     [
-        ("SELECT 'a\0b'", {}, "the SQL holds a NUL character, at 9"),
+        ("SELECT 'a\0b'", {}, "the SQL contains a NUL character, at 9"),
         ("SELECT '\udcff'", {}, r"the SQL is not valid UTF-8 \('\\udcff' at 8\)"),
         ("SELECT :a AS a", {"a": "x\udcff"}, "the value of parameter a is not valid UTF-8"),
         ("SELECT :a AS a", {"b": "x"}, "no value for :a; give --param a=…"),
@@ -110,7 +110,7 @@ def test_sql_files_are_utf8_with_or_without_a_mark(cli: Cli, sqlite_url: str, tm
     for content, said in (
         (b"\xef\xbb\xbfSELECT 'a' AS x, 1 AS y", ""),
         (b"SELECT '\xff'", "q.sql cannot be read"),
-        (b"SELECT '\0'", "the SQL holds a NUL character, at 8"),
+        (b"SELECT '\0'", "the SQL contains a NUL character, at 8"),
         (b"", "the query is empty"),
     ):
         file.write_bytes(content)
@@ -225,16 +225,16 @@ def test_bytes_that_are_no_text_are_said_to_be(sqlite_url: str) -> None:
     [
         ("//relative.db", "is not a store's URL"),
         ("", "is not a store's URL"),
-        ("///", "names no file"),
-        ("///:memory:", "names no file"),
+        ("///", "has no path"),
+        ("///:memory:", "has no path"),
         ("///FOLDER", "is a folder; a store is a file, for example .*recycle.db"),
-        ("///FOLDER/store.db?mode=ro", "a store's URL takes no options; leave out .mode=ro|holds a question mark"),
+        ("///FOLDER/store.db?mode=ro", "a store's URL takes no options; leave out .mode=ro|contains a question mark"),
         ("///FOLDER/no/store.db", "there is no folder"),
         ("///FOLDER/file.txt/store.db", "there is no folder"),
         ("///FOLDER/file.txt", "is not a (SQLite|DuckDB) file"),
         ("///FOLDER/" + "a" * 300, "cannot be opened: File name too long"),
         ("///~nobody-of-this-name/store.db", "no home folder of ~nobody-of-this-name"),
-        ("///FOLDER/a\0b", "no path holds a NUL character"),
+        ("///FOLDER/a\0b", "a path cannot contain a NUL character"),
     ],
 )
 def test_odd_urls_are_one_clear_line(tmp_path: Path, backend: str, rest: str, message: str) -> None:

@@ -14,7 +14,7 @@ from conftest import BACKENDS, clean_environment
 
 from recycledb.errors import StoreError
 from recycledb.store import Store
-from recycledb.store.opening import Reading
+from recycledb.store.access import Reading
 
 PLAIN = Path(__file__).with_name("plain_user.py")
 
@@ -92,7 +92,7 @@ def test_all_that_reads_works_on_a_colleague_s_store(shared: Path, own_folder: P
     for command, (code, said) in zip(commands, as_plain_user(commands, own_folder), strict=True):
         assert code == 0, (command, said)
         if "select" in command:
-            assert "not recorded: " in said and "may only be read" in said
+            assert "not recorded: " in said and "is read-only" in said
     assert (own_folder / "picked.json").stat().st_size > 2 and (own_folder / "report.html").exists()
     assert shared.read_bytes() == before and [other.name for other in shared.parent.iterdir()] == [shared.name]
     with Store.open(f"sqlite:///{own_folder}/mine.db") as mine, Store.open(url) as theirs:
@@ -106,7 +106,7 @@ def test_all_that_writes_says_why_not(shared: Path, own_folder: Path) -> None:
     commands = [["--store", url, "add", "d.json"], ["--store", url, "merge", url]]
     for code, said in as_plain_user(commands, own_folder):
         assert code == 1 and said.count("\n") == 1, said
-    assert "may only be read" in as_plain_user(commands[:1], own_folder)[0][1]
+    assert "is read-only" in as_plain_user(commands[:1], own_folder)[0][1]
     assert shared.read_bytes() == before and [other.name for other in shared.parent.iterdir()] == [shared.name]
 
 
@@ -149,7 +149,7 @@ def test_a_log_beside_a_store_that_may_only_be_read(shared: Path, own_folder: Pa
     folder.chmod(0o555)
     [(code, said)] = as_plain_user([query], own_folder)
     folder.chmod(0o755)
-    assert code == 1 and said.count("\n") == 1 and "store.db-wal beside it holds rows" in said
+    assert code == 1 and said.count("\n") == 1 and "store.db-wal next to it holds rows" in said
 
 
 def test_what_is_read_without_locks_is_refused_where_a_writer_came(tmp_path: Path) -> None:

@@ -15,15 +15,31 @@ from typing import Any
 import pytest
 from browser import Browser, start
 from conftest import Cli
-from stores import STUDENT, add_samples, answer, answer_all, losses, read, register, reply, texts, wanted
+from stores import (
+    STUDENT,
+    add_samples,
+    answer,
+    answer_all,
+    losses,
+    read,
+    register,
+    reply,
+    selection_row,
+    student_row,
+    texts,
+    wanted,
+)
 
-from recycledb.reporting.drawing import Flow, flow_chart, histogram
+from recycledb.reporting.charts import Flow, flow_chart, histogram
 from recycledb.reporting.page import data_block, packed_block, page, table
 from recycledb.reporting.plots import comparison_html
 from recycledb.reporting.report import write_report
-from recycledb.schema import Texts, content_id, utc_now
+from recycledb.schema import Texts, content_id
 from recycledb.selection.compare import compare
 from recycledb.store import Store
+from recycledb.store.measures import add_facts
+from recycledb.store.questions import pending_questions
+from recycledb.store.rows import LossRow, SelectionItemRow
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><!-- ]]> \u2028 ' \" & \0 \ud83d"
 SECOND = "57d000000002"
@@ -36,25 +52,24 @@ def fill(store: Store) -> None:
     samples = [Texts(f"{hostile} {i}", hostile if i % 2 else "", hostile) for i in range(3)]
     samples += [texts(word) for word in ("tides", "rust", "glass")]
     with store.write() as conn:
-        row = (SECOND, hostile, "org/13b", "abc", "vicuna", 2048, "float32", None, utc_now())
-        store.insert(conn, "student", [row])
+        store.insert(conn, [student_row(SECOND, hostile, model="org/13b")])
         store.ensure_name(conn, "student", hostile, SECOND)
     ids = add_samples(store, samples, hostile)
-    first, second, *_ = store.pending_questions(wanted(), ids)
+    first, second, *_ = pending_questions(store, wanted(), ids)
     reply(store, first, "failed")
     read(store, second, reply(store, second, number=7), usable=False)
     answer(store, second)
     answer_all(store, wanted(retry_before="9"), ids)
     variants = [row[0] for row in store.rows("SELECT variant_id FROM variant ORDER BY variant_id")]
     for i, variant in enumerate(variants):
-        store.add_losses([*below_1(variant, STUDENT, 2.0 + i % 5), *below_1(variant, SECOND, 2.0 + i % 7)])
+        add_facts(store, [*below_1(variant, STUDENT, 2.0 + i % 5), *below_1(variant, SECOND, 2.0 + i % 7)])
     record(store, hostile, variants[:4])
 
 
-def below_1(variant: str, student: str, value: float) -> Iterator[tuple[Any, ...]]:
+def below_1(variant: str, student: str, value: float) -> Iterator[LossRow]:
     """Yield a variant's statistics such that those with a context are smaller than those without."""
     for i, row in enumerate(losses(variant, student, value)):
-        yield (*row[:3], value * (1 - i / 10), *row[4:])
+        yield row._replace(loss_sum=value * (1 - i / 10))
 
 
 def record(store: Store, name: str, variants: list[str]) -> None:
@@ -62,9 +77,9 @@ def record(store: Store, name: str, variants: list[str]) -> None:
     key = content_id("selection", name)
     counts = json.dumps({"origin": len(variants)})
     with store.write() as conn:
-        row = (key, name, "cherry", "SELECT", '{"top": "5%"}', "0", len(variants), counts, "0" * 64, utc_now())
-        store.insert(conn, "selection", [row])
-        store.insert(conn, "selection_item", [(key, i, variant, None, None) for i, variant in enumerate(variants)])
+        row = selection_row(key, name, parameters='{"top": "5%"}', rows=len(variants), counts=counts)
+        store.insert(conn, [row])
+        store.insert(conn, [SelectionItemRow(key, i, variant) for i, variant in enumerate(variants)])
         store.ensure_name(conn, "selection", name, key)
 
 
@@ -298,7 +313,7 @@ def test_changes_between_texts_add_up(chromium: Browser, store: Store, tmp_path:
     register(store)
     olds = ["a b c d e f", "", "one two three four", "same", "x  y\n\nz", "« ünï » 数 字"]
     samples = add_samples(store, [Texts("Do.", "", old) for old in olds])
-    for question in store.pending_questions(wanted(), samples):
+    for question in pending_questions(store, wanted(), samples):
         answer(store, question)
     path = tmp_path / "report.html"
     write_report(store, path)

@@ -32,6 +32,8 @@ from recycledb.selection.recipes import (
 )
 from recycledb.selection.select import export, select
 from recycledb.store import Store
+from recycledb.store.places import replace_places
+from recycledb.store.rows import StudentRow, TeacherRow
 
 ORI, Q, A, QA = Kind.ORIGIN, Kind.REFLECT_INSTRUCTION, Kind.REFLECT_RESPONSE, Kind.REFLECT_BOTH
 
@@ -249,10 +251,11 @@ def test_only_open_places_and_current_variants_are_picked(store: Store) -> None:
     samples = scored.two_students(store)
     everything = select(store, get_recipe("recycled"), {})
     with store.write() as conn:  # the second sample leaves the dataset; the teacher's parameters change
-        store.replace_places(
+        replace_places(
+            store,
             conn,
             "d",
-            [p for p in stores.places([stores.texts(w) for w in ("apples", "-", "plums", "figs")]) if p[0] != 1],
+            [p for p in stores.places([stores.texts(w) for w in ("apples", "-", "plums", "figs")]) if p.position != 1],
         )
     fewer = select(store, get_recipe("recycled"), {})
     assert (everything.rows, fewer.rows) == (4, 3)
@@ -263,7 +266,7 @@ def test_only_open_places_and_current_variants_are_picked(store: Store) -> None:
         )
     }
     with store.write() as conn:
-        store.insert(conn, "teacher", [("0" * 12, "gpt", "recorded", "gpt", '{"t":1}', "2026-01-01")])
+        store.insert(conn, [TeacherRow("0" * 12, "gpt", "recorded", "gpt", '{"t":1}', "2026-01-01")])
         store.ensure_name(conn, "teacher", "gpt", "0" * 12)
     assert select(store, get_recipe("recycled"), {}).rows == 0
 
@@ -376,7 +379,7 @@ def test_the_record_keeps_the_hash_of_the_plain_bytes(store: Store, tmp_path: Pa
 def test_names_that_moved_on_can_still_be_used(store: Store) -> None:
     scored.two_students(store)
     with store.write() as conn:
-        store.insert(conn, "student", [("5" * 12, "7b", "m", "later", "vicuna", 2048, "float32", None, "2026-01-01")])
+        store.insert(conn, [StudentRow("5" * 12, "7b", "m", "later", "vicuna", 2048, "float32", None, "2026-01-01")])
         store.ensure_name(conn, "student", "7b", "5" * 12)
     old = f"7b@{scored.student_id('7b')[:8]}"
     assert select(store, get_recipe("selective"), {"student": old}).rows > 0
@@ -491,7 +494,7 @@ def test_a_file_of_ones_own_may_rank_and_be_cut(store: Store) -> None:
             "SELECT variant_id, 1e300 * 1e300 AS rank FROM variants",
             "ranks by inf, which is not a finite number|out of range|Overflow",
         ),
-        ("SELECT variant_id, '\0' AS reason FROM variants", "the SQL holds a NUL character"),
+        ("SELECT variant_id, '\0' AS reason FROM variants", "the SQL contains a NUL character"),
         ("DELETE FROM loss", "is not one SELECT"),
         ("SELECT variant_id FROM variants; SELECT 1", "is not one SELECT"),
         ("SELECT variant_id FROM nowhere", "nowhere"),
@@ -560,7 +563,7 @@ def test_parameters_are_checked_against_their_types(store: Store) -> None:
     scored.two_students(store)
     recipe = get_recipe("selective")
     for given_, message in (
-        ({"metric": "bits"}, "metric is 'bits'; it is one of ppl, loss"),
+        ({"metric": "bits"}, "metric is 'bits'; it must be one of ppl, loss"),
         ({"colour": "red"}, "has no parameter 'colour'"),
         ({"top": "0"}, "top is '0'"),
         ({"teacher": "nobody"}, "no teacher 'nobody' in the store; there are: gpt"),

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stores
 from conftest import Cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from light_demo import lay_out
+from stores import loss_row
 from sync_runs import configuration, make_store, rows, run, sample, target
 from teacher_server import Exchange, Fault, TeacherServer
 from tiny_students import save_student
@@ -25,13 +27,20 @@ from recycledb.reflection.teachers import Reply
 from recycledb.reflection.teachers.recorded import recorded_line
 from recycledb.schema import ReplyStatus, Texts
 from recycledb.scoring.requests import Request
-from recycledb.scoring.tokenising import count_tokens
+from recycledb.scoring.tokeniser import count_tokens
 from recycledb.store import Store
+from recycledb.store.measures import add_facts
 from recycledb.store.pending import Wanted
+from recycledb.store.places import Place as At
+from recycledb.store.places import replace_places
+from recycledb.store.questions import claim, pending_questions
+from recycledb.store.replies import add_replies
+from recycledb.store.rows import PromptRow, StudentRow, TeacherRow
+from recycledb.store.workers import start_worker
 from recycledb.sync import Plan, Sync, make, resolve
 from recycledb.sync import plan as planning
-from recycledb.sync.reading import read_all
-from recycledb.sync.storing import reply_row
+from recycledb.sync.extraction import read_all
+from recycledb.sync.replies import reply_row
 
 STUDENTS = ("small", "large", "third")
 EXTRACTOR_BEFORE = 0
@@ -96,7 +105,7 @@ class Place:
     def add(self, samples: range) -> None:
         """Make the dataset these samples."""
         with Store.open(self.url, create=True) as store, store.write() as conn:
-            store.replace_places(conn, "d", ((i, sample(i), "{}") for i in samples))
+            replace_places(store, conn, "d", (At(i, sample(i)) for i in samples))
 
     def count(self, table: str) -> int:
         """Return the rows of a table or view."""
@@ -280,7 +289,7 @@ def test_lazy_comes_to_an_end_whatever_fails_and_whatever_has_no_score(
     path.write_bytes(empty_stores["sqlite"].read_bytes())
     with Store.open(f"sqlite:///{path}") as store:
         with store.write() as conn:
-            store.replace_places(conn, "d", ((i, sample(i), "{}") for i in range(len(patterns))))
+            replace_places(store, conn, "d", (At(i, sample(i)) for i in range(len(patterns))))
         asked = play(store, dict(enumerate(patterns)))
     path.unlink()
     for number, (compress, instruction, response, *_) in enumerate(patterns):
@@ -296,15 +305,15 @@ def play(store: Store, patterns: dict[int, tuple[Any, ...]]) -> list[tuple[Step,
     prompts = {step: f"p-{step}" for step in Step}
     wanted = Wanted(teacher_id="t", prompts=prompts, lazy_student="s")
     with store.write() as conn:
-        store.insert(conn, "teacher", [("t", "t", "openai", "m", "{}", "now")])
-        store.insert(conn, "prompt", [(prompt, step, "", "", "now") for step, prompt in prompts.items()])
-        store.insert(conn, "student", [("s", "s", "m", "r", "vicuna", 8, "float32", 1, "now")])
+        store.insert(conn, [TeacherRow("t", "t", "openai", "m", "{}", "now")])
+        store.insert(conn, [PromptRow(prompt, step, "", "", "now") for step, prompt in prompts.items()])
+        store.insert(conn, [StudentRow("s", "s", "m", "r", "vicuna", 8, "float32", 1, "now")])
     number_of = {row.sample_id: row.position for row in store.rows("SELECT sample_id, position FROM place")}
-    worker, asked = store.start_worker(), []
+    worker, asked = start_worker(store), []
     samples = list(number_of)
     for _ in range(8):  # three steps and a comparison: more rounds than that would be none that ends
-        questions = store.pending_questions(wanted, samples)
-        for attempt, tries, row in store.claim(wanted, worker, questions):
+        questions = pending_questions(store, wanted, samples)
+        for attempt, row in claim(store, wanted, worker, questions):
             outcome = dict(zip(Step, patterns[number_of[row.sample_id]][:3], strict=True))[Step(row.step)]
             asked.append((Step(row.step), number_of[row.sample_id]))
             text = reply_text(
@@ -315,8 +324,7 @@ def play(store: Store, patterns: dict[int, tuple[Any, ...]]) -> list[tuple[Step,
             )
             if outcome == "unusable":
                 reply = Reply(ReplyStatus.OK, "nothing of use")
-            question = (row.variant_id, row.step, "t", row.prompt_id, tries)
-            store.add_replies([reply_row(attempt, question, reply)])
+            add_replies(store, [reply_row(attempt, reply)])
         read_all(store)
         scored = score(store, wanted, samples, patterns, number_of)
         if not questions and not scored:
@@ -327,26 +335,16 @@ def play(store: Store, patterns: dict[int, tuple[Any, ...]]) -> list[tuple[Step,
 def score(store: Store, wanted: Wanted, samples: list[str], patterns: dict[int, Any], number_of: dict[str, int]) -> int:
     """Give the variants that lack scores those of their sample's pattern; return how many."""
     stats = [stat.value for stat in Stat]
-    found = store.pending_scores(wanted, "s", stats, samples)
+    found = stores.pending_scores(store, wanted, "s", stats, samples)
     for row in found:
         ifd = patterns[number_of[row.sample_id]][3 if row.kind == "origin" else 4]
         loss, tokens = (None, 0) if not ifd else (ifd, 1)
-        store.add_losses(
+        add_facts(
+            store,
             [
-                (
-                    "s",
-                    row.variant_id,
-                    stat,
-                    loss if stat == "A_condition" else loss and 0.1,
-                    tokens,
-                    False,
-                    False,
-                    "ok",
-                    None,
-                    "k",
-                )
+                loss_row("s", row.variant_id, stat, loss if stat == "A_condition" else loss and 0.1, tokens)
                 for stat in stats
-            ]
+            ],
         )
     return len(found)
 

@@ -19,9 +19,11 @@ from recycledb.reflection.teachers import Question, Reply, Teacher, open_teacher
 from recycledb.reflection.teachers.pace import Ticket
 from recycledb.schema import ReplyStatus
 from recycledb.store import Store
+from recycledb.store.questions import count_under_way
 from recycledb.store.sqlite import driver  # a second SQLite library in one process would see no locks
-from recycledb.sync.asking import Asking
-from recycledb.sync.reading import verdicts_on
+from recycledb.store.workers import end_worker, start_worker
+from recycledb.sync.attempts import Asking
+from recycledb.sync.extraction import read_all
 
 # About one call in three fails, as on a bad day.
 MIX = {
@@ -62,7 +64,7 @@ def check_run_under_faults(folder: Path, samples: int, least_calls: int) -> None
     """Sync under the mix until nothing is missing, and hold the store against the server's log."""
     url = make_store(folder, samples)
     with TeacherServer(seed=3, faults=MIX, delay_s=0.02, retry_after="0.2") as server:
-        wanted = target(server.base_url, timeout_s=1.0, max_attempts=8)
+        wanted = target(server.base_url, timeout_s=3.0, max_attempts=8)
         outcome = run(url, wanted)
         assert len(server.log) >= least_calls
         assert outcome.stopped is None
@@ -277,10 +279,13 @@ def test_an_extractor_that_fails_at_one_text_leaves_a_reason(tmp_path: Path) -> 
     with Store.open(url) as store:
         with store.write() as conn:
             conn.exec_driver_sql("DELETE FROM extraction")
-            conn.exec_driver_sql("UPDATE reply SET step = 'guess' WHERE text_id = (SELECT min(text_id) FROM reply)")
-        verdicts = verdicts_on(store.pending_readings(1))
-    assert [row[3] for row in verdicts.extractions] == ["defect: ValueError: 'guess' is not a valid Step", None, None]
-    assert len(verdicts.variants) == 2
+            conn.exec_driver_sql(
+                "UPDATE variant SET kind = 'odd' WHERE variant_id = (SELECT variant_id FROM reply ORDER BY text_id LIMIT 1)"
+            )
+        found = read_all(store)
+        reasons = [row[0] for row in store.rows("SELECT reason FROM extraction ORDER BY text_id")]
+    assert (found.read, found.unusable) == (3, 1) and reasons[1:] == [None, None]
+    assert reasons[0].startswith("defect: KeyError: ") and "odd" in reasons[0]
 
 
 def test_a_claim_that_was_never_sent_ends_and_costs_nothing(tmp_path: Path) -> None:
@@ -289,15 +294,15 @@ def test_a_claim_that_was_never_sent_ends_and_costs_nothing(tmp_path: Path) -> N
     with TeacherServer() as server, Store.open(url) as store:
         wanted = target(server.base_url, ["reflect_response"])
         wanted.register(store)
-        worker = store.start_worker()
+        worker = start_worker(store)
         asyncio.run(cancelled_while_claiming(store, wanted, worker, tmp_path / "store.db"))
         assert server.log == []
         found = store.rows("SELECT status, error, cost_usd FROM teacher_texts")
         assert {(row.status, row.error.partition(":")[0], row.cost_usd) for row in found} == {
             ("error", "not_sent", 0.0)
         }
-        assert store.count_under_way(wanted.wanted) == (0, 0)  # type: ignore[arg-type]
-        store.end_worker(worker)
+        assert count_under_way(store, wanted.wanted) == (0, 0)  # type: ignore[arg-type]
+        end_worker(store, worker)
         assert run(url, wanted).complete
         assert set(server.questions.values()) == {1}
 

@@ -609,7 +609,7 @@ def test_a_recording_answers_attempts_in_order(tmp_path: Path) -> None:
         ("{", "not a recorded reply"),
         ("[]", "not a recorded reply"),
         ('{"step": "compress"}', "lacks 'reads'"),
-        (line().replace("compress", "guess"), "'guess' is not a valid Step"),
+        (line().replace("compress", "guess"), "'guess' is not a step"),
         (line(None), "lacks 'text'"),
         (line(7), "text is not a text"),  # type: ignore[arg-type]
         (line(prompt_tokens="7"), "prompt_tokens is not a whole number"),

@@ -26,6 +26,7 @@ from test_cli import COMMANDS
 
 from recycledb.schema import Texts, canonical_json, random_id, utc_now
 from recycledb.store import Store
+from recycledb.store.rows import BatchEventRow, BatchRow, DatasetImportRow, SelectionItemRow, SelectionRow
 from recycledb.terminal import json_visible, visible, visible_line
 
 ROOT = Path(__file__).parents[1]
@@ -94,18 +95,30 @@ def fill(store: Store) -> None:
     now, origin = utc_now(), scored.origin_of(store, samples[0])
     parameters = canonical_json({NAME: NAME, "student": NAME, "top": NAME})
     with store.write() as conn:
-        store.insert(conn, "dataset_import", [(random_id(), NAME, NAME, NAME, "00", 4, 1, 0, now)])
+        store.insert(conn, [DatasetImportRow(random_id(), NAME, NAME, NAME, "00", 4, 1, 0, now)])
         for key, name in (("aa" * 6, NAME), ("bb" * 6, OTHER)):
-            row = (key, name, NAME, NAME, parameters, NAME, 1, canonical_json({NAME: 1}), NAME, now)
-            store.insert(conn, "selection", [row])
-            store.insert(conn, "selection_item", [(key, 0, origin if name == NAME else variant, 0.5, NAME)])
+            row = SelectionRow(key, name, NAME, NAME, parameters, NAME, 1, canonical_json({NAME: 1}), NAME, now)
+            store.insert(conn, [row])
+            store.insert(conn, [SelectionItemRow(key, 0, origin if name == NAME else variant, 0.5, NAME)])
             store.ensure_name(conn, "selection", name, key)
-        store.insert(conn, "batch", [(NAME, scored.teacher_id(NAME), NAME, now)])
-        store.insert(conn, "batch_event", [(NAME, now, "failed", NAME, TEXT)])
+        store.insert(conn, [BatchRow(NAME, scored.teacher_id(NAME), NAME, now)])
+        store.insert(conn, [BatchEventRow(NAME, now, "failed", NAME, TEXT)])
         extra = canonical_json({NAME: NAME})
-        failed = (1, "error", None, NAME, NAME, NAME, 1, 1, 0.0, f"{NAME}: {TEXT}", 1, now, TEXT)
-        asked = (origin, "compress", scored.teacher_id(NAME), stores.PROMPTS[next(iter(stores.PROMPTS))])
-        store.insert(conn, "reply", [("ab" * 16, "ab" * 16, *asked, *failed)])
+        failed = stores.reply_row(
+            "ab" * 16,
+            origin,
+            "compress",
+            stores.PROMPTS[next(iter(stores.PROMPTS))],
+            teacher_id=scored.teacher_id(NAME),
+            status="error",
+            text=None,
+            finish_reason=NAME,
+            served_model=NAME,
+            request_id=NAME,
+            error=f"{NAME}: {TEXT}",
+            raw=TEXT,
+        )
+        store.insert(conn, [failed])
         conn.exec_driver_sql("UPDATE place SET extra = ?", (extra,))
         conn.exec_driver_sql("UPDATE reply SET finish_reason = ?, served_model = ?", (NAME, NAME))
 
@@ -120,7 +133,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Store.open(f"sqlite:///{folder}/there.db", create=True) as store:
         scored.add_teachers(store, NAME)
         with store.write() as conn:
-            store.insert(conn, "selection", [("cc" * 6, NAME, NAME, NAME, "{}", NAME, 1, "{}", NAME, utc_now())])
+            store.insert(conn, [SelectionRow("cc" * 6, NAME, NAME, NAME, "{}", NAME, 1, "{}", NAME, utc_now())])
             store.ensure_name(conn, "selection", NAME, "cc" * 6)
     rows: list[Any] = [
         {"instruction": "a", "output": "b", ATTACK: 1},

@@ -13,7 +13,7 @@ from conftest import BACKENDS, Cli, clean_environment
 from test_migrations import thaw
 
 from recycledb.errors import StoreError
-from recycledb.store import Store, parse_url, revisions, upgrade
+from recycledb.store import Store, parse_url, revisions, upgrade, verify
 from recycledb.store.migrate import HEAD, REVISIONS
 
 KILLED = Path(__file__).with_name("killed_upgrade.py")
@@ -22,7 +22,7 @@ OLD = REVISIONS[-2]
 
 def rows(url: str) -> int:
     with Store.open(url) as store:
-        assert store.verify() == []
+        assert verify.check(store).findings == []
         return int(store.rows("SELECT count(*) FROM loss")[0][0])
 
 

@@ -12,10 +12,11 @@ import stores
 
 from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
-from recycledb.schema import Texts, content_id, utc_now, variant_id
+from recycledb.schema import Texts, content_id, utc_now
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import select
 from recycledb.store import Store
+from recycledb.store.rows import ExtractionRow, PromptRow, TeacherRow
 
 README = Path(__file__).parents[1] / "README.md"
 PREFIXES = {"ori": Kind.ORIGIN, "q": Kind.REFLECT_INSTRUCTION, "a": Kind.REFLECT_RESPONSE, "qa": Kind.REFLECT_BOTH}
@@ -38,14 +39,15 @@ def generations(store: Store, name: str, count: int, *, changed: int | None = No
         } | (other if number == changed else {})
         made = Texts(f"generation {number}", "", "")
         text_id = content_id("reply", chain[-1])
-        key = variant_id(sample, Kind.REFLECT_INSTRUCTION, made, chain[-1], text_id)
-        whence = (sample, "reflect_instruction", chain[-1], text_id, own["teacher"], own["prompt"])
-        asked = (text_id, text_id, chain[-1], "reflect_instruction", own["teacher"], own["prompt"])
+        teacher, prompt = own["teacher"], own["prompt"]
+        row = stores.made_row(
+            sample, Kind.REFLECT_INSTRUCTION, chain[-1], text_id, made, teacher=teacher, prompt=prompt
+        )
+        asked = stores.reply_row(text_id, chain[-1], Step.REFLECT_INSTRUCTION, prompt, teacher_id=teacher)
         with store.write() as conn:
-            store.insert(conn, "variant", [(key, *whence, *made, now)])
-            store.insert(conn, "reply", [(*asked, 1, "ok", "", "stop", None, None, 1, 1, 0.0, None, 1, now)])
-            store.insert(conn, "extraction", [(text_id, int(own["version"]), key, None, now)])
-        chain.append(key)
+            store.insert(conn, [row, asked])
+            store.insert(conn, [ExtractionRow(text_id, int(own["version"]), row.variant_id, None, now)])
+        chain.append(row.variant_id)
     return chain
 
 
@@ -63,8 +65,8 @@ def old_names(store: Store) -> dict[str, str]:
     """Write a teacher and a prompt that carry no name, and return them."""
     now = utc_now()
     with store.write() as conn:
-        store.insert(conn, "teacher", [("0" * 12, "gpt", "recorded", "gpt", '{"t":1}', now)])
-        store.insert(conn, "prompt", [("1" * 12, "reflect_instruction", "an older one", "built in", now)])
+        store.insert(conn, [TeacherRow("0" * 12, "gpt", "recorded", "gpt", '{"t":1}', now)])
+        store.insert(conn, [PromptRow("1" * 12, "reflect_instruction", "an older one", "built in", now)])
     return {"teacher": "0" * 12, "prompt": "1" * 12, "version": "7"}
 
 
@@ -196,7 +198,7 @@ def test_scores_stand_side_by_side_as_plain_python_puts_them(store: Store, seed:
     values = [value for line in expected.values() for value in line.values()]
     assert None in values and all(math.isfinite(value) for value in values if isinstance(value, float))
     with store.write() as conn:  # from now on the name means another teacher, who has made nothing
-        store.insert(conn, "teacher", [("0" * 12, "other", "recorded", "other", '{"t":1}', utc_now())])
+        store.insert(conn, [TeacherRow("0" * 12, "other", "recorded", "other", '{"t":1}', utc_now())])
         store.ensure_name(conn, "teacher", "other", "0" * 12)
     assert shown(store) == side_by_side(store) != expected
 

@@ -4,10 +4,10 @@ Invariant: nothing here opens a store; `read` yields rows and `write` consumes t
 what is a bad row and what is a bad file, and `reading` for the formats.
 """
 
-from recycledb.formats.reading import FORMATS, Reading, Row, is_placeholder, read
+from recycledb.formats.readers import FORMATS, Reading, Row, is_placeholder, read
 from recycledb.formats.scores import PublishedScores, read_scores
 from recycledb.formats.values import MAX_ROW
-from recycledb.formats.writing import OUT_FORMATS, dumps_alpaca, write
+from recycledb.formats.writers import OUT_FORMATS, dumps_alpaca, write
 
 __all__ = [
     "FORMATS",

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from recycledb.reporting.drawing import Axis, Flow, Marks, chart, flow_chart, legend
+from recycledb.reporting.charts import Axis, Flow, Marks, chart, flow_chart, legend
 from recycledb.reporting.page import escape, figure, number, page, section, table
 from recycledb.selection.compare import Comparison
 from recycledb.selection.identities import CURRENT

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from recycledb.files import writing_text
 from recycledb.methods import scored_kinds
-from recycledb.reporting.drawing import histogram
+from recycledb.reporting.charts import histogram
 from recycledb.reporting.page import asset, data_block, escape, figure, number, page, section, share, table
 from recycledb.reporting.samples import BLOCK, Samples, blocks, read_samples
 from recycledb.schema import utc_now
@@ -30,7 +30,7 @@ _Scores = dict[str, dict[int, tuple[float | None, float | None]]]
 
 
 def write_report(store: Store, path: Path, *, limit: int | None = None) -> dict[str, int]:
-    """Write the report to `path`, with the texts of all samples or of the first `limit`; return its size.
+    """Write the report to `path`, with the texts of all samples or of the first `limit`; return its numbers of samples and bytes.
 
     The file appears when it is complete. WriteError if it cannot be written.
     """

@@ -3,14 +3,14 @@
 Invariant: a token sees the tokens of its own sequence at and before its position, and no others; within a sliding
 window where the layer has one. The numbers are those of the model's own attention up to rounding, on any device.
 
-A pack (batching.Layout) is one row of T tokens. Sequences that begin alike share those tokens' keys, so each block of
+A pack (packs.Layout) is one row of T tokens. Sequences with a common prefix share its keys, so each block of
 new tokens comes with the ranges of rows that it sees. On CPU each block is one attention call. On CUDA all blocks are
-one call of a variable-length kernel, the keys gathered end to end; its causal mask is aligned to the bottom right,
-which is what a block that comes after shared keys needs:
+one call of a variable-length kernel, with the keys concatenated; its causal mask is aligned to the bottom right,
+which is what a block that follows shared keys needs:
 
     torch.nn.attention.varlen (torch >= 2.10), or flash-attn where it is installed; float16 and bfloat16 only.
 
-This module refuses whatever it does not understand (position biases, attention sinks, a mask): the caller then falls
+This module rejects what it does not support (position biases, attention sinks, a mask); the caller then falls
 back to padding. transformers passes no mask here because none is registered for this name.
 """
 
@@ -26,22 +26,22 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from recycledb.scoring.batching import Layout
+from recycledb.scoring.packs import Layout
 
 NAME = "recycledb_packed"
 
-# Query rows whose attention scores are held at once where they must be written out (soft-capping): bounds memory.
+# Query rows whose attention scores are in memory at once where they must be materialised (soft-capping).
 _SCORE_ROWS = 256
 
 
 class NotPackableError(Exception):
-    """A layer asks for something that packed attention does not do."""
+    """A layer needs something that packed attention does not support."""
 
 
 class Rules(NamedTuple):
-    """What a layer asks of attention; None: 1 / sqrt(head size), no window, no soft-capping.
+    """A layer's attention parameters; None: 1 / sqrt(head size), no window, no soft-capping.
 
-    `window` is how many keys a query sees, its own among them.
+    `window` is how many keys a query sees, including its own.
     """
 
     scale: float | None = None
@@ -50,7 +50,7 @@ class Rules(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """How a variable-length kernel is told where sequences end: int32 cumulative lengths, and the longest of them."""
+    """Where sequences end, for a variable-length kernel: int32 cumulative lengths, and the longest ones."""
 
     queries: Tensor  # (sequences + 1,)
     keys: Tensor  # (sequences + 1,)
@@ -68,7 +68,7 @@ _current = threading.local()
 
 @contextlib.contextmanager
 def attending(attend: Attend) -> Iterator[None]:
-    """Let the packed attention of this thread go through `attend`."""
+    """Make `attend` the packed attention of this thread."""
     _current.attend = attend
     try:
         yield
@@ -89,7 +89,7 @@ def packed_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within the pack at hand; the signature is that of transformers' attention functions."""
+    """Attend within the current pack; the signature is that of transformers' attention functions."""
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     unknown = [name for name in ("position_bias", "s_aux", "cache") if others.get(name) is not None]
     if attention_mask is not None or not causal or dropout or unknown or len(query) != 1:
@@ -118,7 +118,7 @@ class BlockAttention:
         return output
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
-        """Attend causally where the last query stands at the last key."""
+        """Attend causally, with the last query at the position of the last key."""
         length, seen = query.shape[2], key.shape[2]
         if rules.softcap is not None:
             return _written_out(query, key, value, rules, rules.softcap)
@@ -148,7 +148,7 @@ def _rows(tensor: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
 
 
 def _written_out(query: Tensor, key: Tensor, value: Tensor, rules: Rules, softcap: float) -> Tensor:
-    """Attend with soft-capped scores, which no fused kernel of torch has: softcap * tanh(scores / softcap)."""
+    """Attend with soft-capped scores, which torch's fused kernels do not support: softcap * tanh(scores / softcap)."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scale = query.shape[-1] ** -0.5 if rules.scale is None else rules.scale
@@ -184,7 +184,7 @@ class VarlenAttention:
         return self._varlen(query, key, value, lengths, rules)[None]
 
     def _on(self, device: torch.device) -> tuple[Lengths, Tensor | None]:
-        """Return the lengths and the gathering index on a device; layers of a sharded model lie on several."""
+        """Return the lengths and the gather index on a device; the layers of a sharded model are on several."""
         if device not in self._there:
             lengths = self._lengths
             there = lengths._replace(queries=lengths.queries.to(device), keys=lengths.keys.to(device))
@@ -197,7 +197,7 @@ def _cumulative(lengths: list[int]) -> Tensor:
 
 
 def _gathered(layout: Layout) -> Tensor:
-    """Return the rows that the blocks see, one block's after another's."""
+    """Return the rows that the blocks see, block by block."""
     return torch.cat([torch.arange(begin, end) for block in layout.blocks for begin, end in block.keys])
 
 
@@ -205,7 +205,7 @@ def find_varlen(dtype: torch.dtype, device: torch.device) -> tuple[str, Varlen] 
     """Return the variable-length kernel to use on a device and its name; None where there is none."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return None
-    if torch.cuda.get_device_capability(device) < (8, 0):  # the flash kernels begin with Ampere
+    if torch.cuda.get_device_capability(device) < (8, 0):  # the flash kernels need Ampere or newer
         return None
     if importlib.util.find_spec("flash_attn") is not None:
         return "flash-attn", _flash_varlen()
@@ -222,7 +222,7 @@ def _torch_varlen() -> Varlen:
 
 
 def adapt_torch_varlen(kernel: Any, parameters: frozenset[str]) -> Varlen:
-    """Return torch's varlen_attn behind our signature; releases differ in how they say causal."""
+    """Wrap torch's varlen_attn in our signature; releases differ in the argument for causal attention."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, rules: Rules) -> Tensor:
         options: dict[str, Any] = {"scale": rules.scale}
@@ -246,7 +246,7 @@ def adapt_torch_varlen(kernel: Any, parameters: frozenset[str]) -> Varlen:
 
 
 def _window_size(rules: Rules) -> tuple[int, int]:
-    """Return how many keys before and after its own a query sees, as the kernels count; -1 is all."""
+    """Return how many keys before and after its own a query sees, as the kernels take it; -1 is all."""
     return (-1 if rules.window is None else rules.window - 1, 0)
 
 

@@ -1,13 +1,13 @@
-"""The scoring engine: requests in, sums of token losses out, batch by batch as they are computed.
+"""The scoring engine: requests in, sums of token losses out, pack by pack as they are computed.
 
-Invariant: a number depends on its token sequence, the model and the dtype, not on what it was batched with or on the
-order of requests (in float32 to 1e-4 relative, and far closer in practice; in bfloat16 within the bound that the tests
-state). Equal work is done once. Requests are read lazily; tokenisation runs ahead of the model, and the model ahead of
-whoever takes the results. This module refuses to know the store: what is known is asked, what is new is yielded.
+Invariant: a number depends on its token sequence, the model and the dtype, not on the other sequences of its pack or on
+the order of requests (in float32 to 1e-4 relative, and far closer in practice; in bfloat16 within the bound that the
+tests state). Equal work is done once. Requests are read lazily; tokenisation runs ahead of the model, and the model
+ahead of the consumer. This module does not use the store: a callback returns known sums, and new ones are yielded.
 
-Where batches are computed: on each visible GPU a replica of the model (a thread each), or one model sharded over all
-of them where it does not fit on one; on CPU first in this process, and in a process for each core once a run has turned
-out to be long.
+Packs are computed on a replica of the model on each visible GPU (a thread each), or on one model sharded over all GPUs
+where it does not fit on one; on CPU first in this process, then in a process for each core once a run has lasted a
+while.
 """
 
 import logging
@@ -23,29 +23,29 @@ from typing import Any, Self
 import torch
 
 from recycledb.errors import RecycledbError, StudentError
-from recycledb.scoring.batching import Batch, Work, by_beginning, by_length
 from recycledb.scoring.frames import Setup
 from recycledb.scoring.kernels import Kernel, choose
 from recycledb.scoring.lanes import Lane, LocalLane, WorkerLane
 from recycledb.scoring.network import Network, load_network, load_tokenizer, positions, resolve_device, resolve_dtype
+from recycledb.scoring.packs import Batch, Work, by_beginning, by_length
 from recycledb.scoring.peak import measure_peak
 from recycledb.scoring.requests import Progress, Request, Result, TokenCount
 from recycledb.scoring.run import Computed, Known, Run
-from recycledb.scoring.tokenising import Tokeniser, count_tokens
+from recycledb.scoring.tokeniser import Tokeniser, count_tokens
 
 __all__ = ["Engine", "Progress", "Request", "Result", "TokenCount", "count_tokens"]
 
 log = logging.getLogger(__name__)
 
-# Tokens of a batch. On CPU what stays near the cache; on a GPU some tenths of a second of work, within what fits.
+# Tokens of a pack. On CPU about what fits the cache; on a GPU some tenths of a second of work, within these bounds.
 _CPU_BUDGET = 2048
 _GPU_BATCH_FLOPS = 2e14
 _GPU_BUDGETS = (4096, 131_072)
 
-# A smaller model keeps no second thread busy, and on a machine with other work its threads wait for each other.
+# A smaller model does not keep a second thread busy, and on a busy machine its threads wait for each other.
 _SINGLE_THREADED_PARAMETERS = 30_000_000
 
-# A worker takes seconds to start, so a short run does without. More of them than this were not measured.
+# A worker takes seconds to start, so a short run does not start any. More workers than this were not measured.
 _WORKERS_AFTER_SECONDS = 15.0
 _MOST_WORKERS = 8
 _WORKER_OVERHEAD_BYTES = 1 << 30
@@ -53,7 +53,7 @@ _WORKER_OVERHEAD_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the work on a token costs: parameters every token goes through, and those that only targets do."""
+    """What a token costs: the parameters that every token goes through, and those that only targets go through."""
 
     parameters: int
     body: int
@@ -62,12 +62,12 @@ class Shape:
     weight_bytes: int
 
     def flops(self, tokens: int, targets: int) -> float:
-        """Return the multiplications and additions with weights; attention's own are left out."""
+        """Return the multiplications and additions with weights, without those of attention scores."""
         return 2.0 * self.body * tokens + 2.0 * self.head * targets
 
 
 class Engine:
-    """A student ready to score: a tokenizer, and one or more lanes that compute batches side by side."""
+    """A student ready to score: a tokenizer, and one or more lanes that compute packs in parallel."""
 
     def __init__(
         self, tokeniser: Tokeniser, lanes: Sequence[Lane], shape: Shape, device: torch.device, dtype: torch.dtype
@@ -77,7 +77,7 @@ class Engine:
         self.device = device
         self.dtype = dtype
         self.budget = _gpu_budget(shape) if device.type == "cuda" else _CPU_BUDGET
-        self._setup: Setup | None = None  # how to start workers; None where there are none to be started
+        self._setup: Setup | None = None  # how to start workers; None where none are to be started
         self._n_workers = 0
         self._workers_after_s = _WORKERS_AFTER_SECONDS
         self._packed = all("packed" in lane.kernel for lane in lanes)
@@ -109,11 +109,11 @@ class Engine:
     ) -> Self:
         """Load a Hugging Face causal language model from a folder or the Hub.
 
-        `device` None takes all visible GPUs, else the CPU; `cuda` all GPUs, `cuda:N` one. `sharded` spreads one model
-        over all GPUs; None does so where a replica does not fit. `workers` is the number of processes on CPU: 0 computes
-        in this process alone, None starts one for each core once a run has lasted a while; `workers_after_s` says how long
-        that is, also where their number is given, which else has them started at once. Raises StudentError where
-        model, device or dtype are not to be had, or where the model has fewer positions than `max_length`.
+        `device` None uses all visible GPUs, else the CPU; `cuda` all GPUs, `cuda:N` one. `sharded` spreads one model
+        over all GPUs; None does so where a replica does not fit on one. `workers` is the number of processes on CPU: 0
+        computes in this process alone, None starts one for each core once a run has lasted a while, a number starts that
+        many at once. `workers_after_s` sets after how many seconds they start, in both cases. Raises StudentError where
+        model, device or dtype are not available, or where the model has fewer positions than `max_length`.
         """
         target, number_type = resolve_device(device), resolve_dtype(dtype)
         tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length)
@@ -131,7 +131,7 @@ class Engine:
 
     @classmethod
     def over(cls, networks: Sequence[Network], tokeniser: Tokeniser, name: str = "a model") -> Self:
-        """Make an engine over replicas that are loaded already, in this process."""
+        """Make an engine over replicas that are already loaded in this process."""
         limit = positions(networks[0].model)
         if limit is not None and limit < tokeniser.max_length:
             raise StudentError(
@@ -163,10 +163,10 @@ class Engine:
         progress: Callable[[Progress], None] | None = None,
         stopped: Callable[[], bool] | None = None,
     ) -> Iterator[list[Result]]:
-        """Yield results batch by batch as they are computed, in no particular order; once `stopped`, only what lanes are at.
+        """Yield results pack by pack as they are computed, in no particular order; once `stopped`, only those of packs in progress.
 
-        `known` is given pair ids and returns (loss_sum, n_tokens) of those that the store has, all that was yielded before
-        among them; it is called, and `requests` is read, in the thread that iterates. Raises StudentError where the run cannot go on.
+        `known` gets pair ids and returns (loss_sum, n_tokens) of those that the store has, including all that was yielded before;
+        it is called, and `requests` is read, in the thread that iterates. Raises StudentError where the run cannot continue.
         """
         peak = measure_peak(self.device, self.dtype) * len(self._gpus()) if progress is not None else None
         run = Run(self, known, progress, peak, stopped)
@@ -180,16 +180,16 @@ class Engine:
         return self._tokenising.submit(self.tokeniser.spans, requests)
 
     def compute_ahead(self, batch: Batch, ended: Callable[[], bool]) -> Any:
-        """Return a future of a batch's sums, computed on the next idle lane; of None where the run has `ended` by then."""
+        """Return a future of a pack's sums, computed on the next idle lane; of None if the run has `ended` by then."""
         return self._computing.submit(self._compute, batch, ended)
 
     @property
     def wanted(self) -> int:
-        """Return how many batches should be in hand: for each lane one in work and one waiting."""
+        """Return how many packs to keep ready: for each lane one in progress and one waiting."""
         return 2 * len(self._lanes)
 
     def batches(self, works: Iterable[Work]) -> list[Batch]:
-        """Return batches in the order that the kernel likes: by beginning where it shares them, else by length."""
+        """Return packs in the order that suits the kernel: by prefix where it shares prefixes, else by length."""
         works = list(works)
         for work in works:
             if int(work.ids.max()) >= self.shape.vocabulary:
@@ -200,7 +200,7 @@ class Engine:
         return list(by_beginning(works, self.budget) if self._packed else by_length(works, self.budget))
 
     def note_duration(self, seconds: float) -> None:
-        """Start workers, beside the lane at work, once a run has lasted long enough for them to pay."""
+        """Start workers in the background once a run has lasted long enough for them to pay off."""
         if seconds < self._workers_after_s or self._setup is None or self._starting is not None:
             return
         self._starting = threading.Thread(
@@ -209,10 +209,10 @@ class Engine:
         self._starting.start()
 
     def close(self, *, at_once: bool = False) -> None:
-        """Stop the lanes and free the model; `at_once` without waiting for what they compute."""
+        """Stop the lanes and free the model; with `at_once`, without waiting for packs in progress."""
         self._closing = True
         while self._starting is not None and self._starting.is_alive():
-            for worker in list(self._coming):  # a large model takes long to load, and nobody needs it any more
+            for worker in list(self._coming):  # do not wait until a large model has loaded for nothing
                 worker.close()
             self._starting.join(0.1)
         self._computing.shutdown(wait=not at_once, cancel_futures=True)
@@ -248,12 +248,12 @@ class Engine:
     def _try_workers(self, setup: Setup) -> None:
         try:
             self._start_workers(setup)
-        except (RecycledbError, OSError, ValueError) as error:  # the last: its pipes were closed
+        except (RecycledbError, OSError, ValueError) as error:  # ValueError: its pipes were closed
             if not self._closing:
                 log.warning("scoring goes on in one process: %s", error)
 
     def _start_workers(self, setup: Setup) -> None:
-        """Start the workers, and retire the lane of this process once all are ready."""
+        """Start the workers, and retire this process's own lane once all are ready."""
         workers = self._coming
         try:
             for _ in range(self._n_workers):
@@ -280,7 +280,7 @@ def _devices(target: torch.device) -> list[torch.device]:
 def _load_replicas(
     model: str, revision: str | None, dtype: torch.dtype, devices: Sequence[torch.device], sharded: bool | None
 ) -> list[Network]:
-    """Load the model onto each device, or once over all of them where one cannot hold it."""
+    """Load the model onto each device, or once over all of them where it does not fit on one."""
     if sharded:
         return [load_network(model, revision, dtype, devices[0], sharded=True)]
     try:
@@ -315,12 +315,12 @@ def _gpu_budget(shape: Shape) -> int:
 def _cores() -> int:
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux says which cores are ours
+    except AttributeError:  # only Linux has this call
         return os.cpu_count() or 1
 
 
 def _worker_count(shape: Shape) -> int:
-    """Return how many processes to compute in: one for each core, if memory holds so many models; else none."""
+    """Return how many worker processes to use: one for each core if that many models fit in memory; else none."""
     count = min(_cores(), _MOST_WORKERS)
     needed = count * (shape.weight_bytes + _WORKER_OVERHEAD_BYTES)
     available = _available_bytes()
@@ -328,7 +328,7 @@ def _worker_count(shape: Shape) -> int:
 
 
 def _available_bytes() -> int | None:
-    """Return how much memory could be had without swapping; None where the system does not say."""
+    """Return how much memory is available without swapping; None where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""What the engine and its scoring processes say to each other: pickled values in frames, over pipes.
+"""The protocol between the engine and its scoring processes: pickled values in frames, over pipes.
 
-Invariant: a frame is eight bytes of length and then the value, whole or not at all: a cut one reads as the end.
-This module refuses to be used between machines or users, since unpickling runs what it is sent.
+Invariant: a frame is eight bytes of length and then the value; an incomplete frame reads as the end of the stream.
+Not for use between machines or users, since unpickling runs code from the sender.
 """
 
 import pickle
@@ -14,7 +14,7 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker loads, and on how many threads it computes."""
+    """What a worker loads, and its number of threads."""
 
     model: str
     revision: str | None
@@ -25,28 +25,28 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded; `kernel` says how it will compute."""
+    """The model is loaded; `kernel` names the kernel that it will use."""
 
     kernel: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A batch, or the loading of the model, failed; `known` where the message is made for the user."""
+    """A pack, or the loading of the model, failed; `known` where the message is written for the user."""
 
     message: str
     known: bool
 
 
 def write_frame(stream: IO[bytes], value: Any) -> None:
-    """Write one pickled value with its length before it."""
+    """Write one pickled value, preceded by its length."""
     content = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     stream.write(_LENGTH.pack(len(content)) + content)
     stream.flush()
 
 
 def read_frame(stream: IO[bytes]) -> Any:
-    """Read one value; raise EOFError where the other side is gone."""
+    """Read one value; raise EOFError where the other process has ended."""
     header = stream.read(_LENGTH.size)
     if len(header) < _LENGTH.size:
         raise EOFError
@@ -54,4 +54,4 @@ def read_frame(stream: IO[bytes]) -> Any:
     content = stream.read(length)
     if len(content) < length:
         raise EOFError
-    return pickle.loads(content)  # from our own engine, over a pipe that nobody else holds
+    return pickle.loads(content)  # from our own engine, over a private pipe

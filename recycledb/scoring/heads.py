@@ -2,12 +2,12 @@
 
 Two ways, with the same numbers up to rounding:
 
-    whole     the model's own head on some rows at a time: whatever an architecture does to its logits stays in
-    blocks    some rows against a part of the vocabulary at a time, in float32 on CPU, for a head that is a linear map and nothing
-              else: the logits stay in the cache, and log-sum-exp is carried from part to part
+    whole     the model's own head on some rows at a time: everything that an architecture does to its logits is kept
+    blocks    some rows against a part of the vocabulary at a time, in float32 on CPU, for a head that is only a linear map:
+              the logits stay in the cache, and log-sum-exp is accumulated over the parts
 
-Measured (2,048 rows, one thread, share of the matrix multiplication peak): a hidden size of 256 and 32,000 words 0.70 whole and 0.95
-in blocks, 768 and 50,257 words 0.60 and 0.9; in bfloat16 0.81 and 0.77.
+Measured (2,048 rows, one thread, share of the matrix multiplication peak): hidden size 256 and vocabulary 32,000: 0.70 whole and 0.95
+in blocks; 768 and 50,257: 0.60 and 0.9; in bfloat16 0.81 and 0.77.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, linear
 
 
 class _Chunk(NamedTuple):
-    """How much goes through a whole head at once: at most so many rows, and at most so many logits."""
+    """The most rows and the most logits that go through a whole head at once."""
 
     rows: int
     logits: int
@@ -28,10 +28,10 @@ class _Chunk(NamedTuple):
 # On CPU 256 rows were the fastest of 64 to 1,024; 2**25 float32 logits are 128 MiB. A GPU wants more rows to be busy.
 _CHUNKS = {"cpu": _Chunk(256, 1 << 25), "cuda": _Chunk(4096, 1 << 27)}
 
-# The log-softmax of so few rows of all logits stays in a CPU's cache: a quarter of the time of all rows at once.
+# The log-softmax of this many rows stays in a CPU's cache: a quarter of the time of all rows at once.
 _CACHED_ROWS = 8
 
-# Of 128 to 2,048 rows and 512 to 4,096 words, the fastest for both sizes above: 2 MiB of logits.
+# Of 128 to 2,048 rows and 512 to 4,096 vocabulary entries, the fastest for both sizes above: 2 MiB of logits.
 _BLOCK_ROWS, _BLOCK_WORDS = 512, 1024
 
 
@@ -54,7 +54,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 def block_losses(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """Return the same for logits = rows · weightᵀ + bias: (N, H) rows, (V, H) weight, (V,) bias and (N,) ids to (N,) float32."""
-    blocks = max(1, math.ceil(len(rows) / _BLOCK_ROWS))  # of equal size: a small rest would be slower than its share
+    blocks = max(1, math.ceil(len(rows) / _BLOCK_ROWS))  # of equal size: a small remainder would be slow for its size
     parts = zip(rows.tensor_split(blocks), targets.tensor_split(blocks), strict=True)
     return torch.cat([_block_of_rows(some, weight, bias, theirs) for some, theirs in parts])
 
@@ -71,7 +71,7 @@ def _block_of_rows(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: T
         logits = linear(rows, weight[part], None if bias is None else bias[part]).float()
         here = order[edges[number] : edges[number + 1]]
         of_target[here] = logits[here, targets[here] - begin]
-        # log-sum-exp by way of cross_entropy, which goes over memory once: loss of word 0 = lse - logit of word 0
+        # log-sum-exp from cross_entropy, which reads memory once: loss of entry 0 = lse - logit of entry 0
         summed = cross_entropy(logits, first, reduction="none") + logits[:, 0]
         total = summed if total is None else torch.logaddexp(total, summed)
     assert total is not None

@@ -1,12 +1,12 @@
-"""What a student is: the exact weights, tokenizer and configuration behind a model's name.
+"""A student's identity: the exact weights, tokenizer and configuration behind a model's name.
 
-Invariant: whatever could change a loss changes the revision. A local folder's revision is the hash of its files' names
-and bytes, so a folder that moves keeps its revision and one that is trained on gets another; a Hub model's revision is
-its commit. This module refuses to load a model: it imports neither torch nor transformers, for `status` calls it too.
+Invariant: everything that could change a loss changes the revision. A local folder's revision is the hash of its files'
+names and bytes, so it stays the same when the folder moves and changes when the model is trained further; a Hub model's
+revision is its commit. No model is loaded: this module imports neither torch nor transformers, since `status` uses it.
 
-Hashing 14 GB takes a minute, so digests of large files are cached, a small file each, in the user's cache directory
-under the file's path, size, modification time and inode. Writing is by rename, so two processes cannot disturb each
-other, and an entry that does not read as a digest is computed anew.
+Hashing 14 GB takes a minute, so digests of large files are cached, a small file each, in the user's cache directory,
+keyed by the file's path, size, times, device and inode. Entries are written by rename, so processes do not interfere
+with each other, and an entry that is not a digest is computed again.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from recycledb.errors import StudentError, WriteError
 from recycledb.files import make_folder, write_text
 from recycledb.pretrained.folder import check, expanded, is_path
 
-# Which files of a folder transformers reads for a causal language model. Weights in the old format count only where
-# there are none in safetensors, as they are loaded only then.
+# The files of a folder that transformers reads for a causal language model. Weights in the old format count only where
+# there are none in safetensors, since they are loaded only then.
 _CONFIGURATION = re.compile(r"config\.json|generation_config\.json|adapter_config\.json")
 _TOKENIZER = re.compile(
     r"tokenizer.*\.(json|model)|vocab\..+|merges\.txt|special_tokens_map\.json|added_tokens\.json"
@@ -42,7 +42,7 @@ _SHARD = re.compile(r"-of-(\d+)\.safetensors$")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
-# A file changed twice within the clock's grain keeps its time; so a digest is cached only of a file at rest.
+# Two changes within the clock's resolution leave the same time, so only digests of files that are not recent are cached.
 _AT_REST_SECONDS = 2.0
 _CACHE_FROM_BYTES = 1 << 20
 _HUB_TIMEOUT_SECONDS = 10.0
@@ -58,10 +58,10 @@ class Identity:
 
 
 def identify(model: str, revision: str | None = None) -> Identity:
-    """Return what `model`, a folder or a Hub id, stands for now.
+    """Return the present identity of `model`, a folder or a Hub id.
 
-    A folder gives `sha256:<hex>`. A Hub id gives the commit that the local cache has under `revision` (default main),
-    else the Hub's: hand it on to `Engine.load`, so that no newer commit is scored under this one's name. Raises
+    A folder gives `sha256:<hex>`. A Hub id gives the commit that the local cache has for `revision` (default main),
+    else the Hub's: pass it to `Engine.load`, so that no newer commit is scored under this identity. Raises
     StudentError where there is no such model, or where it is neither cached nor reachable.
     """
     folder = expanded(model, StudentError)
@@ -72,7 +72,7 @@ def identify(model: str, revision: str | None = None) -> Identity:
     except OSError as error:  # permission denied, a name too long
         raise StudentError(f"cannot read model folder {model!r}: {error.strerror or error}") from error
     if is_path(model) or is_file:
-        raise StudentError(f"model {model!r} is no folder: give a folder with config.json and weights, or a Hub id")
+        raise StudentError(f"model {model!r} is not a folder: give a folder with config.json and weights, or a Hub id")
     snapshot = _cached_snapshot(model, revision)
     if snapshot is not None:
         return Identity(snapshot.name, _parameters(_weights(_names(snapshot)), snapshot), local=False)
@@ -139,11 +139,11 @@ def _ask_hub(model: str, revision: str | None) -> Identity:
         info = huggingface_hub.HfApi().model_info(model, revision=revision, timeout=_HUB_TIMEOUT_SECONDS)
     except Exception as error:  # the Hub's client raises its HTTP library's errors, and changes that library
         if revision is not None and _COMMIT.fullmatch(revision):
-            return Identity(revision, None, local=False)  # a commit is an identity, whether or not the Hub answers
+            return Identity(revision, None, local=False)  # a commit is an identity even without the Hub
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StudentError(
-            f"{where} is no folder here, is not in the local Hugging Face cache, and the Hub gave no answer ({reason}): "
-            "check the name, or download it where there is a network"
+            f"{where} is not a folder, is not in the local Hugging Face cache, and the Hub did not answer ({reason}): "
+            "check the name, or download it where there is a network connection"
         ) from error
     if info.sha is None:
         raise StudentError(f"{where} has no commit on the Hub")
@@ -190,7 +190,7 @@ def _read_entry(entry: Path) -> str | None:
 
 
 def _write_entry(entry: Path, digest: str) -> None:
-    """Write by rename; a cache that cannot be written is no cache, and no error."""
+    """Write by rename; without an error where the cache cannot be written."""
     with contextlib.suppress(WriteError):
         make_folder(entry.parent)
         write_text(entry, digest)

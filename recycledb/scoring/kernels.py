@@ -1,13 +1,13 @@
-"""How a batch goes through a network: packed, padded or one text at a time, all with the same numbers.
+"""How a pack goes through a network: packed, padded or one text at a time, all with the same numbers.
 
-Invariant: a kernel is used only after `choose` has seen it reproduce, on the network at hand, the hidden states of
-texts computed one at a time. The kernels in order of speed:
+Invariant: a kernel is used only after `choose` has checked, on the loaded network, that it reproduces the hidden states
+of texts computed one at a time. The kernels in order of speed:
 
-    packed   sequences end to end, shared beginnings once, attention a sequence at a time (attention.py)
-    padded   right padding without a mask: under causal attention no token sees what stands to its right
-    single   one text at a time through the model's own forward: for whatever the others do not fit
+    packed   sequences end to end, shared prefixes once, attention a sequence at a time (attention.py)
+    padded   right padding without a mask: under causal attention no token sees the tokens to its right
+    single   one text at a time through the model's own forward: where neither of the others works
 
-This module refuses to know samples or statistics: it turns `Work` into sums of negative log-likelihoods.
+This module does not deal with samples or statistics: it turns `Work` into sums of negative log-likelihoods.
 """
 
 import logging
@@ -29,20 +29,20 @@ from recycledb.scoring.attention import (
     attending,
     find_varlen,
 )
-from recycledb.scoring.batching import SHARED_MINIMUM, Layout, Work, by_length, lay_out, pad
 from recycledb.scoring.heads import token_losses
 from recycledb.scoring.network import Network
+from recycledb.scoring.packs import SHARED_MINIMUM, Layout, Work, by_length, lay_out, pad
 from recycledb.scoring.spans import Ids
 
 log = logging.getLogger(__name__)
 
-# How far hidden states may lie apart, relative to their length, for two kernels to count as the same. A leak between
-# sequences moves them by tenths; bfloat16 and float16 round by hundredths.
+# How far the hidden states of two kernels may differ, relative to their norm, and still count as equal. A leak between
+# sequences changes them by tenths, rounding in bfloat16 and float16 by hundredths.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 
 
 class Kernel(Protocol):
-    """One way to compute a batch; `name` is stored with each number."""
+    """One way to compute a pack; `name` is stored with each number."""
 
     name: str
 
@@ -91,7 +91,7 @@ def split_sums(losses: Tensor, counts: Sequence[int]) -> list[float]:
 
 
 class Packed:
-    """Sequences end to end, without padding, shared beginnings once."""
+    """Sequences end to end, without padding, shared prefixes once."""
 
     def __init__(self, network: Network, varlen: tuple[str, Varlen] | None) -> None:
         self.network = network
@@ -103,7 +103,7 @@ class Packed:
         found = self._sums(layout)
         if len(layout.ids) == sum(len(work.ids) for work in works) or np.isfinite(found).all():
             return found
-        # A NaN spreads to the tokens before it too, masked or not (0 · NaN is NaN), and so to all that borrow its beginning.
+        # A NaN spreads to earlier tokens too, masked or not (0 · NaN is NaN), and so to all sequences that share the prefix.
         by_pair = dict(zip((work.pair_id for work in works), found, strict=True))
         odd = [work for work in works if not math.isfinite(by_pair[work.pair_id])]
         for batch in by_length(odd, len(layout.ids)):
@@ -128,7 +128,7 @@ class Packed:
 
 
 def choose(network: Network, max_length: int) -> Kernel:
-    """Return the fastest kernel that gives this network's own hidden states, each tried on texts made for it."""
+    """Return the fastest kernel that reproduces this network's own hidden states on generated texts."""
     if network.head is None or _depends_on_length(network.model.config, max_length):
         return Single(network)
     works = _trial(network, max_length)
@@ -141,12 +141,12 @@ def choose(network: Network, max_length: int) -> Kernel:
             return packed
         if _pads(network, works, expected):
             return Padded(network)
-    log.warning("%s sees padding to its right: texts are scored one by one", type(network.model).__name__)
+    log.warning("%s is affected by padding on the right: texts are scored one by one", type(network.model).__name__)
     return Single(network)
 
 
 def _depends_on_length(config: Any, max_length: int) -> bool:
-    """Say whether positions are encoded by the longest text in the batch (some rotary embeddings of long contexts)."""
+    """Return whether position encodings depend on the longest text in the pack (some rotary embeddings for long contexts)."""
     rope = getattr(config, "rope_parameters", None) or {}
     layers = rope.values() if all(isinstance(value, dict) for value in rope.values()) else [rope]
     original = getattr(config, "original_max_position_embeddings", None) or config_positions(config)
@@ -155,20 +155,20 @@ def _depends_on_length(config: Any, max_length: int) -> bool:
 
 
 def config_positions(config: Any) -> int | None:
-    """Return for how many positions the model was made."""
+    """Return the number of positions in the model's config."""
     found = getattr(config, "max_position_embeddings", None)
     return None if found is None else int(found)
 
 
 def _can_pack(network: Network) -> bool:
-    """Say whether all mixing of tokens goes through attention that we can replace: no recurrence, no convolution."""
+    """Return whether tokens are mixed only by attention that we can replace: no recurrence, no convolution."""
     layers = set(getattr(network.model.config, "layer_types", None) or ["full_attention"])
     replaceable = bool(getattr(network.model, "_supports_attention_backend", False))
     return replaceable and layers <= {"full_attention", "sliding_attention"}
 
 
 def _trial(network: Network, max_length: int) -> list[Work]:
-    """Make sequences that share beginnings and are of several lengths, longer than the sliding window where it matters."""
+    """Make sequences of several lengths with shared prefixes, longer than the sliding window where it matters."""
     window = getattr(network.model.config, "sliding_window", None) or 0
     longest = min(window + 24, max_length) if window < max_length else 24
     generator = np.random.default_rng(0)
@@ -199,13 +199,13 @@ def try_packed(
         pairs = zip(layout.paths, expected, strict=True)
         if all(close(states[torch.from_numpy(path).to(states.device)], truth, network.dtype) for path, truth in pairs):
             return kernel
-        log.warning("%s attention gives other numbers than %s alone, and is not used", kernel.name, name)
+        log.warning("%s attention does not reproduce the numbers of %s, and is not used", kernel.name, name)
     network.model.set_attn_implementation(before)
     return None
 
 
 def _pads(network: Network, works: Sequence[Work], expected: Sequence[Tensor]) -> bool:
-    """Say whether padding on the right leaves hidden states as they are."""
+    """Return whether padding on the right leaves hidden states unchanged."""
     ids, _, _ = pad(works)
     states = network.hidden(torch.from_numpy(ids).to(network.device))
     pairs = zip(states, expected, strict=True)
@@ -213,7 +213,7 @@ def _pads(network: Network, works: Sequence[Work], expected: Sequence[Tensor]) -
 
 
 def close(states: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Say whether (N, H) hidden states are the same up to the rounding of `dtype`."""
+    """Return whether (N, H) hidden states are equal up to the rounding of `dtype`."""
     distance = (states - expected.to(states.device)).float().norm(dim=-1)
     length = expected.float().norm(dim=-1).to(states.device)
     return bool((distance <= _TOLERANCE[dtype] * length).all())

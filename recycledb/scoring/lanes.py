@@ -1,7 +1,7 @@
-"""Where batches are computed: a lane is one replica of the model, and computes one batch at a time.
+"""Where packs are computed: a lane is one replica of the model, and computes one pack at a time.
 
-Invariant: a lane gives every work of a batch its sum, whatever memory there is: a batch that does not fit is halved, and
-so is the lane's budget for the batches to come. A single text that does not fit ends the run with a StudentError.
+Invariant: a lane returns a sum for every work of a pack, however little memory there is: a pack that does not fit is
+halved, and so is the lane's budget for later packs. A single text that does not fit ends the run with a StudentError.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from typing import IO, Any, Protocol
 import torch
 
 from recycledb.errors import StudentError
-from recycledb.pretrained.loading import is_out_of_memory
-from recycledb.scoring.batching import Work
+from recycledb.pretrained.loader import is_out_of_memory
 from recycledb.scoring.frames import Failure, Ready, Setup, read_frame, write_frame
 from recycledb.scoring.kernels import Kernel
+from recycledb.scoring.packs import Work
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class LocalLane:
     """A replica in this process, on one device or sharded over several."""
 
     def __init__(self, kernel: Kernel, device: torch.device, threads: int | None = None) -> None:
-        """Compute on `threads` CPU threads; None leaves their number alone."""
+        """Compute on `threads` CPU threads; None leaves torch's setting unchanged."""
         self.kernel = f"{device.type}/{kernel.name}"
         self._threads = threads
         self._kernel: Kernel | None = kernel
@@ -58,7 +58,7 @@ class LocalLane:
             if not is_out_of_memory(error):
                 raise
             self._shrink(batch)
-        # Outside the handler, where the failed computation's tensors are no longer held by its traceback.
+        # Outside the handler, so that the traceback no longer keeps the failed computation's tensors alive.
         return self._halves(batch)
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class LocalLane:
         if self._kernel is None:
             raise StudentError("the engine is closed")
         if self._threads is not None and torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)  # of this thread, as OpenMP counts
+            torch.set_num_threads(self._threads)  # OpenMP keeps this setting per thread
         return self._kernel.sums(batch)
 
     def _shrink(self, batch: Sequence[Work]) -> None:
@@ -79,7 +79,7 @@ class LocalLane:
                 "use dtype bfloat16, a smaller max_length or a device with more memory"
             )
         self._budget = size(batch) // 2
-        log.warning("out of memory on %s: going on with batches of at most %d tokens", self._device, self._budget)
+        log.warning("out of memory on %s: continuing with packs of at most %d tokens", self._device, self._budget)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -89,7 +89,7 @@ class LocalLane:
 
 
 class WorkerLane:
-    """A replica in a process of its own, on a few CPU cores (worker.py)."""
+    """A replica in a separate process, on a few CPU cores (worker.py)."""
 
     def __init__(self, setup: Setup) -> None:
         self._process = subprocess.Popen(
@@ -104,7 +104,7 @@ class WorkerLane:
         self._ask(setup)
 
     def wait_until_ready(self) -> None:
-        """Wait until the model is loaded; raise StudentError where it cannot be."""
+        """Wait until the model is loaded; raise StudentError where loading fails."""
         ready = self._reply()
         assert isinstance(ready, Ready)
         self.kernel = ready.kernel
@@ -115,11 +115,11 @@ class WorkerLane:
         return sums
 
     def close(self) -> None:
-        self._process.kill()  # it has nothing to lose, and may be in the middle of a batch
+        self._process.kill()  # it holds no state, and may be in the middle of a pack
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                with contextlib.suppress(OSError):  # what was not flushed can reach nobody
+                with contextlib.suppress(OSError):  # flushing to a dead process fails
                     stream.close()
 
     def _ask(self, question: Any) -> None:
@@ -139,8 +139,8 @@ class WorkerLane:
 
     def _obituary(self) -> str:
         return (
-            f"scoring process {self.pid} ended with status {self._process.wait()} (-9 is often the system's answer to "
-            "memory running out): what is stored is kept, sync again, with fewer workers if need be"
+            f"scoring process {self.pid} ended with status {self._process.wait()} (-9 often means that the system ran "
+            "out of memory): stored results are kept; run sync again on a machine with more free memory"
         )
 
 
@@ -151,10 +151,10 @@ def _open(stream: IO[bytes] | None) -> IO[bytes]:
 
 
 def _worker_environment(threads: int) -> dict[str, str]:
-    """Return the environment of a worker: this package importable, its threads, and memory kept rather than returned.
+    """Return the environment of a worker: this package importable, its number of threads, and malloc settings.
 
-    Large tensors come and go with every layer; by default each is mapped and unmapped by the kernel anew, which was
-    measured to cost a tenth of the time.
+    Every layer allocates and frees large tensors; by default malloc maps and unmaps memory for each of them, which was
+    measured to take a tenth of the time, so freed memory is kept instead.
     """
     package_root = str(Path(__file__).parents[2])
     paths = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -168,5 +168,5 @@ def _worker_environment(threads: int) -> dict[str, str]:
 
 
 def size(batch: Sequence[Work]) -> int:
-    """Return a batch's tokens, neither padded nor shared."""
+    """Return the tokens of a pack, without padding and without sharing prefixes."""
     return sum(len(work.ids) for work in batch)

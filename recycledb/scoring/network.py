@@ -1,9 +1,9 @@
-"""A causal language model taken apart: a body that turns tokens into hidden states, a head that turns them into losses.
+"""A causal language model split in two: a body that turns tokens into hidden states, a head that turns these into losses.
 
 Invariant: the head is the model's own forward with its body bypassed, so that soft-capping, scaling and biases of any
-architecture stay in; `split` proves on the model at hand that body and head together give the model's own logits.
-Only rows that predict a target token reach the head, in parts (heads.py), so that the logits of a whole text over a large
-vocabulary are never held. No KV cache is ever made: with one, packed positions leak across segments in silence.
+architecture are kept; `split` checks on the loaded model that body and head together give the model's own logits.
+Only rows that predict a target token go through the head, in parts (heads.py), so that the logits of a whole text over a
+large vocabulary are never in memory. No KV cache is used: with one, packed positions silently leak across segments.
 """
 
 import copy
@@ -19,7 +19,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from recycledb.errors import StudentError
-from recycledb.pretrained import loading
+from recycledb.pretrained import loader
 from recycledb.scoring.heads import block_losses, chunk_rows, token_losses
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class _Hidden(BaseModelOutputWithPast):
-    """Hidden states, and None for whatever else a head passes on (cross-attentions, router logits)."""
+    """Hidden states, and None for every other output that a head reads (cross-attentions, router logits)."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -36,7 +36,7 @@ class _Hidden(BaseModelOutputWithPast):
 
 
 class _Bypass(nn.Module):
-    """Stands where the body stood, and returns the hidden states that it is given as embeddings."""
+    """Replaces the body, and returns the hidden states that it gets as embeddings."""
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPast:
         return _Hidden(last_hidden_state=inputs_embeds)
@@ -46,8 +46,8 @@ class _Bypass(nn.Module):
 class Network:
     """A loaded model on one device (or sharded over several), ready to be scored with.
 
-    `head` is None where the model does not come apart; then only its own forward can be used. `linear` is the head where it is
-    a linear map and nothing else, in float32 on the CPU.
+    `head` is None where the model cannot be split; then only its own forward can be used. `linear` is the head where it is
+    only a linear map, in float32 on the CPU.
     """
 
     model: Any
@@ -79,14 +79,14 @@ class Network:
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """Return torch's dtype of that name; raise StudentError for one that cannot be scored in."""
+    """Return torch's dtype of that name; raise StudentError for one that is not supported."""
     if name not in DTYPES:
         raise StudentError(f"unknown dtype {name!r}: choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """Return the device of that name, or the best one here; raise StudentError where it is not there."""
+    """Return the device of that name, or the best one of this machine; raise StudentError where it does not exist."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -102,7 +102,7 @@ def resolve_device(name: str | None) -> torch.device:
 
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """Return the model's tokenizer; the model itself is not loaded."""
-    return loading.load_tokenizer(model, StudentError, revision=revision)
+    return loader.load_tokenizer(model, StudentError, revision=revision)
 
 
 def load_network(
@@ -113,18 +113,18 @@ def load_network(
         raise StudentError(
             f"model {model!r} is to be spread over several GPUs, which needs accelerate: pip install 'recycledb[sharded]'"
         )
-    loaded = loading.load_model(model, StudentError, revision=revision, dtype=dtype, device=None if sharded else device)
-    with loading.explained(model, StudentError):  # a config may ask for what its architecture cannot compute
+    loaded = loader.load_model(model, StudentError, revision=revision, dtype=dtype, device=None if sharded else device)
+    with loader.explained(model, StudentError):  # a config may be invalid for its architecture
         _whole_logits(loaded, loaded.get_input_embeddings())
     return split(loaded)
 
 
 def split(model: Any) -> Network:
-    """Take a causal language model apart into body and head, and prove that the parts make the whole."""
+    """Split a causal language model into body and head, and check that together they give the model's logits."""
     model.eval()
     model.requires_grad_(False)
     _fuse(model)
-    model.config.pad_token_id = None  # else padding on the right, which no token ever sees, is warned of
+    model.config.pad_token_id = None  # else transformers warns of padding on the right, which no token sees
     embeddings = model.get_input_embeddings()
     network = Network(
         model=model,
@@ -135,13 +135,13 @@ def split(model: Any) -> Network:
         vocabulary=embeddings.weight.shape[0],
     )
     if network.head is not None and not _makes_the_whole(network):
-        log.warning("%s does not come apart into body and head; texts are scored one by one", type(model).__name__)
+        log.warning("%s cannot be split into body and head; texts are scored one by one", type(model).__name__)
         return Network(model, None, None, network.device, network.dtype, network.vocabulary)
     return replace(network, linear=_linear_head(network)) if network.head is not None else network
 
 
 def _fuse(model: Any) -> None:
-    """Let GPT-2's activation be one pass over memory instead of eight: the same function, from torch."""
+    """Replace GPT-2's activation by torch's version of the same function: one pass over memory instead of eight."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -149,7 +149,7 @@ def _fuse(model: Any) -> None:
 
 
 def _head(model: Any) -> Any:
-    """Return a view of the model, on the same weights, whose body is bypassed; None where there is no body."""
+    """Return a shallow copy of the model, with the same weights, whose body is bypassed; None where there is no body."""
     prefix = model.base_model_prefix
     if model.base_model is model or prefix not in model._modules:
         return None
@@ -160,7 +160,7 @@ def _head(model: Any) -> Any:
 
 @torch.inference_mode()
 def _linear_head(network: Network) -> nn.Linear | None:
-    """Return the output embeddings where they alone give the head's logits; None where something is done to them, or where
+    """Return the output embeddings where they alone give the head's logits; None where the head does more, or where
     blocks are no faster: on a GPU, and in bfloat16.
     """
     output = network.model.get_output_embeddings()
@@ -168,7 +168,7 @@ def _linear_head(network: Network) -> nn.Linear | None:
         return None
     if len(output.weight) != network.vocabulary:
         return None
-    # So large that soft-capping would show.
+    # Large enough for soft-capping to have an effect.
     rows = torch.randn(5, output.in_features, generator=torch.Generator().manual_seed(0)).to(network.dtype) * 64
     logits = network.head(inputs_embeds=rows[None], use_cache=False).logits[0]
     found = linear(rows, output.weight, output.bias)
@@ -177,7 +177,7 @@ def _linear_head(network: Network) -> nn.Linear | None:
 
 @torch.inference_mode()
 def _whole_logits(model: Any, embeddings: nn.Embedding) -> tuple[Tensor, Tensor]:
-    """Return a few tokens, and the logits that the model's own forward gives them."""
+    """Return a few tokens, and the logits of the model's own forward for them."""
     ids = torch.arange(7, device=embeddings.weight.device)[None] % len(embeddings.weight)
     return ids, model(input_ids=ids, use_cache=False).logits
 
@@ -194,12 +194,12 @@ def _makes_the_whole(network: Network) -> bool:
 
 
 def positions(model: Any) -> int | None:
-    """Return how many positions the model has learned embeddings for; None where positions are computed."""
+    """Return the number of learned position embeddings; None where position encodings are computed."""
     embeddings = model.get_input_embeddings()
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None:
         return None
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not embeddings]
-    # OPT and its kin keep two rows more than they have positions.
+    # OPT and similar models have two more rows than positions.
     learned = any(table.num_embeddings in (limit, limit + 2) for table in tables)
     return int(limit) if learned else None

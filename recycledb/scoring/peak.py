@@ -1,6 +1,6 @@
-"""The measured peak of matrix multiplication: what a share of the hardware is a share of.
+"""The measured peak of matrix multiplication, the reference for utilisation.
 
-Invariant: the figure is measured on the device at hand, never looked up. This module refuses to know a model.
+Invariant: the figure is measured on the device in use, never looked up, and does not depend on a model.
 """
 
 import time
@@ -11,13 +11,13 @@ import torch
 _SIDES = {"cpu": 2048, "cuda": 8192}
 _REPEATS = {"cpu": 3, "cuda": 20}
 _FIRST_SIDE = 256
-_LONG_S = 0.1  # a product that takes so long is large enough: in float16 a processor needs minutes for the largest
+_LONG_S = 0.1  # a product that takes this long is large enough: in float16 a CPU needs minutes for the largest
 
 
 @cache
 @torch.inference_mode()
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the floating-point operations a second of the best of a few large square products; measured once."""
+    """Return the floating-point operations per second of the fastest of a few large square products; measured once."""
     kind = "cuda" if device.type == "cuda" else "cpu"
     side = _FIRST_SIDE
     while side < _SIDES[kind] and _seconds(*_factors(side, device, dtype)) < _LONG_S:

@@ -1,4 +1,4 @@
-"""What is asked of the engine and what it gives back; light, so that callers need not import torch to name them."""
+"""The engine's input and output types; a separate module, so that callers need not import torch for them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from recycledb.schema import LossStatus, Texts
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Ask for statistics, by their names, and readouts of one variant's texts; `key` comes back with each result."""
+    """Statistics (by name) and readouts to compute for one variant's texts; each result has its `key`."""
 
     key: Any
     texts: Texts
@@ -19,12 +19,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One statistic: the sum and number of the target tokens' negative log-likelihoods, or why there is none.
+    """One statistic: the sum and number of the target tokens' negative log-likelihoods, or the status that says why not.
 
-    Of a readout, one choice: `stat` is the readout's prompt_id, and the sum is minus the choice's log-probability.
+    Or one choice of a readout: `stat` is the readout's prompt_id, and the sum is minus the choice's log-probability.
 
-    `loss_sum` is the float64 sum of float32 terms in nats, None unless `status` is OK; NOT_FINITE has all but the sum.
-    `kernel` says how it was computed (`known` where the sum was found instead), so that a doubted number can be traced.
+    `loss_sum` is the float64 sum of float32 terms in nats, None unless `status` is OK; with NOT_FINITE only the sum is
+    missing. `kernel` says how it was computed (`known` where the store had the sum), so that a number can be traced.
     """
 
     key: Any
@@ -42,9 +42,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come: results given back, tokens computed (padding not counted), and how fast.
+    """Progress of a run: results returned, tokens computed (without padding), and seconds.
 
-    `utilisation` is the share of the measured matrix multiplication peak that went into useful work.
+    `utilisation` is the useful work as a share of the measured matrix multiplication peak.
     """
 
     results: int
@@ -55,7 +55,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """What requests come to before any model is loaded: equal work counted once."""
+    """The work in requests, counted without loading a model; equal work counts once."""
 
     requests: int
     statistics: int

@@ -1,8 +1,8 @@
-"""One run of the engine over a stream of requests: what has been computed, what is being computed, who waits for it.
+"""One run of the engine over a stream of requests: known sums, packs in progress, and the requests that wait for them.
 
-Invariant: each request gets exactly one result for each statistic asked; each distinct piece of work is computed at
-most once in a run, whichever requests ask for it and whenever they come. This module refuses to know how: it hands
-batches to the engine's lanes and takes sums back.
+Invariant: each request gets exactly one result for each statistic in it; each distinct work is computed at most once in
+a run, whichever requests contain it and whenever they come. How it is computed is up to the engine's lanes, which get
+packs and return sums.
 """
 
 import time
@@ -12,10 +12,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recycledb.schema import LossStatus, is_mean_loss
-from recycledb.scoring.batching import Batch, Work
+from recycledb.scoring.packs import Batch, Work
 from recycledb.scoring.requests import Progress, Request, Result
 from recycledb.scoring.spans import Span
-from recycledb.scoring.tokenising import windows
+from recycledb.scoring.tokeniser import windows
 
 if TYPE_CHECKING:
     from recycledb.scoring.engine import Engine
@@ -26,7 +26,7 @@ Known = Callable[[Sequence[str]], Mapping[str, tuple[float, int]]]
 
 
 class Computed(NamedTuple):
-    """A batch with each work's sum of losses, and how they were computed."""
+    """A pack with each work's sum of losses, and how they were computed."""
 
     batch: Batch
     sums: list[float]
@@ -56,7 +56,7 @@ class Run:
         self._results = self._tokens = self._targets = 0
 
     def results(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
-        """Yield the results of all requests; after a stop, only those of the batches that lanes are at."""
+        """Yield the results of all requests; after a stop, only those of packs in progress."""
         batches: deque[Batch] = deque()
         ahead = self._tokenised(requests)
         more = True
@@ -78,15 +78,15 @@ class Run:
             yield from self._report(self._finished())
 
     def ended(self) -> bool:
-        """Say whether no lane is to begin a batch any more."""
+        """Return whether no lane may start another pack."""
         return self._cancelled or (self._stop_asked is not None and self._stop_asked())
 
     def cancel(self) -> None:
-        """Drop the batches that no lane has begun."""
+        """Drop the packs that no lane has started."""
         self._cancelled = True
 
     def _tokenised(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, list[Span]]]]:
-        """Yield windows of requests with their spans, the next one being tokenised meanwhile."""
+        """Yield windows of requests with their spans, while the next one is tokenised."""
         before: tuple[list[Request], Future[list[list[Span]]]] | None = None
         for window in windows(requests):
             future = self._engine.spans_ahead(window)
@@ -97,7 +97,7 @@ class Run:
             yield list(zip(before[0], before[1].result(), strict=True))
 
     def _admit(self, window: list[tuple[Request, list[Span]]]) -> tuple[list[Result], list[Work]]:
-        """Return the results that need no computing, and the work that does."""
+        """Return the results that need no computation, and the work that does."""
         pairs = [(request.key, span) for request, spans in window for span in spans]
         found = self._known_sums([span.pair_id for _, span in pairs if span.pair_id is not None])
         results: list[Result] = []
@@ -122,7 +122,7 @@ class Run:
         return found
 
     def _finished(self) -> list[Result]:
-        """Wait a moment for a batch, and return the results of all that waited for it; none where it was not begun any more."""
+        """Wait briefly for a pack, and return the results of all requests that waited for it; none if it was dropped."""
         done, self._computing = wait(self._computing, STOP_CHECK_S, return_when=FIRST_COMPLETED)
         results: list[Result] = []
         for future in done:
@@ -132,9 +132,7 @@ class Run:
             batch, sums, kernel = computed
             self._tokens += batch.tokens
             for work, loss_sum in zip(batch.works, sums, strict=True):
-                if (
-                    self._known is None
-                ):  # else whoever knows has it as soon as it is yielded; millions would fill memory
+                if self._known is None:  # else `known` finds it once it is yielded; millions would fill memory
                     self._sums[work.pair_id] = loss_sum
                 self._targets += work.n_tokens
                 waiting = self._waiting.pop(work.pair_id)

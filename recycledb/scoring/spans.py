@@ -1,17 +1,17 @@
-"""Texts to token spans: which tokens a statistic averages over, and what stands before them.
+"""Texts to token spans: the tokens that a statistic averages over, and the context before them.
 
 Invariant: a span depends on the texts, the template, the tokenizer and max_length only, and follows the published
 scorer token for token (arXiv:2402.10110): the boundary between context and target is the length of the separately
 encoded context, even where the joined text merges a token across it (such spans are flagged `merged`), and sequences
-are cut at the end. With n_p = min(len(encode(p)), M), n_q likewise, and `encode` the tokenizer's default encode with
-whatever special tokens it adds:
+are truncated at the end. With n_p = min(len(encode(p)), M), n_q likewise, and `encode` the tokenizer's default encode
+with the special tokens that it adds:
 
     Q_direct      encode(t) cut to M - n_q + 1       every token but the first
     A_direct      encode(y) cut to M - n_p + 1       every token but the first
     Q_condition   encode(q + t) cut to M             tokens from index len(encode(q))
     A_condition   encode(p + y) cut to M             tokens from index len(encode(p))
 
-This module refuses to know a model: it imports neither torch nor transformers, and `encode` is handed in.
+This module imports neither torch nor transformers; `encode` is a parameter.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _NO_IDS: Ids = np.empty(0, np.int32)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A statistic, or one choice of a readout, as tokens: the loss is averaged over `ids[start:]`, each given all tokens before it.
+    """A statistic, or one choice of a readout, as tokens: the loss is averaged over `ids[start:]`, each conditioned on all before it.
 
     `ids` is empty and `pair_id` None unless `status` is OK. Equal work has equal `pair_id`. `stat` is the name of the statistic, or the
     readout's prompt_id; `choice` the number of the readout's choice, None for a statistic.
@@ -58,7 +58,7 @@ class Span:
 
 
 class Item(NamedTuple):
-    """What is wanted of one variant: its texts, the names of statistics, and readouts."""
+    """What to compute for one variant: its texts, the names of statistics, and readouts."""
 
     texts: Texts
     stats: Sequence[str]
@@ -66,7 +66,7 @@ class Item(NamedTuple):
 
 
 def pair_id(ids: Ids, start: int) -> str:
-    """Return the address of a token sequence and of where its target begins."""
+    """Return the hash of a token sequence and of where its target begins."""
     content = start.to_bytes(8, "little") + ids.astype("<i4").tobytes()
     return hashlib.sha256(b"pair" + content).hexdigest()[:PAIR_ID_LENGTH]
 
@@ -79,9 +79,9 @@ def spans(encode: Encode, template: str, max_length: int, texts: Texts, stats: S
 def batch_spans(
     encode_many: EncodeMany, template: str, max_length: int, items: Iterable[Item], choices: Choices | None = None
 ) -> list[list[Span]]:
-    """Return the spans of every item, statistics first, with each distinct string encoded once and all of them in one call.
+    """Return the spans of every item, statistics first; each distinct string is encoded once, all in one call.
 
-    `choices` gives the token ids of a readout's choices; it is needed only where readouts are wanted.
+    `choices` gives the token ids of a readout's choices; it is needed only where there are readouts.
     """
     items = list(items)
     parts = [[(stat, _statistic(stat).parts(template, item.texts)) for stat in item.stats] for item in items]
@@ -108,7 +108,7 @@ def _needed(parts: Parts) -> tuple[str, ...]:
 
 
 def _whole(parts: Parts) -> str:
-    """Return what the model reads."""
+    """Return the text that the model reads."""
     return parts.context + parts.target if parts.joined else parts.target
 
 
@@ -117,7 +117,7 @@ def _span(encode: Encode, max_length: int, stat: str, parts: Parts) -> Span:
         return Span(stat, _NO_IDS, 1, False, False, LossStatus.EMPTY, None)
     context, whole = encode(parts.context), encode(_whole(parts))
     if not parts.joined:
-        # The published scorer cuts the direct sequence to what the conditioned one leaves, plus one for the first token.
+        # The published scorer truncates the direct sequence to the length that the context leaves, plus one for the first token.
         limit, start, merged = max_length - min(len(context), max_length) + 1, 1, False
     else:
         limit, start = max_length, max(len(context), 1)
@@ -133,7 +133,7 @@ def _span(encode: Encode, max_length: int, stat: str, parts: Parts) -> Span:
 def _choices(encode: Encode, max_length: int, readout: Readout, prompt: str, ids: Sequence[int]) -> Iterator[Span]:
     """Yield a span of one token for each choice, after the prompt's own tokens: the log-probability is minus its loss.
 
-    A prompt is never cut, since its end is the question: one that is too long is not read.
+    A prompt is never truncated, since the question is at its end: one that is too long is not computed.
     """
     context = list(encode(prompt))
     merged = list(encode(prompt + readout.choices[0])[: len(context)]) != context

@@ -1,12 +1,12 @@
-"""A scoring process: one replica of the model on a few CPU cores, fed by the engine through pipes.
+"""A scoring process: one replica of the model on a few CPU cores, with pipes to the engine.
 
-Matrix multiplications of a small model do not fill two cores together; two processes of one core each do. Started as
-`python -m recycledb.scoring.worker`, it reads pickled frames from standard input (first a `Setup`, then batches) and
-writes to standard output, in the same order, what came of each.
+The matrix multiplications of a small model do not keep two cores busy; two processes of one core each do. Started as
+`python -m recycledb.scoring.worker`, it reads pickled frames from standard input (first a `Setup`, then packs) and
+writes the result of each to standard output, in the same order.
 
-Invariant: a worker never outlives its engine. Its input ends when the engine closes it or dies, however it dies; a
-thread that only waits for that ends the process at once, in the middle of a batch if need be. It holds no state that
-could be lost: an unanswered batch is simply not computed. Signals that ask for an end are the engine's to handle.
+Invariant: a worker never outlives its engine. Its input ends when the engine closes it or dies, in any way; the thread
+that reads the input then ends the process at once, even in the middle of a pack. It holds no state that could be lost:
+a pack without a result was simply not computed. The engine handles the signals that end a run.
 """
 
 import os
@@ -18,16 +18,16 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from recycledb.errors import StudentError
-from recycledb.scoring.batching import Work
 from recycledb.scoring.frames import Failure, Ready, Setup, read_frame, write_frame
+from recycledb.scoring.packs import Work
 
 
 def main() -> None:
-    """Serve batches until the engine is gone."""
+    """Compute packs until the engine has ended."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # service managers send them to every process of a service
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
-    # Whatever a library prints must not end up between the frames.
+    # Output that a library prints must not end up between the frames.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     questions: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _receive(stream: IO[bytes], questions: queue.SimpleQueue[Any]) -> None:
-    """Hand frames on; when the engine is gone, end this process at once."""
+    """Queue the frames; when the engine has ended, end this process at once."""
     try:
         while True:
             questions.put(read_frame(stream))
@@ -69,7 +69,7 @@ def _answer(lane: Any, batch: Sequence[Work]) -> list[float] | Failure:
         sums: list[float] = lane.sums(batch)
     except StudentError as error:
         return Failure(str(error), known=True)
-    except Exception as error:  # the engine raises it again: a batch must never go unanswered
+    except Exception as error:  # the engine raises it again: every pack must get a result
         return Failure(f"{type(error).__name__}: {error}", known=False)
     return sums
 

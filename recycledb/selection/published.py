@@ -19,7 +19,8 @@ from recycledb.methods import scored_kinds
 from recycledb.methods.ifd import Stat
 from recycledb.schema import IDENTITY_LENGTH, ORIGIN, LossStatus, content_id, utc_now
 from recycledb.selection import identities
-from recycledb.store import Row, Store
+from recycledb.store import Store
+from recycledb.store.rows import LossRow, StudentRow
 
 REVISION = "imported"
 DTYPE = "unknown"  # published files do not say
@@ -81,11 +82,9 @@ def import_scores(
     present = _present(store, student_id)
     _require_same(student, losses, present)
     with store.write() as conn:
-        store.insert(
-            conn, "student", [(student_id, student, student, REVISION, prompt, max_length, DTYPE, None, utc_now())]
-        )
+        store.insert(conn, [_student_row(student_id, student, prompt, max_length)])
         store.ensure_name(conn, "student", student, student_id)
-        new = store.insert(conn, "loss", losses)
+        new = store.insert(conn, losses)
     return Imported(
         student=student,
         student_id=student_id,
@@ -96,7 +95,21 @@ def import_scores(
         without_variant=unmatched,
         statistics_new=new,
         statistics_present=len(losses) - new,
-        invalid=sum(1 for row in losses if row[3] is None),
+        invalid=sum(1 for row in losses if row.loss_sum is None),
+    )
+
+
+def _student_row(student_id: str, name: str, prompt: str, max_length: int) -> StudentRow:
+    return StudentRow(
+        student_id=student_id,
+        name=name,
+        model=name,
+        revision=REVISION,
+        prompt=prompt,
+        max_length=max_length,
+        dtype=DTYPE,
+        parameters=None,
+        created_at=utc_now(),
     )
 
 
@@ -156,12 +169,23 @@ def _matched(store: Store, path: Path, dataset: str, kind: str) -> list[Publishe
     return scores
 
 
-def _losses(student_id: str, variant: str, score: PublishedScores) -> Iterator[Row]:
+def _losses(student_id: str, variant: str, score: PublishedScores) -> Iterator[LossRow]:
     for stat, loss, ppl in zip(Stat, score.loss, score.ppl, strict=True):
         mean = loss if loss is not None else math.log(ppl) if ppl is not None else None
         status = LossStatus.INVALID if mean is None else LossStatus.IMPORTED
         tokens = 0 if mean is None else 1
-        yield (student_id, variant, stat.value, mean, tokens, False, False, status.value, None, KERNEL)
+        yield LossRow(
+            student_id=student_id,
+            variant_id=variant,
+            stat=stat.value,
+            loss_sum=mean,
+            n_tokens=tokens,
+            truncated=False,
+            merged=False,
+            status=status.value,
+            pair_id=None,
+            kernel=KERNEL,
+        )
 
 
 def _present(store: Store, student_id: str) -> dict[tuple[str, str], float | None]:
@@ -173,8 +197,8 @@ def _finite(value: float | None) -> float | None:  # NaN differs from itself
     return value if value is not None and math.isfinite(value) else None
 
 
-def _require_same(student: str, losses: list[Row], present: Mapping[tuple[str, str], float | None]) -> None:
-    other = sum(1 for row in losses if (row[1], row[2]) in present and present[row[1], row[2]] != row[3])
+def _require_same(student: str, losses: list[LossRow], present: Mapping[tuple[str, str], float | None]) -> None:
+    other = sum(1 for row in losses if (key := (row.variant_id, row.stat)) in present and present[key] != row.loss_sum)
     if other:
         raise SelectionError(
             f"{student} already has different numbers for {other} of these statistics; import under another --student name"

@@ -25,6 +25,7 @@ from recycledb.selection import identities
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, parse_top
 from recycledb.selection.training import Written, data_file, write_beside
 from recycledb.store import Sandbox, Store, TimeLimit
+from recycledb.store.rows import SelectionItemRow, SelectionRow
 from recycledb.store.statement import statements_in, without_comments
 
 TEXTS = ("instruction", "input", "output")
@@ -423,24 +424,27 @@ def export(
 
 
 def _record(store: Store, recipe: Recipe, selected: Selected, picks: _Picks) -> str | None:
-    """Record a selection; return why it could not be recorded if the store is read-only."""
-    row = (
-        selected.selection_id,
-        selected.selection,
-        recipe.name,
-        recipe.sql,
-        canonical_json(selected.parameters),
-        selected.store_revision,
-        selected.rows,
-        json.dumps(selected.counts),
-        selected.output_sha256,
-        utc_now(),
+    """Record a selection; return why it cannot be, where the store may only be read."""
+    row = SelectionRow(
+        selection_id=selected.selection_id,
+        name=selected.selection,
+        recipe=recipe.name,
+        sql=recipe.sql,
+        parameters=canonical_json(selected.parameters),
+        store_revision=selected.store_revision,
+        rows=selected.rows,
+        counts=json.dumps(selected.counts),
+        output_sha256=selected.output_sha256,
+        created_at=utc_now(),
     )
-    items = ((selected.selection_id, position, *item) for position, item in enumerate(picks.items))
+    items = (
+        SelectionItemRow(selected.selection_id, position, variant, rank, reason)
+        for position, (variant, rank, reason) in enumerate(picks.items)
+    )
     try:
         with store.write() as conn:
-            if store.insert(conn, "selection", [row]):
-                store.insert(conn, "selection_item", items)
+            if store.insert(conn, [row]):
+                store.insert(conn, items)
             store.ensure_name(conn, "selection", selected.selection, selected.selection_id)
     except ReadOnlyError as error:
         return str(error)

@@ -1,7 +1,7 @@
-"""What a database must offer to hold a store: the contract that `sqlite.py` and `duckdb.py` fulfil.
+"""The interface of a database that can hold a store; `sqlite.py` and `duckdb.py` implement it.
 
-What databases do differently stands behind these methods, and the rest of the library speaks SQL that both know. `merge.py` knows a
-little more: how a SQLite source is held still, how many rows a batch has, how keys and truth values are written.
+Differences between databases belong behind these methods; the rest of the library uses SQL that both support. `merge.py` is an
+exception: it takes the snapshot of a SQLite source, and knows how many rows to commit at once and how keys and booleans are stored.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Row = tuple[Any, ...]
 
 
 class Meaning(NamedTuple):
-    """What a name means: a row of `current_names`, without its date."""
+    """The id that a name stands for: a row of `current_names`, without `since`."""
 
     kind: str  # teacher, student, prompt (named by step), …
     name: str
@@ -23,7 +23,7 @@ class Meaning(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a database file holds: its tables, and whether there is nothing at all in it."""
+    """What a database file holds: its tables, and whether it is completely empty."""
 
     tables: set[str]
     is_blank: bool
@@ -34,46 +34,46 @@ class Backend(Protocol):
 
     name: str
     path: Path
-    errors: tuple[type[Exception], ...]  # the driver's own, where they are not wrapped by SQLAlchemy
+    errors: tuple[type[Exception], ...]  # the driver's own, for calls that SQLAlchemy does not wrap
     writer: Engine  # at most one connection, whose transactions take the write lock when they begin
-    reader: Engine  # sees committed rows only and never holds up the writer
+    reader: Engine  # sees committed rows only and never blocks the writer
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
         """Insert the rows that are not there yet, in bulk; return how many were new."""
 
     def backup(self, target: Path) -> None:
-        """Copy the database as it stands to `target`."""
+        """Copy the database in its current state to `target`."""
 
     def look(self) -> AbstractContextManager[Connection]:
-        """Open a connection for a first look at a file that may be someone else's: nothing of it changes by that."""
+        """Open a connection to inspect a file that may not be a store; this does not change the file."""
 
     def contents(self, conn: Connection) -> Contents:
-        """Return which tables the file has, and whether it is blank, so that a store may be made there."""
+        """Return which tables the file has, and whether it is blank, so that a store may be created in it."""
 
     def schema(self, conn: Connection) -> dict[str, str]:
-        """Return every table, index, view and trigger by its kind and name, as a text that is equal where they are."""
+        """Return a text for every table, index, view and trigger, by kind and name; equal definitions have equal texts."""
 
     def in_memory(self) -> Engine:
-        """Return an engine of this kind for a new database in memory."""
+        """Return an engine of this backend for a new database in memory."""
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """Raise StoreError at the block's end where the file could only be read without locks and was written meanwhile."""
+        """Raise StoreError at the end of the block if the file was read without locks and written in the meantime."""
 
     def refused_writing(self, error: Exception) -> bool:
-        """Say whether a driver's error means that the store may only be read: by this user, or as long as the disk is full."""
+        """Return whether a driver's error means that the store is read-only: no permission, or the disk is full."""
 
     def damage(self) -> list[str]:
-        """Return what the database itself finds wrong with its file; empty when sound."""
+        """Return the findings of the database's own integrity check; empty if there are none."""
 
     def explain(self, error: Exception) -> str:
-        """Return one line that says what a driver's error means for the user and what to do."""
+        """Return one line for the user: what a driver's error means and what to do."""
 
     def sandbox(
         self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()
     ) -> AbstractContextManager["Sandbox"]:
-        """Open a connection on which no statement can change the store or, unless allowed, reach other files.
+        """Open a connection on which no statement can change the store or, unless `allow_external`, read other files.
 
-        `as_if` makes the views show the store as if these names meant these identities: an older prompt in use again, say.
+        `as_if` overrides rows of `current_names` in all views, for example to use an older prompt again.
         """
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class Backend(Protocol):
 
 
 class Sandbox(Protocol):
-    """A read-only connection for SQL that we did not write."""
+    """A read-only connection for users' SQL."""
 
     views: str  # the schema in which the documented views are found by their qualified names
 
@@ -89,14 +89,14 @@ class Sandbox(Protocol):
         """Run one statement; return the column names and an iterator of row tuples."""
 
     def interrupt(self) -> None:
-        """Stop the statement under way, from another thread."""
+        """Stop the running statement, from another thread."""
 
     def leave(self) -> None:
-        """Never close the connection: it is at a statement that nothing stops, and closing it would wait for that."""
+        """Never close the connection: it runs a statement that cannot be stopped, and closing it would wait for that."""
 
 
 def names_as_if(names: str, meanings: Sequence[Meaning]) -> str:
-    """Return the view that stands in for `names` (current_names) where some names mean something else."""
+    """Return DDL of a temporary view that overrides `names` (current_names) with these meanings."""
 
     def quoted(text: str) -> str:
         return "'" + text.replace("'", "''") + "'"

@@ -1,6 +1,6 @@
-"""Batches on record: claimed before they are handed over, then followed by events; nothing is changed.
+"""Batches: recorded before they are submitted; later changes of status are events, and no row changes.
 
-A batch's attempts name it as their worker, so they are found by it, and they claim their questions as long as it is alive.
+A batch's attempts have its id as their worker_id, so they are found by it, and they claim their questions while the batch is alive.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from recycledb.schema import random_id, utc_now
 from recycledb.store import SQLRow, Store, workers
-from recycledb.store.pending import LIVE_BATCH
-from recycledb.store.repeats import unanswered
+from recycledb.store.pending import LIVE_BATCH, unanswered
+from recycledb.store.rows import AttemptRow, BatchEventRow, BatchRow
 
 PAGE = 500
 
@@ -22,8 +22,7 @@ _LIVE = f"""
 """
 
 _ATTEMPTS = f"""
-    SELECT a.attempt_id, a.variant_id, a.step, a.teacher_id, a.prompt_id, a.number, a.reserved_usd, a.others
-    FROM attempt a
+    SELECT {", ".join(f"a.{name}" for name in AttemptRow._fields)} FROM attempt a
     WHERE a.worker_id = :batch AND {unanswered("a")}
 """
 
@@ -36,61 +35,61 @@ _PREPARING = """
 
 
 def start(store: Store, teacher_id: str, worker: str) -> str:
-    """Record a batch that is about to be filled and handed over; return its id."""
+    """Record a batch that is about to be filled and submitted; return its id."""
     batch = random_id()
     with store.write() as conn:
-        store.insert(conn, "batch", [(batch, teacher_id, worker, utc_now())])
+        store.insert(conn, [BatchRow(batch, teacher_id, worker, utc_now())])
     return batch
 
 
 def note(store: Store, batch: str, status: str, remote_id: str | None = None, detail: str | None = None) -> None:
-    """Record what became of a batch."""
+    """Record a change of a batch's status."""
     with store.write() as conn:
-        store.insert(conn, "batch_event", [(batch, utc_now(), status, remote_id, detail)])
+        store.insert(conn, [BatchEventRow(batch, utc_now(), status, remote_id, detail)])
 
 
 def first_noted(store: Store, batch: str, status: str) -> str | None:
-    """Return when a batch was first noted to be in a state, None where it never was."""
+    """Return when a batch was first recorded with a status; None if it never was."""
     sql = "SELECT min(noted_at) FROM batch_event WHERE batch_id = :batch AND status = :status"
     found = store.rows(sql, batch=batch, status=status)[0][0]
     return None if found is None else str(found)
 
 
 def keep(store: Store, batch: str, worker: str) -> bool:
-    """Have the process that fills a batch on record as living; return whether the batch is still its, and so stays until it dies."""
+    """Record that the process that fills a batch is alive; return whether the batch has not been abandoned in the meantime."""
     with store.write() as conn:
         workers.revive(conn, worker)
         return not conn.execute(text(_GIVEN_UP), {"batch": batch}).scalar()
 
 
 def give_up(store: Store, batch: str, detail: str) -> bool:
-    """Let go of a batch that was never handed over, unless its process turns out to live; return whether it was let go."""
+    """Abandon a batch that was never submitted, unless its process is alive; return whether it was abandoned."""
     with store.write() as conn:
         if conn.execute(text(_PREPARING), {"batch": batch}).scalar():
             return False
-        store.insert(conn, "batch_event", [(batch, utc_now(), "abandoned", None, detail)])
+        store.insert(conn, [BatchEventRow(batch, utc_now(), "abandoned", detail=detail)])
     return True
 
 
 def live(store: Store, teacher_id: str) -> Sequence[SQLRow]:
-    """Return a teacher's batches that are neither taken nor abandoned, with whether their process is still at it."""
+    """Return a teacher's batches that are neither taken nor abandoned, with whether their process is still alive."""
     return store.rows(_LIVE, teacher=teacher_id)
 
 
-def waiting(store: Store, batch: str, attempts: Sequence[str]) -> dict[str, SQLRow]:
-    """Return those of these attempts that are the batch's and have no reply, by id."""
+def waiting(store: Store, batch: str, attempts: Sequence[str]) -> dict[str, AttemptRow]:
+    """Return those of these attempts that belong to the batch and have no reply, by id."""
     names = ", ".join(f":a{i}" for i in range(len(attempts)))
     sql = f"{_ATTEMPTS} AND a.attempt_id IN ({names})"
     found = store.rows(sql, batch=batch, **{f"a{i}": attempt for i, attempt in enumerate(attempts)})
-    return {row.attempt_id: row for row in found}
+    return {row.attempt_id: AttemptRow(*row) for row in found}
 
 
-def iter_unanswered(store: Store, batch: str) -> Iterator[Sequence[SQLRow]]:
-    """Yield the batch's attempts without a reply, page by page; each page must be answered before the next is drawn."""
+def iter_unanswered(store: Store, batch: str) -> Iterator[list[AttemptRow]]:
+    """Yield the batch's attempts without a reply, page by page; replies to a page must be stored before the next is requested."""
     while found := store.rows(f"{_ATTEMPTS} LIMIT {PAGE}", batch=batch):
-        yield found
+        yield [AttemptRow(*row) for row in found]
 
 
 def listed(store: Store) -> list[dict[str, Any]]:
-    """Return every batch as the view `batches` has it, oldest first."""
+    """Return every row of the view `batches`, oldest first."""
     return [dict(row._mapping) for row in store.rows("SELECT * FROM batches ORDER BY created_at")]

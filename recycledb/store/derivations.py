@@ -1,7 +1,8 @@
-"""What transforms make: which variants still wait in a round of an augmentation, and the rows of what was made.
+"""Results of transforms: which variants are pending in a round of an augmentation, and the rows of what was made.
 
-Invariant: a derivation never changes. A variant waits unless a derivation of the round has it whose members all are current variants of
-samples that stand in a dataset. So added samples are grouped among themselves, and where a member's sample is closed the others wait again.
+Invariant: a derivation never changes. A variant is pending in a round unless it is a member of one of the round's derivations whose
+members are all current variants of samples in a dataset. So added samples are grouped among themselves, and if a member's sample leaves
+its dataset, the other members are pending again.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, text
 from recycledb.schema import Texts, canonical_json, content_id, utc_now, variant_id
 from recycledb.store import Meaning, Row, SQLRow, Store
 from recycledb.store.pending import ALL_SAMPLES
+from recycledb.store.rows import DerivationMemberRow, DerivationRow, VariantRow
 
 KEYS = 2_000  # of one IN list
 
@@ -29,7 +31,7 @@ class Round:
     number: int
 
     def place(self, variant: str) -> bytes:
-        """Return by what the variants of the round are ordered."""
+        """Return the sort key of a variant in this round."""
         return hashlib.sha256(
             canonical_json([self.method, self.augmentation_id, self.number, variant]).encode()
         ).digest()
@@ -37,14 +39,14 @@ class Round:
     def draw(self, n: int, *key: object) -> int:
         """Return a number from 0 to n - 1 that depends on the augmentation, the round and the key alone."""
         if n < 1:
-            raise ValueError(f"draw({n}): there is no number from 0 to {n - 1}")
+            raise ValueError(f"draw({n}): n must be at least 1")
         content = canonical_json(["draw", self.augmentation_id, self.number, *key])
         return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8]) % n
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What became of some variants: another one, or the reason why none. `sample_id` is that of the first member."""
+    """The result of a transform for some variants: a new variant, or the reason why none. `sample_id` is the first member's."""
 
     round: Round
     members: tuple[str, ...]
@@ -56,7 +58,7 @@ class Made:
 
     @property
     def derivation_id(self) -> str:
-        """The content address of what was used, by which augmentation and in which round."""
+        """The content address of the augmentation, the round and the members."""
         return derivation_id_of(self.round.augmentation_id, self.round.number, self.members)
 
 
@@ -68,37 +70,50 @@ def derivation_id_of(augmentation_id: str, number: int, members: Sequence[str]) 
 # -- rows
 
 
-def derivation_row(made: Made, now: str) -> Row:
+def derivation_row(made: Made, now: str) -> DerivationRow:
     """Return the `derivation` row."""
-    return (
-        made.derivation_id,
-        made.round.augmentation_id,
-        made.round.number,
-        made.parameters,
-        made.reason,
-        now,
+    return DerivationRow(
+        derivation_id=made.derivation_id,
+        augmentation_id=made.round.augmentation_id,
+        round=made.round.number,
+        parameters=made.parameters,
+        reason=made.reason,
+        created_at=now,
     )
 
 
-def member_rows(made: Made) -> list[Row]:
+def member_rows(made: Made) -> list[DerivationMemberRow]:
     """Return the `derivation_member` rows."""
-    return [(made.derivation_id, ordinal, member) for ordinal, member in enumerate(made.members)]
+    return [DerivationMemberRow(made.derivation_id, ordinal, member) for ordinal, member in enumerate(made.members)]
 
 
-def variant_row(made: Made, now: str) -> Row | None:
-    """Return the `variant` row, None where none was made."""
+def variant_row(made: Made, now: str) -> VariantRow | None:
+    """Return the `variant` row; None if no variant was made."""
     if made.texts is None:
         return None
     derivation, parent = made.derivation_id, made.members[0]
     key = variant_id(made.sample_id, made.kind, made.texts, parent, derivation)
-    return (key, made.sample_id, made.kind, parent, None, None, None, *made.texts, now, derivation)
+    return VariantRow(
+        variant_id=key,
+        sample_id=made.sample_id,
+        kind=made.kind,
+        parent_id=parent,
+        text_id=None,
+        teacher_id=None,
+        prompt_id=None,
+        instruction=made.texts.instruction,
+        input=made.texts.input,
+        output=made.texts.output,
+        created_at=now,
+        derivation_id=derivation,
+    )
 
 
-# -- what waits
+# -- pending variants
 
 
 def _statement(kinds: Sequence[str], rounds: str, select: str) -> str:
-    """Return SQL with the CTEs `source` (the variants that may be used) and `used` (derivations, and whether they count)."""
+    """Return SQL with the CTEs `source` (the variants that may be used) and `used` (derivations, and whether all members are sources)."""
     return f"""
         WITH source AS MATERIALIZED (
             SELECT c.variant_id FROM current_variants c
@@ -122,7 +137,7 @@ def _kinds(kinds: Sequence[str]) -> dict[str, object]:
 def count_waiting(
     store: Store, augmentation_id: str, kinds: Sequence[str], rounds: int, as_if: Sequence[Meaning] = ()
 ) -> int:
-    """Return how many variants wait, those of each round counted; `as_if` as in `Store.sandbox`."""
+    """Return how many variants are pending, summed over the rounds; `as_if` as in `Store.sandbox`."""
     sql = _statement(
         kinds,
         "d.round < :rounds",
@@ -151,7 +166,7 @@ def _reading(store: Store, sql: str, values: dict[str, object], as_if: Sequence[
 
 
 def waiting(store: Store, round: Round) -> list[str]:
-    """Return the variants that wait in a round, in its order."""
+    """Return the pending variants of a round, in its order."""
     sql = _statement(
         round.kinds,
         "d.round = :round",
@@ -166,14 +181,14 @@ def waiting(store: Store, round: Round) -> list[str]:
 
 
 def broken(store: Store, round: Round) -> set[str]:
-    """Return the derivations of a round whose members are no longer all in use, so that the others wait again."""
+    """Return the derivations of a round of which a member is no longer current, so that the other members are pending again."""
     sql = _statement(round.kinds, "d.round = :round", "SELECT u.derivation_id FROM used u WHERE u.counts = 0")
     found = store.rows(sql, augmentation=round.augmentation_id, round=round.number, **_kinds(round.kinds))
     return {row[0] for row in found}
 
 
 def texts(store: Store, variants: Sequence[str]) -> dict[str, SQLRow]:
-    """Return sample and texts of up to KEYS variants, by id."""
+    """Return the sample ids and texts of up to KEYS variants, by variant id."""
     names = {f"v{i}": key for i, key in enumerate(variants)}
     sql = f"""
         SELECT variant_id, sample_id, instruction, input, output FROM variant
@@ -186,19 +201,19 @@ def texts(store: Store, variants: Sequence[str]) -> dict[str, SQLRow]:
 
 
 def add(store: Store, round: Round, group: Sequence[Made], known: set[str]) -> bool:
-    """Commit what was made in a round; False, and nothing committed, where another process has used a member meanwhile.
+    """Commit results of a round; return False, with nothing committed, if another process has used a member in the meantime.
 
-    `known` are older derivations that the members may be of: those that `broken` returns. An equal derivation of another process is no
-    obstacle: it is the same row.
+    `known` are the older derivations that the members may belong to: those that `broken` returns. An equal derivation written by another
+    process is not a conflict: it is the same row.
     """
     now = utc_now()
     ours = {made.derivation_id for made in group}
     with store.write() as conn:
         if _with_members(conn, round, group) - ours - known:
             return False
-        store.insert(conn, "derivation", [derivation_row(made, now) for made in group])
-        store.insert(conn, "variant", [row for made in group if (row := variant_row(made, now))])
-        store.insert(conn, "derivation_member", [row for made in group for row in member_rows(made)])
+        store.insert(conn, [derivation_row(made, now) for made in group])
+        store.insert(conn, [row for made in group if (row := variant_row(made, now))])
+        store.insert(conn, [row for made in group for row in member_rows(made)])
     return True
 
 

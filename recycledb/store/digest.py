@@ -1,8 +1,7 @@
-"""The digest of a row: 63 bits over all of its other columns, so that a changed bit is seen where no id covers it.
+"""The digest of a row: 63 bits over all its other columns, which detects changes in columns that no id covers.
 
-Invariant: a row has the same digest on every backend and after every additive migration. NULLs at a row's end are left out, so a
-column that is added later, behind the others and NULL in the rows that were there, changes nothing; and a value counts as what a
-database gives back for it.
+Invariant: a row has the same digest in every backend and after every additive migration. Trailing NULLs are left out, so a column that
+is added last, and is NULL in existing rows, changes nothing. Values are hashed in the form in which databases return them.
 """
 
 import hashlib
@@ -19,22 +18,19 @@ COLUMN = "digest"
 
 
 def row_digest(table: str, values: Sequence[Any]) -> int:
-    """Return the digest of a row, from 0 to 2^63 − 1; `values` in the order of the table's columns, the last of them no NULL.
+    """Return the digest of a row, from 0 to 2^63 − 1; `values` are in the order of the table's columns, and the last is not NULL.
 
-    StoreError where no database could hold a value: a lone surrogate in a text, a whole number of more than 64 bits.
+    Raises StoreError for a value that no database can store: a lone surrogate in a text, an integer of more than 64 bits.
     """
     try:
         content = orjson.dumps((table, *values))
-    except (TypeError, ValueError) as error:  # orjson's own error is both, by version
+    except (TypeError, ValueError) as error:  # which of the two orjson raises depends on its version
         raise StoreError(f"a row of {table} cannot be stored: {error}") from error
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1
 
 
 def digests_of(table: Table) -> Callable[[Sequence[Any]], int]:
-    """Return the function that gives the digest of a row of `table`, whose values stand in the order of its columns.
-
-    Fewer values than columns: those that are missing are NULL.
-    """
+    """Return the function that computes the digest of a row of `table`, whose values are in the order of its columns."""
     kinds = [column.type for column in table.columns if column.name != COLUMN]
     classes = tuple(map(_class, kinds))
     plain = list(map(_plain, kinds))
@@ -43,8 +39,8 @@ def digests_of(table: Table) -> Callable[[Sequence[Any]], int]:
 
     def digest(row: Sequence[Any]) -> int:
         if tuple(map(type, row)) == classes and all(map(_is_even, map(row.__getitem__, doubles))):
-            return row_digest(name, row)  # the way of most rows: nothing to settle
-        values = [None if value is None else settle(value) for value, settle in zip(row, plain, strict=False)]
+            return row_digest(name, row)  # most rows need no conversion
+        values = [None if value is None else settle(value) for value, settle in zip(row, plain, strict=True)]
         while values and values[-1] is None:
             values.pop()
         return row_digest(name, values)
@@ -52,20 +48,14 @@ def digests_of(table: Table) -> Callable[[Sequence[Any]], int]:
     return digest
 
 
-def with_digests(table: Table, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
-    """Yield rows as wide as `table`: columns that a row lacks at its end are NULL, and its digest is the last.
-
-    A row of a table without digests, and one that has its digest already, is yielded as it is.
-    """
-    width, digest = len(table.columns), digests_of(table)
-    digested = COLUMN in table.columns
+def with_digests(table: Table, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Yield rows in the layout of `table`: with their digest last, unless the table has no digests."""
+    if COLUMN not in table.columns:
+        yield from rows
+        return
+    digest = digests_of(table)
     for row in rows:
-        if len(row) == width:
-            yield tuple(row)
-        elif digested:
-            yield (*row, *[None] * (width - 1 - len(row)), digest(row))
-        else:
-            yield (*row, *[None] * (width - len(row)))
+        yield (*row, digest(row))
 
 
 def _is_even(value: float) -> bool:
@@ -73,7 +63,7 @@ def _is_even(value: float) -> bool:
 
 
 def _class(kind: object) -> type:
-    """Return the class that a column's values have, as drivers of both backends take and give them."""
+    """Return the Python class of a column's values in both backends' drivers."""
     if isinstance(kind, Boolean):
         return bool
     if isinstance(kind, Double):
@@ -82,7 +72,7 @@ def _class(kind: object) -> type:
 
 
 def _plain(kind: object) -> Callable[[Any], Any]:
-    """Return how a column's values become what every backend gives back for them."""
+    """Return the function that converts a column's values to the form in which every backend returns them."""
     if isinstance(kind, Boolean):
         return _truth
     if isinstance(kind, Double):
@@ -91,7 +81,7 @@ def _plain(kind: object) -> Callable[[Any], Any]:
 
 
 def _number(value: Any) -> float | str | None:
-    """SQLite gives 0.0 for -0.0, and NULL for NaN; JSON has no infinity."""
+    """Convert a float: SQLite returns 0.0 for -0.0, and NULL for NaN; JSON has no infinity."""
     if math.isnan(value):
         return None
     number = float(value) + 0.0
@@ -99,7 +89,7 @@ def _number(value: Any) -> float | str | None:
 
 
 def _truth(value: Any) -> Any:
-    """SQLite has 0 and 1; another number is not what was written."""
+    """Convert SQLite's 0 and 1 to booleans; any other number means that the value was changed."""
     return bool(value) if value in (0, 1) else value
 
 

@@ -1,7 +1,7 @@
 """DuckDB: the analytical backend.
 
-Invariant: one process at a time. DuckDB locks its file for a whole process, even against readers; that is its nature, and the
-error says so. Rows travel in bulk through Arrow, since its row-wise inserts are a hundred times slower.
+Invariant: one process at a time. DuckDB locks its file for the whole process, even against readers, and the error message says so.
+Rows are inserted in bulk through Arrow, since inserting them one by one is a hundred times slower.
 """
 
 import json
@@ -18,11 +18,11 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.store.access import may_write
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
-from recycledb.store.opening import may_write
 from recycledb.store.statement import statements_in, with_dollars, without_comments
 
-# What is told of tables and indexes.
+# Queries that describe tables, constraints and indexes, for `schema`.
 _TOLD = {
     "table": """
         SELECT t.table_name, c.column_name, c.data_type, c.is_nullable, c.column_default
@@ -35,7 +35,7 @@ _TOLD = {
     """,
     "index": "SELECT index_name, table_name, is_unique, expressions FROM duckdb_indexes() ORDER BY index_name",
 }
-# What else than tables a file may hold.
+# What a file may contain besides tables.
 _OTHERS = " UNION ALL ".join(
     f"SELECT 1 FROM duckdb_{kind}() WHERE NOT {built_in} AND database_name = current_database()"
     for kind, built_in in (
@@ -55,16 +55,16 @@ class DuckDB:
     """A store in one DuckDB file."""
 
     name = "duckdb"
-    errors: tuple[type[Exception], ...] = (duckdb.Error,)  # bulk inserts go past SQLAlchemy, which would wrap them
+    errors: tuple[type[Exception], ...] = (duckdb.Error,)  # bulk inserts bypass SQLAlchemy, which would wrap errors
 
     def __init__(self, path: Path) -> None:
-        if "?" in str(path):  # it puts its log beside what stands before the first question mark
-            raise StoreError(f"DuckDB cannot keep a database at {path}: the path holds a question mark")
+        if "?" in str(path):  # DuckDB would cut the name of its log there
+            raise StoreError(f"DuckDB cannot open a database at {path}: the path contains a question mark")
         try:
             str(path).encode()
         except UnicodeEncodeError as error:
-            raise StoreError(f"DuckDB cannot keep a database at {path!r}: the path is not UTF-8") from error
-        if path.is_file() and not _is_empty_or_duckdb(path):  # it would read data files into a database in memory
+            raise StoreError(f"DuckDB cannot open a database at {path!r}: the path is not UTF-8") from error
+        if path.is_file() and not _is_empty_or_duckdb(path):  # DuckDB would read a data file into a database in memory
             raise StoreError(f"{path} is not a DuckDB file; check the URL")
         self.path = path
         self._is_written = False
@@ -79,12 +79,14 @@ class DuckDB:
             if not self.path.exists() or may_write(self.path):
                 if writes and _is_blank(
                     self.path
-                ):  # DuckDB makes a database where no file is, not in one without a byte
+                ):  # DuckDB creates a database if there is no file, but not in an empty one
                     self.path.unlink()
                 self._is_written |= writes
                 return
             if writes:
-                raise ReadOnlyError(f"{self.path} may only be read: this user may not write it, or not in its folder")
+                raise ReadOnlyError(
+                    f"{self.path} is read-only: this user has no write permission for it or for its folder"
+                )
             options["read_only"] = True
 
         return engine
@@ -108,7 +110,7 @@ class DuckDB:
             )
             return int(result.fetchone()[0])
         finally:
-            # A failed insert has aborted the transaction; its own error is the one that matters.
+            # A failed insert has aborted the transaction; report its error, not this one.
             with suppress(duckdb.TransactionException):
                 raw.unregister("incoming_rows")
 
@@ -118,7 +120,7 @@ class DuckDB:
         return list(raw.execute(sql, [table]).fetchall())
 
     def backup(self, target: Path) -> None:
-        """Flush the log into the file, let go of it, copy it: an open DuckDB file must not be touched from beside."""
+        """Checkpoint the log into the file, close it, and copy it: an open DuckDB file must not be read by other means."""
         with self.writer.connect() as conn:
             conn.exec_driver_sql("CHECKPOINT")
         self.close()
@@ -126,7 +128,7 @@ class DuckDB:
 
     @contextmanager
     def look(self) -> Iterator[Connection]:
-        """Open for reading only where a log is left there: closing the file would else work it in."""
+        """Open the file read-only if a process left a log there: closing it would otherwise checkpoint the log."""
         log = self.path.with_name(f"{self.path.name}.wal")
         engine = self.reader
         if _is_blank(self.path):
@@ -140,19 +142,19 @@ class DuckDB:
             engine.dispose()
 
     def contents(self, conn: Connection) -> Contents:
-        """Return the file's tables; schemas, types and macros of someone's program are not nothing, either."""
+        """Return the file's tables; a file with another program's schemas, types or macros is not blank either."""
         tables = {row[0] for row in conn.exec_driver_sql("SELECT table_name FROM duckdb_tables() WHERE NOT internal")}
         return Contents(tables, not tables and not conn.exec_driver_sql(_OTHERS).fetchall())
 
     def schema(self, conn: Connection) -> dict[str, str]:
-        """Return views by their text, tables by their columns and constraints, and indexes."""
+        """Describe views by their SQL, tables by their columns and constraints, and indexes."""
         found: dict[str, str] = {}
         for name, sql in conn.exec_driver_sql("SELECT view_name, sql FROM duckdb_views() WHERE NOT internal"):
             found[f"view {name}"] = " ".join(sql.split())
         for kind, sql in _TOLD.items():
-            for name, *told in conn.exec_driver_sql(sql):
-                if name not in ("kept_place", "incoming_rows"):  # a connection's own, not the file's
-                    found[f"{kind} {name}"] = found.get(f"{kind} {name}", "") + repr(told)
+            for name, *description in conn.exec_driver_sql(sql):
+                if name not in ("kept_place", "incoming_rows"):  # temporary, not in the file
+                    found[f"{kind} {name}"] = found.get(f"{kind} {name}", "") + repr(description)
         return found
 
     def in_memory(self) -> Engine:
@@ -160,22 +162,22 @@ class DuckDB:
         return create_engine("duckdb:///:memory:", poolclass=StaticPool)
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """Nothing can happen: a process that reads keeps every writer out."""
+        """Do nothing: while a process reads, no other process can write."""
         return nullcontext()
 
     def refused_writing(self, error: Exception) -> bool:
-        """Say whether the store can still be read, but this user may not write it, or the disk is full."""
+        """Return whether the store can still be read, but this user may not write it, or the disk is full."""
         return "read-only" in str(error) or "No space left" in str(error)
 
     def damage(self) -> list[str]:
-        """Read every table from end to end: DuckDB verifies its blocks' checksums when it reads them."""
+        """Read every table completely: DuckDB verifies the checksum of each block that it reads."""
         with self.reader.connect() as conn:
             tables = [row[0] for row in conn.exec_driver_sql("SELECT table_name FROM duckdb_tables()")]
             found = []
             for table in tables:
                 try:
                     conn.exec_driver_sql(f'SELECT count(*), max(hash("{table}")) FROM "{table}"').fetchall()
-                except Exception as error:  # whatever the driver raises is the finding
+                except Exception as error:  # any error of the driver is a finding
                     found.append(f"{table}: {error}")
         return found
 
@@ -184,21 +186,21 @@ class DuckDB:
         text = str(error).splitlines()[0]
         if "Could not set lock" in text:
             return (
-                f"another process has {self.path} open, and DuckDB lets in one at a time; "
-                "wait for it, or keep a store that is read while it is written in SQLite"
+                f"another process has {self.path} open, and DuckDB allows only one at a time; "
+                "wait until it is done, or use SQLite for a store that is read while it is written"
             )
         if "No space left" in text:
-            return (
-                f"no space is left for {self.path}; free some and run the same command again: nothing committed is lost"
-            )
+            return f"no space is left for {self.path}; free some space and run the same command again: nothing committed is lost"
         if "not a valid DuckDB database" in text or "Corrupt" in text or "corrupt" in text:
-            return f"{self.path} is not a sound DuckDB file; restore a copy (db upgrade leaves them beside it)"
+            return (
+                f"{self.path} is damaged, or not a DuckDB file; restore a backup (`db upgrade` leaves them next to it)"
+            )
         return f"{self.path}: {text}"
 
     @contextmanager
     def sandbox(self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()) -> Iterator["DuckDBSandbox"]:
-        """Open the file read-only; lock its configuration, so that no statement can lift the limits."""
-        self.close()  # one process may hold a file open either for writing or for reading
+        """Open the file read-only; lock its configuration, so that no statement can remove the restrictions."""
+        self.close()  # a process can have a file open either for writing or for reading
         try:
             connection = duckdb.connect(str(self.path), read_only=True)
         except duckdb.Error as error:
@@ -207,13 +209,13 @@ class DuckDB:
         try:
             connection.execute("SET autoinstall_known_extensions = false")
             connection.execute("SET autoload_known_extensions = false")
-            connection.execute("SET python_enable_replacements = false")  # our variables are no tables
+            connection.execute("SET python_enable_replacements = false")  # Python variables are not tables
             with suppress(duckdb.Error):  # built without time zones
                 connection.execute("SET TimeZone = 'UTC'")
             if not allow_external:
                 connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
-            if as_if:  # DuckDB looks names up when a view is used, and among what is temporary first
+            if as_if:  # DuckDB resolves a view's names when it is used, temporary ones first
                 [(catalog,)] = connection.execute("SELECT current_database()").fetchall()
                 quoted = catalog.replace('"', '""')
                 connection.execute(names_as_if(f'"{quoted}".main.current_names', as_if))
@@ -229,7 +231,7 @@ class DuckDB:
         self.reader.dispose()
 
 
-# What a plan calls that which writes: files (COPY may stand in a WITH), settings, logs; and SQL that only shows when it runs.
+# Operators of a query plan that write files (COPY may be in a WITH), settings or logs; and SQL that is known only when it runs.
 _WRITING = re.compile(
     "COPY|INSERT|UPDATE|DELETE|MERGE|CREATE|ALTER|DROP|TRUNCATE|ATTACH|EXPORT|IMPORT|EXECUTE|CHECKPOINT|LOGGING|EXTERNAL_RESOURCE"
 )
@@ -239,7 +241,7 @@ _EXPLAIN = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 
-# Attached without a word about it, a database is opened as this one is: for reading only.
+# Without an option, an attached database is opened in the mode of this one: read-only.
 _OPTION = r"(?:read_only(?:\s+true)?|type\s+'?\w+'?|encryption_key\s+'(?:[^']|'')*')"
 _ATTACH = re.compile(
     rf"""
@@ -254,7 +256,7 @@ _WITH_ZONE = "TIMESTAMP WITH TIME ZONE"
 
 
 class DuckDBSandbox:
-    """A connection that can read the store, other files where that is allowed, and nothing else."""
+    """A connection that can only read: the store, and other files if that is allowed."""
 
     views = "main"
 
@@ -272,19 +274,19 @@ class DuckDBSandbox:
             result = self._connection.execute(statement, named)
             columns = [column[0] for column in result.description]
             types = [str(column[1]) for column in result.description]
-            if any(_WITH_ZONE in kind for kind in types):  # the driver asks for a package that it does not bring along
+            if any(_WITH_ZONE in kind for kind in types):  # the driver needs a package that it does not depend on
                 result = self._connection.execute(_with_zones_as_text(statement.query, types), named)
         except duckdb.Error as error:
             raise QueryError(self._refusal(error)) from error
         return columns, self._rows(result)
 
     def _checked(self, sql: str, given: dict[str, Any]) -> Any:
-        """Return the one statement of a text, having made sure that it only reads."""
+        """Return the single statement of a text; raise QueryError unless it only reads."""
         statement = self._one(sql)
         match statement.type.name:
             case "SELECT":
                 self._require_reading(sql, statement, given)
-            case "EXPLAIN":  # ANALYZE runs it; what is looked at is what is run, so without comments
+            case "EXPLAIN":  # ANALYZE runs it; check exactly what is run, so without comments
                 found = _EXPLAIN.fullmatch(without_comments(sql).strip())
                 inner = self._one(found["inner"]) if found else None
                 if inner is None or inner.type.name != "SELECT":
@@ -294,7 +296,7 @@ class DuckDBSandbox:
             case "ATTACH" if self._allow_external:
                 bare = without_comments(sql).strip().rstrip("; \t\r\n")
                 if not _ATTACH.fullmatch(bare):
-                    raise QueryError("refused: ATTACH is taken in the form ATTACH 'FILE' AS name (READ_ONLY)")
+                    raise QueryError("refused: write ATTACH in the form ATTACH 'FILE' AS name (READ_ONLY)")
                 statement = self._one(bare)
             case "DETACH" if self._allow_external:
                 pass
@@ -311,7 +313,7 @@ class DuckDBSandbox:
         return statements[0]
 
     def _require_reading(self, sql: str, statement: Any, given: dict[str, Any]) -> None:
-        """Raise QueryError where a SELECT would write a file; without external access the database itself sees to that."""
+        """Raise QueryError if a SELECT would write a file; without external access the database itself prevents that."""
         if not self._allow_external:
             return
         [(_, plan)] = self._connection.execute(f"EXPLAIN (FORMAT json) {sql}", _named(statement, given)).fetchall()
@@ -327,7 +329,7 @@ class DuckDBSandbox:
             raise QueryError(self._refusal(error)) from error
 
     def interrupt(self) -> None:
-        """Stop the statement under way."""
+        """Stop the running statement."""
         self._connection.interrupt()
 
     def leave(self) -> None:
@@ -335,7 +337,7 @@ class DuckDBSandbox:
         self.is_left = True
 
     def _refusal(self, error: Exception) -> str:
-        """Return a driver's message on one line, without the picture of where in the SQL it is."""
+        """Return a driver's message on one line, without the excerpt of the SQL."""
         text = " ".join(str(error).split("\nLINE ")[0].split())
         signs = ("disabled by configuration", "configuration has been locked", "read-only")
         if any(sign in text for sign in signs) and "does not exist" not in text:
@@ -359,7 +361,7 @@ def _steps(plan: Any) -> Iterator[str]:
 
 
 def _with_zones_as_text(sql: str, types: Sequence[str]) -> str:
-    """Return the query with moments, also those within lists and structures, as texts in UTC."""
+    """Return the query with timestamps, also those in lists and structs, as texts in UTC."""
     names = [f"c{i}" for i in range(len(types))]
     columns = [
         f"CAST({name} AS {kind.replace(_WITH_ZONE, 'VARCHAR')})" if _WITH_ZONE in kind else name

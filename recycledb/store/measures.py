@@ -1,18 +1,19 @@
-"""Facts and values of measures: what is missing of them, and what is there.
+"""Facts and values of student measures: find, count and store them.
 
-Invariant: a fact (a row of `loss` or `readout`) is missing or there, and so is a value (a row of `value`); nothing is ever changed. Values
-wait for their facts: one is computed when every fact that its measure needs of the variant is there, and needs no model then.
+Invariant: a fact (a row of `loss` or `readout`) or a value (a row of `value`) either exists or is missing; it never changes. A value is
+pending once every fact that its measure needs of the variant exists; computing it needs no model.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from recycledb.store import Row, SQLRow, Store
+from recycledb.store import SQLRow, Store
 from recycledb.store.pending import ALL_SAMPLES, Scope, candidates, listed
+from recycledb.store.rows import LossRow, ReadoutRow
 
 
 class Need(NamedTuple):
-    """Facts that are wanted of variants under one student: of which variants, which statistics, which readouts by their prompts."""
+    """The facts that a student needs: the variants in scope, the statistics, and the readouts by their prompt ids."""
 
     scope: Scope
     student_id: str
@@ -21,7 +22,7 @@ class Need(NamedTuple):
 
     @property
     def facts(self) -> int:
-        """How many facts a variant has when none is missing."""
+        """The number of facts of a variant when none is missing."""
         return len(self.stats) + len(self.prompts)
 
     @property
@@ -36,7 +37,7 @@ class Need(NamedTuple):
 
 
 class Lacking(NamedTuple):
-    """What is missing of a need: variants, facts, and the variants' characters."""
+    """How much of a need is missing: variants, facts, and the variants' characters."""
 
     variants: int
     facts: int
@@ -44,14 +45,14 @@ class Lacking(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """The facts about one variant that are there: losses by statistic, readouts by prompt, each with its status."""
+    """The existing facts of one variant: rows of `loss` by statistic, rows of `readout` by prompt."""
 
     losses: dict[str, SQLRow]
     readouts: dict[str, SQLRow]
 
 
 def _present(need: Need, variant: str) -> str:
-    """Return SQL for how many of the needed facts a variant has."""
+    """Return SQL for the number of needed facts that a variant has."""
     counts = []
     if need.stats:
         names = ", ".join(f":stat_{i}" for i in range(len(need.stats)))
@@ -78,15 +79,15 @@ def _lacking(need: Need, samples: str) -> str:
 
 
 def lacking_facts(store: Store, need: Need, samples: Sequence[str]) -> Sequence[SQLRow]:
-    """Return the variants of these samples that lack facts, with their texts and how many facts are present."""
+    """Return the variants of these samples that lack facts, with their texts and the number of facts present."""
     if not samples or not need.facts:
         return []
-    values = {f"sample_{i}": sample for i, sample in enumerate(samples)}
-    return store.rows(_lacking(need, listed(len(samples))), **need.parameters, **values)
+    sql, values = listed(samples)
+    return store.rows(_lacking(need, sql), **need.parameters, **values)
 
 
 def some_lacking(store: Store, need: Need, number: int) -> Sequence[SQLRow]:
-    """Return some of the variants that lack facts, the first by id: ids are hashes."""
+    """Return the first `number` variants by id that lack facts; ids are hashes, so this is a random sample."""
     if not need.facts:
         return []
     sql = f"SELECT * FROM ({_lacking(need, ALL_SAMPLES)}) u ORDER BY u.variant_id LIMIT {number}"
@@ -94,7 +95,7 @@ def some_lacking(store: Store, need: Need, number: int) -> Sequence[SQLRow]:
 
 
 def count_lacking(store: Store, need: Need) -> Lacking:
-    """Return how much is missing of a need."""
+    """Return how much of a need is missing."""
     if not need.facts:
         return Lacking(0, 0, 0)
     length = "length(u.instruction) + length(u.input) + length(u.output)"
@@ -103,7 +104,7 @@ def count_lacking(store: Store, need: Need) -> Lacking:
 
 
 def facts_of(store: Store, need: Need, variants: Sequence[str]) -> dict[str, Facts]:
-    """Return the needed facts that are there, by variant."""
+    """Return the needed facts that exist, by variant."""
     found = {variant: Facts({}, {}) for variant in variants}
     for table, key, names in (("loss", "stat", need.stats), ("readout", "prompt_id", need.prompts)):
         for marks, values in _parts(variants if names else ()):
@@ -140,33 +141,31 @@ def _valueless(need: Need, samples: str) -> str:
 
 
 def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str]) -> Sequence[SQLRow]:
-    """Return the variants of these samples whose facts are all there and whose value is not."""
+    """Return the variants of these samples that have all facts but no value."""
     if not samples:
         return []
-    values = {f"sample_{i}": sample for i, sample in enumerate(samples)}
+    those, values = listed(samples)
     sql = f"""
-        {_valueless(need, listed(len(samples)))}
+        {_valueless(need, those)}
         SELECT v.variant_id, v.instruction, v.input, v.output FROM valueless k JOIN variant v ON v.variant_id = k.variant_id
     """
     return store.rows(sql, measure=measure, **need.parameters, **values)
 
 
 def count_values(store: Store, need: Need, measure: str) -> int:
-    """Return how many values can be computed from facts that are there."""
+    """Return how many values are pending: all their facts exist."""
     sql = f"{_valueless(need, ALL_SAMPLES)} SELECT count(*) FROM valueless"
     return int(store.rows(sql, measure=measure, **need.parameters)[0][0])
 
 
-def add_facts(store: Store, losses: Iterable[Row], readouts: Iterable[Row]) -> None:
-    """Commit facts: `loss` rows and `readout` rows."""
+def add_facts(store: Store, facts: Sequence[LossRow | ReadoutRow]) -> None:
+    """Commit facts."""
     with store.write() as conn:
-        for table, rows in (("loss", list(losses)), ("readout", list(readouts))):
-            if rows:
-                store.insert(conn, table, rows)
+        store.insert(conn, facts)
 
 
 def summary(store: Store) -> Sequence[SQLRow]:
-    """Return, for each measure and model, how many values there are of current variants, and how many of them are no number, by why."""
+    """Return, by measure, model and status, how many current variants have a row, how many of them a number, and the numbers' range."""
     return store.rows("""
         SELECT measure, model, status, count(*) AS variants, count(value) AS numbers, min(value) AS least, avg(value) AS mean,
             max(value) AS most

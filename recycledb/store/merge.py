@@ -1,14 +1,13 @@
-"""Merge: bring every row of another store in that this one lacks, from any backend to any other.
+"""Merge: copy every row that this store lacks from another store, from any backend to any other.
 
-Invariant: rows travel parents first, each transaction whole, so a reader of the target never meets a row without what it
-points at, and a merge that was stopped is completed by running it again. The source is seen as it stood at one moment, whoever
-is writing it. What the target has keeps its value and its meaning: no row is changed, no name moves, and a dataset ends in a state that
-one of the two stores had, never in a mixture of both.
-Workers do not travel: they are processes of their machine. An attempt of theirs without a reply thereby counts as lost here, until
-a later merge brings its reply. Equal answers that both stores paid for are one text and two payments here.
+Invariant: rows are copied parents first, in whole transactions, so a reader of the target never sees a row without the rows that it
+references, and a merge that was stopped is completed by running it again. The source is read in one snapshot, even while it is written.
+The target's rows and names do not change, and each dataset ends in the state that it has in one of the two stores, never in a mixture.
+Workers are not copied: they are processes of their machine. Their attempts without a reply count as lost here, until a later merge
+copies the replies. Equal replies that both stores paid for become one reply and two payments here.
 
-Which rows are missing is asked of the keys alone. Both databases join the keys of an eighth of a table into one string;
-where the two strings are equal nothing is missing, and only where they differ are keys compared one by one.
+Missing rows are found by their keys alone. Each database concatenates the keys of an eighth of a table into one string: if the two
+strings are equal, nothing is missing; otherwise the keys are compared one by one.
 """
 
 import heapq
@@ -28,15 +27,15 @@ from recycledb.schema import ORIGIN
 from recycledb.store import Store
 from recycledb.store.backend import Row
 from recycledb.store.digest import with_digests
-from recycledb.store.repeats import ATTEMPTS
-from recycledb.store.repeats import COLUMNS as REPEATED
+from recycledb.store.pending import ATTEMPTS
+from recycledb.store.rows import RepeatedReplyRow
 from recycledb.store.tables import metadata
 
-# Rows of one transaction. SQLite: a second writer waits so long and no longer. DuckDB: nobody else can have the file open, and
-# a commit is dear.
+# Rows in one transaction. SQLite: other writers wait for that long. DuckDB: no other process can have the file open, and a commit is
+# expensive.
 BATCH_ROWS = {"sqlite": 10_000, "duckdb": 25_000}
 READ_ROWS = 2_000
-KEYS = 1_000  # of one IN list
+KEYS = 1_000  # in one IN list
 
 TABLES = (
     "prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample", "variant", "dataset", "place", "closing",
@@ -48,7 +47,7 @@ Tell = Callable[[str, int], None]  # a table's name and how many of its rows are
 
 
 class NameClash(NamedTuple):
-    """A name that means one id here and another in the source; it keeps its meaning here."""
+    """A name that stands for one id here and another in the source; it does not change here."""
 
     kind: str
     name: str
@@ -58,7 +57,7 @@ class NameClash(NamedTuple):
 
 @dataclass
 class Merged:
-    """What a merge brought: new rows by table, and the names that the two stores use differently."""
+    """The result of a merge: new rows by table, and the names that stand for different ids in the two stores."""
 
     rows: dict[str, int] = field(default_factory=dict)
     clashes: list[NameClash] = field(default_factory=list)
@@ -69,7 +68,7 @@ class Merged:
 
 
 def open_source(url: str) -> Store:
-    """Open the store to merge from; SchemaError says which one to upgrade, and how."""
+    """Open the store to merge from; a SchemaError names the store to upgrade and the command."""
     try:
         return Store.open(url)
     except SchemaError as error:
@@ -78,9 +77,9 @@ def open_source(url: str) -> Store:
 
 
 def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) -> Merged:
-    """Bring every row of `source` into `target` that it lacks.
+    """Copy every row of `source` that `target` lacks.
 
-    StoreError, and nothing merged, where both are one file or a dataset has gone different ways in the two.
+    Raises StoreError, with nothing merged, if both are the same file or a dataset has diverged between them.
     """
     if target.backend.path.resolve() == source.backend.path.resolve():
         raise StoreError(f"{target.backend.path} cannot be merged into itself; name another store as the source")
@@ -107,7 +106,7 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
     return work.result
 
 
-# What steps were asked about, what they made, and what variants were made from, by kinds.
+# By kind: which variants steps were asked about, which they made, and what variants were made from.
 _ASKED_ABOUT = """
     SELECT DISTINCT a.step, v.kind FROM attempt a JOIN variant v ON v.variant_id = a.variant_id
     UNION
@@ -126,9 +125,9 @@ _MADE_FROM = """
 
 
 def _generations(source: Connection) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield steps and kinds in an order in which each needs only kinds and steps before it, as the rows themselves say.
+    """Yield steps and kinds in an order in which each depends only on earlier ones, as found in the rows themselves.
 
-    So a store is merged whole, whatever methods are installed here.
+    So a store is merged completely even if methods that it used are not installed here.
     """
     needs: dict[tuple[str, str], set[tuple[str, str]]] = {
         **{
@@ -148,7 +147,7 @@ def _generations(source: Connection) -> Iterator[tuple[list[str], list[str]]]:
         found = [
             *steps,
             *kinds,
-        ] or waiting  # rows that lead back to themselves are of a damaged store, which is merged as it is
+        ] or waiting  # a cycle means that the source is damaged; merge it as it is
         yield [name for what, name in found if what == "step"], [name for what, name in found if what == "kind"]
         done.update(found)
         waiting = [each for each in waiting if each not in done]
@@ -156,16 +155,16 @@ def _generations(source: Connection) -> Iterator[tuple[list[str], list[str]]]:
 
 @contextmanager
 def _snapshot(source: Store, folder: Path) -> Iterator[Connection]:
-    """Open a connection that sees the source as it stands now until the end, without holding up those who write it.
+    """Open a connection that sees a snapshot of the source, without blocking its writers.
 
-    In WAL mode and in DuckDB a transaction does that. With a rollback journal a reader would keep writers from committing,
-    so there the file is first copied into `folder`.
+    In WAL mode and in DuckDB a transaction does that. With a rollback journal a reader would keep writers from committing, so the file
+    is first copied into `folder`.
     """
     if getattr(source.backend, "journal", "wal") == "wal":
         with source.read() as conn:
             conn.exec_driver_sql(
                 "SELECT version_num FROM alembic_version"
-            ).fetchall()  # the first read fixes the moment
+            ).fetchall()  # the first read starts the snapshot
             yield conn
         return
     from recycledb.store.sqlite import SQLite
@@ -179,7 +178,7 @@ def _snapshot(source: Store, folder: Path) -> Iterator[Connection]:
 
 @dataclass
 class _Merge:
-    """One merge under way."""
+    """A running merge."""
 
     target: Store
     source: Connection
@@ -188,7 +187,7 @@ class _Merge:
     missing: dict[str, list[str] | None] = field(default_factory=dict)
 
     def copy(self, table: str, column: str = "", values: Sequence[str] = ()) -> None:
-        """Copy a table's missing rows, or those of them in which `column` has one of these values."""
+        """Copy a table's missing rows; with `column`, only those in which it has one of these values."""
         if column and not values:
             return
         key = _columns(table, key=True)
@@ -198,33 +197,35 @@ class _Merge:
         self._copy_rows(table, key[0], self.missing[table], where)
 
     def copy_repeated(self) -> None:
-        """Copy what was paid for answers that the target has from other attempts, once the replies are there.
+        """Copy the payments for replies that the target has from other attempts; the replies must be copied first.
 
-        Told by attempts: a reply of the source's whose id the target has for another attempt is a repeated one here.
+        Found by attempt: a reply of the source whose id belongs to another attempt in the target becomes a repeated reply here.
         """
         missing = self._missing_ids(ATTEMPTS, ["attempt_id"], _Where()) or []
         for start in range(0, len(missing), KEYS):
             where = _Where().and_in("attempt_id", missing[start : start + KEYS])
             rows = [*self._select("repeated_reply", where)]
-            found = _execute(self.source, *where.sql(f"SELECT {', '.join(REPEATED)} FROM reply")).fetchall()
+            found = _execute(
+                self.source, *where.sql(f"SELECT {', '.join(RepeatedReplyRow._fields)} FROM reply")
+            ).fetchall()
             rows.extend(with_digests(metadata.tables["repeated_reply"], found))
             with self.target.write() as conn:
                 self._insert(conn, "repeated_reply", rows)
 
     def copy_owned(self, table: str, owner: str) -> None:
-        """Copy the missing rows of a table owner by owner: one that is new to the target comes as one stream."""
+        """Copy the missing rows of a table owner by owner; the rows of an owner new to the target are copied as one stream."""
         column = f"{owner}_id"
         key = [name for name in _columns(table, key=True) if name != column]
-        key.sort(key=lambda name: name != "variant_id")  # looked up by it
+        key.sort(key=lambda name: name != "variant_id")  # rows are looked up by it
         for (each,) in list(self._read(f"SELECT {column} FROM {owner} ORDER BY {column}")):
             where = _Where().and_in(column, (each,))
             self._copy_rows(table, key[0], self._missing_ids(table, key, where), where)
 
     def copy_batches(self) -> None:
-        """Copy batches that were handed over, with what became of them, all in one transaction, after their attempts.
+        """Copy submitted batches and their events, all in one transaction, after their attempts.
 
-        A batch without an event is a claim of a process of the source's, like a worker; one that was handed over can be taken
-        by whichever store asks for it first, and its answers have the same ids in both.
+        A batch without an event is a claim of one of the source's processes, like a worker. A submitted batch can be collected by
+        either store, and its replies have the same ids in both.
         """
         handed_over = _Where().and_("batch_id IN (SELECT batch_id FROM batch_event)")
         with self.target.write() as conn:
@@ -243,7 +244,7 @@ class _Merge:
                         self._write(conn, table, self._select(table, where))
 
     def copy_names(self) -> None:
-        """Copy the names that the target does not know at all; note those that mean something else there."""
+        """Copy the names that the target does not have; record those that stand for another id there."""
         current = "SELECT kind, name, id FROM current_names"
         there = {(kind, name): key for kind, name, key in self._read(current)}
         rows = list(self._select("name", _Where()))
@@ -257,17 +258,17 @@ class _Merge:
     # -- datasets
 
     def check_datasets(self) -> None:
-        """Raise StoreError where a dataset has gone different ways in the two stores."""
+        """Raise StoreError if a dataset has diverged between the two stores."""
         with self.target.read() as conn:
             for dataset in self._datasets():
                 _newer_positions(self.source, conn, dataset)
 
     def copy_datasets(self) -> None:
-        """Copy missing places and closings, each dataset in one transaction, as `add` would."""
+        """Copy missing rows of `place` and `closing`, each dataset in one transaction, as `add` does."""
         for dataset in self._datasets():
             where = _Where().and_in("dataset", (dataset,))
             with self.target.write() as conn:
-                newer = _newer_positions(self.source, conn, dataset)  # again, now that nobody else can write
+                newer = _newer_positions(self.source, conn, dataset)  # again, now under the write lock
                 self._write(conn, "dataset", self._select("dataset", where))
                 for table in ("place", "closing"):
                     rows = self._select(table, where)
@@ -280,7 +281,7 @@ class _Merge:
     # -- rows
 
     def _missing_ids(self, table: str, key: Sequence[str], where: "_Where") -> list[str] | None:
-        """Return the values of `key`'s first column in rows that the target lacks; None where it has no row at all."""
+        """Return the values of `key`'s first column in rows that the target lacks; None if it has no rows."""
         missing: set[str] = set()
         with self.target.read() as conn:
             if not _execute(conn, *where.sql(f"SELECT 1 FROM {table}", "LIMIT 1")).fetchall():
@@ -290,7 +291,7 @@ class _Merge:
                 if theirs != ours:
                     keys = set(theirs.split(",")).difference(ours.split(","))
                     missing.update(row.partition("|")[0] for row in keys)
-        return sorted(missing - {""})  # what an eighth without rows is split into
+        return sorted(missing - {""})  # an eighth without rows gives ''
 
     def _copy_rows(self, table: str, column: str, ids: list[str] | None, where: "_Where") -> None:
         if ids is None:
@@ -300,7 +301,7 @@ class _Merge:
             batches = _lists(
                 (row for part in parts for row in self._select(table, where.and_in(column, part))), self.size
             )
-        for batch in batches:  # read before the target is locked
+        for batch in batches:  # read before the write lock is taken
             with self.target.write() as conn:
                 self._insert(conn, table, batch)
 
@@ -320,7 +321,7 @@ class _Merge:
         return chain.from_iterable(self._batches(table, where))
 
     def _batches(self, table: str, where: "_Where") -> Iterator[list[Row]]:
-        """Yield rows in lists, as the driver makes them: a generator that handles each row costs as much as reading it."""
+        """Yield rows in lists, as the driver returns them: a generator that handles each row takes as long as reading it."""
         cursor = _execute(self.source, *where.sql(f"SELECT {', '.join(_columns(table))} FROM {table}"))
         flags = [i for i, column in enumerate(metadata.tables[table].columns) if isinstance(column.type, Boolean)]
         while batch := cursor.fetchmany(self.size):
@@ -336,7 +337,7 @@ def _lists(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def _with_truth_values(rows: list[Row], flags: Sequence[int]) -> list[Row]:
-    """Turn SQLite's 0 and 1 into the truth values that they stand for, in columns that stand side by side."""
+    """Turn SQLite's 0 and 1 into booleans, in adjacent columns."""
     first, end = flags[0], flags[-1] + 1
     return [(*row[:first], *map(bool, row[first:end]), *row[end:]) for row in rows]
 
@@ -366,7 +367,7 @@ def _columns(table: str, *, key: bool = False) -> list[str]:
 
 
 def _eighths(column: str, where: _Where) -> Iterator[_Where]:
-    """Yield conditions that part the ids, which are hexadecimal hashes, by their first digit; together they leave none out."""
+    """Yield conditions that divide the ids, which are hexadecimal hashes, by their first digit; together they cover every id."""
     digits = "02468ace"
     yield where.and_(f"{column} < ?", digits[1])
     for first, end in pairwise(digits[1:]):
@@ -375,10 +376,10 @@ def _eighths(column: str, where: _Where) -> Iterator[_Where]:
 
 
 def _joined_keys(conn: Connection, table: str, key: Sequence[str], where: _Where) -> str:
-    """Return the keys of these rows, joined by commas; a key of several columns has bars between them.
+    """Return the keys of these rows, joined by commas; the columns of a key are joined by bars.
 
-    The order is that of the key wherever databases keep a subquery's, as both do. Were it another, the comparison of the strings would
-    fail, and that of the keys one by one would still be right.
+    Both databases keep the subquery's order in the aggregate. If one did not, the strings would differ, and the comparison of single keys
+    would still be correct.
     """
     value = " || '|' || ".join(f"CAST({column} AS VARCHAR)" for column in key)
     inner, values = where.sql(f"SELECT {value} AS k FROM {table}", f"ORDER BY {', '.join(key)}")
@@ -397,7 +398,7 @@ def _stream(conn: Connection, sql: str, values: Row = ()) -> Iterator[Row]:
         yield from batch
 
 
-# -- a dataset's history: at each position, what stood there in turn and whether that has ended
+# -- a dataset's history: at each position, its samples in order, and whether each has ended
 
 _History = list[tuple[str, bool]]
 _HISTORIES = """
@@ -408,10 +409,10 @@ _HISTORIES = """
 
 
 def _newer_positions(source: Connection, target: Connection, dataset: str) -> set[int] | None:
-    """Return the positions at which the source's history goes on from the target's; None where the target has no history.
+    """Return the positions at which the source's history continues the target's; None if the target has no history.
 
-    Raises StoreError unless the dataset, once those have travelled, stands as it does in one of the two stores: a mixture of two
-    states is a dataset that nobody added. Where both went different ways to the same sample, nothing need travel.
+    Raises StoreError unless the dataset, with those copied, has the state that it has in one of the two stores: a mixture of two states
+    is a dataset that nobody added. If the histories of a position differ but end in the same sample, nothing is copied.
     """
     newer: set[int] = set()
     if not _execute(target, "SELECT 1 FROM place WHERE dataset = ? LIMIT 1", (dataset,)).fetchall():
@@ -433,7 +434,7 @@ def _newer_positions(source: Connection, target: Connection, dataset: str) -> se
                 "target", f"position {position} is newer here ({_shown(here)} here, {_shown(there)} there)"
             )
         else:
-            _refuse(dataset, f"at position {position} stands {_shown(here)} here, {_shown(there)} there")
+            _refuse(dataset, f"position {position} has {_shown(here)} here, {_shown(there)} there")
     if len(ahead) == 2:
         _refuse(dataset, " but ".join(ahead.values()))
     return newer
@@ -445,7 +446,7 @@ def _same_rows(source: Connection, target: Connection, dataset: str) -> bool:
 
 
 def _both_histories(source: Connection, target: Connection, dataset: str) -> Iterator[tuple[int, _History, _History]]:
-    """Yield each position with its history in the target and in the source, reading both in step."""
+    """Yield each position with its history in the target and in the source, reading both in parallel."""
     sides = [_of_side(side, _stream(conn, _HISTORIES, (dataset,))) for side, conn in enumerate((target, source))]
     for position, rows in groupby(heapq.merge(*sides, key=itemgetter(0)), key=itemgetter(0)):
         histories: tuple[_History, _History] = ([], [])
@@ -460,7 +461,7 @@ def _of_side(side: int, rows: Iterator[Row]) -> Iterator[tuple[int, int, str, in
 
 
 def _goes_on(later: _History, earlier: _History) -> bool:
-    """Say whether one history starts as the other does; what has ended stays ended."""
+    """Return whether `later` starts with the samples of `earlier`, and what has ended there has ended here too."""
     return len(later) >= len(earlier) and all(
         a[0] == b[0] and (a[1] or not b[1]) for a, b in zip(later, earlier, strict=False)
     )
@@ -476,6 +477,6 @@ def _shown(history: _History) -> str:
 
 def _refuse(dataset: str, why: str) -> None:
     raise StoreError(
-        f"nothing was merged: dataset {dataset!r} has gone different ways in the two stores ({why}); `recycledb add` the same "
-        f"file as --dataset {dataset} to both (--store says to which), then merge again"
+        f"nothing was merged: dataset {dataset!r} has diverged between the two stores ({why}); `recycledb add` the same "
+        f"file as --dataset {dataset} to both (choose the store with --store), then merge again"
     )

@@ -1,7 +1,7 @@
-"""Schema revisions: which one a store has, and how it gets the newest.
+"""Schema revisions: find a store's revision, and upgrade it to the newest.
 
-Invariant: only Alembic's revisions in `recycledb.migrations` create or change tables and views, each in one transaction,
-and an existing file is copied before it is changed. A database that is not a store of ours is only looked at: not a byte of it changes.
+Invariant: only the Alembic revisions in `recycledb.migrations` create or change tables and views, each in one transaction, and an
+existing file is backed up before it is changed. A database that is not a recycledb store is only read: it stays byte for byte the same.
 """
 
 from importlib.resources import files
@@ -12,11 +12,11 @@ from sqlalchemy.exc import DBAPIError
 
 from recycledb.errors import SchemaError
 from recycledb.store.backend import Backend
-from recycledb.store.copying import copy_beside
+from recycledb.store.backup import copy_beside
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")  # tests hold them against the files
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")  # a test compares them with the files
 HEAD = REVISIONS[-1]
-# What a store of any revision has: many projects number their revisions as we do, and have a table `alembic_version`.
+# Tables of a store of any revision: many projects number their revisions like this one and have a table `alembic_version`.
 FIRST_TABLES = {
     "dataset", "dataset_import", "sample", "place", "closing", "prompt", "teacher", "student", "worker", "attempt", "reply",
     "variant", "extraction", "loss", "selection", "selection_item", "name",
@@ -24,15 +24,15 @@ FIRST_TABLES = {
 
 
 def current(backend: Backend, conn: Connection) -> str | None:
-    """Return the store's revision, which may be newer than this code's; None where the file is blank.
+    """Return the store's revision, which may be newer than this code's; None if the file is blank.
 
-    SchemaError where the file is a database of something else, or has lost what says which revision it is.
+    Raises SchemaError if the file is another program's database, or if its revision is missing or unknown.
     """
     tables, is_blank = backend.contents(conn)
     if is_blank:
         return None
     if "alembic_version" not in tables:
-        raise SchemaError(f"{backend.path} is a database of something else; name another file for the store")
+        raise SchemaError(f"{backend.path} is another program's database; use another file for the store")
     found = _versions(conn)
     missing = sorted(FIRST_TABLES - tables)
     if len(found) == 1 and _is_revision(found[0]) and not missing:
@@ -40,17 +40,17 @@ def current(backend: Backend, conn: Connection) -> str | None:
     why = (
         f"has no table {missing[0]}"
         if missing
-        else f"says {_shown(found)} in alembic_version, which is no revision of recycledb"
+        else f"has {_shown(found)} in alembic_version, which is not a revision of recycledb"
     )
     raise SchemaError(
-        f"{backend.path} {why}: it is a database of something else, or damaged; name another file, or restore a copy"
+        f"{backend.path} {why}: it is another program's database, or damaged; use another file, or restore a backup"
     )
 
 
 def _versions(conn: Connection) -> list[object]:
     try:
         return [row[0] for row in conn.exec_driver_sql("SELECT version_num FROM alembic_version LIMIT 3")]
-    except DBAPIError:  # a table of that name with other columns; or damage, and then the next statement says so
+    except DBAPIError:  # a table of that name with other columns; if the file is damaged, the next statement fails too
         return []
 
 
@@ -65,12 +65,12 @@ def _shown(found: list[object]) -> str:
 
 
 def require_newest(backend: Backend, conn: Connection) -> None:
-    """Raise SchemaError, with the command that mends it, unless the store has this code's revision."""
+    """Raise SchemaError, with the command to run, unless the store has this code's revision."""
     found, path = current(backend, conn), backend.path
     if found == HEAD:
         return
     if found is None:
-        raise SchemaError(f"{path} holds no recycledb store; `recycledb init` or `recycledb add FILE` makes one")
+        raise SchemaError(f"{path} holds no recycledb store; `recycledb init` or `recycledb add FILE` creates one")
     if found > HEAD:
         raise SchemaError(
             f"{path} has schema {found}, newer than this recycledb ({HEAD}); `pip install --upgrade recycledb` first"
@@ -79,20 +79,20 @@ def require_newest(backend: Backend, conn: Connection) -> None:
 
 
 def upgrade(backend: Backend) -> Path | None:
-    """Bring the store to the newest revision; return where its copy from before lies, if one was needed."""
+    """Upgrade the store to the newest revision; return the path of the backup, if one was made."""
     with backend.look() as conn:
         found = current(backend, conn)
         if found == HEAD:
             return None
         if found is not None and found > HEAD:
             require_newest(backend, conn)
-    copy = None if found is None else copy_beside(backend.path, found, backend.backup)
+    copy = None if found is None else copy_beside(backend, found)
     migrate(backend.writer)
     return copy
 
 
 def migrate(writer: Engine) -> None:
-    """Run the revisions that a database lacks, all in one transaction."""
+    """Run the missing revisions, all in one transaction."""
     from alembic import command
     from alembic.config import Config
 

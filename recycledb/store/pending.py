@@ -1,9 +1,9 @@
-"""What is missing, in SQL: the questions not yet answered and the statistics not yet computed.
+"""SQL for pending work: questions without a reply, and missing statistics.
 
-Invariant: each statement is asked of the facts alone (no flags, no cursors kept between runs), so a row that is removed
-by hand is missing again, and nothing that is there is ever asked for twice.
-What steps there are, what they read and what they give is read from `recycledb.methods`; the statements are generated to the depth that
-the wanted steps need. They use nothing that SQLite and DuckDB do not share.
+Invariant: every statement derives what is pending from the stored rows alone (no flags, no cursors kept between runs), so a row that is
+deleted by hand is missing again, and nothing that is stored is requested twice.
+Steps, their inputs and their results come from `recycledb.methods`; the statements are generated to the depth of derivation that the
+wanted steps need. They use only SQL that SQLite and DuckDB share.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,27 +14,26 @@ from typing import NamedTuple
 from recycledb import methods
 from recycledb.methods import Input, TeacherStep
 from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, ORIGIN
-from recycledb.store.repeats import unanswered
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The variants and ratings that a configuration asks for: whose, in which steps, by which prompts, read by which versions."""
+    """The teacher's work that a configuration asks for: the teacher, the steps with their prompts, and the extractor versions."""
 
     teacher_id: str
-    prompts: Mapping[str, str]  # step: prompt_id; also says which steps are wanted
-    versions: Mapping[str, int] = field(default_factory=methods.versions)  # step: how its replies are read
-    retry_before: str = ""  # failed replies older than this moment are asked again
-    run_started: str | None = None  # errors since this moment count against max_attempts; None: none do
+    prompts: Mapping[str, str]  # step: prompt_id; its keys are the wanted steps
+    versions: Mapping[str, int] = field(default_factory=methods.versions)  # step: extractor version
+    retry_before: str = ""  # questions that failed before this time are retried
+    run_started: str | None = None  # errors since this time count against max_attempts; None: none do
     max_attempts: int = 5
-    lazy_student: str | None = None  # `Input.lazy` applies, by this student's scores
+    lazy_student: str | None = None  # if set, `Input.lazy` applies, with this student's scores
 
     def retrying(self, before: str) -> "Wanted":
-        """Return the same, with replies that failed before that moment asked again."""
+        """Return a copy in which questions that failed before that time are retried."""
         return replace(self, retry_before=before)
 
     def started(self, now: str) -> "Wanted":
-        """Return the same, for a run that starts now."""
+        """Return a copy for a run that starts now."""
         return replace(self, run_started=now)
 
     @cached_property
@@ -44,7 +43,7 @@ class Wanted:
 
     @cached_property
     def parameters(self) -> dict[str, object]:
-        """The values that the statements below bind; of all steps, since conditions may name any."""
+        """The values that the statements below bind; for all steps, since conditions may refer to any."""
         return {
             "teacher": self.teacher_id,
             "retry_before": self.retry_before,
@@ -69,22 +68,41 @@ PLACES_AFTER = f"""
     ORDER BY o.dataset, o.position LIMIT :page
 """
 
-# One column, sample_id: the samples in sight. ALL for counting, by list for a page or for new variants.
+# Subquery of the sample ids to consider (one column, sample_id): all samples in datasets, for counting; `listed` gives one page.
 ALL_SAMPLES = f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o"
 
 
-def listed(samples: int) -> str:
-    """Return SQL for a list of that many sample ids, bound as sample_0, sample_1, …
+def listed(samples: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return SQL for a list of sample ids, and the values that it binds; the list is padded with '', which is not an id.
 
-    VALUES, since SQLite takes no more than 500 SELECTs by UNION ALL.
+    VALUES, since SQLite limits UNION ALL to 500 SELECTs.
     """
-    return "VALUES " + ", ".join(f"(CAST(:sample_{i} AS VARCHAR))" for i in range(samples))
+    filled = [*samples, *[""] * (list_size(len(samples)) - len(samples))]
+    sql = "VALUES " + ", ".join(f"(CAST(:sample_{i} AS VARCHAR))" for i in range(len(filled)))
+    return sql, {f"sample_{i}": sample for i, sample in enumerate(filled)}
 
 
-# What a walk over variants needs to know of them; texts are fetched last, for the few rows that come out.
+def list_size(rows: int) -> int:
+    """Round a list's length up to a power of two, so that prepared statements are reused."""
+    return 1 << (rows - 1).bit_length()
+
+
+# The attempts with a reply, one row each.
+ATTEMPTS = "(SELECT attempt_id FROM reply UNION ALL SELECT attempt_id FROM repeated_reply)"
+
+
+def unanswered(attempt: str) -> str:
+    """Return the condition that a row of `attempt`, with this alias, has no reply."""
+    return f"""
+        NOT EXISTS (SELECT 1 FROM reply answer WHERE answer.attempt_id = {attempt}.attempt_id)
+        AND NOT EXISTS (SELECT 1 FROM repeated_reply again WHERE again.attempt_id = {attempt}.attempt_id)
+    """
+
+
+# The columns needed to find variants; texts are fetched last, for the few rows that remain.
 _KEYS = "v.variant_id, v.sample_id, v.kind, v.parent_id"
 
-# CROSS JOIN, because SQLite then keeps the order: from the few samples of a page to their variants, not the other way round.
+# CROSS JOIN, because SQLite then keeps the join order: from the few samples of a page to their variants, not the reverse.
 _OF_SEEN = "seen CROSS JOIN variant v"
 
 _ORIGINS = f"SELECT {_KEYS} FROM {_OF_SEEN} WHERE v.sample_id = seen.sample_id AND v.kind = '{ORIGIN}'"
@@ -95,9 +113,9 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def chain(wanted: Wanted, samples: str) -> str:
-    """Return the CTEs `seen` (samples) and `usable` (keys of their variants under the wanted teacher, prompts and versions).
+    """Return the CTEs `seen` (samples) and `usable` (keys of their variants by the wanted teacher, prompts and extractor versions).
 
-    A variant is usable when what it was made from is the origin or usable too.
+    A variant is usable only if its parent is the origin or usable too.
     """
     aliases = [f"v{i}" if i else "v" for i in range(_depth(wanted.steps))]
     joins, condition = [], ""
@@ -120,10 +138,10 @@ def chain(wanted: Wanted, samples: str) -> str:
 
 
 def _depth(steps: Sequence[TeacherStep]) -> int:
-    """Return how many steps lie between the origin and the variant that is furthest from it."""
+    """Return the largest number of steps between the origin and a variant."""
     depths = {ORIGIN: 0}
     edges = [(kind, each.gives) for step in steps for each in step.inputs if each.gives for kind in each.kinds]
-    for _ in edges:  # methods are refused where a kind leads back to itself
+    for _ in edges:  # there are no cycles: `recycledb.methods` rejects them
         for kind, made in edges:
             if kind in depths:
                 depths[made] = max(depths.get(made, 0), depths[kind] + 1)
@@ -131,7 +149,7 @@ def _depth(steps: Sequence[TeacherStep]) -> int:
 
 
 def _read(wanted: Wanted, alias: str) -> str:
-    """Return the join to what the version in use read in a variant's reply."""
+    """Return the join to the extraction of a variant's reply by the current extractor version."""
     making = [step for step in wanted.steps if step.made]
     version = f":version_{making[0].name}" if making else "0"
     if len({step.version for step in making}) > 1:
@@ -144,7 +162,7 @@ def _read(wanted: Wanted, alias: str) -> str:
 
 
 def _made(wanted: Wanted, alias: str) -> str:
-    """Return the condition that a variant was made by the wanted teacher and prompt, as the version in use reads the reply."""
+    """Return the condition that a variant was made by the wanted teacher and prompt, and extracted by the current version."""
     kinds = " OR ".join(
         f"({alias}.kind IN ({_quoted(step.made)}) AND {alias}.prompt_id = :prompt_{step.name})"
         for step in wanted.steps
@@ -154,10 +172,10 @@ def _made(wanted: Wanted, alias: str) -> str:
 
 
 def questions(wanted: Wanted, samples: str) -> str:
-    """Return SQL for the questions that a teacher can be asked now.
+    """Return SQL for the pending questions.
 
-    Columns: variant_id, sample_id, kind, step, prompt_id, others (ids of the further variants shown, joined by commas, '' where there are
-    none), the texts of the first, and how often it was asked.
+    Columns: variant_id, sample_id, kind, step, prompt_id, others (ids of the further variants shown, joined by commas; '' if none), the
+    texts of the first variant, and the number of attempts so far.
     """
     asks = list(_asks(wanted))
     if not asks:
@@ -179,7 +197,7 @@ def questions(wanted: Wanted, samples: str) -> str:
 
 
 def _asks(wanted: Wanted) -> Iterator[str]:
-    """Yield SQL for what each wanted step can be asked about, by input."""
+    """Yield SQL for the questions of each wanted step, one SELECT per input."""
     for step in wanted.steps:
         for each in step.inputs:
             yield _ask(step, each, wanted)
@@ -199,7 +217,7 @@ def _ask(step: TeacherStep, each: Input, wanted: Wanted) -> str:
         for alias, kind in zip(beside, each.beside, strict=True)
     ]
     others = " || ',' || ".join(f"{alias}.variant_id" for alias in beside) or "''"
-    if ORIGIN in each.kinds:  # with its texts at hand, for the conditions
+    if ORIGIN in each.kinds:  # the table itself, since conditions may use its texts
         source, condition = _OF_SEEN, f"v.sample_id = seen.sample_id AND v.kind = '{ORIGIN}'"
     else:
         source, condition = "usable v", f"v.kind IN ({_quoted(each.kinds)})"
@@ -221,13 +239,13 @@ def _lazy_tables(wanted: Wanted) -> Iterator[tuple[str, str]]:
 
 
 def is_number(alias: str) -> str:
-    """Return the condition that a row of `loss` has a mean that is a number; stores may hold NaN, which DuckDB takes for more than 1."""
+    """Return the condition that the mean of a row of `loss` is a number; stores may hold NaN, which DuckDB sorts above all numbers."""
     return f"{alias}.loss_sum / {alias}.n_tokens BETWEEN {LEAST_MEAN_LOSS} AND {MOST_MEAN_LOSS}"
 
 
 def _same_question(wanted: Wanted, alias: str) -> str:
-    """Return the condition that a row of `attempt` or `reply` is of question `a`."""
-    # A step shows either one variant always or several, so where none shows several, `others` need not be read.
+    """Return the condition that a row of `attempt` or `reply` belongs to question `a`."""
+    # If no wanted step shows more than one variant, `others` need not be compared.
     others = (
         f" AND (a.others = '' OR {alias}.others = a.others)" if any(step.shown > 1 for step in wanted.steps) else ""
     )
@@ -237,7 +255,7 @@ def _same_question(wanted: Wanted, alias: str) -> str:
     )
 
 
-# A batch is alive until it is taken or abandoned, whichever process handed it over.
+# A batch is alive until it is taken or abandoned, whichever process submitted it.
 LIVE_BATCH = """
     SELECT b.batch_id FROM batch b WHERE NOT EXISTS (
         SELECT 1 FROM batch_event x WHERE x.batch_id = b.batch_id AND x.status IN ('taken', 'abandoned')
@@ -246,9 +264,9 @@ LIVE_BATCH = """
 
 
 def _unanswered(wanted: Wanted) -> str:
-    """Return the condition that question `a` is open.
+    """Return the condition that question `a` is pending.
 
-    It is not where it was answered, failed for good, failed too often in this run, or is under way in a process or a batch that lives.
+    It is not if it has a reply, failed permanently, failed too often in this run, or is in flight in a live process or batch.
     """
     return f"""
         NOT EXISTS (
@@ -276,7 +294,7 @@ def _wanted_prompts(wanted: Wanted) -> str:
 
 
 def under_way(wanted: Wanted) -> str:
-    """Return SQL for how many attempts wait for their reply in a batch, and in a process that lives."""
+    """Return SQL for the number of attempts in flight in batches, and in live processes."""
     return f"""
         SELECT
             sum(CASE WHEN t.worker_id IN ({LIVE_BATCH}) THEN 1 ELSE 0 END) AS in_batches,
@@ -288,7 +306,10 @@ def under_way(wanted: Wanted) -> str:
 
 
 def open_among(wanted: Wanted, questions: int) -> str:
-    """Return SQL for those of so many questions, bound as variant_0, step_0, prompt_0, others_0, …, that are open, and their attempts."""
+    """Return SQL for those of `questions` questions that are pending, with the number of their attempts.
+
+    The questions are bound as variant_0, step_0, prompt_0, others_0, and so on.
+    """
     listed = ", ".join(
         f"(CAST(:variant_{i} AS VARCHAR), CAST(:step_{i} AS VARCHAR), CAST(:prompt_{i} AS VARCHAR), CAST(:others_{i} AS VARCHAR))"
         for i in range(questions)
@@ -301,7 +322,7 @@ def open_among(wanted: Wanted, questions: int) -> str:
 
 
 def unread(versions: Mapping[str, int]) -> str:
-    """Return SQL for the complete replies that the present versions have not read; steps that nobody can read are left alone."""
+    """Return SQL for the complete replies without an extraction by these versions; replies to unknown steps are ignored."""
     cases = " ".join(f"WHEN '{step}' THEN {version:d}" for step, version in versions.items())
     return f"""
         SELECT r.text_id FROM reply r
@@ -311,7 +332,7 @@ def unread(versions: Mapping[str, int]) -> str:
 
 
 def unread_page(versions: Mapping[str, int]) -> str:
-    """Return SQL for at most :page of them, with what they are about."""
+    """Return SQL for at most :page of those replies, with the variant that each is about."""
     return f"""
         SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id, coalesce(r.others, '') AS others,
             v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output
@@ -321,7 +342,7 @@ def unread_page(versions: Mapping[str, int]) -> str:
 
 
 def failed(wanted: Wanted) -> str:
-    """Return SQL for the number of questions about open samples whose last reply failed for good."""
+    """Return SQL for the number of questions about samples in datasets that failed permanently."""
     return f"""
         SELECT count(*) FROM (
             SELECT DISTINCT r.variant_id, r.step, r.prompt_id, coalesce(r.others, '') AS others FROM reply r
@@ -337,9 +358,9 @@ def failed(wanted: Wanted) -> str:
 
 
 class Scope(NamedTuple):
-    """Which variants are measured, of these kinds (none given: all that are scored).
+    """Which variants are measured: origins, those made by the wanted teacher, and current ones made by the augmentations (ids).
 
-    Origins, what the wanted teacher made, and the current variants that the augmentations (by id) made.
+    `kinds` restricts them; if empty, all kinds that are scored by default are.
     """
 
     wanted: Wanted | None
@@ -365,7 +386,7 @@ def candidates(scope: Scope, samples: str) -> str:
 
 
 def _derived(augmentations: Sequence[str], kinds: Sequence[str]) -> str:
-    """Return SQL for the keys of the current variants that these augmentations made, whose names must be in use."""
+    """Return SQL for the keys of the current variants that these augmentations made."""
     return f"""
         SELECT {_KEYS} FROM {_OF_SEEN} CROSS JOIN derivation d
         WHERE v.sample_id = seen.sample_id AND v.kind IN ({_quoted(kinds)})
@@ -374,28 +395,11 @@ def _derived(augmentations: Sequence[str], kinds: Sequence[str]) -> str:
     """
 
 
-def unscored(wanted: Wanted | None, samples: str, stats: int, augmentations: Sequence[str] = ()) -> str:
-    """Return SQL for the variants that lack one of `stats` statistics under :student, with how many are present."""
-    names = ", ".join(f":stat_{i}" for i in range(stats))
-    return f"""
-        {candidates(Scope(wanted, augmentations=tuple(augmentations)), samples)}, counted AS (
-            SELECT c.variant_id, (
-                SELECT count(*) FROM loss l
-                WHERE l.student_id = :student AND l.variant_id = c.variant_id AND l.stat IN ({names})
-            ) AS present
-            FROM candidate c
-        ),
-        lacking AS MATERIALIZED (SELECT * FROM counted WHERE present < {stats})
-        SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, k.present
-        FROM lacking k JOIN variant v ON v.variant_id = k.variant_id
-    """
-
-
 def count_unscored(wanted: Wanted | None, stats: Sequence[int], augmentations: Sequence[str] = ()) -> str:
-    """Return SQL for what students lack, :student_0 with `stats[0]` statistics and so on, found in one walk over the variants.
+    """Return SQL for how much students lack (:student_0 with `stats[0]` statistics, and so on), found in one scan of the variants.
 
-    One row; for each student the variants that lack one, the statistics, and the variants' characters. Variants that lack
-    nothing are told apart by one pass over each student's losses; only for the others is each counted.
+    One row; for each student the number of variants that lack a statistic, of missing statistics, and of the variants' characters.
+    Complete variants are excluded by one pass over each student's losses; statistics are counted only for the rest.
     """
     wanted_stats = [f"l.stat IN ({', '.join(f':stat_{i}_{k}' for k in range(n))})" for i, n in enumerate(stats)]
     lacking = " OR ".join(

@@ -1,36 +1,34 @@
-"""Places: which sample stands where in which dataset, through every change of the file that it came from.
+"""Datasets' contents: which sample has which position in which dataset, with the history of each position.
 
-Invariant: a place is opened and closed, never changed or removed. Each time that a position gets another sample than it
-had, its turn goes up by one, so a file that goes from A to B and back to A leaves three places there, the last of them open.
+Invariant: rows of `place` are opened and closed, never changed or deleted. Each time that a position gets a different sample, its `turn`
+goes up by one, so a file that changes from A to B and back to A leaves three rows at a position, of which the last is open.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
 from recycledb.schema import ORIGIN, Texts, sample_id, utc_now, variant_id
-from recycledb.store.backend import Backend, Row
+from recycledb.store import Store, pending
+from recycledb.store.rows import ClosingRow, DatasetRow, PlaceRow, SampleRow, VariantRow
 
 BATCH_ROWS = 5_000
 
-Place = tuple[int, Texts, str]  # position, texts, extra as JSON
+
+class Place(NamedTuple):
+    """A sample at its position in a dataset; `extra` is a JSON object."""
+
+    position: int
+    texts: Texts
+    extra: str = "{}"
 
 
-class Inserting(Protocol):
-    """What is needed of a store here."""
-
-    backend: Backend
-
-    def insert(self, conn: Connection, table: str, rows: Iterable[Row]) -> int:
-        """Insert rows unless they are there; return how many were new."""
-
-
-def replace(store: Inserting, conn: Connection, dataset: str, rows: Iterable[Place]) -> dict[str, int]:
-    """Make a dataset's open places exactly `rows`, which come in order of position; return the counts."""
+def replace_places(store: Store, conn: Connection, dataset: str, rows: Iterable[Place]) -> dict[str, int]:
+    """Make a dataset's contents exactly `rows`, which are in order of position; return the counts."""
     now = utc_now()
-    store.insert(conn, "dataset", [(dataset, now)])
+    store.insert(conn, [DatasetRow(dataset, now)])
     conn.execute(text("CREATE TEMPORARY TABLE IF NOT EXISTS kept_place (position INTEGER PRIMARY KEY, turn INTEGER)"))
     conn.execute(text("DELETE FROM kept_place"))
     counts = {"added": 0, "present": 0, "places_new": 0, "places_closed": 0}
@@ -44,32 +42,44 @@ def replace(store: Inserting, conn: Connection, dataset: str, rows: Iterable[Pla
     return counts
 
 
-def _add(store: Inserting, conn: Connection, dataset: str, chunk: list[Place]) -> tuple[int, int]:
-    """Insert samples and open their places where they are not there yet; return how many of both were new."""
-    ids = [sample_id(texts) for _, texts, _ in chunk]
-    new = _add_samples(store, conn, {key: texts for key, (_, texts, _) in zip(ids, chunk, strict=True)})
-    there = _turns(conn, dataset, chunk[0][0], chunk[-1][0])
+def _add(store: Store, conn: Connection, dataset: str, chunk: list[Place]) -> tuple[int, int]:
+    """Insert samples and open their positions, unless they exist; return how many of each were new."""
+    ids = [sample_id(place.texts) for place in chunk]
+    new = _add_samples(store, conn, {key: place.texts for key, place in zip(ids, chunk, strict=True)})
+    there = _turns(conn, dataset, chunk[0].position, chunk[-1].position)
     kept, opened = [], []
     for key, (position, _, extra) in zip(ids, chunk, strict=True):
         turn, sample, is_open = there.get(position, (0, None, False))
         if not (is_open and sample == key):
             turn += 1
-            opened.append((dataset, position, turn, key, extra))
+            opened.append(PlaceRow(dataset, position, turn, key, extra))
         kept.append((position, turn))
-    store.insert(conn, "place", opened)
+    store.insert(conn, opened)
     store.backend.insert(conn, "kept_place", ["position", "turn"], kept)
     return new, len(opened)
 
 
-def _add_samples(store: Inserting, conn: Connection, samples: dict[str, Texts]) -> int:
+def _add_samples(store: Store, conn: Connection, samples: dict[str, Texts]) -> int:
     """Insert samples and their origins; return how many were new."""
     now = utc_now()
-    new = store.insert(conn, "sample", [(key, *texts, now) for key, texts in samples.items()])
-    variants = [
-        (variant_id(key, ORIGIN, texts), key, ORIGIN, *[None] * 4, *texts, now) for key, texts in samples.items()
-    ]
-    store.insert(conn, "variant", variants)
+    new = store.insert(conn, [SampleRow(key, *texts, created_at=now) for key, texts in samples.items()])
+    store.insert(conn, [origin_row(key, texts, now) for key, texts in samples.items()])
     return new
+
+
+def origin_row(sample: str, texts: Texts, now: str) -> VariantRow:
+    """Return the origin variant: the sample as imported."""
+    return VariantRow(
+        variant_id=variant_id(sample, ORIGIN, texts),
+        sample_id=sample,
+        kind=ORIGIN,
+        parent_id=None,
+        text_id=None,
+        teacher_id=None,
+        prompt_id=None,
+        **texts._asdict(),
+        created_at=now,
+    )
 
 
 def _turns(conn: Connection, dataset: str, first: int, last: int) -> dict[int, tuple[int, str, bool]]:
@@ -87,8 +97,8 @@ def _turns(conn: Connection, dataset: str, first: int, last: int) -> dict[int, t
     return {position: (turn, sample, bool(is_open)) for position, turn, sample, is_open in found}
 
 
-def _close_others(store: Inserting, conn: Connection, dataset: str, now: str) -> int:
-    """Close the open places that were not kept; return how many."""
+def _close_others(store: Store, conn: Connection, dataset: str, now: str) -> int:
+    """Close the open rows of `place` that were not kept; return how many."""
     gone = """
         FROM place p
         WHERE p.dataset = :dataset
@@ -98,5 +108,19 @@ def _close_others(store: Inserting, conn: Connection, dataset: str, now: str) ->
         )
     """
     found = conn.execute(text(f"SELECT p.position, p.turn {gone}"), {"dataset": dataset}).fetchall()
-    store.insert(conn, "closing", [(dataset, position, turn, now) for position, turn in found])
+    store.insert(conn, [ClosingRow(dataset, position, turn, now) for position, turn in found])
     return len(found)
+
+
+def iter_places(store: Store, page: int = 500) -> Iterator[list[str]]:
+    """Yield the sample ids in datasets, page by page in dataset order; each page is a new query."""
+    after: tuple[str, int] = ("", -1)
+    while found := store.rows(pending.PLACES_AFTER, after_dataset=after[0], after_position=after[1], page=page):
+        after = (found[-1][0], found[-1][1])
+        yield list(dict.fromkeys(row[2] for row in found))
+
+
+def last_import(conn: Connection, dataset: str) -> str | None:
+    """Return the SHA-256 of the files of a dataset's last import."""
+    found = conn.execute(text("SELECT sha256 FROM datasets WHERE dataset = :dataset"), {"dataset": dataset}).scalar()
+    return None if found is None else str(found)

@@ -1,9 +1,9 @@
-"""Money that the store's requests have cost: what is recorded, and what is charged where no cost is.
+"""What the store's requests have cost: the recorded costs, and an upper bound for requests without one.
 
-Invariant: a request counts with its recorded cost; where that is unknown with what was set aside for it when it was claimed; and where
-nothing was (a claim older than that column, or one without known prices) it is counted apart, for the caller to price. Only requests of a
-batch that was never handed over, and of teachers in this process or from a file, count nothing. So the total is not below the bill.
-This module refuses to know a price.
+Invariant: a request counts with its recorded cost; if that is unknown, with the amount reserved when it was claimed; and if nothing was
+reserved (an attempt older than that column, or one without known prices), it is counted separately, for the caller to price. Requests
+count nothing only if their batch was never submitted, or if the teacher runs in this process or replays a file. So the total is never
+below the bill. This module knows no prices.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,20 +12,20 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
-# No request costs that much. A recorded cost beyond it, or a negative one, is an error of its time and counts as unknown.
+# No request costs that much: a recorded cost above it, or a negative one, is an error and counts as unknown.
 MOST_USD = 1e9
-MOST_TOKENS = 10**9  # likewise of a count of tokens
+MOST_TOKENS = 10**9  # the same for a token count
 
-ROUNDING = 1e-12  # what the sum of many doubles may be wrong by, as a share
+ROUNDING = 1e-12  # relative error of a sum of many doubles
 
 
 def known(alias: str) -> str:
-    """Return the condition that a row's cost is recorded and can be one (DuckDB holds NaN for the greatest number)."""
+    """Return the condition that a row's cost is recorded and possible (DuckDB sorts NaN above all numbers)."""
     return f"({alias}.cost_usd >= 0 AND {alias}.cost_usd < {MOST_USD})"
 
 
 def unknown(alias: str) -> str:
-    """Return 1 where a row of `teacher_texts` stands for a request that cost something, nobody knows what, else 0."""
+    """Return 1 for rows of `teacher_texts` whose request had a cost that is unknown, else 0."""
     return f"""CASE
         WHEN {known(alias)} THEN 0
         WHEN (SELECT i.provider FROM teacher i WHERE i.teacher_id = {alias}.teacher_id) <> 'openai' THEN 0
@@ -58,13 +58,13 @@ _OPEN = f"""
     WHERE a.reserved_usd > 0 AND NOT {_NEVER_HANDED_OVER} AND NOT {_PAID}
 """
 
-# How often the cost was above what had been set aside, at most: a server that does not keep to the bound on its answers.
+# The largest ratio of cost to reserved amount: a server may not respect the limit on a reply's length.
 _OVERRUN = f"""
     SELECT max(r.cost_usd / a.reserved_usd) FROM attempt a JOIN reply r ON r.attempt_id = a.attempt_id
     WHERE a.teacher_id = ? AND a.reserved_usd > 0 AND {known("r")}
 """
 
-# A rejection before anything was generated has a recorded cost of 0 by now; older rows are known by their kind.
+# A request rejected before anything was generated now has a recorded cost of 0; in older rows its error shows it.
 _COUNTED = f"r.prompt_tokens BETWEEN 1 AND {MOST_TOKENS} AND r.completion_tokens BETWEEN 1 AND {MOST_TOKENS}"
 _UNPRICED = f"""
     SELECT u.model, u.parameters, count(*) AS requests, sum(u.counted) AS counted,
@@ -85,7 +85,7 @@ _UNPRICED = f"""
     ) u GROUP BY u.model, u.parameters ORDER BY u.model, u.parameters
 """
 
-# What has come since: claims, and replies whose cost is recorded along with what had been set aside for them (once an attempt).
+# New rows since the last update: attempts, and replies with a recorded cost and the amount reserved for them (once per attempt).
 _NEW_CLAIMS = """
     SELECT coalesce(sum(a.reserved_usd), 0), coalesce(sum(CASE WHEN a.reserved_usd > 0 THEN 1 ELSE 0 END), 0),
         coalesce(sum(CASE WHEN a.reserved_usd IS NULL THEN 1 ELSE 0 END), 0)
@@ -105,50 +105,50 @@ _NEW_COSTS = f"""
 
 
 class Unpriced(NamedTuple):
-    """Requests to one teacher that have neither a recorded cost nor anything set aside."""
+    """Requests to one teacher that have neither a recorded cost nor a reserved amount."""
 
     model: str
     parameters: str  # the teacher's identity, as JSON
     requests: int
-    counted: int  # those whose tokens are known; the sums of tokens are theirs
+    counted: int  # those with known token counts, which the sums of tokens below add up
     prompt_tokens: int
     completion_tokens: int
-    characters: int  # of what the others read, the prompts' own included
+    characters: int  # in the input of the others, including the prompts' own
 
 
 @dataclass
 class Spending:
-    """What the requests of a store have cost, kept up to date by looking only at rows that are new since the last look."""
+    """The cost of a store's requests, updated by reading only the rows added since the last update."""
 
     limit_usd: float | None = None
     recorded_usd: float = 0.0
     charged_usd: float = 0.0  # for requests whose cost is unknown
-    unknown: int = 0  # how many those are
-    unpriced: list[Unpriced] = field(default_factory=list)  # those among them that `charge` has no price for
+    unknown: int = 0  # the number of those requests
+    unpriced: list[Unpriced] = field(default_factory=list)  # those of them that `charge` has no price for
     refused: set[tuple[str, str, str]] = field(
         default_factory=set
-    )  # questions (variant, step) of the last claim that did not fit
+    )  # questions (variant, step, others) of the last claim that did not fit the limit
     charge: Callable[[Unpriced], float | None] = lambda requests: None
     _marks: tuple[int, int, int] = (-1, -1, -1)
 
     @property
     def total_usd(self) -> float:
-        """What counts against the limit."""
+        """The amount that counts against the limit."""
         return self.recorded_usd + self.charged_usd
 
     @property
     def left_usd(self) -> float | None:
-        """What may still be spent; None without a limit."""
+        """The amount that may still be spent; None without a limit."""
         return None if self.limit_usd is None else max(0.0, self.limit_usd - self.total_usd)
 
     def fits(self, amount: float) -> bool:
-        """Say whether so much more stays within the limit; it does not as long as there are requests that nobody can price."""
+        """Return whether `amount` more stays within the limit; never if there are requests without a price."""
         if self.limit_usd is None:
             return True
         return not self.unpriced and self.total_usd + amount <= self.limit_usd * (1 - ROUNDING)
 
     def measure(self, conn: Connection) -> None:
-        """Count everything, in one transaction that sees one state."""
+        """Count everything, in one transaction with a consistent snapshot."""
         self._marks = _marks(conn)
         self.recorded_usd = float(conn.execute(text(_RECORDED)).scalar() or 0.0)
         usd, unknown = conn.execute(text(_OPEN)).one()
@@ -163,16 +163,16 @@ class Spending:
                 self.charged_usd += amount
 
     def follow(self, conn: Connection) -> None:
-        """Take in what claims and replies of any process have brought since the last look."""
+        """Add the attempts and replies that any process has written since the last update."""
         marks = _marks(conn)
         if marks == self._marks:
             return
         if any(new < old for new, old in zip(marks, self._marks, strict=True)) or marks[2] != self._marks[2]:
-            self.measure(conn)  # rows were removed by hand, or merged in
+            self.measure(conn)  # rows were deleted by hand, or merged from another store
             return
         reserved, claims, without = conn.exec_driver_sql(_NEW_CLAIMS, (self._marks[0],)).one()
         cost, settled, replies = conn.exec_driver_sql(_NEW_COSTS, (self._marks[1],)).one()
-        if without:  # a process without prices writes here too
+        if without:  # another process claims without knowing prices
             self.measure(conn)
             return
         self._marks = marks
@@ -181,7 +181,7 @@ class Spending:
         self.unknown += int(claims) - int(replies)
 
     def affordable(self, conn: Connection, amounts: Sequence[float | None]) -> int:
-        """Return how many of these amounts, from the first, fit together now. To be asked in the transaction that writes the claims."""
+        """Return how many of these amounts, from the first, fit the limit together. Call it in the transaction that writes the claims."""
         self.follow(conn)
         total = 0.0
         for count, amount in enumerate(amounts):
@@ -192,7 +192,7 @@ class Spending:
 
 
 def overrun(conn: Connection, teacher_id: str) -> float:
-    """Return by how many times a teacher's dearest reply exceeded what had been set aside for it; 1 where none did."""
+    """Return the largest ratio of a reply's cost to its reserved amount for a teacher; 1 if no reply cost more than reserved."""
     return max(1.0, float(conn.exec_driver_sql(_OVERRUN, (teacher_id,)).scalar() or 1.0))
 
 

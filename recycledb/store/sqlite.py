@@ -1,10 +1,10 @@
 """SQLite: the default backend.
 
-Invariant: no acknowledged row is lost, neither to SIGKILL nor to power loss, nor to SQLite's own WAL-reset bug
+Invariant: no committed row is lost, neither to SIGKILL nor to power loss, nor to SQLite's own WAL-reset bug
 (https://www.sqlite.org/wal.html, "the WAL-reset bug": versions 3.7.0 to 3.51.2 except 3.44.6 and 3.50.7). A library with the bug is used
-with a rollback journal instead of WAL, which is slower and lets readers and the writer wait for each other.
-This module never opens the file by a second SQLite library in the same process: POSIX locks are per process, and the
-other library's close would drop ours.
+with a rollback journal instead of WAL, which is slower and makes readers and the writer wait for each other.
+This module never opens the file with a second SQLite library in the same process: POSIX locks are per process, and the other library's
+close would drop ours.
 """
 
 import math
@@ -21,8 +21,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.store.access import Reading, may_write, no_room
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
-from recycledb.store.opening import Reading, may_write, no_room
 from recycledb.store.statement import without_comments
 
 try:
@@ -32,29 +32,29 @@ except ImportError:  # no wheel for this platform: the interpreter's own library
 
 BUSY_TIMEOUT_S = 60.0
 ONE_STATEMENT_ROWS = 32
-MMAP_BYTES = 1 << 40  # a query over a store of 1 GB takes about a third less processor time when pages are not copied
+MMAP_BYTES = 1 << 40  # a query on a store of 1 GB takes about a third less CPU time if pages are not copied
 
 
 def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
-    """Say whether this SQLite version can lose committed data when a write meets a checkpoint in WAL mode."""
+    """Return whether this SQLite version can lose committed data if a write coincides with a checkpoint in WAL mode."""
     repaired = (3, 44, 6) <= version < (3, 45) or (3, 50, 7) <= version < (3, 51)
     return (3, 7) <= version < (3, 51, 3) and not repaired
 
 
 _MEANINGS = {
     "locked": "another process has been writing {path} for over {busy:.0f} s; try again when it is done",
-    "full": "no space is left for {path}; free some and run the same command again: nothing committed is lost",
+    "full": "no space is left for {path}; free some space and run the same command again: nothing committed is lost",
     "disk I/O error": "the disk refused to write {path}; nothing committed is lost; "
     "check the disk, then run the same command again",
     "not a database": "{path} is not a SQLite file; check the URL",
-    "malformed": "{path} is damaged; restore a copy (db upgrade leaves them beside it)",
-    "codec can't decode": "{path} is damaged: it holds text that is not UTF-8; restore a copy",
+    "malformed": "{path} is damaged; restore a backup (`db upgrade` leaves them next to it)",
+    "codec can't decode": "{path} is damaged: it contains text that is not UTF-8; restore a backup",
     "unable to open": "cannot open {path}: check that its folder exists, and that this user may read both",
-    "readonly": "{path} may not be written by this user",
+    "readonly": "permission denied: this user cannot write {path}",
 }
 
 
-# What SQLite tells of a table, and of an index of it: ?1 is the table's name, ?2 the thing's own.
+# Queries that describe a table or an index, for `schema`: ?1 is the table's name, ?2 that of the table or index.
 _TOLD = {
     "table": (
         "SELECT * FROM pragma_table_xinfo(?1) WHERE ?2 IS NOT NULL",
@@ -69,7 +69,7 @@ _TOLD = {
 
 
 class SQLite:
-    """A store in one SQLite file, reached through one SQLite library: `library` is a DB-API module of it."""
+    """A store in one SQLite file, used through one SQLite library: `library` is its DB-API module."""
 
     name = "sqlite"
 
@@ -84,7 +84,7 @@ class SQLite:
 
     def _engine(self, pool: Any, begin: str, *, query_only: bool) -> Engine:
         engine = create_engine(
-            URL.create("sqlite", database=str(self.path)),  # not as text: a path may hold ? and %
+            URL.create("sqlite", database=str(self.path)),  # not as text: a path may contain ? and %
             module=self.library,
             poolclass=pool,
             connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
@@ -95,12 +95,14 @@ class SQLite:
             if query_only:
                 return self.reading.connect()
             if self.path.exists() and not may_write(self.path):
-                raise ReadOnlyError(f"{self.path} may only be read: this user may not write it, or not in its folder")
-            return None  # as SQLAlchemy does it
+                raise ReadOnlyError(
+                    f"{self.path} is read-only: this user has no write permission for it or for its folder"
+                )
+            return None  # SQLAlchemy connects as usual
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, record: object) -> None:
-            connection.isolation_level = None  # we say BEGIN ourselves: the driver's implicit one is deferred
+            connection.isolation_level = None  # we send BEGIN ourselves: the driver's implicit one is deferred
             connection.execute("PRAGMA foreign_keys = ON")
             if query_only:
                 connection.execute("PRAGMA query_only = ON")
@@ -108,7 +110,7 @@ class SQLite:
                 connection.execute(f"PRAGMA journal_mode = {self.journal}")
                 # FULL survives power loss in WAL mode; a rollback journal also needs its directory synced.
                 connection.execute(f"PRAGMA synchronous = {'FULL' if self.journal == 'wal' else 'EXTRA'}")
-            # Taken only as needed; the default of 2 MB makes bulk inserts into large indexes half as fast.
+            # Allocated only as needed; with the default of 2 MB, bulk inserts into large indexes are half as fast.
             connection.execute(f"PRAGMA cache_size = {-65_536 if query_only else -262_144}")
             if query_only:
                 connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
@@ -121,10 +123,9 @@ class SQLite:
         return engine
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
-        """Insert by the driver's executemany, the fastest way there is into SQLite; few rows by one statement.
+        """Insert with the driver's executemany, which is fastest for many rows; few rows with one statement.
 
-        executemany gives Python's lock away and waits for it again with every row, which beside a busy thread takes longer than
-        the row itself.
+        executemany releases and reacquires the GIL for each row, which next to a busy thread takes longer than the insert.
         """
         marks = f"({', '.join('?' * len(columns))})"
         head = f"INSERT INTO {table} ({', '.join(columns)}) VALUES "
@@ -135,28 +136,28 @@ class SQLite:
         return max(0, conn.exec_driver_sql(f"{head}{marks} ON CONFLICT DO NOTHING", list(rows)).rowcount)
 
     def backup(self, target: Path) -> None:
-        """Copy by SQLite's backup, which sees a consistent state whoever is writing."""
+        """Copy with SQLite's backup API, which sees a consistent state even while others write."""
         with self.reader.connect() as conn:
             copy = self.library.connect(str(target))
             try:
-                for setting in ("journal_mode", "synchronous"):  # whoever needs the copy to last syncs it, whole
+                for setting in ("journal_mode", "synchronous"):  # a caller that needs durability syncs the whole file
                     copy.execute(f"PRAGMA {setting} = OFF")
                 conn.connection.driver_connection.backup(copy)  # type: ignore[union-attr] # it is open, so it is there
             finally:
                 copy.close()
 
     def look(self) -> AbstractContextManager[Connection]:
-        """Open a reader; see `Reading` for what becomes of a log that is left there."""
+        """Open a reader; `Reading` leaves the log of a killed process as it is."""
         return self.reader.connect()
 
     def contents(self, conn: Connection) -> Contents:
-        """Return the file's tables; a header that someone's program has marked is not blank, either."""
+        """Return the file's tables; a file whose header another program has marked is not blank either."""
         found = conn.exec_driver_sql("SELECT name, type FROM sqlite_master").fetchall()
         marks = [conn.exec_driver_sql(f"PRAGMA {mark}").scalar() for mark in ("user_version", "application_id")]
         return Contents({row[0] for row in found if row[1] == "table"}, not found and marks == [0, 0])
 
     def schema(self, conn: Connection) -> dict[str, str]:
-        """Return views and triggers by their text, tables and indexes by what SQLite makes of theirs."""
+        """Describe views and triggers by their SQL, tables and indexes by SQLite's pragmas."""
         rows = conn.exec_driver_sql(
             "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
         ).fetchall()
@@ -165,8 +166,8 @@ class SQLite:
             if kind in ("view", "trigger"):
                 found[f"{kind} {name}"] = " ".join(str(sql).split())
             elif not name.startswith("sqlite_"):
-                told = [conn.exec_driver_sql(look, (table, name)).fetchall() for look in _TOLD[kind]]
-                found[f"{kind} {name}"] = repr(told)
+                described = [conn.exec_driver_sql(query, (table, name)).fetchall() for query in _TOLD[kind]]
+                found[f"{kind} {name}"] = repr(described)
         return found
 
     def in_memory(self) -> Engine:
@@ -174,7 +175,7 @@ class SQLite:
         return create_engine("sqlite://", module=self.library, poolclass=StaticPool)
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """Raise StoreError where the file was written while it was read without locks."""
+        """Raise StoreError if the file was written while it was read without locks."""
         return self.reading.undisturbed()
 
     def damage(self) -> list[str]:
@@ -182,7 +183,7 @@ class SQLite:
         with self.reader.connect() as conn:
             found = [str(row[0]) for row in conn.exec_driver_sql("PRAGMA integrity_check") if row[0] != "ok"]
             broken = conn.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
-        return found + [f"a row of {row[0]} points at a row of {row[2]} that is not there" for row in broken]
+        return found + [f"a row of {row[0]} references a row of {row[2]} that does not exist" for row in broken]
 
     def explain(self, error: Exception) -> str:
         """Translate SQLite's messages."""
@@ -192,18 +193,18 @@ class SQLite:
         for sign, meaning in _MEANINGS.items():
             if sign in text:
                 return meaning.format(path=self.path, busy=BUSY_TIMEOUT_S)
-        return f"{self.path}: {' '.join(text.split())[:300]}"  # some quote a text of the store
+        return f"{self.path}: {' '.join(text.split())[:300]}"  # some messages quote a text of the store
 
     def refused_writing(self, error: Exception) -> bool:
-        """Say whether the store can still be read, but this user may not write it, or the disk is full."""
+        """Return whether the store can still be read, but this user may not write it, or the disk is full."""
         text = str(error)
         return "readonly" in text or "full" in text or ("disk I/O error" in text and no_room(self.path))
 
     @contextmanager
     def sandbox(self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()) -> Iterator["SQLiteSandbox"]:
-        """Open a connection with an authorizer that lets nothing through but reading; it sees one state throughout.
+        """Open a connection with an authorizer that allows only reading; it sees one snapshot throughout.
 
-        With `allow_external` it may ATTACH other databases, read-only, and read them too.
+        With `allow_external` it may also ATTACH other databases read-only.
         """
         try:
             connection = self.reading.connect(read_only=True)
@@ -218,7 +219,7 @@ class SQLite:
                 _stand_in(connection, as_if)
             connection.execute("PRAGMA query_only = ON")
             connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
-            if not allow_external:  # ATTACH needs to stand outside a transaction
+            if not allow_external:  # ATTACH is not allowed in a transaction
                 connection.execute("BEGIN")
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
             connection.set_authorizer(opened.authorize)
@@ -237,7 +238,7 @@ class SQLite:
 
 
 def _stand_in(connection: Any, as_if: Sequence[Meaning]) -> None:
-    """Make the views anew, temporarily: SQLite looks names up beside the view that holds them, so the stand-in must lie there too."""
+    """Override `current_names`: SQLite resolves names in a view's own schema, so temporary copies of all views are needed too."""
     views = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY rowid").fetchall()
     connection.execute(names_as_if("main.current_names", as_if))
     for name, sql in views:
@@ -245,7 +246,7 @@ def _stand_in(connection: Any, as_if: Sequence[Meaning]) -> None:
             connection.execute(re.sub(r"(?i)^\s*CREATE\s+VIEW", "CREATE TEMP VIEW", sql, count=1))
 
 
-# Actions that only read: SQLITE_READ, SQLITE_SELECT, SQLITE_FUNCTION, SQLITE_RECURSIVE, and PRAGMAs that tell.
+# Actions that only read: SQLITE_READ, SQLITE_SELECT, SQLITE_FUNCTION, SQLITE_RECURSIVE, and PRAGMAs that describe the schema.
 _READING = {driver.SQLITE_READ, driver.SQLITE_SELECT, driver.SQLITE_FUNCTION, driver.SQLITE_RECURSIVE}
 _TELLING_PRAGMAS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "function_list"}
 
@@ -264,7 +265,7 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
     return int(driver.SQLITE_DENY)
 
 
-# What is attached is always opened read-only, so the statement is taken apart; the name of the schema goes through as it is.
+# Parses ATTACH, since the file must be opened read-only; the schema name is used unchanged.
 _ATTACH = re.compile(
     r"""
     attach \s+ (?:database\s+)?
@@ -276,13 +277,13 @@ _ATTACH = re.compile(
 
 
 class SQLiteSandbox:
-    """A connection that can read the store, what is attached where that is allowed, and nothing else."""
+    """A connection that can only read: the store, and attached databases if that is allowed."""
 
     def __init__(self, connection: Any, library: Any, *, views: str, allow_external: bool) -> None:
         self.views = views
         self.is_left = False
         self._connection = connection
-        # A second statement is a Warning before Python 3.12; a number of more than 64 bits cannot be bound.
+        # A second statement raises Warning before Python 3.12; an integer of more than 64 bits OverflowError.
         self._errors = (library.Error, library.Warning, OverflowError)
         self._allow_external = allow_external
         self._attaching = False
@@ -290,9 +291,9 @@ class SQLiteSandbox:
     def authorize(
         self, action: int, first: str | None, second: str | None, database: str | None, by: str | None
     ) -> int:
-        """Say whether a step of a statement may be taken; SQLite asks.
+        """Allow or deny an action of a statement; called by SQLite.
 
-        VACUUM INTO attaches too, and would make a file, so ATTACH is allowed to `_attach` alone.
+        VACUUM INTO attaches too, and would create a file, so ATTACH is allowed only within `_attach`.
         """
         if action == driver.SQLITE_ATTACH and self._attaching:
             return int(driver.SQLITE_OK)
@@ -320,7 +321,7 @@ class SQLiteSandbox:
     def _attach(self, sql: str, parameters: dict[str, Any]) -> tuple[list[str], Any]:
         found = _ATTACH.fullmatch(sql)
         if found is None:
-            raise QueryError("refused: ATTACH is taken in the form ATTACH 'FILE' AS name")
+            raise QueryError("refused: write ATTACH in the form ATTACH 'FILE' AS name")
         if found["parameter"] is not None:
             file = str(parameters.get(found["parameter"], ""))
         else:
@@ -334,13 +335,13 @@ class SQLiteSandbox:
 
     def _rows(self, cursor: Any) -> Iterator[Row]:
         try:
-            for row in cursor:  # noqa: UP028 — `yield from` closes the cursor in the end, and by then its connection may be gone
+            for row in cursor:  # noqa: UP028 — `yield from` closes the cursor at the end, when its connection may be closed already
                 yield row
         except self._errors as error:
             raise QueryError(self._refusal(str(error))) from error
 
     def interrupt(self) -> None:
-        """Stop the statement under way."""
+        """Stop the running statement."""
         self._connection.interrupt()
 
     def leave(self) -> None:
@@ -350,40 +351,42 @@ class SQLiteSandbox:
     def _refusal(self, text: str) -> str:
         signs = ("not authorized", "authorization denied", "prohibited", "readonly", "VACUUM")
         if any(sign in text for sign in signs):
-            more = "" if self._allow_external else "; --allow-external lets it ATTACH and read others"
+            more = "" if self._allow_external else "; --allow-external lets it ATTACH other databases"
             return f"refused: a query may only read the store ({text}){more}"
         if "has no name" in text:
-            return "a parameter is called :name here, not ?; give its value as --param name=…"
+            return "write parameters as :name, not ?, and give their values as --param name=…"
         if text.startswith("Could not decode to UTF-8"):
             column = text.partition("column ")[2].partition(" with")[0]
-            return f"column {column} holds a text that is not UTF-8; hex(…) of it shows its bytes"
+            return f"column {column} contains a text that is not UTF-8; hex({column}) shows its bytes"
         return " ".join(text.split())
 
 
 def _read_only(file: str) -> str:
-    """Return the URI by which SQLite opens a file for reading only and makes none where there is none."""
+    """Return the URI with which SQLite opens a file read-only and does not create it."""
     if file.startswith("file:"):
         path, _, options = file[len("file:") :].partition("#")[0].partition("?")
         others = [option for option in options.split("&") if option and not option.startswith("mode=")]
         if not set(others) <= {"immutable=1"}:
-            raise QueryError(f"refused: {file} is attached for reading only, with no option but immutable=1")
+            raise QueryError(
+                f"refused: {file}: databases are attached read-only, and the only option allowed is immutable=1"
+            )
         return f"file:{path}?{'&'.join(['mode=ro', *others])}"
     if file in ("", ":memory:"):
-        raise QueryError(f"refused: ATTACH {file!r} names no file that could be read")
+        raise QueryError(f"refused: ATTACH {file!r}: give the path of a file")
     return _read_only_uri(Path(file))
 
 
 def _read_only_uri(path: Path) -> str:
-    """Return the URI of a file for reading only; what follows two slashes would be a host."""
+    """Return the URI of a file, read-only; what follows two slashes would be a host."""
     name = os.fsencode(path)
     return f"file:{'//' if name.startswith(b'//') else ''}{quote(name)}?mode=ro"
 
 
 def register_functions(connection: Any) -> None:
-    """Give a connection the mathematical functions that the SQL surface promises, whatever SQLite was built with."""
+    """Register the documented mathematical functions, since SQLite may be built without them."""
     try:
         connection.execute("SELECT exp(1), ln(1), sqrt(1)").fetchall()
-    except Exception:  # the driver's own; this library was built without them, and its own would be three times as fast
+    except Exception:  # the library is built without them; its own, used otherwise, are three times as fast
         for name, function in (("exp", _exp), ("ln", _ln), ("sqrt", _sqrt)):
             connection.create_function(name, 1, function, deterministic=True)
     connection.create_aggregate("median", 1, _Median)
@@ -430,7 +433,7 @@ class _Stddev(_Values):
 
 
 class _Quantile:
-    """The value below which a share of the group lies: DuckDB's `quantile`, which picks a value and never interpolates."""
+    """The value below which a share of the group lies: like DuckDB's `quantile`, which returns one of the values, not interpolated."""
 
     def __init__(self) -> None:
         self.values: list[float] = []

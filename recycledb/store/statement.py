@@ -1,7 +1,7 @@
-"""SQL text that we did not write: where its named parameters stand, and where its statements end; and counts that can be summed.
+"""Users' SQL text: find its named parameters and split its statements; and token counts that can be summed.
 
-Invariant: what stands in strings, quoted names and comments is never taken for a parameter.
-This module refuses to understand SQL beyond that; databases parse it.
+Invariant: the content of strings, quoted names and comments is never read as a parameter.
+This module parses no more of SQL than that; the databases do the rest.
 """
 
 import re
@@ -22,13 +22,13 @@ _TOKEN = re.compile(
 )
 
 
-MOST_TOKENS = 1_000_000_000  # of one request; a count beyond is a server's mistake
+MOST_TOKENS = 1_000_000_000  # of one request; a higher count is a server's error
 
 
 def tokens(column: str) -> str:
-    """Return SQL for a count of tokens that can be summed: NULL where it is no count that a request could have.
+    """Return SQL for a token count that can be summed: NULL if it is outside the possible range.
 
-    A sum of whole numbers that passes 64 bits is an error in SQLite, so one impossible count would keep every sum from being told.
+    In SQLite a sum of integers that exceeds 64 bits is an error, so one impossible count would make every sum fail.
     """
     return f"(CASE WHEN {column} BETWEEN 0 AND {MOST_TOKENS} THEN {column} END)"
 
@@ -39,7 +39,7 @@ def parameters_in(sql: str) -> list[str]:
 
 
 def with_dollars(sql: str, names: Collection[str]) -> str:
-    """Return `sql` with `:name` written as `$name` for these names; other colons (slices, structs) stay."""
+    """Return `sql` with `:name` replaced by `$name` for these names; other colons (slices, structs) stay."""
 
     def write(found: re.Match[str]) -> str:
         name = found["name"]
@@ -49,7 +49,7 @@ def with_dollars(sql: str, names: Collection[str]) -> str:
 
 
 def statements_in(sql: str) -> list[str]:
-    """Return the statements of a text, which are separated by semicolons; comments that stand alone are left out."""
+    """Return the statements of a text, which semicolons separate; parts that are only comments are left out."""
     parts, start = [], 0
     ends = [found.start() for found in _TOKEN.finditer(sql) if found[0] == ";"]
     for end in [*ends, len(sql)]:
@@ -59,5 +59,5 @@ def statements_in(sql: str) -> list[str]:
 
 
 def without_comments(sql: str) -> str:
-    """Return `sql` with each comment as a space."""
+    """Return `sql` with each comment replaced by a space."""
     return _TOKEN.sub(lambda found: " " if found[0].startswith(("--", "/*")) else found[0], sql)

@@ -1,9 +1,9 @@
 """The tables: what the store holds, row by row.
 
-Invariant: the tables here are what the migrations make, column by column; a test holds the two together. Every table but `worker`
-ends in `digest` (see `recycledb.store.digest`); columns that a later revision added stand just before it.
-Tables are singular and hold ids; users query the plural views over them, which are made in `recycledb.migrations`.
-Only `recycledb.store` imports this module: what a table looks like is its business.
+Invariant: these tables equal those that the migrations create, column by column; a test compares them. The last column of every table
+except `worker` is `digest` (see `recycledb.store.digest`); columns added by later revisions come directly before it.
+Table names are singular; users query the views over them, whose names are plural and which `recycledb.migrations` creates.
+Only `recycledb.store` imports this module, so that no other module depends on the tables' columns.
 """
 
 from sqlalchemy import BigInteger, Double, Index, Integer
@@ -17,12 +17,12 @@ metadata.naming_convention = {
 }
 
 
-# A count of tokens, as a server says it; SQLite's INTEGER has 64 bits anyway.
+# A token count as a server reports it; SQLite's INTEGER has 64 bits anyway.
 _Count = Integer().with_variant(BigInteger(), "duckdb", "postgresql")
 
 
 class Dataset(SQLModel, table=True):
-    """A name under which samples were added."""
+    """A named list of samples."""
 
     dataset: str = Field(primary_key=True)
     created_at: str
@@ -41,7 +41,7 @@ class DatasetImport(SQLModel, table=True):
     sha256: str
     rows: int
     rejected: int
-    cut: int = Field(description="conversations of which only the first turn pair was taken")
+    cut: int = Field(description="conversations of which only the first turn pair was used")
     added_at: str
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
@@ -58,20 +58,20 @@ class Sample(SQLModel, table=True):
 
 
 class Place(SQLModel, table=True):
-    """A sample's position in a dataset, counted from 0 in the source; `turn` counts what stood there in turn."""
+    """A sample's position in a dataset, from 0 in source order; `turn` counts the samples that this position has had, from 1."""
 
     dataset: str = Field(primary_key=True, foreign_key="dataset.dataset")
     position: int = Field(primary_key=True)
     turn: int = Field(primary_key=True)
     sample_id: str = Field(foreign_key="sample.sample_id", index=True)
     extra: str = Field(
-        description="JSON object: the source row's other fields; original_input where a placeholder stood"
+        description="JSON object: the source row's other fields; original_input if the input was a placeholder"
     )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Closing(SQLModel, table=True):
-    """The end of a place: a later file under the same name no longer has this sample there."""
+    """The end of a row of `place`: a later import of the dataset no longer has this sample at this position."""
 
     dataset: str = Field(primary_key=True, foreign_key="dataset.dataset")
     position: int = Field(primary_key=True)
@@ -81,7 +81,7 @@ class Closing(SQLModel, table=True):
 
 
 class Prompt(SQLModel, table=True):
-    """The wording of a step, as one file's text."""
+    """The wording of a teacher step (one file's text) or of a readout."""
 
     prompt_id: str = Field(primary_key=True)
     step: str
@@ -92,7 +92,7 @@ class Prompt(SQLModel, table=True):
 
 
 class Teacher(SQLModel, table=True):
-    """A chat model with the parameters that change its answers."""
+    """A chat model with the parameters that affect its replies."""
 
     teacher_id: str = Field(primary_key=True)
     name: str
@@ -104,7 +104,7 @@ class Teacher(SQLModel, table=True):
 
 
 class Student(SQLModel, table=True):
-    """A model with everything that changes its losses."""
+    """A model with every setting that affects its losses."""
 
     student_id: str = Field(primary_key=True)
     name: str
@@ -119,7 +119,7 @@ class Student(SQLModel, table=True):
 
 
 class Worker(SQLModel, table=True):
-    """A process that asks or scores. Operational: the only rows that change, and never merged into another store."""
+    """A process that sends questions or scores. Operational: the only rows that change; not copied by a merge."""
 
     worker_id: str = Field(primary_key=True)
     host: str
@@ -131,17 +131,17 @@ class Worker(SQLModel, table=True):
 
 
 class Batch(SQLModel, table=True):
-    """Questions that are handed to a teacher's batch service together; their attempts name it as their worker."""
+    """Questions submitted together to a teacher's batch service; their attempts have it as their worker_id."""
 
     batch_id: str = Field(primary_key=True)
     teacher_id: str = Field(foreign_key="teacher.teacher_id")
-    worker_id: str = Field(description="the process that handed it over")
+    worker_id: str = Field(description="the process that submitted it")
     created_at: str
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class BatchEvent(SQLModel, table=True):
-    """What became of a batch: `submitted`, what the service says of it, and last `taken` or `abandoned`."""
+    """A change of a batch's status: `submitted`, the status that the service reports, and finally `taken` or `abandoned`."""
 
     __tablename__ = "batch_event"
 
@@ -154,7 +154,7 @@ class BatchEvent(SQLModel, table=True):
 
 
 class Attempt(SQLModel, table=True):
-    """A question about to be sent. It is the claim on the question as long as its worker lives and no reply is there."""
+    """One request for a question, written before it is sent. It claims the question while its worker is alive and no reply exists."""
 
     __table_args__ = (Index(None, "variant_id", "step", "teacher_id", "prompt_id"),)
 
@@ -164,23 +164,23 @@ class Attempt(SQLModel, table=True):
     teacher_id: str = Field(foreign_key="teacher.teacher_id")
     prompt_id: str = Field(foreign_key="prompt.prompt_id")
     number: int
-    worker_id: str = Field(index=True, description="the worker that asks, or the batch")
+    worker_id: str = Field(index=True, description="the worker that sends it, or the batch")
     sent_at: str
     reserved_usd: float | None = Field(
-        default=None, sa_type=Double, description="the most that it can cost; NULL where no price was known"
+        default=None, sa_type=Double, description="the most that it can cost; NULL if no price was known"
     )
     others: str | None = Field(
         default=None,
-        description="the further variants that the question shows, in order, joined by commas; NULL for none",
+        description="ids of the further variants that the question shows, in order, joined by commas; NULL for none",
     )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Reply(SQLModel, table=True):
-    """What came back for an attempt: a text, or the reason why there is none."""
+    """The reply to an attempt: a text, or the error."""
 
     __table_args__ = (
-        # Whether a question is answered is known without a look at the texts.
+        # Tells which questions have a reply without reading the texts.
         Index(
             "ix_reply_without_text", "variant_id", "step", "teacher_id", "prompt_id", "status", "created_at", "text_id"
         ),
@@ -204,13 +204,13 @@ class Reply(SQLModel, table=True):
     error: str | None
     duration_ms: int | None
     created_at: str
-    raw: str | None = Field(default=None, description="what the server said that fits no other column")
+    raw: str | None = Field(default=None, description="parts of the server's response that have no column")
     others: str | None = Field(default=None, description="as in attempt")
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class RepeatedReply(SQLModel, table=True):
-    """An equal answer to another attempt, as a merge of two stores brings it: paid for on its own."""
+    """An equal reply to another attempt, as merging two stores can give; it was paid for separately."""
 
     __tablename__ = "repeated_reply"
 
@@ -228,10 +228,10 @@ class RepeatedReply(SQLModel, table=True):
 
 
 class Variant(SQLModel, table=True):
-    """A text to score: a sample as it came, or what one reply made of another variant of it."""
+    """A version of a sample: the sample as imported, or the result of a teacher step or a transform."""
 
     __table_args__ = (
-        # What a selection reads of a variant, so that it need not read the texts.
+        # The columns that a selection reads, so that it need not read the texts.
         Index(
             "ix_variant_without_texts",
             "variant_id",
@@ -242,7 +242,7 @@ class Variant(SQLModel, table=True):
             "teacher_id",
             "prompt_id",
         ),
-        # The same from a sample's side, for the walk over what is missing.
+        # The same by sample, for finding what is missing.
         Index(
             "ix_variant_of_sample",
             "sample_id",
@@ -259,7 +259,7 @@ class Variant(SQLModel, table=True):
     sample_id: str = Field(foreign_key="sample.sample_id")
     kind: str
     parent_id: str | None = Field(foreign_key="variant.variant_id", index=True)
-    text_id: str | None = Field(description="the reply; no foreign key, since replies point at variants")
+    text_id: str | None = Field(description="the reply; not a foreign key, since replies reference variants")
     teacher_id: str | None = Field(foreign_key="teacher.teacher_id")
     prompt_id: str | None = Field(foreign_key="prompt.prompt_id")
     instruction: str
@@ -269,13 +269,13 @@ class Variant(SQLModel, table=True):
     derivation_id: str | None = Field(
         default=None,
         index=True,
-        description="what made it without a reply; NULL for origins and for what teachers made",
+        description="the derivation that made it; NULL for origins and for variants made by teachers",
     )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class Extraction(SQLModel, table=True):
-    """One extractor version's verdict on a reply: the variant that it holds, or why it holds none."""
+    """What one extractor version read in a reply: a variant, ratings, or the reason why neither."""
 
     text_id: str = Field(primary_key=True, foreign_key="reply.text_id")
     extractor: int = Field(primary_key=True)
@@ -288,7 +288,7 @@ class Extraction(SQLModel, table=True):
 class Loss(SQLModel, table=True):
     """One statistic: the sum of the target tokens' negative log-likelihoods, and their number.
 
-    `pair_id` addresses the token sequence and where its target begins, so equal work under one student is found.
+    `pair_id` is a hash of the token sequence and where its target begins, so a student never computes the same sequence twice.
     """
 
     __table_args__ = (Index(None, "student_id", "pair_id"), {"sqlite_with_rowid": False})
@@ -307,7 +307,7 @@ class Loss(SQLModel, table=True):
 
 
 class Rating(SQLModel, table=True):
-    """A number that one version read in a reply, about one of the variants that the question showed."""
+    """A number that one extractor version read in a reply, about one of the variants that the question showed."""
 
     text_id: str = Field(primary_key=True, foreign_key="reply.text_id")
     extractor: int = Field(primary_key=True)
@@ -319,7 +319,7 @@ class Rating(SQLModel, table=True):
 
 
 class Measure(SQLModel, table=True):
-    """A number of variants: a method's versioned function with its parameters."""
+    """A student measure: a method's versioned function with its parameters."""
 
     measure_id: str = Field(primary_key=True)
     name: str
@@ -331,12 +331,14 @@ class Measure(SQLModel, table=True):
 
 
 class Readout(SQLModel, table=True):
-    """A student's log-probabilities of up to ten chosen next tokens after one prompt about one variant."""
+    """A student's log-probabilities of up to ten given next tokens after a prompt about a variant."""
 
     student_id: str = Field(primary_key=True, foreign_key="student.student_id")
     prompt_id: str = Field(primary_key=True, foreign_key="prompt.prompt_id")
     variant_id: str = Field(primary_key=True, foreign_key="variant.variant_id")
-    reference_id: str = Field(primary_key=True, description="the variant whose answer is shown beside it; '' for none")
+    reference_id: str = Field(
+        primary_key=True, description="the variant whose answer the prompt also shows; '' for none"
+    )
     lp0: float | None = Field(sa_type=Double)
     lp1: float | None = Field(sa_type=Double)
     lp2: float | None = Field(sa_type=Double)
@@ -356,7 +358,7 @@ class Readout(SQLModel, table=True):
 
 
 class Value(SQLModel, table=True):
-    """What a measure makes of the facts about a variant under a model; computed again whenever it is missing."""
+    """A measure's number for a variant under a model, derived from the facts; computed again if it is missing."""
 
     measure_id: str = Field(primary_key=True, foreign_key="measure.measure_id")
     model_id: str = Field(primary_key=True)
@@ -368,7 +370,7 @@ class Value(SQLModel, table=True):
 
 
 class Augmentation(SQLModel, table=True):
-    """A transform with its version, seed and parameters: what makes variants without a model."""
+    """A transform with its version, seed and parameters; it makes variants without a model."""
 
     augmentation_id: str = Field(primary_key=True)
     name: str
@@ -381,7 +383,7 @@ class Augmentation(SQLModel, table=True):
 
 
 class Derivation(SQLModel, table=True):
-    """What an augmentation did with some variants in one round, or why nothing; the variant it made names it."""
+    """The result of an augmentation for some variants in one round: a variant, which has its id, or the reason why none."""
 
     derivation_id: str = Field(primary_key=True)
     augmentation_id: str = Field(foreign_key="augmentation.augmentation_id")
@@ -404,7 +406,7 @@ class DerivationMember(SQLModel, table=True):
 
 
 class Selection(SQLModel, table=True):
-    """A recorded selection: what was run, and what it gave."""
+    """A recorded selection: the recipe that was run, and its result."""
 
     selection_id: str = Field(primary_key=True)
     name: str
@@ -420,7 +422,7 @@ class Selection(SQLModel, table=True):
 
 
 class SelectionItem(SQLModel, table=True):
-    """One picked variant of a selection, in the order in which it is written."""
+    """One pick of a selection; `position` is its order in the output."""
 
     __tablename__ = "selection_item"
 
@@ -433,7 +435,7 @@ class SelectionItem(SQLModel, table=True):
 
 
 class Name(SQLModel, table=True):
-    """From `since` on, `name` means the teacher, student, prompt (by step), selection or extractor `id`."""
+    """From `since`, `name` stands for `id`: a teacher, student, prompt (by step), selection, measure, augmentation or extractor version."""
 
     kind: str = Field(primary_key=True)
     name: str = Field(primary_key=True)

@@ -1,21 +1,22 @@
-"""Whether a store is sound, as far as that can be told without knowing what its rows are for.
+"""Check a store's integrity, as far as that needs no knowledge of what its rows mean.
 
-Looked at are the file by its own database, the schema against a new one, each row against its digest, and references. Content addresses
-and what rows say of each other are for those who make them: they hand in a rule for each table, and statements that count what is wrong.
+Checked are the file (by the database's own check), the schema (against that of a new store), each row's digest, and foreign keys.
+Content addresses and relations between rows are the business of the modules that write them: those pass a rule for each table, and
+statements that count invalid rows.
 
-Invariant: nothing is written, rows are read in a stream, and an error of the database while a damaged file is read is a finding.
+Invariant: nothing is written, rows are streamed, and a database error while a damaged file is read is a finding.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, Connection, Double, Integer, Table
 
 from recycledb.errors import RecycledbError
 from recycledb.schema import Texts, sample_id, variant_id
-from recycledb.store import migrate
+from recycledb.store import Store, migrate
 from recycledb.store.backend import Backend
 from recycledb.store.digest import COLUMN, digests_of
 from recycledb.store.tables import metadata
@@ -27,7 +28,7 @@ RowOf = dict[str, Any]
 
 
 class Rule(NamedTuple):
-    """What must hold of each row of a table: its id, recomputed, and whatever `wrong` finds in it."""
+    """Checks for each row of a table: `address` recomputes the id in column `key`, and `wrong` yields further findings."""
 
     key: str | None = None
     address: Callable[[RowOf], str] | None = None
@@ -35,7 +36,7 @@ class Rule(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """Something that no row may do: in words that follow a number of rows, and SQL that gives this number."""
+    """A constraint: SQL that counts the rows that violate it, and the words that follow this count in a finding."""
 
     says: str
     sql: str
@@ -43,7 +44,7 @@ class Relation(NamedTuple):
 
 @dataclass
 class Walked:
-    """What was looked at in a table: rows, ids computed anew, digests compared, and rows that carry none."""
+    """What was checked in a table: rows, ids recomputed, digests compared, and rows without a digest."""
 
     table: str
     rows: int = 0
@@ -54,14 +55,14 @@ class Walked:
 
 @dataclass
 class Checked:
-    """What a check has looked at, and what it found."""
+    """What was checked, and the findings."""
 
     tables: list[Walked] = field(default_factory=list)
     schema_objects: int = 0
     references: int = 0
     relations: int = 0
     findings: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)  # odd, but sound
+    remarks: list[str] = field(default_factory=list)  # unusual, but not wrong
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -69,25 +70,14 @@ class Checked:
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
-        """Take whatever reading raises as a finding."""
+        """Turn any error raised while reading `what` into a finding."""
         try:
             yield
         except RecycledbError as error:
             self.findings.append(f"{what}: {error}")
-        except (
-            Exception
-        ) as error:  # from a damaged file a driver reads anything: whatever it stumbles over is the finding
+        except Exception as error:  # a driver may raise anything while it reads a damaged file
             first = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
             self.findings.append(f"{what} cannot be read: {first or type(error).__name__}")
-
-
-class Readable(Protocol):
-    """What is needed of a store here."""
-
-    backend: Backend
-
-    def read(self) -> Any:
-        """Open a connection that sees committed rows."""
 
 
 def _same_texts(row: RowOf) -> Texts:
@@ -106,20 +96,20 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def check(store: Readable, rules: Mapping[str, Rule] = RULES, relations: Sequence[Relation] = ()) -> Checked:
-    """Look at everything and return what was found."""
+def check(store: Store, rules: Mapping[str, Rule] = RULES, relations: Sequence[Relation] = ()) -> Checked:
+    """Check everything and return the findings."""
     checked = Checked()
     with checked.reading("the file"):
         checked.findings += store.backend.damage()
     with (
         checked.reading("the store"),
         store.read(),
-    ):  # one that stays open: DuckDB reads its catalogue with each first connection
+    ):  # kept open: DuckDB reads its catalogue again for each first connection
         _check_all(store, checked, rules, relations)
     return checked
 
 
-def _check_all(store: Readable, checked: Checked, rules: Mapping[str, Rule], relations: Sequence[Relation]) -> None:
+def _check_all(store: Store, checked: Checked, rules: Mapping[str, Rule], relations: Sequence[Relation]) -> None:
     with checked.reading("the schema"):
         _check_schema(store, checked)
     for table in metadata.sorted_tables:
@@ -135,7 +125,7 @@ def _check_all(store: Readable, checked: Checked, rules: Mapping[str, Rule], rel
 # -- the schema
 
 
-def _check_schema(store: Readable, checked: Checked) -> None:
+def _check_schema(store: Store, checked: Checked) -> None:
     """Compare tables, indexes and views with those of a new store, made in memory."""
     expected = _new_schema(store.backend)
     with store.read() as conn:
@@ -146,17 +136,17 @@ def _check_schema(store: Readable, checked: Checked) -> None:
         if name not in found:
             checked.findings.append(f"{name} is missing")
         elif found[name] != text:
-            checked.findings.append(f"{name} is not as revision {migrate.HEAD} makes it")
+            checked.findings.append(f"{name} differs from schema revision {migrate.HEAD}")
     own = sorted(set(found) - set(expected))
     if own:
-        checked.remarks.append(f"not of recycledb, and not looked at: {', '.join(own)}")
+        checked.remarks.append(f"not part of recycledb and not checked: {', '.join(own)}")
 
 
-_NEW_SCHEMA: dict[type, dict[str, str]] = {}  # by backend; making one takes a tenth of a second and more
+_NEW_SCHEMA: dict[type, dict[str, str]] = {}  # by backend; creating one takes 0.1 s or more
 
 
 def _new_schema(backend: Backend) -> dict[str, str]:
-    """Return the schema of a new store of this kind."""
+    """Return the schema of a new store in this backend."""
     kind = type(backend)
     if kind not in _NEW_SCHEMA:
         new = backend.in_memory()
@@ -189,7 +179,7 @@ def _walk(conn: Connection, table: Table, rule: Rule, walked: Walked, findings: 
 
 
 def _looks(table: Table, rule: Rule, walked: Walked) -> Callable[[Sequence[Any]], Iterator[str]]:
-    """Return what looks at one row of a table and says what is wrong with it."""
+    """Return the function that checks one row of a table and yields its findings."""
     columns = [column.name for column in table.columns]
     digested = COLUMN in columns
     digest = digests_of(table)
@@ -199,7 +189,7 @@ def _looks(table: Table, rule: Rule, walked: Walked) -> Callable[[Sequence[Any]]
         if digested and row[-1] is not None:
             walked.digests += 1
             if _differs(digest, row):
-                yield "was changed since it was written: its digest is another"
+                yield "was changed after it was written: its digest does not match"
                 return
         else:
             walked.without_digest += digested
@@ -209,7 +199,7 @@ def _looks(table: Table, rule: Rule, walked: Walked) -> Callable[[Sequence[Any]]
                 if not _fits(value, null, classes)
             ]
             if unfit:
-                yield f"holds in {', '.join(unfit)} what cannot stand there"
+                yield f"has a value of the wrong type in {', '.join(unfit)}"
                 return
         if rule.address is None and rule.wrong is None:
             return
@@ -217,7 +207,7 @@ def _looks(table: Table, rule: Rule, walked: Walked) -> Callable[[Sequence[Any]]
         if rule.address is not None and rule.key is not None:
             walked.ids += 1
             if _address(rule.address, named) != named[rule.key]:
-                yield "does not hold the content that its id is the address of"
+                yield "has an id that does not match its content"
         if rule.wrong is not None:
             yield from rule.wrong(named)
 
@@ -227,14 +217,14 @@ def _looks(table: Table, rule: Rule, walked: Walked) -> Callable[[Sequence[Any]]
 def _differs(digest: Callable[[Sequence[Any]], int], row: Sequence[Any]) -> bool:
     try:
         return bool(digest(row[:-1]) != row[-1])
-    except (RecycledbError, TypeError, ValueError):  # what stands there is of another type than it was
+    except (RecycledbError, TypeError, ValueError):  # a value's type has changed
         return True
 
 
 def _address(address: Callable[[RowOf], str], row: RowOf) -> str | None:
     try:
         return address(row)
-    except (TypeError, ValueError, KeyError, AttributeError):  # content that nothing could have the address of
+    except (TypeError, ValueError, KeyError, AttributeError):  # content that has no id
         return None
 
 
@@ -258,30 +248,30 @@ def _key(table: Table, row: Sequence[Any]) -> str:
     return " ".join(str(value)[:40] for column, value in zip(table.columns, row, strict=True) if column.primary_key)
 
 
-# -- rows and other rows
+# -- relations between rows
 
 
 def _references() -> Iterator[Relation]:
-    """Yield each foreign key: SQLite enforces them when rows are written, DuckDB's tables have none."""
+    """Yield each foreign key: SQLite enforces them on insert, DuckDB's tables are created without them."""
     for table in metadata.sorted_tables:
         for column in table.columns:
             for key in column.foreign_keys:
                 other, name = key.target_fullname.split(".")
                 yield Relation(
-                    f"of {table.name} name a {column.name} that {other} does not have",
+                    f"of {table.name} have a {column.name} that is not in {other}",
                     f"SELECT count(*) FROM {table.name} t WHERE t.{column.name} IS NOT NULL "
                     f"AND NOT EXISTS (SELECT 1 FROM {other} o WHERE o.{name} = t.{column.name})",
                 )
 
 
-def _count(store: Readable, relations: Sequence[Relation], checked: Checked) -> None:
-    """Count on one connection, and on a new one after an error: it has ended the transaction."""
+def _count(store: Store, relations: Sequence[Relation], checked: Checked) -> None:
+    """Count on one connection, and on a new one after an error, which ends the transaction."""
     waiting = iter(relations)
     relation = next(waiting, None)
     while relation is not None:
-        with checked.reading("what rows say of each other"), store.read() as conn:
+        with checked.reading("relations between rows"), store.read() as conn:
             while relation is not None:
-                asked, relation = relation, next(waiting, None)
-                count = conn.exec_driver_sql(asked.sql).scalar()
+                this, relation = relation, next(waiting, None)
+                count = conn.exec_driver_sql(this.sql).scalar()
                 if count:
-                    checked.findings.append(f"{count} rows {asked.says}")
+                    checked.findings.append(f"{count} rows {this.says}")

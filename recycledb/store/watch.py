@@ -1,8 +1,8 @@
-"""SQL that may run for ever: it runs in a thread of its own, so that Ctrl-C and a time limit can stop it.
+"""Run SQL that may take arbitrarily long in a separate thread, so that Ctrl-C and a time limit can stop it.
 
-Invariant: when a call returns or raises, its statement has ended. One that no interrupt ends (a single call of a function
-that runs for ever: databases look for an interrupt between rows) is left to its thread, and its connection is never closed, since that
-would wait for it; such a thread does not keep the process from ending.
+Invariant: when a call returns or raises, its statement has ended. The exception is a statement that does not react to an interrupt (one
+endless call of a function: databases check for interrupts between rows). It is left running in its daemon thread, which does not keep
+the process from exiting, and its connection is never closed, since closing would wait for the statement.
 """
 
 import math
@@ -21,34 +21,34 @@ from recycledb.errors import QueryError
 from recycledb.store.backend import Row, Sandbox
 
 BATCH_ROWS = 1_000
-STOP_S = 3.0  # how long a statement may take to end once it was interrupted
+STOP_S = 3.0  # how long a statement may take to end after an interrupt
 _T = TypeVar("_T")
 
 
 class TimeLimit:
-    """A moment by which statements must be done, if any; several connections may share it."""
+    """A deadline for statements, if any; several connections may share it."""
 
     def __init__(self, timeout_s: float | None = None) -> None:
         if timeout_s is not None and not timeout_s > 0:
-            raise QueryError(f"a time limit of {timeout_s:g} s: give a number of seconds above 0, as in --timeout 60")
+            raise QueryError(f"invalid time limit {timeout_s:g}: give a number of seconds above 0, as in --timeout 60")
         self._timeout_s = timeout_s
         self._end = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
     def left_s(self) -> float | None:
-        """Return how many seconds are left; None where there is no end to wait for."""
+        """Return how many seconds are left; None if there is no deadline."""
         left = max(0.0, self._end - time.monotonic())
         return left if left < threading.TIMEOUT_MAX else None
 
     def passed(self) -> QueryError:
-        """Return the error that says that time is up."""
+        """Return the error to raise when the time limit has passed."""
         return QueryError(f"stopped after {self._timeout_s:g} s (--timeout)")
 
 
 class Watch:
-    """Runs calls in a thread of its own, one after the other; `interrupt` is what stops the one under way."""
+    """Runs calls one after another in its thread; `interrupt` stops the running one."""
 
     def __init__(self, interrupt: Callable[[], None], limit: TimeLimit) -> None:
-        self.has_let_go = False  # of a call that nothing ends
+        self.has_let_go = False  # of a call that cannot be stopped
         self._interrupt = interrupt
         self._limit = limit
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
@@ -60,17 +60,17 @@ class Watch:
             future, work = call
             try:
                 future.set_result(work())
-            except BaseException as error:  # whatever it is, the caller's thread raises it
+            except BaseException as error:  # re-raised in the caller's thread
                 future.set_exception(error)
 
     def call(self, work: Callable[[], _T]) -> _T:
-        """Return what `work` returns; stop it, and raise, when time is up or the user interrupts."""
+        """Run `work` and return its result; on a timeout or an interrupt by the user, stop it and raise."""
         future: Future[_T] = Future()
         self._calls.put((future, work))
         try:
             return future.result(self._limit.left_s())
         except TimeoutError as error:
-            if future.done():  # just in time, or the error is its own
+            if future.done():  # finished just now, or `work` itself raised TimeoutError
                 return future.result()
             self._stop(future.done)
             raise self._limit.passed() from error
@@ -79,28 +79,28 @@ class Watch:
             raise
 
     def close(self) -> None:
-        """End the thread, and what it is still doing."""
+        """End the thread, and stop the call that it is still running."""
         self._calls.put(None)
         if not self.has_let_go:
-            self._thread.join(0.05)  # for the usual case, in which there is nothing to interrupt
+            self._thread.join(0.05)  # the usual case: nothing is running
             self._stop(lambda: not self._thread.is_alive())
 
     def _stop(self, is_done: Callable[[], bool]) -> None:
         end = time.monotonic() + STOP_S
         try:
-            while not is_done():  # an interrupt that comes before the statement starts is forgotten: say it again
+            while not is_done():  # an interrupt before the statement starts has no effect, so repeat it
                 if time.monotonic() > end:
                     self.has_let_go = True
                     return
                 self._interrupt()
                 time.sleep(0.01)
-        except BaseException:  # another Ctrl-C, while waiting: then it is not waited for
+        except BaseException:  # another Ctrl-C while waiting: do not wait any longer
             self.has_let_go = not is_done()
             raise
 
 
 class WatchedSandbox:
-    """A sandbox whose statements, and the reading of their rows, can be stopped by Ctrl-C and by a time limit."""
+    """A sandbox in which Ctrl-C and a time limit stop statements, also while their rows are read."""
 
     def __init__(self, sandbox: Sandbox, watch: Watch) -> None:
         self.views = sandbox.views
@@ -111,7 +111,9 @@ class WatchedSandbox:
         """Run one statement; return the column names and an iterator of row tuples."""
         _require_text("the SQL", sql)
         if "\0" in sql:
-            raise QueryError(f"the SQL holds a NUL character, at {sql.index(chr(0))}; databases would read no further")
+            raise QueryError(
+                f"the SQL contains a NUL character, at {sql.index(chr(0))}; databases ignore what follows it"
+            )
         for name, value in (parameters or {}).items():
             if isinstance(value, str):
                 _require_text(f"the value of parameter {name}", value)
@@ -123,24 +125,24 @@ class WatchedSandbox:
             yield from batch
 
     def interrupt(self) -> None:
-        """Stop the statement under way, from another thread."""
+        """Stop the running statement, from another thread."""
         self._sandbox.interrupt()
 
     def leave(self) -> None:
-        """Leave the connection open for ever: its statement cannot be stopped."""
+        """Never close the connection: its statement cannot be stopped."""
         self._sandbox.leave()
 
 
 def _require_text(what: str, text: str) -> None:
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # what a shell gives that is not UTF-8 comes as lone surrogates
+    except UnicodeEncodeError as error:  # arguments that are not UTF-8 arrive as lone surrogates
         raise QueryError(f"{what} is not valid UTF-8 ({text[error.start]!r} at {error.start})") from error
 
 
 @contextmanager
 def watched(sandbox: Sandbox, limit: TimeLimit) -> Iterator[WatchedSandbox]:
-    """Give the same sandbox, watched; what it is still doing at the end is stopped."""
+    """Wrap a sandbox so that its statements can be stopped; a statement still running at the end is stopped."""
     watch = Watch(sandbox.interrupt, limit)
     try:
         yield WatchedSandbox(sandbox, watch)
@@ -153,7 +155,7 @@ def watched(sandbox: Sandbox, limit: TimeLimit) -> Iterator[WatchedSandbox]:
 
 
 def stoppable(engine: Engine, work: Callable[[], _T]) -> _T:
-    """Return what `work` returns, which reads by `engine` only; Ctrl-C stops the statement that it is at, and thereby it."""
+    """Run `work`, which reads through `engine` only, and return its result; Ctrl-C stops its running statement, which ends it."""
     connections: list[Any] = []
 
     def opened(connection: Any, record: object) -> None:
@@ -164,7 +166,7 @@ def stoppable(engine: Engine, work: Callable[[], _T]) -> _T:
 
     def interrupt() -> None:
         for connection in list(connections):
-            with suppress(Exception):  # the driver's own: it was closed just now
+            with suppress(Exception):  # the driver's own error if the connection was closed just now
                 connection.interrupt()
 
     event.listen(engine, "connect", opened)

@@ -1,6 +1,6 @@
-"""Sync: bring the store to the state that the configuration asks for, by filling in the rows that it lacks.
+"""Sync: fill in the rows that the configuration asks for and the store does not have.
 
-Invariant: what to do is asked of the store each time, so an interrupted run is continued by the next one, from the last committed row,
+Invariant: each run queries the store for what is missing, so the next run continues an interrupted one from its last committed row,
 and a run with nothing missing does nothing.
 """
 
@@ -16,17 +16,20 @@ from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_S, Store, derivations
+from recycledb.store.losses import count_scores
 from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
-from recycledb.sync.asking import Asking
+from recycledb.store.questions import count_questions, count_under_way
+from recycledb.store.workers import beat, end_worker, start_worker
+from recycledb.sync.attempts import Asking
 from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
+from recycledb.sync.extraction import read_all
+from recycledb.sync.facts import Scored, Scoring
 from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
 from recycledb.sync.progress import Asked, Listener, Progress, silent
-from recycledb.sync.reading import read_all
-from recycledb.sync.scoring import Scored, Scoring
-from recycledb.sync.stopping import Stop, at_once
+from recycledb.sync.stop import Stop, at_once
 from recycledb.sync.student import Student
 from recycledb.sync.target import Target, resolve
 
@@ -54,13 +57,13 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing: no row to fill in, no question that failed for good or whose answer is awaited."""
+        """Whether nothing is missing: no row to fill in, no question that failed permanently or whose reply is awaited."""
         left = self.left
         return not (left.ready or left.failed or left.in_batches or left.in_processes)
 
     @property
     def spent_usd(self) -> float | None:
-        """What the replies are known to have cost; None where no cost is known."""
+        """The known cost of the replies; None where no cost is known."""
         costs = [asked.cost_usd for asked in self.asked if asked.cost_usd is not None]
         return sum(costs) if costs else None
 
@@ -77,7 +80,7 @@ class Outcome:
         return not (self.read or taken or any(rows))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the outcome as JSON has it."""
+        """Return the outcome as a JSON object."""
         asked = [asdict(a) for a in self.asked]
         counts = ("asked", "answered", "failed", "errors", "variants", "ratings", "unusable")
         totals = {key: sum(a[key] for a in asked) for key in counts}
@@ -127,11 +130,11 @@ class Sync:
         self.stop, self.listener, self.open_teacher = stop or threading.Event(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
         self.outcome = Outcome()
-        self._plan: Plan | None = None  # as it was last counted
+        self._plan: Plan | None = None  # the last one counted
         self._started = utc_now()
 
     def plan(self) -> Plan:
-        """Count what is missing; ConfigError where a budget is set and a part of what was spent has no price."""
+        """Count what is missing; ConfigError where a budget is set and some earlier requests have no price."""
         plan = self._with_money(make(self.store, self.target, self.retry_before, exact=True))
         if plan.spending is not None:
             require_prices(plan.spending)
@@ -139,27 +142,27 @@ class Sync:
         return plan
 
     def _with_money(self, plan: Plan) -> Plan:
-        """Return a plan along with the caps on what it may cost."""
+        """Return the plan with the budgets that apply to it."""
         spending = None
         if self.budget and self.budget.store_limit is not None:
             spending = measure(self.store, self.budget.store_limit, self.target.teachers)
         return replace(plan, spending=spending, max_cost_usd=self.budget.limit if self.budget else None)
 
     def run(self) -> Outcome:
-        """Fill in what is missing until nothing more can be, or a stop, a limit or a budget; return what came of it."""
+        """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome."""
         self.target.register(self.store)
         plan, self._plan = self._plan or make(self.store, self.target, self.retry_before), None  # good for one run
         if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
             self.outcome.left = plan
             return self.outcome
-        if self.stop.is_set():  # while it was planned
+        if self.stop.is_set():  # during planning
             self.outcome.left, self.outcome.stopped = plan, STOPPED
             return self.outcome
         if self.target.reflect:
             self.outcome.read = read_all(self.store, self.stop).read
         lazy = self.target.lazy and self.target.reflect
         while lazy and self._round(self.target.students[:1]) and not self._ended:
-            pass  # scores decide what is asked next, and answers are new texts to score
+            pass  # scores decide what is asked next, and replies bring new variants to score
         if not self.stop.is_set():
             self._round(self.target.all_students, augment=self.target.augment)
         self._fill_values()
@@ -174,9 +177,9 @@ class Sync:
         return self.stop.is_set() or self.outcome.stopped is not None
 
     def _round(self, students: Sequence[Student], *, augment: bool = False) -> bool:
-        """Ask what can be asked, score what can be scored; return whether anything came of it.
+        """Ask what can be asked, score what can be scored; return whether any row was added.
 
-        With `augment`, let transforms have in between what was answered, since what they make is scored too.
+        With `augment`, transforms run in between: they use the new variants, and the variants that they make are scored too.
         """
         asked = self._reflect() if self.target.reflect and not self._ended else None
         if augment:
@@ -185,24 +188,24 @@ class Sync:
         return bool(asked and asked.asked) or any(s.statistics for s in scored)
 
     def _reflect(self) -> Asked | None:
-        """Take what batches have answered, then ask what can be asked now, by the teacher's mode."""
+        """Store the replies of finished batches, then ask what can be asked now, online or in a batch by the teacher's mode."""
         wanted, teacher = self.target.wanted, self.target.teacher
         assert wanted is not None and teacher is not None
         wanted = wanted.retrying(self.retry_before).started(self._started)
-        in_batches = teacher.mode == "batch" or self.store.count_under_way(wanted)[0] > 0
+        in_batches = teacher.mode == "batch" or count_under_way(self.store, wanted)[0] > 0
         if in_batches and (asked := self._look_at_batches(wanted, teacher.mode == "batch")):
             return asked
-        if not self.store.count_questions(wanted):
+        if not count_questions(self.store, wanted):
             return None
         if self._calls_left == 0:
             self.outcome.stopped = f"the limit of {self.limit} calls is reached"
             return None
-        if self.stop.is_set():  # a teacher on this machine takes long to load
+        if self.stop.is_set():  # checked here because a local teacher takes long to load
             return None
         with self._working() as worker:
             asked = asyncio.run(self._ask(worker, wanted))
             if at_once(self.stop):
-                raise KeyboardInterrupt  # it was not raised where it came from, so that what had arrived is committed
+                raise KeyboardInterrupt  # not raised in the signal handler, so that the replies that had arrived are committed
         self.outcome.stopped = asked.stopped or self.outcome.stopped
         return asked
 
@@ -212,27 +215,27 @@ class Sync:
 
     @contextmanager
     def _working(self) -> Iterator[str]:
-        """Have this process on record as a worker, whose claims count as long as it lives."""
-        worker = self.store.start_worker()
+        """Register this process as a worker; its claims are valid as long as it lives."""
+        worker = start_worker(self.store)
         try:
             yield worker
         except BaseException:
-            with suppress(StoreError):  # the first error is the one that is told; this process's end will be noticed
-                self.store.end_worker(worker)
+            with suppress(StoreError):  # report the first error; other processes will notice that this one has ended
+                end_worker(self.store, worker)
             raise
-        self.store.end_worker(worker)
+        end_worker(self.store, worker)
 
     @contextmanager
     def _beating(self, worker: str) -> Iterator[None]:
-        """Say all the time that this process lives, while it waits for others."""
+        """Send heartbeats from a thread while this process waits for the batch service."""
         done = threading.Event()
 
-        def beat() -> None:
+        def keep_beating() -> None:
             while not done.wait(HEARTBEAT_S):
-                with suppress(StoreError):  # whoever needs the store will be told; the next beat may go better
-                    self.store.beat(worker)
+                with suppress(StoreError):  # the next use of the store reports it; the next heartbeat may succeed
+                    beat(self.store, worker)
 
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
@@ -241,7 +244,7 @@ class Sync:
             thread.join()
 
     def _look_at_batches(self, wanted: Wanted, submit: bool) -> Asked | None:
-        """Take what is done and, in batch mode, hand over what is open; return what came of it, None where asking goes on."""
+        """Store the replies of finished batches and, with `submit`, submit new ones; return the counts, None without `submit`."""
         from recycledb.reflection.teachers.calls import Stopped
         from recycledb.sync.batches import Batches
 
@@ -260,9 +263,8 @@ class Sync:
                     found.unusable,
                 )
                 if submit and not self.stop.is_set():
-                    with suppress(
-                        Stopped
-                    ):  # the service may have a batch that it did not tell of: the next look finds it
+                    # A batch may exist whose creation the service did not confirm: the next sync finds it.
+                    with suppress(Stopped):
                         look.submit(worker, self._calls_left)
             finally:
                 look.close()
@@ -292,7 +294,7 @@ class Sync:
             await teacher.close()
 
     def _augment(self) -> None:
-        """Make what transforms can make now, one augmentation after the other."""
+        """Run the transforms that have sources waiting, one augmentation after the other."""
         for config in self.target.augmentations:
             if self.stop.is_set():
                 return
@@ -307,7 +309,7 @@ class Sync:
         wanted = self.target.wanted
         own = [each for each in students if self.target.score and each in self.target.students]
         stats = [(each.student_id, each.stats) for each in own]
-        counts = self.store.count_scores(wanted, stats, self.target.augmentation_ids)
+        counts = count_scores(self.store, wanted, stats, self.target.augmentation_ids)
         lacking = {each.student_id: count for each, (_, count, _) in zip(own, counts, strict=True)}
         found = []
         for student in students:
@@ -328,7 +330,7 @@ class Sync:
         return scored
 
     def _fill_values(self) -> None:
-        """Compute the values whose facts are there; no model is needed."""
+        """Compute the values whose facts are stored; no model is needed."""
         for measured in self.target.measures:
             for student in measured.students:
                 if not self.stop.is_set():
@@ -338,7 +340,7 @@ class Sync:
 
 
 def _budget(target: Target, max_cost: float | None) -> Budget | None:
-    """Return the caps on what a run may ask a teacher; None where it asks none."""
+    """Return the budgets of a run; None where it asks no teacher."""
     if target.teacher is None or not target.reflect:
         return None
     return Budget(target.teacher, max_cost, store_limit=target.budget_usd, teachers=target.teachers)

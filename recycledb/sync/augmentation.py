@@ -1,7 +1,7 @@
-"""Augment: show a transform the variants that wait, and commit what it makes of them, group by group.
+"""Augment: give a transform the variants that it has not used, and commit its derivations group by group.
 
-Invariant: a transform sees the variants of a round in an order that depends on the augmentation alone, and what it made is committed
-before it is asked for more than a group, so a killed run is continued as it would have gone on.
+Invariant: a transform gets the variants of a round in an order that depends on the augmentation alone, and a group of derivations is
+committed before the next one is requested, so a killed run is continued with the results that it would have had.
 """
 
 import threading
@@ -18,21 +18,21 @@ from recycledb.store import Store, derivations
 from recycledb.store.derivations import Made, Round
 from recycledb.sync.progress import Listener, Progress
 
-GROUP = 300  # derivations of one transaction
-PAGE = derivations.KEYS  # variants whose texts are held at once
+GROUP = 300  # derivations in one transaction
+PAGE = derivations.KEYS  # variants whose texts are in memory at once
 ERROR_MOST = 300  # characters of a plugin's own message
 
 
 @dataclass
 class Augmented:
-    """What came of an augmentation."""
+    """Counts of one augmentation."""
 
     name: str
     method: str
     variants: int = 0
-    sources: int = 0  # used, those of each round counted
-    reasons: dict[str, int] = field(default_factory=dict)  # why no variant was made, by what stands before the colon
-    left_alone: int = 0  # sources that the transform saw and did not use: they wait for others to go with
+    sources: int = 0  # used, summed over rounds
+    reasons: dict[str, int] = field(default_factory=dict)  # why no variant was made, by the text before the colon
+    left_alone: int = 0  # sources that the transform got and did not use: they wait for more sources
 
 
 class Augmenting:
@@ -46,18 +46,18 @@ class Augmenting:
         self.progress = Progress("augment", config.name, total)
 
     def run(self) -> Augmented:
-        """Make and commit what is missing; MethodError where the transform fails, with what it made before committed."""
+        """Make and commit missing derivations; MethodError where the transform fails, after committing what it had made."""
         for number in range(self.config.rounds):
             round = Round(self.config.augmentation_id, self.config.method, self.config.sources, number)
             while not self.stop.is_set() and not self._go_through(round):
-                pass  # another process has used some of the sources: look again which ones wait
+                pass  # another process has used some of the sources: query again which ones wait
         self.progress.ended = True
         self.listener(self.progress)
         return self.result
 
     def _go_through(self, round: Round) -> bool:
-        """Let the transform make what it can of the sources that wait in a round; return whether nobody interfered."""
-        known = derivations.broken(self.store, round)  # before what waits: one that is added in between is no obstacle
+        """Run the transform over the sources that wait in a round; return False where another process used some of them."""
+        known = derivations.broken(self.store, round)  # before `waiting`: one that is added in between does no harm
         order = derivations.waiting(self.store, round)
         if not order:
             return True
@@ -71,7 +71,7 @@ class Augmenting:
                     used += sum(len(each.members) for each in group)
                     group = []
         except MethodError:
-            self._commit(round, group, known)  # it was made before, and stands
+            self._commit(round, group, known)  # made before the failure, and valid
             raise
         if not self._commit(round, group, known):
             return False
@@ -95,30 +95,30 @@ class Augmenting:
 
 
 class _Call:
-    """One call of a transform's `make`: the sources are drawn as it asks for them, and what it gives is checked."""
+    """One call of a transform's `make`: sources are fetched as it iterates, and what it yields is checked."""
 
     def __init__(
         self, store: Store, config: AugmentationConfig, round: Round, order: list[str], stop: threading.Event
     ) -> None:
         self.store, self.config, self.round, self.order, self.stop = store, config, round, order, stop
         self.transform = config.transform
-        self.given: dict[str, str | None] = {}  # the sources that it has seen: their samples, None once they are used
+        self.given: dict[str, str | None] = {}  # sources given so far, with their samples; None once they are used
 
     def results(self) -> Iterator[Made]:
-        """Yield what it makes, until it has seen all sources or a stop."""
+        """Yield the transform's derivations until it ends or a stop is requested."""
         results = self._results()
         while True:
             try:
                 derived = next(results)
             except StopIteration:
                 return
-            except (RecycledbError, MemoryError):  # of the store, while sources were drawn
+            except (RecycledbError, MemoryError):  # of the store, while sources were fetched
                 raise
-            except Exception as error:  # whatever a plugin raises must be told with its name
+            except Exception as error:  # any error of a plugin is reported with the plugin's name
                 if self.stop.is_set():
                     return
                 self._refuse(f"failed: {type(error).__name__}: {error}", error)
-            if self.stop.is_set():  # the sources may have ended early, so what was made of the last is not to be kept
+            if self.stop.is_set():  # the sources may have ended early, so the last derivation must not be kept
                 return
             yield self._checked(derived)
 
@@ -138,7 +138,7 @@ class _Call:
                 yield Source(key, Texts(row.instruction, row.input, row.output))
 
     def _checked(self, derived: object) -> Made:
-        """Return what the transform gave as it is stored; MethodError where it cannot be."""
+        """Return the derivation as it is stored; MethodError where it is not valid."""
         if not isinstance(derived, Derived):
             self._refuse(f"gave a {type(derived).__name__}, not a Derived")
         texts, reason = derived.texts, derived.reason
@@ -148,7 +148,7 @@ class _Call:
             self._refuse(f"gave a {type(texts).__name__} as texts, not Texts")
         for value in [*(texts or ()), *([reason] if reason is not None else [])]:
             if not isinstance(value, str) or storable(value) != value:
-                self._refuse(f"gave {value!r:.60}, which is no text that a database can hold")
+                self._refuse(f"gave {value!r:.60}, which is not text that a database can store")
         if reason == "":
             self._refuse("gave an empty reason")
         sample = self._take(derived.members)
@@ -159,11 +159,11 @@ class _Call:
     def _take(self, members: object) -> str:
         """Mark the members as used; return the first one's sample."""
         if not isinstance(members, tuple) or not members:
-            self._refuse(f"gave {members!r:.60} as members, not a tuple of one source's id or more")
+            self._refuse(f"gave {members!r:.60} as members, not a tuple of one or more source ids")
         samples = []
         for key in members:
             if not isinstance(key, str) or key not in self.given:
-                self._refuse(f"names the member {key!r:.60}, which is none of the sources that it was given")
+                self._refuse(f"names the member {key!r:.60}, which is not one of its sources")
             sample, self.given[key] = self.given[key], None
             if sample is None:
                 self._refuse(f"uses the source {key} twice in round {self.round.number}")
@@ -174,9 +174,9 @@ class _Call:
         try:
             text = canonical_json(dict(parameters))
             if storable(text) != text:
-                raise ValueError("they hold a character that no database can hold")
+                raise ValueError("they contain a character that a database cannot store")
         except (TypeError, ValueError) as error:
-            self._refuse(f"gave parameters that are no JSON object: {error}", error)
+            self._refuse(f"gave parameters that are not a JSON object: {error}", error)
         return text
 
     def _refuse(self, what: str, error: Exception | None = None) -> Never:

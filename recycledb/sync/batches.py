@@ -1,10 +1,11 @@
-"""Batches: hand questions to the teacher's batch service, return, and take what it has answered when a later sync looks.
+"""Batches: submit questions to the teacher's batch service, return, and store the replies when a later sync finds them ready.
 
-Invariant: a question is claimed before it is written to a file, and the claim lasts until the batch is taken or abandoned, so it is
-asked in one place at a time, online or in a batch. A batch carries our id; one whose creation was not heard of is looked for by it,
-and given up only when the service does not know it some time after its process died: a batch that may be paid for is never made again.
-What came back is committed group by group, so a kill while taking costs nothing. An output that is cut short is fetched again, by this
-sync and by later ones, before what it lacks is asked a second time. Prompts lie in no named file that a kill could leave behind.
+Invariant: a question is claimed before it is written to a file, and the claim lasts until the batch is taken (its replies are stored)
+or abandoned, so it is asked once at a time, online or in a batch. A batch carries our id in its metadata: if a process dies before it
+stores the service's id, the next sync finds the batch by ours, and abandons it only if the service does not list it after GRACE_S. A
+batch that may be billed is never submitted again. Replies are committed group by group, so a kill in between loses nothing. A truncated
+output file is fetched again, by this sync and by later ones, before its missing replies are asked for again. Prompts are written to
+unnamed temporary files, which a kill does not leave behind.
 """
 
 import threading
@@ -22,34 +23,37 @@ from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, Batch
 from recycledb.reflection.teachers.calls import Stopped
 from recycledb.reflection.teachers.contract import Message, Reply
 from recycledb.schema import ReplyStatus, Texts
-from recycledb.store import SQLRow, Store, batches, key_of
+from recycledb.store import SQLRow, Store, batches
 from recycledb.store.pending import Wanted
+from recycledb.store.places import iter_places
+from recycledb.store.questions import claim, key_of, pending_questions, texts_beside
+from recycledb.store.rows import AttemptRow
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Asked
-from recycledb.sync.storing import Arrived, store_replies
+from recycledb.sync.replies import Arrived, store_replies
 from recycledb.sync.target import Target
 
-GRACE_S = 120.0  # how long a batch may stay unheard of after it was begun before it is given up
-FETCHES = 3  # of an output that comes cut short, in one sync
-CUT_SHORT_S = 86_400.0  # how long an output may stay cut short before what it lacks is asked again
+GRACE_S = 120.0  # how long after its start a batch may be unknown to the service before it is abandoned
+FETCHES = 3  # of a truncated output file, in one sync
+CUT_SHORT_S = 86_400.0  # how long an output file may stay truncated before its missing replies are asked for again
 GROUP = 250  # questions claimed, or replies committed, in one transaction
 ID_LENGTH = 32  # of an attempt
 
 
 @dataclass
 class Batched:
-    """What came of a look at the batch service."""
+    """Counts of one visit to the batch service."""
 
     submitted: int = 0  # batches
     requests: int = 0  # in them
     taken: int = 0  # batches
-    waiting: int = 0  # batches that are not done yet
-    cut_short: list[str] = field(default_factory=list)  # what is wrong with outputs that will be fetched again
+    waiting: int = 0  # batches that are not finished yet
+    cut_short: list[str] = field(default_factory=list)  # what is wrong with output files that will be fetched again
 
 
 @dataclass
 class Ready:
-    """A question with its messages, the length of its line, and what it may cost."""
+    """A question with its messages, the length of its line, and the most it can cost."""
 
     row: SQLRow
     messages: Sequence[Message]
@@ -58,7 +62,7 @@ class Ready:
 
 
 class Batches:
-    """One look at the batch service: take what is done, then hand over what is open."""
+    """One visit to the batch service: store the replies of finished batches, then submit open questions."""
 
     def __init__(
         self,
@@ -79,7 +83,7 @@ class Batches:
         self.grace_s, self.cut_short_s = grace_s, cut_short_s
         self.most_requests, self.most_bytes = most_requests, most_bytes
         self.result, self.asked = Batched(), Asked()
-        self._full = False  # the store's cap holds no further question
+        self._full = False  # the store's budget has no room for another question
 
     def close(self) -> None:
         """Close the connections."""
@@ -88,9 +92,9 @@ class Batches:
     # -- taking
 
     def take(self) -> None:
-        """Take every batch that has ended, and find again those that were handed over unheard.
+        """Store the replies of every batch that has ended, and find batches whose creation was not confirmed.
 
-        TeacherError where the service refused a whole batch; its questions are open again. Stopped at a stop.
+        TeacherError where the service refused a whole batch; its questions are open again. Stopped when a stop is requested.
         """
         self._find_unheard()
         refused = []
@@ -109,13 +113,13 @@ class Batches:
         if refused:
             raise TeacherError(
                 f"the service refused {_count(len(refused), 'batch', 'batches')} ({refused[0].remote_id}: "
-                f"{refused[0].detail or 'it does not say why'}); nothing of it was answered; mend that, then run sync again"
+                f"{refused[0].detail or 'it does not say why'}); no request in it was answered; fix this, then run sync again"
             )
 
     def _find_unheard(self) -> None:
-        """Find batches that have no id of the service's yet: it has them, or they were never created."""
+        """Look up the batches without a remote id: the service has them, or they were never created."""
         unheard = [row for row in batches.live(self.store, self.wanted.teacher_id) if row.remote_id is None]
-        unheard = [row for row in unheard if not row.preparing]  # its process is still at it
+        unheard = [row for row in unheard if not row.preparing]  # its process is still working on it
         if not unheard:
             return
         oldest = min(_seconds(row.created_at) for row in unheard)
@@ -129,7 +133,7 @@ class Batches:
                 self.result.waiting += 1
 
     def _take(self, row: SQLRow, remote: Remote) -> None:
-        """Commit the replies of a batch that has ended; what it did not come to is open again, if its files are whole."""
+        """Commit the replies of a batch that has ended; its unanswered questions are open again if its files are complete."""
         batch = row.batch_id
         problem = self._take_files(batch, row.requests, remote)
         if problem and next(batches.iter_unanswered(self.store, batch), None):
@@ -149,7 +153,7 @@ class Batches:
         self.result.taken += 1
 
     def _take_files(self, batch: str, requests: int, remote: Remote) -> str | None:
-        """Commit what the files of a batch hold; return what is wrong where they are cut short, however often they are fetched."""
+        """Commit the replies in the files of a batch; return what is wrong where they are truncated at every fetch."""
         for left in reversed(range(FETCHES)):
             with ExitStack() as stack:
                 outputs: list[Output] = []
@@ -171,28 +175,17 @@ class Batches:
             rows = batches.waiting(self.store, batch, list(group))
             self._commit((row, group[key]) for key, row in rows.items())
 
-    def _commit(self, replies: Iterable[tuple[SQLRow, Reply]]) -> None:
-        pairs = [
-            (
-                row,
-                Arrived(
-                    row.attempt_id,
-                    (row.variant_id, row.step, row.teacher_id, row.prompt_id, row.number),
-                    reply,
-                    others=row.others or "",
-                ),
-            )
-            for row, reply in replies
-        ]
-        store_replies(self.store, [arrived for _, arrived in pairs])
-        for row, arrived in pairs:
-            self._note(row, arrived.reply)
+    def _commit(self, replies: Iterable[tuple[AttemptRow, Reply]]) -> None:
+        group = [Arrived(attempt, reply) for attempt, reply in replies]
+        store_replies(self.store, group)
+        for arrived in group:
+            self._note(arrived.attempt, arrived.reply)
 
-    def _note(self, row: SQLRow, reply: Reply) -> None:
+    def _note(self, attempt: AttemptRow, reply: Reply) -> None:
         asked = self.asked
         asked.prompt_tokens += reply.prompt_tokens or 0
         asked.completion_tokens += reply.completion_tokens or 0
-        asked.add_cost(reply, row.reserved_usd)
+        asked.add_cost(reply, attempt.reserved_usd)
         if reply.status is ReplyStatus.OK:
             asked.answered += 1
             return
@@ -200,19 +193,19 @@ class Batches:
         asked.failed += reply.status is ReplyStatus.FAILED
         asked.errors += reply.status is ReplyStatus.ERROR
 
-    # -- handing over
+    # -- submitting
 
     def submit(self, worker: str, limit: int | None) -> None:
-        """Hand over what is open, in as many batches as the service's limits make of it."""
-        self.budget.begin(self.store)  # what was taken above is counted with it
+        """Submit the open questions, in as many batches as the service's limits require."""
+        self.budget.begin(self.store)  # after `take`, so that the replies stored there are counted
         ready = self._ready(limit)
         left: list[Ready] = []
         while (left or (left := list(islice(ready, 1)))) and not (self.stop.is_set() or self._too_dear(left[0])):
-            with TemporaryFile() as file:  # nameless: a process that is killed leaves no prompts
+            with TemporaryFile() as file:  # unnamed: a killed process leaves no prompts behind
                 left = self._submit_one(file, worker, left, ready)
 
     def _too_dear(self, first: Ready) -> bool:
-        """Say whether the store's cap does not hold even the next question: then no batch is begun."""
+        """Return whether the store's budget has no room for even the next question: then no batch is started."""
         if self.budget.spending and not self.budget.spending.fits(first.reserved or 0.0):
             self._end_for_money()
         return self._full
@@ -221,7 +214,7 @@ class Batches:
         self._full, self.asked.stopped = True, self.budget.store_reached
 
     def _submit_one(self, file: IO[bytes], worker: str, first: list[Ready], ready: Iterator[Ready]) -> list[Ready]:
-        """Fill one file, hand it over and record it; return the question that it had no room for."""
+        """Fill one file, submit it and record it; return the questions that did not fit."""
         batch = batches.start(self.store, self.wanted.teacher_id, worker)
         requests, left = self._fill(file, batch, first, ready)
         if requests and (remote_id := self._hand_over(file, batch, worker)):
@@ -237,7 +230,7 @@ class Batches:
         return left
 
     def _hand_over(self, file: IO[bytes], batch: str, worker: str) -> str | None:
-        """Upload the file and create the batch; None where a stop came before, or others have given it up and ask its questions."""
+        """Upload the file and create the batch; None after a stop, or where another process abandoned it and asks its questions."""
         try:
             file_id = self.teacher.upload(file, batch)
         except Stopped:
@@ -245,7 +238,7 @@ class Batches:
         return self.teacher.create(file_id, batch) if batches.keep(self.store, batch, worker) else None
 
     def _fill(self, file: IO[bytes], batch: str, first: list[Ready], ready: Iterator[Ready]) -> tuple[int, list[Ready]]:
-        """Write lines until the file or the questions are at their end; return how many, and what had no room."""
+        """Write lines until the file is full or no question is left; return how many, and the questions that did not fit."""
         requests, size, group = 0, 0, first
         while group and not self.stop.is_set():
             taken: list[Ready] = []
@@ -264,24 +257,24 @@ class Batches:
     def _write(self, file: IO[bytes], batch: str, questions: Sequence[Ready]) -> int:
         """Claim these questions for the batch, and write the lines of those that were still open."""
         money = ([question.reserved for question in questions], self.budget.spending)
-        claims = self.store.claim(self.wanted, batch, [question.row for question in questions], *money)
+        claims = claim(self.store, self.wanted, batch, [question.row for question in questions], *money)
         if self.budget.spending and self.budget.spending.refused:
             self._end_for_money()
-        won = {key_of(row): attempt for attempt, _, row in claims}
+        won = {key_of(row): attempt for attempt, row in claims}
         for question in questions:
             attempt = won.get(key_of(question.row))
             if attempt is None:
                 self.budget.release(question.reserved)
             else:
-                file.write(self.teacher.line(attempt, question.messages))
+                file.write(self.teacher.line(attempt.attempt_id, question.messages))
         return len(won)
 
     def _ready(self, limit: int | None) -> Iterator[Ready]:
         """Yield open questions in dataset order, until the limit or the budget is reached."""
         count = 0
-        for samples in self.store.iter_places():
-            rows = self.store.pending_questions(self.wanted, samples)
-            beside = self.store.texts_beside(rows)
+        for samples in iter_places(self.store):
+            rows = pending_questions(self.store, self.wanted, samples)
+            beside = texts_beside(self.store, rows)
             for row in rows:
                 if self._full:
                     return
@@ -301,7 +294,7 @@ class Batches:
 
 
 def _cut_short(outputs: Sequence[Output], remote: Remote) -> str | None:
-    """Return what is wrong where files of a batch are cut short, None where they are not known to be."""
+    """Return what is wrong where files of a batch are truncated, None where nothing shows that they are."""
     for output in outputs:
         if output.problem:
             return output.problem

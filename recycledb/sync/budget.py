@@ -1,23 +1,23 @@
-"""Money: what a run, and what a whole store, may still spend.
+"""Budgets: what a run, and what a whole store, may still spend.
 
-Invariant: a question is asked only when the most that it can cost still fits, so a cap is not passed, whatever length the
-replies have and however they end. Unknown is never free. What a request counts as, once it was claimed:
+Invariant: a question is asked only when the most that it can cost fits into the budget, so a budget is not exceeded, however long
+the replies are and however the requests end. An unknown cost never counts as 0. What a claimed request counts as:
 
 | how it ended | counts as | because |
 |---|---|---|
-| an answer, whole or cut off, with believable usage | its cost by that usage | of two readings the dearer one |
-| no usage, or counts that cannot be true; empty, refused, filtered | what was set aside | it was generated |
-| 200 with a body that is none; 5xx, 408, 409; a time-out; a broken connection | what was set aside | it may have been generated |
-| 400, 413, 422: a filtered or too long prompt, a bad request | what was set aside | Azure bills prompts that its filter turned away |
-| 401, 402, 403, 404, 405, 429, a redirect; a code for quota, model, parameter | 0 | refused at the gate |
-| no connection came about | 0 | nothing was sent |
-| a batch's line batch_expired or batch_cancelled; a batch that failed whole, or was never handed over | 0 | it was not begun |
-| no reply is on record: under way, lost with its process, in a batch | what was set aside | it may have been sent |
+| a completion, whole or truncated, with plausible usage | its cost by that usage | where usage is ambiguous, the higher cost |
+| no usage, or impossible counts; empty, refused, filtered | its reservation | tokens were generated |
+| 200 with an invalid body; 5xx, 408, 409; a timeout; a broken connection | its reservation | tokens may have been generated |
+| 400, 413, 422: a filtered or too long prompt, a bad request | its reservation | Azure bills prompts that its filter rejects |
+| 401, 402, 403, 404, 405, 429, a redirect; a code for quota, model, parameter | 0 | rejected before any work |
+| the connection could not be made | 0 | nothing was sent |
+| a batch's line batch_expired or batch_cancelled; a batch that failed as a whole or was never submitted | 0 | it was not started |
+| no reply is stored: in flight, lost with its process, in a batch | its reservation | it may have been sent |
 | a teacher in this process, or a recording | 0 | nobody bills it |
 
-What no client can know: whether a server keeps to its prices and to the bound on answers, counts truly, or bills by other
-things than tokens (searches, a dearer tier). A reply that cost more than was set aside is counted in full, and as much more is
-set aside from then on; at most the questions that were under way at that moment can have passed the cap.
+A client cannot know whether a server keeps to its prices and to the limit on completion tokens, counts correctly, or bills for
+other things than tokens (searches, a more expensive tier). A reply that cost more than its reservation is counted in full, and
+later reservations grow by the same factor; only the questions in flight at that moment can exceed the budget.
 """
 
 import json
@@ -35,12 +35,12 @@ from recycledb.store.spending import Spending, Unpriced, overrun
 
 OPENAI_URL = "https://api.openai.com/v1"
 
-# Tokens of a chat template round a message, and round them all (some put in a system prompt of their own): more than any we know.
+# Tokens that a chat template adds per message and per conversation (some add a system prompt): more than any that we know.
 MESSAGE_TOKENS, CONVERSATION_TOKENS = 32, 256
 
 
 def price_of(teacher: TeacherConfig) -> Cost | None:
-    """Return the price of a request to a teacher, by its configuration or a price table; None where it is unknown."""
+    """Return the price of a request to a teacher, from its configuration or a price table; None where it is unknown."""
     if teacher.provider != "openai":
         return lambda prompt, completion, cached: 0.0  # in this process, or from a file
     address = teacher.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
@@ -48,34 +48,36 @@ def price_of(teacher: TeacherConfig) -> Cost | None:
 
 
 def longest_answer(teacher: TeacherConfig) -> int | None:
-    """Return how many tokens all answers to one request can have together; None where nothing bounds them."""
+    """Return the most completion tokens of one request, over all its choices; None where nothing limits them."""
     return _longest(teacher.request_params)
 
 
 def _longest(params: Mapping[str, object]) -> int | None:
-    bound = _count(params.get("max_completion_tokens") or params.get("max_tokens"))  # -1 is "no bound" to some servers
+    bound = _count(
+        params.get("max_completion_tokens") or params.get("max_tokens")
+    )  # -1 means "no limit" to some servers
     answers = [_count(params[key]) for key in ("n", "best_of") if params.get(key) is not None]
     if bound is None or None in answers:
         return None
-    # Predicted text that is not used is billed as if it were written.
+    # Rejected tokens of a prediction are billed like completion tokens.
     predicted = len(json.dumps(params["prediction"])) if "prediction" in params else 0
     return (bound + predicted) * max([1, *(number for number in answers if number)])
 
 
 def _count(value: object) -> int | None:
-    """Return a whole number from 1 up, None for anything else."""
+    """Return `value` as a positive int, None for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < 2**53:
         return int(value) if value == int(value) else None
     return None
 
 
 def dollars(amount: float) -> str:
-    """Return an amount for people: in cents, or in millionths of a dollar where it is less than one."""
+    """Format an amount: to the cent, or to a millionth of a dollar where it is less than one dollar."""
     return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.6f}"
 
 
 def described(known_usd: float | None, unknown: int) -> str:
-    """Return what was paid: never $0 where costs are unknown; "" where there is nothing to say."""
+    """Format what was paid: never $0 where costs are unknown; "" where nothing was paid."""
     count = f"{unknown:,} {'request' if unknown == 1 else 'requests'} of unknown cost" if unknown else ""
     if not known_usd:
         return "cost unknown" if unknown else ""
@@ -83,19 +85,19 @@ def described(known_usd: float | None, unknown: int) -> str:
 
 
 def budget_line(spending: Spending) -> str:
-    """Return what there is of the store's budget, what was spent of it, and what is left."""
+    """Return one line about the store's budget: its limit, what is spent, and what is left."""
     spent = _said(spending.recorded_usd, spending.charged_usd, spending.unknown)
     if spending.unpriced:
-        left = f"nothing is left as long as model {spending.unpriced[0].model!r} has no prices in recycledb.toml"
+        left = f"nothing left until model {spending.unpriced[0].model!r} has prices in recycledb.toml"
     else:
         left = f"{dollars(spending.left_usd or 0.0)} left"
     return f"budget of the store: {dollars(spending.limit_usd or 0.0)} ([sync] budget_usd): {spent}, {left}"
 
 
 class Budget:
-    """Caps on dollars, for a run and for its store: what a question may cost at most is set aside before it is asked.
+    """The budgets of a run and of its store: the most that a question can cost is reserved before it is asked.
 
-    The run's cap is held here. The store's is held by each claim, in its transaction: see `Spending`, which `begin` measures.
+    The run's budget is enforced here; the store's by each claim, in its transaction: see `Spending`, which `begin` measures.
     """
 
     def __init__(
@@ -108,12 +110,12 @@ class Budget:
     ) -> None:
         self.teacher, self.limit, self.store_limit = teacher, limit, store_limit
         self.spent, self.reserved = 0.0, 0.0  # spent: known and charged together
-        self.charged, self.unknown = 0.0, 0  # for replies whose cost is unknown, and how many those are
-        self.spending: Spending | None = None  # of the store, once it was measured, where its cap is set
+        self.charged, self.unknown = 0.0, 0  # for replies of unknown cost, and their number
+        self.spending: Spending | None = None  # of the store, once measured, where it has a budget
         self._teachers = [teacher, *teachers]
         self._price, self._longest = price_of(teacher), longest_answer(teacher)
         self._around = CONVERSATION_TOKENS + _parameter_tokens(teacher.request_params)
-        self._overrun = 1.0  # how many times a reply cost what it could cost at most
+        self._overrun = 1.0  # the highest ratio of a reply's cost to its computed maximum
         for cap, given in (("--max-cost", limit), ("[sync] budget_usd", store_limit)):
             if given is not None:
                 self._check(cap, given)
@@ -131,7 +133,7 @@ class Budget:
             raise ConfigError(f"{cap} needs a bound on answers: set max_tokens in params of [teachers.{name}]")
 
     def begin(self, store: Store) -> None:
-        """Count what the store has spent, before the first claim of a run; ConfigError where a part of it has no price."""
+        """Sum what the store has spent, before the first claim of a run; ConfigError where some requests have no price."""
         if self.limit is None and self.store_limit is None:
             return
         with store.read() as conn:
@@ -146,7 +148,7 @@ class Budget:
         return self._price is not None
 
     def most(self, messages: Sequence[Mapping[str, str]]) -> float | None:
-        """Return the most that a question can cost: no token is shorter than a byte, no answer longer than allowed; None if unknown."""
+        """Return the most that a question can cost (a token has at least a byte, a completion is within its limit); None if unknown."""
         base = self._most(messages)
         return None if base is None else base * self._overrun
 
@@ -161,36 +163,36 @@ class Budget:
 
     @property
     def reached(self) -> str:
-        """What is said when the run can afford nothing more."""
+        """The message for a run whose budget has no room for the next question."""
         spent = _said(self.spent - self.charged, self.charged, self.unknown)
         return (
             f"the budget of {dollars(self.limit or 0.0)} is reached (--max-cost, for this run): {spent}; "
-            "the next question might pass it; run sync again to go on"
+            "the next question might exceed it; run sync again to continue"
         )
 
     @property
     def store_reached(self) -> str:
-        """What is said when the store's requests may cost nothing more."""
+        """The message for a store whose budget has no room for the next question."""
         found = self.spending or Spending()
         spent = _said(found.recorded_usd, found.charged_usd, found.unknown)
         return (
             f"the budget of {dollars(self.store_limit or 0.0)} is reached ([sync] budget_usd, for the whole store): {spent}; "
-            "the next question might pass it; raise budget_usd in recycledb.toml to go on"
+            "the next question might exceed it; raise budget_usd in recycledb.toml to continue"
         )
 
     def reserve(self, amount: float | None) -> bool:
-        """Set an amount aside for the run, if its cap still holds it."""
+        """Reserve an amount of the run's budget; return whether it fits."""
         if self.limit is not None and (amount is None or self.spent + self.reserved + amount > self.limit):
             return False
         self.reserved += amount or 0.0
         return True
 
     def release(self, amount: float | None) -> None:
-        """Give back what was set aside for a question that was not asked."""
+        """Release the reservation of a question that was not asked."""
         self.reserved -= amount or 0.0
 
     def settle(self, reserved: float | None, reply: Reply, messages: Sequence[Mapping[str, str]]) -> bool:
-        """Replace what was set aside by what was paid, or keep it where that is unknown; return whether it is known."""
+        """Replace a reservation by the cost of the reply, or charge it where the cost is unknown; return whether it is known."""
         self.release(reserved)
         if reply.cost_usd is not None:
             self.spent += reply.cost_usd
@@ -200,7 +202,7 @@ class Budget:
         return self.charge(reserved)
 
     def charge(self, reserved: float | None) -> bool:
-        """Count what was set aside as spent, for a reply whose cost is unknown; return whether it is known after all, as nothing."""
+        """Count a reservation as spent, for a reply of unknown cost; return whether the cost is known after all, as 0."""
         if reserved == 0.0:
             return True
         self.spent += reserved or 0.0
@@ -210,7 +212,7 @@ class Budget:
 
 
 def measure(store: Store, limit: float | None, teachers: Sequence[TeacherConfig]) -> Spending:
-    """Return what a store's requests have cost, where that is not recorded by the prices of `teachers` as they are now."""
+    """Return what a store's requests have cost; where no cost is recorded, by the present prices of `teachers`."""
     prices: dict[str, Cost] = {}
     for teacher in teachers:
         if teacher.provider == "openai" and teacher.model not in prices and (price := price_of(teacher)):
@@ -227,17 +229,17 @@ def measure(store: Store, limit: float | None, teachers: Sequence[TeacherConfig]
 
 
 def require_prices(spending: Spending) -> None:
-    """Raise ConfigError where requests on record can neither be counted nor charged."""
+    """Raise ConfigError where stored requests have neither a cost nor a price."""
     if spending.unpriced:
         first = spending.unpriced[0]
         raise ConfigError(
-            f"[sync] budget_usd: what {first.requests:,} earlier requests to model {first.model!r} cost is not on record; "
-            "set price_in and price_out (0 where it cost nothing) under a [teachers.NAME] with that model"
+            f"[sync] budget_usd: the cost of {first.requests:,} earlier requests to model {first.model!r} is unknown; "
+            "set price_in and price_out (0 if it was free) under a [teachers.NAME] with that model"
         )
 
 
 def _charge(requests: Unpriced, price: Cost) -> float:
-    """Return what requests without a recorded cost count as: by their tokens, else the most that they can have cost."""
+    """Return what requests without a recorded cost count as: priced by their tokens, else the most that they can have cost."""
     charged, others = 0.0, requests.requests - requests.counted
     if requests.counted:
         means = (
@@ -246,22 +248,22 @@ def _charge(requests: Unpriced, price: Cost) -> float:
         charged += requests.counted * dearest(price, *means)
     if others:
         params = json.loads(requests.parameters).get("params", {})
-        longest = _longest(params) or 2 * DEFAULT_PARAMS["max_tokens"]  # nothing bounded it: twice the usual bound
-        # No letter has more than four bytes in UTF-8.
+        longest = _longest(params) or 2 * DEFAULT_PARAMS["max_tokens"]  # no limit was set: twice the usual one
+        # A character has at most four bytes in UTF-8.
         prompt = math.ceil(4 * requests.characters / others) + CONVERSATION_TOKENS + 2 * MESSAGE_TOKENS
         charged += others * dearest(price, prompt, longest)
     return charged
 
 
 def _bytes(text: str) -> int:
-    """Return how many bytes a text has in UTF-8 at most: some tokenizers take letters and their marks apart first."""
+    """Return the most bytes that a text has in UTF-8: some tokenizers decompose accented letters first."""
     if text.isascii():
         return len(text)
     return max(len(text.encode()), len(unicodedata.normalize("NFKD", text).encode()))
 
 
 def _parameter_tokens(params: Mapping[str, object]) -> int:
-    """Return how many tokens parameters can add to a prompt: tools and schemas are shown to the model, in a form of the server's own."""
+    """Return the most tokens that parameters add to a prompt: a server renders tools and schemas into it, in its own format."""
     shown = {key: value for key, value in params.items() if isinstance(value, dict | list)}
     return 2 * len(json.dumps(shown, default=str)) if shown else 0
 

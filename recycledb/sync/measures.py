@@ -1,7 +1,7 @@
-"""Measures: which facts they need of a student, and their values, which are derived from facts without a model.
+"""Measures: the facts that they need of a student, and their values, which are derived from facts without a model.
 
-Invariant: a value depends on facts, on the measure's version and on its options alone, which are all in its id; so another formula or
-option is another measure whose values are missing, and no fact is computed again for it.
+Invariant: a value depends only on facts and on the measure's version and options, which are part of its id; so a new formula or
+option gives a new measure whose values are missing, and no fact is computed again for it.
 """
 
 import math
@@ -15,10 +15,12 @@ from recycledb.config import Config, MeasureConfig, StudentConfig
 from recycledb.errors import ConfigError, MethodError
 from recycledb.methods import Readout, StudentMeasure
 from recycledb.schema import IDENTITY_LENGTH, LossStatus, Texts, canonical_json, content_id, utc_now
-from recycledb.store import Row, Store
+from recycledb.store import Store
 from recycledb.store import measures as stored
 from recycledb.store.measures import Facts, Need
 from recycledb.store.pending import Scope, Wanted
+from recycledb.store.places import iter_places
+from recycledb.store.rows import MeasureRow, PromptRow, ValueRow
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.student import Student
 
@@ -29,29 +31,29 @@ UNUSABLE = "unusable"  # the facts are there, and the method derives no number f
 
 @dataclass(frozen=True)
 class Measured:
-    """A configured measure: its method and options, and the students it is taken under."""
+    """A configured measure: its method and options, and the students under which it is computed."""
 
     config: MeasureConfig
     students: tuple[Student, ...]
 
     @property
     def method(self) -> StudentMeasure:
-        """What computes it."""
+        """The student measure that computes it."""
         return methods.measures()[self.config.method]
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's options, as the configuration has them."""
+        """The method's options, as configured."""
         return self.config.options(self.method.options)
 
     @property
     def readouts(self) -> tuple[Readout, ...]:
-        """The readouts that the options ask for."""
+        """The readouts that the method needs with these options."""
         return self.method.readouts(self.options)
 
     @property
     def parameters(self) -> str:
-        """All that changes its values besides the method's version, as JSON: options, statistics, and the prompts of readouts."""
+        """Everything that changes its values besides the method's version, as JSON: options, statistics, and prompts of readouts."""
         facts = {
             "prompts": [readout.prompt_id for readout in self.readouts],
             "statistics": [each.name for each in self.method.statistics],
@@ -64,7 +66,7 @@ class Measured:
         return measure_id_of(self.config.name, self.method.name, self.method.version, self.parameters)
 
     def need(self, student_id: str, wanted: Wanted | None, augmentations: tuple[str, ...] = ()) -> Need:
-        """Return the facts that it needs of a student, of what the teacher and the augmentations (by id) make too."""
+        """Return the facts that it needs of a student, also for variants from the teacher and from these augmentations (ids)."""
         return Need(
             Scope(wanted, self.config.kinds, augmentations),
             student_id,
@@ -73,15 +75,21 @@ class Measured:
         )
 
     def register(self, store: Store, conn: Any) -> None:
-        """Write the measure and its prompts, and let its name mean it from now on."""
+        """Write the measure and its prompts, and point its name to it."""
         now = utc_now()
         prompts = [
-            (each.prompt_id, methods.READOUT, each.text, f"{self.config.method}: {each.name}", now)
+            PromptRow(each.prompt_id, methods.READOUT, each.text, f"{self.config.method}: {each.name}", now)
             for each in self.readouts
         ]
-        store.insert(conn, "prompt", prompts)
-        row = (self.measure_id, self.config.name, self.method.name, self.method.version, self.parameters, now)
-        store.insert(conn, "measure", [row])
+        row = MeasureRow(
+            measure_id=self.measure_id,
+            name=self.config.name,
+            method=self.method.name,
+            version=self.method.version,
+            parameters=self.parameters,
+            created_at=now,
+        )
+        store.insert(conn, [*prompts, row])
         store.ensure_name(conn, "measure", self.config.name, self.measure_id)
 
 
@@ -93,14 +101,14 @@ def measure_id_of(name: str, method: str, version: int, parameters: str) -> str:
 def resolve(
     config: Config, names: Sequence[str], students: Sequence[Student], identified: Callable[[StudentConfig], Student]
 ) -> tuple[Measured, ...]:
-    """Return the configured measures of these names, or all; `students` are those of the sync.
+    """Return the configured measures with these names, or all; `students` are those of the sync, the default of a measure.
 
     Raises ConfigError where a name is not configured.
     """
     for name in names:
         if name not in config.measures:
             known = ", ".join(config.measures) or "none"
-            raise ConfigError(f"no measure {name!r} in {config.path} (there: {known}); add [measures.{name}]")
+            raise ConfigError(f"no measure {name!r} in {config.path} (configured: {known}); add [measures.{name}]")
     chosen = [each for each in config.measures.values() if not names or each.name in names]
     return tuple(
         Measured(each, tuple(identified(config.students[name]) for name in each.students) or tuple(students))
@@ -110,7 +118,7 @@ def resolve(
 
 @dataclass
 class Valued:
-    """What came of the values of one measure under one student."""
+    """Counts of the values of one measure under one student."""
 
     measure: str
     student: str
@@ -121,21 +129,21 @@ class Valued:
 def fill_values(
     store: Store, measured: Measured, need: Need, student: str, stop: threading.Event, listener: Listener
 ) -> Valued:
-    """Compute and commit the values that are missing and whose facts are there."""
+    """Compute and commit the missing values whose facts are stored."""
     result = Valued(measured.config.name, student)
     progress = Progress(
         "measure", f"{measured.config.name}/{student}", stored.count_values(store, need, measured.measure_id)
     )
-    for samples in store.iter_places(page=PAGE):
+    for samples in iter_places(store, page=PAGE):
         if stop.is_set():
             break
         rows = list(_values(store, measured, need, samples))
         with store.write() as conn:
-            store.insert(conn, "value", rows)
+            store.insert(conn, rows)
         result.values += len(rows)
         for row in rows:
-            if row[4] is None:
-                result.without_value[row[5]] = result.without_value.get(row[5], 0) + 1
+            if row.value is None:
+                result.without_value[row.status] = result.without_value.get(row.status, 0) + 1
         progress.done = result.values
         listener(progress)
     progress.ended = True
@@ -143,23 +151,23 @@ def fill_values(
     return result
 
 
-def _values(store: Store, measured: Measured, need: Need, samples: Sequence[str]) -> Iterator[Row]:
+def _values(store: Store, measured: Measured, need: Need, samples: Sequence[str]) -> Iterator[ValueRow]:
     lacking = stored.lacking_values(store, need, measured.measure_id, samples)
     facts = stored.facts_of(store, need, [row.variant_id for row in lacking])
     for row in lacking:
         found = facts[row.variant_id]
         value, status = _value(measured, found, Texts(row.instruction, row.input, row.output))
-        yield measured.measure_id, need.student_id, row.variant_id, "", value, status
+        yield ValueRow(measured.measure_id, need.student_id, row.variant_id, other_id="", value=value, status=status)
 
 
 def _value(measured: Measured, found: Facts, texts: Texts) -> tuple[float | None, str]:
-    """Return a measure's number, or None and why there is none."""
+    """Return a measure's value and status; the value is None where the status is not "ok"."""
     try:
         value = measured.method.value(_facts(measured, found, texts), measured.options)
         number = None if value is None else float(value)
-    except Exception as error:  # of whatever a package's function raises, its name is what helps
+    except Exception as error:  # any error of a package's function is reported with the measure's name
         raise MethodError(
-            f"measure {measured.method.name!r} fails: {type(error).__name__}: {error}; facts are kept, values wait for another version"
+            f"measure {measured.method.name!r} fails: {type(error).__name__}: {error}; facts are kept; fix it, then run sync again"
         ) from error
     if number is not None and math.isfinite(number):
         return number, LossStatus.OK.value

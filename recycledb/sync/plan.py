@@ -1,7 +1,7 @@
-"""The plan: what is missing, counted by the statements that the work itself will run, and what it will cost.
+"""The plan: what is missing, counted with the same SQL that the run uses, and what it will cost.
 
-Invariant: planning writes nothing and asks nobody. What is counted as ready is exactly what would be done first; what
-follows from it can only be bounded, since a reply may hold no variant, and is said as "at most".
+Invariant: planning writes nothing and sends no request. The rows counted as ready are exactly those that a run fills in first; what
+follows from them is an upper bound, since a reply may hold no variant.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,11 @@ from recycledb.methods import Readout, TeacherStep
 from recycledb.reflection.teachers.prices import dearest
 from recycledb.schema import Texts
 from recycledb.store import Store, derivations
+from recycledb.store.losses import count_scores
 from recycledb.store.measures import Need, count_lacking, count_values, facts_of, some_lacking
 from recycledb.store.pending import Wanted
+from recycledb.store.questions import count_failed, count_questions, count_under_way
+from recycledb.store.replies import count_unread, reply_history
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
 from recycledb.sync.measures import Measured
@@ -23,74 +26,70 @@ from recycledb.sync.student import Student
 from recycledb.sync.target import Target
 from recycledb.sync.tokens import Measure, measure
 
-SAMPLE = 2_000  # variants whose tokens are counted; of more, those of all are projected
+SAMPLE = 2_000  # variants whose tokens are counted; the total is extrapolated where there are more
 
 
 @dataclass(frozen=True)
 class AskPlan:
-    """One teacher step: questions ready, questions that may follow from earlier steps, tokens and dollars of all."""
+    """One teacher step: questions that are ready, questions that may follow from earlier steps, tokens and dollars of both."""
 
     step: str
     teacher: str
     ready: int
     follow: int
     prompt_tokens: int
-    completion_tokens: int | None  # None: unknown, since the store holds no reply of this step yet
-    cost_usd: float | None  # None: unknown, for lack of prices or of replies
-    cost_most_usd: float | None  # if every answer were as long as allowed; None where prices or the bound are unknown
+    completion_tokens: int | None  # None: unknown, since the store has no reply of this step yet
+    cost_usd: float | None  # None: unknown, without prices or replies
+    cost_most_usd: (
+        float | None
+    )  # if every completion were as long as allowed; None where prices or the limit are unknown
 
     @property
     def calls(self) -> int:
-        """Questions at most."""
+        """The most questions."""
         return self.ready + self.follow
 
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """One student: variants and statistics missing now, and those that may follow from the teacher's answers."""
+    """One student: variants and statistics missing now, and statistics that may follow from the teacher's replies."""
 
     student: str
     variants: int
     statistics: int
     follow: int  # statistics
     characters: int
-    tokens: int | None = (
-        None  # for the model to go through, equal work once; None: not counted, for lack of its tokenizer
-    )
-    counted: int = (
-        0  # variants that were tokenised for it; fewer than `variants` is a sample, and `tokens` its projection
-    )
+    tokens: int | None = None  # for the model to process, equal work once; None: not counted, without its tokenizer
+    counted: int = 0  # variants that were tokenised; where fewer than `variants`, `tokens` is extrapolated
 
 
 @dataclass(frozen=True)
 class MeasurePlan:
-    """One measure under one student: variants and facts missing now, values that can be computed, and what may follow."""
+    """One measure under one student: variants and facts missing now, values that can be computed, and values that may follow."""
 
     measure: str
     student: str
     variants: int
     facts: int
-    values: int  # whose facts are there
-    follow: int  # values, of variants that may come from the teacher's answers
-    tokens: int | None = None  # as for a ScorePlan
+    values: int  # whose facts are stored
+    follow: int  # values, of variants that may come from the teacher's replies
+    tokens: int | None = None  # as in ScorePlan
     counted: int = 0
 
     @property
     def ready(self) -> int:
-        """Rows that can be filled in at once: facts, the values that they bring, and those whose facts are there."""
+        """Rows that can be filled in now: facts, the values derived from them, and values whose facts are stored."""
         return self.facts + self.variants + self.values
 
 
 @dataclass(frozen=True)
 class AugmentPlan:
-    """One augmentation: how many variants wait for it, those of each round counted."""
+    """One augmentation: how many variants wait for it, summed over rounds."""
 
     name: str
     method: str
     sources: int
-    left_alone: int = (
-        0  # of them, those that its transform saw in this run and did not use: they wait for others to go with
-    )
+    left_alone: int = 0  # of these, the sources that its transform got in this run and did not use: they wait for more
 
 
 @dataclass(frozen=True)
@@ -101,17 +100,17 @@ class Plan:
     augmentations: list[AugmentPlan] = field(default_factory=list)
     scores: list[ScorePlan] = field(default_factory=list)
     measures: list[MeasurePlan] = field(default_factory=list)
-    unread: int = 0  # stored replies that the present extractor has not read: no calls
-    failed: int = 0  # questions that failed for good; asked again with --retry-failed
-    in_batches: int = 0  # questions that a batch will answer
-    in_processes: int = 0  # questions that another process has under way
-    counted_by: str | None = None  # how characters became tokens
-    spending: Spending | None = None  # of the store so far, where there is a cap on it
-    max_cost_usd: float | None = None  # the cap of this run
+    unread: int = 0  # stored replies that the current reader has not read: no request needed
+    failed: int = 0  # questions that failed permanently; asked again with --retry-failed
+    in_batches: int = 0  # questions in a submitted batch
+    in_processes: int = 0  # questions in flight in another process
+    counted_by: str | None = None  # how tokens were estimated from characters
+    spending: Spending | None = None  # of the store so far, where it has a budget
+    max_cost_usd: float | None = None  # the budget of this run
 
     @property
     def ready(self) -> int:
-        """Rows that can be filled in at once."""
+        """Rows that can be filled in now."""
         rows = (
             *(ask.ready for ask in self.asks),
             *(each.sources - each.left_alone for each in self.augmentations),
@@ -122,11 +121,11 @@ class Plan:
 
     @property
     def calls(self) -> int:
-        """Teacher calls at most, retries apart."""
+        """The most teacher calls, without retries."""
         return sum(ask.calls for ask in self.asks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON has it."""
+        """Return the plan as a JSON object."""
         steps = [{**asdict(ask), "calls": ask.calls} for ask in self.asks]
         costs = [ask.cost_usd for ask in self.asks]
         return {
@@ -152,7 +151,7 @@ class Plan:
         }
 
     def without_left_alone(self, left_alone: Mapping[str, int]) -> "Plan":
-        """Return the plan with so many sources of each augmentation, by name, as waiting for others to go with."""
+        """Return the plan with this many sources of each augmentation (by name) marked as waiting for more sources."""
         return replace(
             self,
             augmentations=[
@@ -162,7 +161,7 @@ class Plan:
 
 
 def money(spending: Spending | None) -> dict[str, Any]:
-    """Return a store's budget and what was spent of it as JSON has it."""
+    """Return a store's budget and what was spent of it, as a JSON object."""
     return {
         "budget_usd": spending.limit_usd if spending else None,
         "budget_spent_usd": spending.recorded_usd if spending else None,
@@ -173,12 +172,12 @@ def money(spending: Spending | None) -> dict[str, Any]:
 
 
 def _total(values: list[Any]) -> Any:
-    """Return the sum, or None where a part of it is unknown."""
+    """Return the sum, or None where a summand is unknown."""
     return None if any(value is None for value in values) else sum(values)
 
 
 def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False) -> Plan:
-    """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has no replies to go by."""
+    """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has too few replies."""
     wanted, teacher = target.wanted, target.teacher
     augmentations = _augmentations(store, target)
     if wanted is None or teacher is None or not target.reflect:
@@ -186,17 +185,17 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
         return _with_facts(Plan(augmentations=augmentations), store, target, coming, exact)
     measured = measure(store, teacher, wanted, target.prompts, exact=exact)
     asks = _asks(store, target, wanted.retrying(retry_before), measured)
-    # Only what is scored brings statistics: a compressed text does not.
+    # Only kinds that are scored bring statistics.
     coming = sum(
         ask.calls for ask in asks if any(methods.kinds()[kind].scored for kind in methods.steps()[ask.step].made)
     )
     coming += _derived_at_most(target, augmentations, asks)
-    in_batches, in_processes = store.count_under_way(wanted)
+    in_batches, in_processes = count_under_way(store, wanted)
     plan = Plan(
         asks=asks,
         augmentations=augmentations,
-        unread=store.count_unread(wanted.versions),
-        failed=store.count_failed(wanted),
+        unread=count_unread(store, wanted.versions),
+        failed=count_failed(store, wanted),
         in_batches=in_batches,
         in_processes=in_processes,
         counted_by=measured.source if any(ask.calls for ask in asks) else None,
@@ -205,7 +204,7 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
 
 
 def _with_facts(plan: Plan, store: Store, target: Target, coming: int, exact: bool) -> Plan:
-    """Return a plan along with what students have to compute, of which `coming` variants may come."""
+    """Return the plan with what students have to compute; up to `coming` variants may still be added."""
     scores = _scores(store, target, coming, exact) if target.score else []
     return replace(plan, scores=scores, measures=_measures(store, target, coming, exact))
 
@@ -233,7 +232,7 @@ def _measure(
 
 
 def _augmentations(store: Store, target: Target) -> list[AugmentPlan]:
-    """Count the sources that wait, as they will once the target's names are in use."""
+    """Count the sources that will wait once the target's names are in use."""
     if not (target.augment and target.augmentations):
         return []
     as_if = target.not_in_use(store)
@@ -248,7 +247,7 @@ def _augmentations(store: Store, target: Target) -> list[AugmentPlan]:
 
 
 def _derived_at_most(target: Target, plans: Sequence[AugmentPlan], asks: Sequence[AskPlan]) -> int:
-    """Return how many variants to be scored the augmentations can make, of what waits and of what will be answered."""
+    """Return the most variants to be scored that augmentations can make, of the sources now and of coming replies."""
     most = 0
     for config, plan in zip(target.augmentations, plans, strict=False):  # no plans where nothing is augmented
         if methods.kinds()[config.transform.kind].scored:
@@ -258,17 +257,17 @@ def _derived_at_most(target: Target, plans: Sequence[AugmentPlan], asks: Sequenc
 
 
 def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> list[AskPlan]:
-    counted = store.count_questions(wanted)
+    counted = count_questions(store, wanted)
     ready = {step.name: counted.get(step.name, (0, 0)) for step in wanted.steps}
     follow = _follow(wanted, ready)
-    history = store.reply_history(wanted.teacher_id) if counted else {}
+    history = reply_history(store, wanted.teacher_id) if counted else {}
     return [_ask(target, step, ready[step], follow[step], history.get(step), measured) for step in target.prompts]
 
 
 def _follow(wanted: Wanted, ready: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    """Return, by step, the questions (and their characters) that the answers to earlier steps can lead to, at most.
+    """Return, by step, the most questions (and their characters) that the replies to earlier steps can lead to.
 
-    Each answer is one variant, and a variant of a kind that a step reads is one question of that step.
+    Each reply is at most one variant, and a variant of a kind that a step reads is one question of that step.
     """
     follow: dict[str, tuple[int, int]] = {}
 
@@ -296,7 +295,7 @@ def _ask(
     completion = 0 if calls == 0 else round(calls * history.completion_tokens) if history else None
     price, longest = price_of(teacher), longest_answer(teacher)
     cost: float | None = 0.0 if calls == 0 or teacher.provider != "openai" else None
-    # A table's prices are those of questions asked one by one: of a batch they are a bound only, and its cost will not be recorded.
+    # A price table has the prices of single requests: for a batch they are an upper bound, and its cost will not be recorded.
     told = teacher.mode == "online" or None not in (teacher.price_in, teacher.price_out)
     if calls and price and completion is not None and told:
         cost = price(prompt_tokens, completion, 0)
@@ -306,7 +305,7 @@ def _ask(
 
 def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
     students = [(student.student_id, student.stats) for student in target.students]
-    counts = store.count_scores(target.wanted, students, target.augmentation_ids)
+    counts = count_scores(store, target.wanted, students, target.augmentation_ids)
     return [
         _score(store, target, student, found, coming, exact)
         for student, found in zip(target.students, counts, strict=True)
@@ -326,9 +325,9 @@ def _score(
 def _tokens(
     store: Store, student: Student, need: Need, readouts: Sequence[Readout], characters: int
 ) -> tuple[int | None, int]:
-    """Return the tokens of what a student lacks, by its own tokenizer, and of how many variants they were counted."""
+    """Return the tokens that a student has to process, by its own tokenizer, and the number of variants tokenised."""
     from recycledb.scoring.requests import Request
-    from recycledb.scoring.tokenising import count_tokens
+    from recycledb.scoring.tokeniser import count_tokens
 
     rows = some_lacking(store, need, SAMPLE)
     there = facts_of(store, need, [row.variant_id for row in rows])
@@ -347,7 +346,7 @@ def _tokens(
         counted = count_tokens(
             requests, config.model, revision=revision, prompt=config.prompt, max_length=config.max_length
         )
-    except StudentError:  # it is told when the model is loaded; a plan goes without
+    except StudentError:  # reported when the model is loaded; the plan goes without the count
         return None, 0
     read = sum(len(text) for request in requests for text in request.texts)
     return round(counted.tokens * (characters / read if read else 1)), len(rows)

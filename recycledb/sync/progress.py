@@ -1,4 +1,4 @@
-"""What a sync says of itself, while it works and of what came of its questions: plain numbers, drawn or printed by the command line."""
+"""The progress of a sync and the counts of its questions: plain numbers, which the command line displays."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from recycledb.reflection.teachers import Reply
 
 @dataclass
 class Progress:
-    """How far one step of one run has come. `total` may grow, since replies bring further questions."""
+    """The progress of one step of one run. `total` may grow, since replies bring further questions."""
 
     step: str
     who: str
@@ -19,8 +19,8 @@ class Progress:
     failed: int = 0
     in_flight: int = 0
     tokens: int = 0
-    cost_usd: float | None = None  # what is known of it
-    cost_unknown: int = 0  # replies whose cost is unknown
+    cost_usd: float | None = None  # the known part
+    cost_unknown: int = 0  # replies of unknown cost
     utilisation: float | None = None  # scoring: share of the hardware's measured matmul peak
     ended: bool = False
     started: float = field(default_factory=time.monotonic, repr=False)
@@ -37,7 +37,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the step is done at this rate."""
+        """Seconds until the step is done at the present rate."""
         left = max(0, self.total - self.done - self.failed)
         return left / self.rate if self.rate > 0 else None
 
@@ -64,7 +64,7 @@ class Progress:
 
 @dataclass
 class Asked:
-    """What came of a run of questions."""
+    """Counts of one run of questions."""
 
     asked: int = 0
     answered: int = 0
@@ -75,21 +75,21 @@ class Asked:
     unusable: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost_usd: float | None = None  # what is known of it
-    charged_usd: float = 0.0  # what was set aside for replies whose cost is unknown
-    unknown: int = 0  # how many those are
+    cost_usd: float | None = None  # the known part
+    charged_usd: float = 0.0  # the reservations of replies of unknown cost
+    unknown: int = 0  # replies of unknown cost
     stopped: str | None = None  # why it ended before everything was asked
     reasons: dict[str, int] = field(default_factory=dict)  # by the kind of error
     examples: dict[str, str] = field(default_factory=dict)  # the first error of each kind, in full
 
     def note_failure(self, reply: Reply) -> None:
-        """Count a reply that is none, by its kind."""
+        """Count a failed reply, by the kind of its error."""
         kind = reply.kind or reply.status.value
         self.reasons[kind] = self.reasons.get(kind, 0) + 1
         self.examples.setdefault(kind, reply.error or kind)
 
     def add_cost(self, reply: Reply, reserved: float | None) -> None:
-        """Add what a reply cost, or that it is unknown; nothing was set aside for one that cost nothing anyway."""
+        """Add the cost of a reply, or charge its reservation where the cost is unknown; a reservation of 0 means that it was free."""
         if reply.cost_usd is not None:
             self.cost_usd = (self.cost_usd or 0.0) + reply.cost_usd
         elif reserved != 0.0:
@@ -101,4 +101,4 @@ Listener = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
-    """Listen to nothing."""
+    """Ignore the progress."""

@@ -1,4 +1,4 @@
-"""A student whose revision is known."""
+"""A student with its model's revision."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from recycledb.scoring.identity import Identity
 
 @dataclass(frozen=True)
 class Student:
-    """A student whose revision is known, and with it its id."""
+    """A configured student with its model's revision, and so with its id."""
 
     config: StudentConfig
     identity: Identity
@@ -20,5 +20,5 @@ class Student:
 
     @property
     def stats(self) -> tuple[str, ...]:
-        """The statistics that are wanted."""
+        """The names of its configured statistics."""
         return tuple(stat.value for stat in self.config.statistics)

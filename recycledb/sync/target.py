@@ -1,6 +1,6 @@
-"""What a configuration asks the store to hold: whose reflections by which prompts, and whose scores.
+"""The target of a sync: the teacher, prompts, students, measures and augmentations whose rows the store should have.
 
-Invariant: making a target reads only; `register` writes the identities and names, once, before any work under them.
+Invariant: making a target only reads; `register` writes the identities and names, once, before any work that uses them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from recycledb.scoring.identity import identify
 from recycledb.store import Meaning, Store
 from recycledb.store.measures import Need
 from recycledb.store.pending import Scope, Wanted
+from recycledb.store.rows import AugmentationRow, PromptRow, StudentRow, TeacherRow
 from recycledb.sync.measures import Measured
 from recycledb.sync.measures import resolve as resolve_measures
 from recycledb.sync.student import Student
@@ -24,7 +25,7 @@ from recycledb.sync.student import Student
 
 @dataclass(frozen=True)
 class Target:
-    """The state that a sync brings about."""
+    """What a sync fills in."""
 
     teacher: TeacherConfig | None
     prompts: Mapping[str, prompts.PromptText]
@@ -32,11 +33,11 @@ class Target:
     reflect: bool
     score: bool
     lazy: bool = False
-    budget_usd: float | None = None  # a cap on what all requests of the store may cost
-    teachers: Sequence[TeacherConfig] = ()  # all of the configuration's, for their prices
+    budget_usd: float | None = None  # for the cost of all requests of the store
+    teachers: Sequence[TeacherConfig] = ()  # all that are configured, for their prices
     measures: Sequence[Measured] = ()
     augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
-    augment: bool = False  # whether what transforms make is made too
+    augment: bool = False  # whether transforms are run
 
     @property
     def augmentation_ids(self) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ class Target:
 
     @property
     def wanted(self) -> Wanted | None:
-        """The reflections, as the store's statements name them; None where no teacher is asked for."""
+        """The teacher steps, as parameters of the store's queries; None without a teacher."""
         if self.teacher is None:
             return None
         return Wanted(
@@ -57,18 +58,18 @@ class Target:
 
     @property
     def all_students(self) -> list[Student]:
-        """The students whose statistics or readouts are wanted, each once."""
+        """The students whose statistics or readouts are needed, each once."""
         found = (*self.students, *(student for measured in self.measures for student in measured.students))
         return list({student.student_id: student for student in found}.values())
 
     def needs(self, student: Student) -> list[Need]:
-        """Return the facts that are wanted of a student: its own statistics, then those of measures."""
+        """Return the facts that are needed of a student: its own statistics, then those of measures."""
         scored = self.score and any(student.student_id == each.student_id for each in self.students)
         own = [self.own_need(student)] if scored else []
         return own + [self.need(measured, student) for measured in self.measures_of(student)]
 
     def own_need(self, student: Student) -> Need:
-        """Return the statistics that are wanted of a student."""
+        """Return the statistics that are configured for a student."""
         return Need(Scope(self.wanted, augmentations=self.augmentation_ids), student.student_id, student.stats)
 
     def need(self, measured: Measured, student: Student) -> Need:
@@ -80,7 +81,7 @@ class Target:
         return [each for each in self.measures if any(student.student_id == s.student_id for s in each.students)]
 
     def register(self, store: Store) -> None:
-        """Write the identities of this target, and let the names mean them from now on."""
+        """Write the identities of this target, and point the names to them."""
         with store.write() as conn:
             for name, version in methods.version_names().items():
                 store.ensure_name(conn, "extractor", name, str(version))
@@ -94,7 +95,7 @@ class Target:
                 self._register_augmentation(store, conn, augmentation)
 
     def not_in_use(self, store: Store) -> list[Meaning]:
-        """Return the names of what variants depend on that will mean something else once this target is registered."""
+        """Return the names that variants depend on and that will change their meaning once this target is registered."""
         meanings = [Meaning("extractor", name, str(version)) for name, version in methods.version_names().items()]
         if self.teacher is not None:
             meanings.append(Meaning("teacher", self.teacher.name, self.teacher.teacher_id))
@@ -107,23 +108,42 @@ class Target:
         now = utc_now()
         identity = canonical_json(teacher.identity)
         model = teacher.identity["model"]
-        store.insert(conn, "teacher", [(teacher.teacher_id, teacher.name, teacher.provider, model, identity, now)])
+        row = TeacherRow(teacher.teacher_id, teacher.name, teacher.provider, model, parameters=identity, created_at=now)
+        store.insert(conn, [row])
         store.ensure_name(conn, "teacher", teacher.name, teacher.teacher_id)
         for step, prompt in self.prompts.items():
-            store.insert(conn, "prompt", [(prompt.prompt_id, step, prompt.text, prompt.source, now)])
+            store.insert(conn, [PromptRow(prompt.prompt_id, step, prompt.text, prompt.source, now)])
             store.ensure_name(conn, "prompt", step, prompt.prompt_id)
 
     @staticmethod
     def _register_student(store: Store, conn: Connection, student: Student) -> None:
         config, identity = student.config, student.identity
-        described = (config.model, identity.revision, config.prompt, config.max_length, config.dtype)
-        store.insert(conn, "student", [(student.student_id, config.name, *described, identity.parameters, utc_now())])
+        row = StudentRow(
+            student_id=student.student_id,
+            name=config.name,
+            model=config.model,
+            revision=identity.revision,
+            prompt=config.prompt,
+            max_length=config.max_length,
+            dtype=config.dtype,
+            parameters=identity.parameters,
+            created_at=utc_now(),
+        )
+        store.insert(conn, [row])
         store.ensure_name(conn, "student", config.name, student.student_id)
 
     @staticmethod
     def _register_augmentation(store: Store, conn: Connection, config: AugmentationConfig) -> None:
-        described = (config.method, config.transform.version, config.seed, canonical_json(config.parameters))
-        store.insert(conn, "augmentation", [(config.augmentation_id, config.name, *described, utc_now())])
+        row = AugmentationRow(
+            augmentation_id=config.augmentation_id,
+            name=config.name,
+            method=config.method,
+            version=config.transform.version,
+            seed=config.seed,
+            parameters=canonical_json(config.parameters),
+            created_at=utc_now(),
+        )
+        store.insert(conn, [row])
         store.ensure_name(conn, "augmentation", config.name, config.augmentation_id)
 
 
@@ -136,10 +156,10 @@ def resolve(
     lazy: bool = False,
     measures: Sequence[str] = (),
 ) -> Target:
-    """Return the target of a configuration; `only` ("reflect", "augment", "score" or "measure") leaves out the rest.
+    """Return the target of a configuration; `only` ("reflect", "augment", "score" or "measure") restricts it to one part.
 
-    Raises ConfigError, StudentError. Where the file has no teacher and none is named, nothing is reflected; likewise
-    without students nothing is scored. `measures` names some of those that are configured.
+    Without a teacher, configured or named, no teacher step runs; without students nothing is scored. `measures` selects
+    configured measures by name. Raises ConfigError, StudentError.
     """
     if only == "augment" and not config.augmentations:
         raise ConfigError(f"no augmentation: set [augmentations.NAME] in {config.path or FILE_NAME}")

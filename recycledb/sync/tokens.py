@@ -1,8 +1,8 @@
-"""How many tokens a teacher will read: measured where there is something to measure by, and it is said by what.
+"""The number of prompt tokens of a plan, and the source of the estimate.
 
-Invariant: nothing is downloaded and nobody is asked. In order of trust: what the teacher's server itself counted in earlier replies,
-the tokenizer of a local model, and last four characters a token (English prompts: 15 to 19 % too many, see docs/experiments-teacher.md).
-The ratio of characters to tokens is taken from a sample of the very prompts that would be sent, then applied to all of their characters.
+Invariant: nothing is downloaded and no request is sent. The sources, best first: the counts of the teacher's server in earlier replies,
+the tokenizer of a local model, and four characters a token (English prompts: 15 to 19 % too many, see docs/experiments-teacher.md).
+A tokenizer's ratio of characters to tokens is measured on a sample of the prompts to be sent, then applied to all their characters.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,21 +16,23 @@ from recycledb.reflection import prompts
 from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.store.pending import Wanted
+from recycledb.store.questions import sample_questions, texts_beside
+from recycledb.store.replies import prompt_tokens_seen
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text
-SAMPLE = 300  # prompts measured
-LEAST_REPLIES = 20  # that a server must have counted before it is gone by
+SAMPLE = 300  # prompts tokenised
+LEAST_REPLIES = 20  # with token counts before they are used
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Characters of a prompt a token, and by what that is known."""
+    """Prompt characters per token, and the source of the ratio."""
 
     characters_per_token: float = CHARACTERS_PER_TOKEN
     source: str = "4 characters a token"
 
     def tokens(self, characters: int) -> int:
-        """Return the tokens of so many characters."""
+        """Return the estimated tokens of this many characters."""
         return round(characters / self.characters_per_token)
 
 
@@ -42,9 +44,9 @@ def measure(
     *,
     exact: bool = True,
 ) -> Measure:
-    """Return how characters become tokens for this teacher; without `exact` no tokenizer is loaded."""
+    """Return the ratio of characters to tokens for this teacher; without `exact` no tokenizer is loaded."""
     overhead = {step: sum(len(text) for _, text in wording.messages) for step, wording in wordings.items()}
-    counted = store.prompt_tokens_seen(teacher.teacher_id)
+    counted = prompt_tokens_seen(store, teacher.teacher_id)
     known = [(row, overhead[row.step]) for row in counted if row.step in overhead and row.tokens]
     replies = sum(row.replies for row, _ in known)
     if replies >= LEAST_REPLIES:
@@ -64,10 +66,10 @@ def _sampled(
     count: Callable[[str], int],
     source: str,
 ) -> Measure:
-    """Measure by a tokenizer, on prompts picked by their ids, which are hashes and so as good as random."""
+    """Measure with a tokenizer, on prompts in the order of their ids, which are hashes and so as good as random."""
     texts = []
-    rows = store.sample_questions(wanted, SAMPLE)
-    beside = store.texts_beside(rows)
+    rows = sample_questions(store, wanted, SAMPLE)
+    beside = texts_beside(store, rows)
     for row in rows:
         messages = prompts.render(
             wordings[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
@@ -81,7 +83,7 @@ Counter = tuple[Callable[[str], int], str]
 
 
 def _local(model: str) -> Counter | None:
-    """Return the count of a model's own tokenizer, if the model is a folder or lies in Hugging Face's cache."""
+    """Return a counter that uses the model's own tokenizer, if the model is a folder or in the Hugging Face cache."""
     file = Path(model, "tokenizer.json")
     if not file.is_file():
         file = _cached(model) or file
@@ -92,7 +94,7 @@ def _local(model: str) -> Counter | None:
     except BaseException as error:  # tokenizers raises bare Exception
         if not is_library_error(error):
             raise
-        return None  # it is told when the teacher is loaded; a plan goes without
+        return None  # reported when the teacher is loaded; the plan goes without it
     return (lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)), f"the tokenizer of {model}"
 
 

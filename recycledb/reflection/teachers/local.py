@@ -21,7 +21,7 @@ from jinja2.exceptions import TemplateError
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
-from recycledb.pretrained import loading
+from recycledb.pretrained import loader
 from recycledb.reflection.teachers.contract import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
 
@@ -209,14 +209,14 @@ def _load(config: TeacherConfig) -> tuple[Any, Any]:
     def failing(line: str) -> TeacherError:
         return TeacherError(f"teacher {config.name!r}: {line}")
 
-    tokenizer = loading.load_tokenizer(config.model, failing)
+    tokenizer = loader.load_tokenizer(config.model, failing)
     if not tokenizer.chat_template:
         raise failing(f"{config.model!r} has no chat template; use an instruct model")
     try:
         _rendered(tokenizer, _TRIAL)
     except TemplateError as error:
         raise failing(f"the chat template of {config.model!r} fails: {_one_line(error)}; use another model") from error
-    model = loading.load_model(config.model, failing, dtype=config.dtype or "auto", device=device)
+    model = loader.load_model(config.model, failing, dtype=config.dtype or "auto", device=device)
     return tokenizer, model
 
 

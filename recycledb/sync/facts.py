@@ -1,6 +1,6 @@
-"""Score: load a student once, stream the variants that lack statistics or readouts through it, commit batch by batch.
+"""Scoring: load a student once, run the variants that lack statistics or readouts through it, commit pack by pack.
 
-Invariant: a statistic is committed as its batch finishes, so a kill costs the batches in flight and nothing else.
+Invariant: facts are committed as soon as their pack is computed, so a kill loses only the packs being computed.
 """
 
 import threading
@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from recycledb.methods import Readout
 from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.requests import Request, Result
-from recycledb.store import Row, Store
+from recycledb.store import Store
+from recycledb.store.losses import known_pairs
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
+from recycledb.store.places import iter_places
+from recycledb.store.rows import LossRow, ReadoutRow
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.student import Student
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Scored:
-    """What came of scoring under one student."""
+    """Counts of scoring under one student."""
 
     student: str
     statistics: int = 0
@@ -31,11 +34,11 @@ class Scored:
     tokens: int = 0
     seconds: float = 0.0
     stopped: str | None = None
-    warning: str | None = None  # what to do about statistics that are no numbers
+    warning: str | None = None  # what to do about statistics that are not finite
 
 
 def not_finite(student: str, count: int, dtype: str) -> str:
-    """Return one line about statistics that are no numbers: whose, how many, and what to do."""
+    """Return one line about statistics that are not finite: the student, how many, and what to do."""
     remedy = (
         f'float16 overflows in this model: set dtype = "bfloat16" or "float32" under [students.{student}]'
         if dtype == "float16"
@@ -45,7 +48,7 @@ def not_finite(student: str, count: int, dtype: str) -> str:
 
 
 def load_engine(student: Student) -> "Engine":
-    """Load a student's model; StudentError when it cannot be."""
+    """Load a student's model; StudentError when that fails."""
     from recycledb.scoring.engine import Engine
 
     config = student.config
@@ -60,7 +63,7 @@ def load_engine(student: Student) -> "Engine":
 
 
 class Scoring:
-    """One run of statistics and readouts under one student."""
+    """One run that computes statistics and readouts under one student."""
 
     def __init__(
         self,
@@ -74,24 +77,22 @@ class Scoring:
         stop: threading.Event,
         listener: Listener,
     ) -> None:
-        """Take what is needed, need by need; `readouts` are those that the needs name by their prompts."""
+        """Set up a run over `needs`, in their order; `readouts` are those whose prompt ids the needs hold."""
         self.store, self.student, self.needs = store, student, needs
         self.readouts = {readout.prompt_id: readout for readout in readouts}
         self.limit, self.stop, self.listener = limit, stop, listener
         self.result = Scored(student.config.name)
         self.progress = Progress("score", student.config.name, total)
-        self._choices: dict[
-            tuple[str, str], list[Result]
-        ] = {}  # of readouts that are not complete, by variant and prompt
+        self._choices: dict[tuple[str, str], list[Result]] = {}  # of incomplete readouts, by variant and prompt
 
     def run(self) -> Scored:
-        """Compute and commit what is missing; return what came of it."""
-        known = lambda pairs: self.store.known_pairs(self.student.student_id, pairs)  # noqa: E731
+        """Compute and commit the missing facts; return the counts."""
+        known = lambda pairs: known_pairs(self.store, self.student.student_id, pairs)  # noqa: E731
         with load_engine(self.student) as engine:
             for results in engine.score(self._requests(), known, self._note, self.stop.is_set):
                 losses = [self._loss(result) for result in results if result.choice is None]
                 readouts = [self._readout(choices) for choices in self._complete(results)]
-                add_facts(self.store, losses, readouts)
+                add_facts(self.store, [*losses, *readouts])
                 self._count(results, len(losses) + len(readouts))
         if self.stop.is_set():
             self.result.stopped = "stopped on request"
@@ -103,10 +104,10 @@ class Scoring:
         return self.result
 
     def _requests(self) -> Iterator[Request]:
-        """Yield the variants that lack facts, need by need in dataset order, drawn page by page."""
+        """Yield requests for the variants that lack facts, need by need in dataset order, fetched page by page."""
         left = self.limit
         for need in self.needs:
-            for samples in self.store.iter_places(page=2_000):
+            for samples in iter_places(self.store, page=2_000):
                 for request in self._lacking(need, samples):
                     if self.stop.is_set():
                         return
@@ -127,7 +128,7 @@ class Scoring:
             yield Request(row.variant_id, Texts(row.instruction, row.input, row.output), stats, readouts)
 
     def _complete(self, results: Sequence[Result]) -> Iterator[list[Result]]:
-        """Yield the choices of each readout that is complete with these results."""
+        """Yield the choices of each readout that these results complete."""
         for result in results:
             if result.choice is not None:
                 key = (result.key, result.stat)
@@ -136,18 +137,39 @@ class Scoring:
                 if len(choices) == len(self.readouts[result.stat].choices):
                     yield self._choices.pop(key)
 
-    def _loss(self, result: Result) -> Row:
-        flags = (result.truncated, result.merged, result.status.value, result.pair_id, result.kernel)
-        return self.student.student_id, result.key, result.stat, result.loss_sum, result.n_tokens, *flags
+    def _loss(self, result: Result) -> LossRow:
+        return LossRow(
+            student_id=self.student.student_id,
+            variant_id=result.key,
+            stat=result.stat,
+            loss_sum=result.loss_sum,
+            n_tokens=result.n_tokens,
+            truncated=result.truncated,
+            merged=result.merged,
+            status=result.status.value,
+            pair_id=result.pair_id,
+            kernel=result.kernel,
+        )
 
-    def _readout(self, choices: list[Result]) -> Row:
-        """Return the row of a readout: all log-probabilities, or none and why."""
+    def _readout(self, choices: list[Result]) -> ReadoutRow:
+        """Return the row of a readout: all log-probabilities, or none and the status that says why."""
         choices.sort(key=lambda result: result.choice or 0)
         first = next((result for result in choices if result.loss_sum is None), choices[0])
         logs = [None if first.loss_sum is None or result.loss_sum is None else -result.loss_sum for result in choices]
         logs += [None] * (10 - len(logs))
-        of = (self.student.student_id, first.stat, first.key, "")
-        return *of, *logs, first.start, first.merged, first.status.value, first.pair_id, first.kernel
+        return ReadoutRow(
+            student_id=self.student.student_id,
+            prompt_id=first.stat,
+            variant_id=first.key,
+            reference_id="",
+            lp0=logs[0], lp1=logs[1], lp2=logs[2], lp3=logs[3], lp4=logs[4],
+            lp5=logs[5], lp6=logs[6], lp7=logs[7], lp8=logs[8], lp9=logs[9],
+            n_tokens=first.start,
+            merged=first.merged,
+            status=first.status.value,
+            pair_id=first.pair_id,
+            kernel=first.kernel,
+        )  # fmt: skip
 
     def _count(self, results: Sequence[Result], facts: int) -> None:
         self.result.statistics += facts

@@ -1,32 +1,34 @@
-"""The copy of a store that is made before its schema changes.
+"""The backup of a store before its schema is upgraded.
 
-Invariant: the copy stands under its name only when it is complete and on the disk, with the store's own mode and owner; a run that is
-killed leaves a file under another name at most, which the next one removes.
+Invariant: the backup gets its name only when it is complete and synced to disk, with the store's mode and owner; a run that is killed
+leaves at most a file under another name, which the next run removes.
 """
 
 import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from recycledb.errors import StoreError
+from recycledb.store.backend import Backend
 
 PARTIAL = ".partial"
 
 
-def copy_beside(path: Path, revision: str, copy: Callable[[Path], None]) -> Path:
-    """Let `copy` fill a new file beside `path`, give it a name that tells revision and moment, and return that.
+def copy_beside(backend: Backend, revision: str) -> Path:
+    """Copy a store to a new file in the same folder, named by revision and time, and return its path.
 
-    StoreError where there is no room for it, or the folder may not be written; nothing is left then.
+    Raises StoreError, and leaves no file, if there is not enough space or the folder cannot be written.
     """
+    path = backend.path
     try:
         _remove_leftovers(path)
         with _unfinished(path) as (unfinished, descriptor):
-            copy(unfinished)
+            backend.backup(unfinished)
             _dress(descriptor, path)
             os.fsync(descriptor)
             target = _unused(path, revision)
@@ -34,15 +36,15 @@ def copy_beside(path: Path, revision: str, copy: Callable[[Path], None]) -> Path
         _sync_folder(path.parent)
     except OSError as error:
         raise StoreError(
-            f"no copy of {path} could be made ({error.strerror or error}), so nothing was changed; the copy needs as much space beside "
-            "it as the store itself"
+            f"cannot back up {path} ({error.strerror or error}), so nothing was changed; the backup needs as much free space in the "
+            "same folder as the store takes"
         ) from error
     return target
 
 
 @contextmanager
 def _unfinished(path: Path) -> Iterator[tuple[Path, int]]:
-    """Make a file that nobody else has, and lock it as long as it is filled; remove it where that fails."""
+    """Create a new file and hold a lock on it while it is filled; remove it if that fails."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -54,7 +56,7 @@ def _unfinished(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _dress(descriptor: int, path: Path) -> None:
-    """Give the copy the owner, as far as this user may, and the mode of the store."""
+    """Give the backup the mode of the store and, as far as this user may, its owner."""
     like = path.stat()
     with suppress(PermissionError):
         os.fchown(descriptor, like.st_uid, like.st_gid)
@@ -68,8 +70,8 @@ def _unused(path: Path, revision: str) -> Path:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed runs have left: files that nobody holds a lock on any more."""
-    for name in os.listdir(path.parent):  # noqa: PTH208 — a glob would read signs in the store's name
+    """Remove the files of killed runs: those that no process holds a lock on."""
+    for name in os.listdir(path.parent):  # noqa: PTH208 — glob would interpret special characters in the store's name
         if name.startswith(f".{path.name}.") and name.endswith(PARTIAL):
             with suppress(OSError), path.with_name(name).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

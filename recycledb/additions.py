@@ -12,7 +12,9 @@ from typing import Any
 from recycledb import formats
 from recycledb.errors import FormatError
 from recycledb.schema import canonical_json, random_id, utc_now
-from recycledb.store import Place, Store
+from recycledb.store import Store
+from recycledb.store.places import Place, last_import, replace_places
+from recycledb.store.rows import DatasetImportRow
 
 REPORTED_REJECTIONS = 1_000  # listed in the report; all are counted
 SUFFIXES = {".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".gzip", ".zst", ".zstd", ".txt"}
@@ -112,17 +114,26 @@ class _Adding:
     def run(self) -> Added:
         report = self.report
         with self.store.write() as conn:
-            counts = self.store.replace_places(conn, report.dataset, self._places())
+            counts = replace_places(self.store, conn, report.dataset, self._places())
             report.added, report.already_there = counts["added"], counts["present"]
             report.places_new, report.places_closed = counts["places_new"], counts["places_closed"]
             report.cut = sum(reading.cut for reading in self.readings)
             report.format = ", ".join(dict.fromkeys(reading.format for reading in self.readings))
             digest = " ".join(reading.sha256 for reading in self.readings)
-            last = self.store.last_import(conn, report.dataset)
+            last = last_import(conn, report.dataset)
             if report.places_new or report.places_closed or digest != last:
-                row = (report.dataset, ", ".join(report.sources), report.format, digest)
-                counted = (report.rows, report.rejected, report.cut, utc_now())
-                self.store.insert(conn, "dataset_import", [(random_id(), *row, *counted)])
+                row = DatasetImportRow(
+                    import_id=random_id(),
+                    dataset=report.dataset,
+                    source=", ".join(report.sources),
+                    format=report.format,
+                    sha256=digest,
+                    rows=report.rows,
+                    rejected=report.rejected,
+                    cut=report.cut,
+                    added_at=utc_now(),
+                )
+                self.store.insert(conn, [row])
         return report
 
     def _places(self) -> Iterator[Place]:
@@ -131,7 +142,7 @@ class _Adding:
             for row in reading:
                 self._count(reading, row)
                 if row.texts is not None:
-                    yield first + row.position, row.texts, canonical_json(row.extra)
+                    yield Place(first + row.position, row.texts, canonical_json(row.extra))
             first += reading.rows
 
     def _count(self, reading: formats.Reading, row: formats.Row) -> None:

@@ -1,15 +1,16 @@
-"""Ask the teacher: many questions under way at once, each on record before it is sent, each reply committed before it is read.
+"""Ask the teacher: many requests in flight at once; each attempt is stored before it is sent, each reply before it is read.
 
-Invariant: memory is bounded by what is under way, whatever the plan's size; questions are drawn from the store page by page:
+Invariant: memory is bounded by the number of requests in flight, whatever the plan's size; questions are fetched page by page:
 
     candidates → admit (the teacher's pace) → claim (attempt rows, in groups) → ask → commit (in groups) → read → candidates
 
-Replies are committed in the event loop itself, before it takes more off the wire; everything else that needs the store runs in threads.
-Beside a busy loop a thread waits for Python's lock far longer than a commit takes, and meanwhile a kill would lose what has arrived.
+Replies are committed on the event loop itself, before it reads more from the network; all other work on the store runs in threads.
+Next to a busy loop a thread waits for the GIL far longer than a commit takes, and a kill in that time would lose the replies that
+have arrived.
 
-A question that failed on the way comes back after a while, as a new attempt. After a stop (signal, budget, limit, an error of the run)
-nothing new is admitted; requests in flight are waited for, `DRAIN_S` at most, and committed. Once the store has refused a reply it is
-given no other until the end of the run, when there is one last try to commit them: they are paid for.
+A question whose request failed is asked again after a delay, as a new attempt. After a stop (signal, budget, limit, an error of the
+run) nothing new is admitted; requests in flight are awaited for at most `DRAIN_S` and committed. Once the store has refused a reply,
+no other is committed until the end of the run; then they are tried once more, since they are paid for.
 """
 
 import asyncio
@@ -25,33 +26,36 @@ from recycledb.errors import RecycledbError
 from recycledb.reflection.teachers.contract import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
 from recycledb.schema import ReplyStatus
-from recycledb.store import HEARTBEAT_S, Row, SQLRow, Store, key_of
+from recycledb.store import HEARTBEAT_S, SQLRow, Store
 from recycledb.store.pending import Wanted
+from recycledb.store.questions import claim, key_of
+from recycledb.store.rows import AttemptRow
 from recycledb.store.spending import Spending
+from recycledb.store.workers import beat
 from recycledb.sync.budget import Budget
+from recycledb.sync.extraction import Complete, complete_of, verdicts_on
 from recycledb.sync.progress import Asked, Listener, Progress
 from recycledb.sync.questions import Candidate, Questions
-from recycledb.sync.reading import Complete, complete_of, verdicts_on
-from recycledb.sync.stopping import at_once, cancel, watched
-from recycledb.sync.storing import Arrived, Readings, not_sent, store_readings, store_replies
+from recycledb.sync.replies import Arrived, Readings, not_sent, store_readings, store_replies
+from recycledb.sync.stop import at_once, cancel, watched
 from recycledb.sync.target import Target
 
 T = TypeVar("T")
 
-DRAIN_S = 60.0  # how long replies under way are waited for after a stop, at most
+DRAIN_S = 60.0  # how long requests in flight are awaited after a stop, at most
 REPORT_S = 0.2
 STOP_CHECK_S = 0.05
-CLAIM_GROUP = 16  # questions in one transaction: a reply waits for no more than that
-COMMIT_GROUP = 2  # replies: a kill loses no more that had arrived
+CLAIM_GROUP = 16  # questions in one transaction: bounds how long a reply waits for the write lock
+COMMIT_GROUP = 2  # replies: bounds how many that had arrived a kill can lose
 READ_GROUP = 256
-THREADS = 4  # drawing, claiming, reading, the heartbeat
-UNREAD_MOST = 1_000  # replies waiting to be read before no more is asked: reading must not fall behind for good
-DEFECTS_MOST = 10  # replies in a row at which our own code fails: then it is not the replies
+THREADS = 4  # fetching, claiming, reading, the heartbeat
+UNREAD_MOST = 1_000  # unread replies at which asking pauses, so that reading can catch up
+DEFECTS_MOST = 10  # replies in a row on which our own code fails: then the fault is not in the replies
 
 
 @dataclass(slots=True)
 class Admitted:
-    """A question that may be sent at once, with its place and what it may cost."""
+    """A question that may be sent now, with its ticket (its slot in the teacher's pace) and the most it can cost."""
 
     candidate: Candidate
     ticket: Ticket
@@ -60,7 +64,7 @@ class Admitted:
 
 @dataclass(slots=True)
 class Answered:
-    """A question that was asked, and what came back, as it is stored."""
+    """A question that was asked, and its reply as it is stored."""
 
     admitted: Admitted
     arrived: Arrived
@@ -92,26 +96,26 @@ class Asking:
         self.progress = {step: Progress(step, self.config.name, totals.get(step, 0)) for step in target.prompts}
         self.questions = Questions(store, teacher, target, wanted)
         self._loading: asyncio.Task[None] | None = None
-        self._granted = 0  # admitted, claimed or asked: what the limit counts
+        self._granted = 0  # admitted, claimed or asked: compared with the limit
         self._admitted: list[Admitted] = []
-        self._under_way = 0  # admitted, and not yet committed
-        self._unsent: dict[str, tuple[Row, str]] = {}  # questions on record and not yet sent, by their attempts
+        self._under_way = 0  # admitted and not yet committed
+        self._unsent: dict[str, AttemptRow] = {}  # stored and not yet sent, by attempt id
         self._defects = 0  # in a row
         self._asks: set[asyncio.Task[None]] = set()
         self._arrived: list[Answered] = []  # not yet committed
-        self._refusal: Exception | None = None  # what the store said when it refused a reply
-        self._refused: list[Answered] = []  # replies that it did not take
+        self._refusal: Exception | None = None  # the store's error when it refused a reply
+        self._refused: list[Answered] = []  # replies that could not be stored
         self._unread: deque[Complete] = deque()
         self._reading = 0
         self._tasks: list[asyncio.Task[None]] = []
-        self._short = False  # the store's cap does not hold the next question, unless what is under way costs less than was set aside
+        self._short = False  # the store's budget has no room for the next question, unless requests in flight cost less than reserved
         self._closed = False
         self._error: BaseException | None = None
 
     # -- the run
 
     async def run(self) -> Asked:
-        """Ask until nothing is left to ask or something stops it; return what came of it. Raises what stopped it badly."""
+        """Ask until no question is left or the run is stopped; return the counts. Raises the error that ended it, if one did."""
         self._loop = asyncio.get_running_loop()
         self._wake, self._claimable, self._readable, self._ended = (asyncio.Event() for _ in range(4))
         self._threads = ThreadPoolExecutor(THREADS, "store")
@@ -128,19 +132,19 @@ class Asking:
         return self.result
 
     async def _guard(self, work: "Coroutine[Any, Any, None]") -> None:
-        """Run a task of the run; one that fails ends the run in order."""
+        """Run a task of the run; one that fails ends the run in an orderly way."""
         try:
             await work
-        except Exception as error:  # also a defect of ours: what is under way is committed first, then it is shown
+        except Exception as error:  # a bug of ours too: requests in flight are committed before it is raised
             self._halt(error)
 
     def _in_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-        """Run what needs the store beside the loop; it runs to its end even where nobody waits for it any more."""
+        """Run work on the store in a thread; it runs to its end even if nothing awaits it any more."""
         return self._loop.run_in_executor(self._threads, function, *arguments)
 
     async def _watch(self) -> None:
         """Watch for a request to stop, which comes from a signal handler or another thread."""
-        while not self.stop.is_set():  # noqa: ASYNC110 - a signal handler can set no asyncio.Event
+        while not self.stop.is_set():  # noqa: ASYNC110 - a signal handler cannot set an asyncio.Event
             await asyncio.sleep(STOP_CHECK_S)
         self._close("stopped on request")
 
@@ -156,7 +160,7 @@ class Asking:
         self._ended.set()
         self._wake.set()
 
-    # -- drawing: which question next
+    # -- choosing the next question
 
     @property
     def _limited(self) -> bool:
@@ -169,7 +173,7 @@ class Asking:
                 self._close()
                 continue
             while self._limited and self._admitted and not self._closed:
-                await self._pause(0.05)  # a stop withdraws what is admitted: let it be claimed first
+                await self._pause(0.05)  # closing withdraws admitted questions: let them be claimed first
             if self._limited:
                 self._close(f"the limit of {self.limit} calls is reached")
                 continue
@@ -180,7 +184,7 @@ class Asking:
                 await self._admit(candidate, amount)
 
     async def _candidate(self) -> Candidate | None:
-        """Return what to ask next, as soon as there is something; None when nothing is left and nothing can follow, or it is closed."""
+        """Wait for the next question and return it; None when none is left and none can follow, or when the run is closed."""
         while not self._closed:
             if again := self.questions.late(self._loop.time()):
                 return again
@@ -200,12 +204,11 @@ class Asking:
         return not (self._under_way or self._unread or self._reading)
 
     async def _pause(self, seconds: float | None) -> None:
-        """Wait until something happens, or for so long."""
+        """Wait until something happens, for at most `seconds`."""
         self._wake.clear()
         try:
-            async with asyncio.timeout(
-                seconds
-            ):  # on Python 3.11 `wait_for` swallows a cancellation that comes with the event
+            # Not `wait_for`: on Python 3.11 it swallows a cancellation that arrives together with the event.
+            async with asyncio.timeout(seconds):
                 await self._wake.wait()
         except TimeoutError:
             return
@@ -216,7 +219,7 @@ class Asking:
         self._wake.set()
 
     async def _afford(self, amount: float | None) -> bool:
-        """Set aside what the question may cost; while others are under way, what they do not use may come back."""
+        """Reserve the most that the question can cost; while requests are in flight, wait for what they do not use."""
         while self._under_way and not self._closed and self._short:
             await self._pause(None)
         while not self.budget.reserve(amount):
@@ -226,7 +229,7 @@ class Asking:
         return not self._closed
 
     async def _admit(self, candidate: Candidate, amount: float | None) -> None:
-        """Wait for the teacher's pace; then let the question be claimed."""
+        """Wait for a slot of the teacher's pace; then queue the question to be claimed."""
         ticket = await self.teacher.admit(candidate.tokens)
         self._admitted.append(Admitted(candidate, ticket, amount))
         self._granted += 1
@@ -247,22 +250,23 @@ class Asking:
             money = ([admitted.reserved for admitted in group], self.budget.spending)
             try:
                 claims = await self._in_thread(self._claim_group, rows, *money)
-            except BaseException:  # whatever it was, cancellation too: none of them is sent
+            except BaseException:  # cancellation too: none of them is sent
                 for admitted in group:
                     self._withdraw(admitted)
                 raise
-            won = {key_of(row): (key, number) for key, number, row in claims}
+            won = {key_of(row): attempt for attempt, row in claims}
             for admitted in group:
-                row = admitted.candidate.row
-                claim = won.pop(key_of(row), None)
-                if claim is None or self._refusal is not None:  # someone else's by now; or the store refuses replies
+                attempt = won.pop(key_of(admitted.candidate.row), None)
+                if (
+                    attempt is None or self._refusal is not None
+                ):  # claimed by another process, or the store refuses replies
                     self._withdraw(admitted)
                 else:
-                    self._send(admitted, *claim)
+                    self._send(admitted, attempt)
             self._put_back(group)
 
     def _put_back(self, group: list[Admitted]) -> None:
-        """Ask those again later that the store's cap did not hold; where nothing is under way that may bring money back, end."""
+        """Ask later the questions that did not fit the store's budget; end the run if nothing in flight can free any of it."""
         refused = self.budget.spending.refused if self.budget.spending else ()
         late = [a.candidate for a in group if key_of(a.candidate.row) in refused]
         if late:
@@ -273,57 +277,49 @@ class Asking:
 
     def _claim_group(
         self, rows: list[SQLRow], reserved: list[float | None], spending: Spending | None
-    ) -> list[tuple[str, int, SQLRow]]:
-        """Claim questions, noting what is on record but not sent. Runs in a thread."""
-        claims = self.store.claim(self.wanted, self.worker, rows, reserved, spending)
-        for key, number, row in claims:
-            self._unsent[key] = (self._question(row, number), row.others)
+    ) -> list[tuple[AttemptRow, SQLRow]]:
+        """Claim questions, and note their attempts as stored but not sent. Runs in a thread."""
+        claims = claim(self.store, self.wanted, self.worker, rows, reserved, spending)
+        self._unsent.update((attempt.attempt_id, attempt) for attempt, _ in claims)
         return claims
 
-    def _question(self, row: SQLRow, number: int) -> Row:
-        return (row.variant_id, row.step, self.wanted.teacher_id, row.prompt_id, number)
-
     def _withdraw(self, admitted: Admitted) -> None:
-        """Give back the place and the money of a question that is not asked."""
+        """Release the slot and the reservation of a question that is not asked."""
         admitted.ticket.close()
         self.budget.release(admitted.reserved)
         self._granted -= 1
         self._under_way -= 1
         self._wake.set()
 
-    def _send(self, admitted: Admitted, attempt_id: str, number: int) -> None:
-        del self._unsent[attempt_id]
+    def _send(self, admitted: Admitted, attempt: AttemptRow) -> None:
+        del self._unsent[attempt.attempt_id]
         self.result.asked += 1
         admitted.candidate.tries += 1
         self.progress[admitted.candidate.step].in_flight += 1
-        task = self._loop.create_task(self._guard(self._ask(admitted, attempt_id, number)))
+        task = self._loop.create_task(self._guard(self._ask(admitted, attempt)))
         self._asks.add(task)
         task.add_done_callback(self._asks.discard)
 
-    async def _ask(self, admitted: Admitted, attempt_id: str, number: int) -> None:
+    async def _ask(self, admitted: Admitted, attempt: AttemptRow) -> None:
         candidate = admitted.candidate
-        question = Question(attempt_id, candidate.step, candidate.messages, candidate.shown, number)
+        question = Question(attempt.attempt_id, candidate.step, candidate.messages, candidate.shown, attempt.number)
         with admitted.ticket:
             try:
                 reply = await self.teacher.ask(question, admitted.ticket)
             except TeacherStop as stop:
                 reply = stop.reply
                 self._halt(stop)
-            except (RecycledbError, MemoryError, asyncio.CancelledError):  # the attempt stays on record as lost
+            except (RecycledbError, MemoryError, asyncio.CancelledError):  # the attempt has no reply and counts as lost
                 self._under_way -= 1
                 self._wake.set()
                 raise
-            except Exception as error:  # a defect that one reply brings out must not cost the others
+            except Exception as error:  # a bug that one reply triggers must not cost the others
                 reply = self._defect(error)
-        self._arrived.append(
-            Answered(
-                admitted, Arrived(attempt_id, self._question(candidate.row, number), reply, others=candidate.row.others)
-            )
-        )
+        self._arrived.append(Answered(admitted, Arrived(attempt, reply)))
         if len(self._arrived) >= COMMIT_GROUP:
             self._commit()
         elif len(self._arrived) == 1:
-            self._loop.call_soon(self._commit)  # with whatever else arrives in this round of the loop
+            self._loop.call_soon(self._commit)  # with the other replies of this iteration of the loop
 
     def _defect(self, error: Exception) -> Reply:
         self._defects += 1
@@ -334,12 +330,12 @@ class Asking:
     # -- committing
 
     def _commit(self) -> None:
-        """Commit what came back."""
+        """Commit the replies that have arrived."""
         group, self._arrived = self._arrived, []
         try:
             if group and self._refusal is None:
                 store_replies(self.store, [answered.arrived for answered in group])
-        except Exception as error:  # whatever it was, the replies must not be dropped
+        except Exception as error:  # of any kind: the replies must not be dropped
             self._refusal = error
         if self._refusal is None:
             self._committed(group)
@@ -349,14 +345,14 @@ class Asking:
             self._halt(self._refusal)
 
     def _committed(self, group: Sequence[Answered]) -> None:
-        self._short = False  # it is looked at again
+        self._short = False  # check the budget again
         for answered in group:
             self._under_way -= 1
             self._note(answered)
-            if answered.arrived.reply.status is ReplyStatus.OK:
+            reply, candidate = answered.arrived.row, answered.admitted.candidate
+            if reply is not None and reply.status == ReplyStatus.OK:
                 self._defects = 0
-                candidate = answered.admitted.candidate
-                self._unread.append(complete_of(answered.arrived.row, candidate.row, candidate.shown))
+                self._unread.append(complete_of(reply, candidate.row, candidate.shown))
                 self._readable.set()
         self._wake.set()
 
@@ -378,7 +374,7 @@ class Asking:
             return
         result.note_failure(reply)
         if reply.retriable and candidate.tries < self.wanted.max_attempts and not self._closed:
-            # A time that the server named is waited for by the teacher's pace, which knows when there is no use in it.
+            # A server's Retry-After is handled by the teacher's pace, which knows when waiting is pointless.
             delay = retry_delay(candidate.tries, reply) if reply.retry_after_s is None else 0.0
             self.questions.ask_again(candidate, self._loop.time() + delay)
             return
@@ -386,7 +382,7 @@ class Asking:
         result.errors += reply.status is ReplyStatus.ERROR
         progress.failed += 1
 
-    # -- reading: what the replies hold, and which questions follow from it
+    # -- extraction, and the questions that follow from it
 
     async def _read(self) -> None:
         while True:
@@ -404,7 +400,7 @@ class Asking:
             self._wake.set()
 
     def _read_and_follow(self, group: list[Complete]) -> tuple[Readings, list[Candidate]]:
-        """Store what these replies hold; return that, and what can be asked about new variants. Runs in a thread."""
+        """Extract and store the results of these replies; return them, and the questions about new variants. Runs in a thread."""
         verdicts = verdicts_on(group)
         store_readings(self.store, verdicts)
         return verdicts, [] if self._closed else self.questions.following(verdicts.variants)
@@ -412,7 +408,7 @@ class Asking:
     # -- ending
 
     async def _drain(self) -> None:
-        """Wait for what is under way, within bounds, and for its commit."""
+        """Wait, for a bounded time, until the requests in flight are answered and committed."""
         drawing, _, reading, *_ = self._tasks
         drawing.cancel()
         for admitted in self._admitted:
@@ -427,7 +423,7 @@ class Asking:
             await self._pause(min(left, STOP_CHECK_S))
 
     def _gave_up(self, requests: int, seconds: float) -> None:
-        """Let whoever reads why it ended know what was not waited for."""
+        """Add the requests that were not awaited to the reason why the run ended."""
         if requests:
             said = f"gave up on {requests:,} requests that had no answer after {seconds:.0f} s, and which may be billed"
             self.result.stopped = f"{self.result.stopped}; {said}"
@@ -435,18 +431,20 @@ class Asking:
                 self._error.add_note(said)
 
     async def _finish(self) -> None:
-        """End every task, commit what has arrived, and end the claims on what was never sent."""
+        """End every task, commit the replies that have arrived, and release the claims on questions that were never sent."""
         if self._loading is not None:
             self._tasks.append(self._loading)
         await cancel((*self._asks, *self._tasks))
         self._threads.shutdown(cancel_futures=True)
         self._commit()
-        with suppress(Exception):  # whatever refuses these has refused a reply or a claim before: that error is told
+        with suppress(
+            Exception
+        ):  # a store that refuses these has refused a reply or a claim before: that error is reported
             if self._refused:  # the disk may have room again
                 store_replies(self.store, [answered.arrived for answered in self._refused])
                 self._committed(self._refused)
-            if self._unsent:  # cost nothing, and may be asked by whoever comes next
-                store_replies(self.store, [not_sent(key, *question) for key, question in self._unsent.items()])
+            if self._unsent:  # they cost nothing, and the next process may ask them
+                store_replies(self.store, [not_sent(attempt) for attempt in self._unsent.values()])
         for progress in self.progress.values():
             progress.ended = True
         self._tell()
@@ -454,7 +452,7 @@ class Asking:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            await self._in_thread(self.store.beat, self.worker)
+            await self._in_thread(beat, self.store, self.worker)
 
     async def _report(self) -> None:
         while True:

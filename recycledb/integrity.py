@@ -19,9 +19,11 @@ from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of
+from recycledb.store.rows import ReplyRow
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, Relation, RowOf, Rule
-from recycledb.sync.storing import reply_id_of
+from recycledb.sync.measures import measure_id_of
+from recycledb.sync.replies import reply_id_of
 
 NAMED = ("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -64,8 +66,7 @@ def _augmentation(row: RowOf) -> str:
 
 
 def _reply(row: RowOf) -> str:
-    question = (row["variant_id"], row["step"], row["teacher_id"], row["prompt_id"], row["number"])
-    return reply_id_of(question, row["status"], row["text"], row["finish_reason"], row["error"], row["others"] or "")
+    return reply_id_of(ReplyRow(**{name: row[name] for name in ReplyRow._fields}))
 
 
 def _wrong_teacher(row: RowOf) -> Iterator[str]:
@@ -127,6 +128,23 @@ def _wrong_augmentation(row: RowOf) -> Iterator[str]:
         yield "has parameters that are no JSON as it is written here"
 
 
+def _measure(row: RowOf) -> str:
+    return measure_id_of(row["name"], row["method"], row["version"], row["parameters"])
+
+
+def _wrong_value(row: RowOf) -> Iterator[str]:
+    if (row["status"] == LossStatus.OK) != (row["value"] is not None and math.isfinite(row["value"])):
+        yield f"is {row['status']}, with the value {row['value']}"
+
+
+def _wrong_readout(row: RowOf) -> Iterator[str]:
+    logs = [row[f"lp{i}"] for i in range(10)]
+    if (row["status"] == LossStatus.OK) != (logs[0] is not None):
+        yield f"is {row['status']}, with the log-probability {logs[0]}"
+    if any(log is not None and not log <= 0.001 for log in logs):  # of rounding
+        yield "has a log-probability above 0"
+
+
 def _wrong_derivation(row: RowOf) -> Iterator[str]:
     if _object(row["parameters"]) is None:
         yield "has parameters that are no JSON object"
@@ -173,6 +191,9 @@ RULES = {
     "loss": Rule(wrong=_wrong_loss),
     "augmentation": Rule("augmentation_id", _augmentation, _wrong_augmentation),
     "derivation": Rule(wrong=_wrong_derivation),
+    "measure": Rule("measure_id", _measure),
+    "value": Rule(wrong=_wrong_value),
+    "readout": Rule(wrong=_wrong_readout),
     "place": Rule(wrong=_wrong_place),
     "selection": Rule(wrong=_wrong_selection),
     "name": Rule(wrong=_wrong_name),
@@ -382,7 +403,7 @@ def _selection(selection: str, record: Sequence[Any], picks: list[Any]) -> Itera
     for pick in picks:
         kinds[pick[5]] = kinds.get(pick[5], 0) + 1
     if kinds != counted:
-        yield f"selection {selection} records the kinds {counted}, but its picks are {kinds}"
+        yield f"selection {selection} records the counts {counted} by kind, but its picks are {kinds}"
 
 
 # -- derivations
@@ -402,7 +423,7 @@ def _derivations(store: Store) -> Iterator[str]:
             if [row[3] for row in members] != list(range(len(members))):
                 what = "has no members, or they are not numbered in one line from 0"
             elif derivation_id_of(of[0], of[1], [row[4] for row in members]) != key:
-                what = "does not hold the content that its id is the address of"
+                what = "has an id that does not match its content"
             else:
                 continue
             wrong += 1

@@ -10,7 +10,7 @@ from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recycledb.adding import Added
+    from recycledb.additions import Added
     from recycledb.store.verify import Checked
 
 SHOWN_REJECTIONS = 10

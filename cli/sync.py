@@ -18,51 +18,56 @@ if TYPE_CHECKING:
 EXIT_MISSING = 3
 
 
+Only = Annotated[
+    Literal["reflect", "augment", "score", "measure"] | None,
+    typer.Option(
+        help="Run one phase only: reflect (teacher steps), augment (transforms), score (students' statistics) or measure "
+        "(configured measures)."
+    ),
+]
+Measures = Annotated[
+    list[str] | None, typer.Option(help="Only this one of the measures in recycledb.toml; repeatable.")
+]
+Teacher = Annotated[str | None, typer.Option(help="A teacher in recycledb.toml, or a model at $OPENAI_BASE_URL.")]
+Students = Annotated[
+    list[str] | None, typer.Option(help="A student in recycledb.toml, or NAME=HF_ID_OR_PATH; repeatable.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most N teacher calls, and N variants per student.")]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="Hard spending limit for this run, in USD; budget_usd in recycledb.toml limits the whole store."
+    ),
+]
+RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Retry questions that failed permanently (refused, too long, cut off, empty)."),
+]
+Lazy = Annotated[
+    bool,
+    typer.Option("--lazy", help="Reflect on the response only for the instruction that the first student selects."),
+]
+Template = Annotated[
+    str | None, typer.Option("--template", "--prompt", help="The students' template: vicuna, alpaca, wizardlm or none.")
+]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Truncate the students' sequences to N tokens.", metavar="N")
+]
+
+
 @app.command()
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,
-    only: Annotated[
-        Literal["reflect", "augment", "score", "measure"] | None,
-        typer.Option(
-            help="Run one phase only: reflect (teacher steps), augment (transforms), score (students' statistics) or measure "
-            "(configured measures)."
-        ),
-    ] = None,
-    measure: Annotated[
-        list[str] | None, typer.Option(help="Only this one of the measures in recycledb.toml; repeatable.")
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="A teacher in recycledb.toml, or a model at $OPENAI_BASE_URL.")
-    ] = None,
-    student: Annotated[
-        list[str] | None, typer.Option(help="A student in recycledb.toml, or NAME=HF_ID_OR_PATH; repeatable.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most N teacher calls, and N variants per student.")
-    ] = None,
-    max_cost: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Hard spending limit for this run, in USD; budget_usd in recycledb.toml limits the whole store."
-        ),
-    ] = None,
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed", help="Retry questions that failed permanently (refused, too long, cut off, empty)."
-        ),
-    ] = False,
-    lazy: Annotated[
-        bool,
-        typer.Option("--lazy", help="Reflect on the response only for the instruction that the first student selects."),
-    ] = False,
-    template: Annotated[
-        str | None,
-        typer.Option("--template", "--prompt", help="The students' template: vicuna, alpaca, wizardlm or none."),
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Truncate the students' sequences to N tokens.", metavar="N")
-    ] = None,
+    only: Only = None,
+    measure: Measures = None,
+    teacher: Teacher = None,
+    student: Students = None,
+    limit: Limit = None,
+    max_cost: MaxCost = None,
+    retry_failed: RetryFailed = False,
+    lazy: Lazy = False,
+    template: Template = None,
+    max_length: MaxLength = None,
     dtype: Annotated[str | None, typer.Option(help="The students' precision: float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="The students' device: cpu, cuda, cuda:1 …")] = None,
     as_json: Json = False,

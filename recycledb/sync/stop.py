@@ -1,6 +1,6 @@
-"""A request to stop: the first lets requests in flight finish, the second ends the run at once.
+"""Stop requests: the first lets requests in flight finish, the second ends the run at once.
 
-Invariant: asking for a stop takes no lock, so a signal handler may do it at any moment.
+Invariant: requesting a stop takes no lock, so a signal handler may do it at any time.
 """
 
 import asyncio
@@ -12,30 +12,27 @@ CANCEL_AGAIN_S = 0.5
 
 
 class Stop(threading.Event):
-    """An event that counts how often it was asked for; `set` is the same as asking once, from another thread."""
+    """An event that counts how often a stop was requested; another thread requests one with `set`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = (
-            0  # how often, by a signal handler: Event.set could wait there for a lock that this very thread holds
-        )
-        self.watched = (
-            False  # whether somebody ends the run when it is asked for a second time, so that none need raise
-        )
+        # Counted by the signal handler, where Event.set could deadlock on a lock that the interrupted thread holds.
+        self.asked = 0
+        self.watched = False  # whether the run checks `at_once`, so that the handler need not raise KeyboardInterrupt
 
     def is_set(self) -> bool:
-        """Say whether a stop was asked for."""
+        """Return whether a stop was requested."""
         return self.asked > 0 or super().is_set()
 
 
 def at_once(stop: threading.Event) -> bool:
-    """Say whether what is under way is not to be waited for."""
+    """Return whether the run is to end without waiting for requests in flight."""
     return isinstance(stop, Stop) and stop.asked > 1
 
 
 @contextmanager
 def watched(stop: threading.Event) -> Iterator[None]:
-    """Promise to look at `at_once` all the time."""
+    """Mark that the caller checks `at_once` regularly within this block."""
     if not isinstance(stop, Stop):
         yield
         return
@@ -47,7 +44,7 @@ def watched(stop: threading.Event) -> Iterator[None]:
 
 
 async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended: a library may swallow a cancellation that meets a time-out of its own."""
+    """Cancel tasks until they have ended: a library may swallow a cancellation that coincides with its own timeout."""
     pending = set(tasks)
     while pending:
         for task in pending:

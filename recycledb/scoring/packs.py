@@ -1,8 +1,8 @@
-"""Token sequences to batches: what the model computes together, and which tokens it need not compute twice.
+"""Token sequences to packs: what the model computes together, and which tokens it need not compute twice.
 
-Invariant: a batch is a list of `Work`, and what the model returns for a work does not depend on the batch it is in
-(up to rounding). Packed batches lay sequences end to end without padding; a sequence that begins like another one in
-the batch borrows those tokens instead of repeating them. This module refuses to know torch: it is index arithmetic.
+Invariant: a pack is a list of `Work`, and what the model returns for a work does not depend on its pack (up to
+rounding). Sequences are laid end to end without padding (or padded, where the kernel needs it); a sequence that shares
+a prefix with the one before it reuses those tokens. This module does not use torch: it is index arithmetic.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +16,13 @@ from recycledb.scoring.spans import Ids
 
 Index = npt.NDArray[np.int64]
 
-# A shared beginning shorter than this costs more in extra attention calls than its tokens cost to compute again.
+# A shared prefix shorter than this costs more in extra attention calls than computing its tokens again.
 SHARED_MINIMUM = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A token sequence to be scored from index `start` on; `pair_id` is its address."""
+    """A token sequence to be scored from index `start` on; `pair_id` is the hash of both."""
 
     pair_id: str
     ids: Ids
@@ -36,7 +36,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The tokens of one sequence that no earlier one has: rows `begin` to `end` of the pack.
+    """The tokens of one sequence after its shared prefix: rows `begin` to `end` of the pack.
 
     `keys` are the ranges of rows that the last of them sees, in order of position; the last range is the block itself.
     """
@@ -53,7 +53,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A packed batch: T rows of tokens with their positions, and for each target token the row that predicts it."""
+    """Sequences packed end to end: T rows of tokens with their positions, and for each target the row that predicts it."""
 
     ids: Index  # (T,)
     positions: Index  # (T,)
@@ -65,17 +65,17 @@ class Layout:
 
 
 class Batch(NamedTuple):
-    """Works that are computed together, and how many tokens the model has to go through for them (without padding)."""
+    """A pack: works that are computed together, and how many tokens the model processes for them (without padding)."""
 
     works: list[Work]
     tokens: int
 
 
 def by_length(works: Iterable[Work], budget: int) -> Iterator[Batch]:
-    """Yield batches of similar length whose padded size stays under `budget` tokens, the longest first.
+    """Yield packs of sequences of similar length whose padded size is at most `budget` tokens, the longest first.
 
-    A single sequence longer than the budget is a batch of its own. The longest come first so that memory that does not
-    suffice shows at once.
+    A single sequence longer than the budget is a pack by itself. The longest come first so that running out of memory
+    shows early.
     """
     batch: list[Work] = []
     for work in sorted(works, key=lambda work: (-len(work.ids), work.pair_id)):
@@ -88,7 +88,7 @@ def by_length(works: Iterable[Work], budget: int) -> Iterator[Batch]:
 
 
 def by_beginning(works: Iterable[Work], budget: int) -> Iterator[Batch]:
-    """Yield packs of sequences sorted by their tokens, so that equal beginnings meet, each under `budget` new tokens."""
+    """Yield packs of sequences sorted by their tokens, so that shared prefixes are adjacent, of at most `budget` new tokens."""
     batch: list[Work] = []
     size = 0
     for work in sorted(works, key=lambda work: (work.ids.astype(">i4").tobytes(), work.start)):
@@ -103,7 +103,7 @@ def by_beginning(works: Iterable[Work], budget: int) -> Iterator[Batch]:
 
 
 def shared_length(left: Ids, right: Ids) -> int:
-    """Return how many tokens two sequences begin with in common, or 0 where these are too few to be worth sharing."""
+    """Return the length of the common prefix of two sequences, or 0 where it is too short to be worth sharing."""
     length = min(len(left), len(right))
     different = np.flatnonzero(left[:length] != right[:length])
     shared = int(different[0]) if len(different) else length
@@ -111,7 +111,7 @@ def shared_length(left: Ids, right: Ids) -> int:
 
 
 def lay_out(works: Sequence[Work], *, share: bool = True) -> Layout:
-    """Pack sequences end to end; each borrows the beginning that it shares with the one before it, unless it is not to `share`."""
+    """Pack sequences end to end; with `share`, each reuses the prefix that it has in common with the one before it."""
     ids: list[Ids] = []
     positions: list[Index] = []
     blocks: list[Block] = []

@@ -1,7 +1,7 @@
-"""Requests to spans with a model's own tokenizer, and the counting of work before any model is loaded.
+"""Requests to spans with a model's own tokenizer, and counting work without loading a model.
 
-Invariant: each distinct string of a call is tokenised once, by the tokenizer's default encode.
-This module refuses to load a model: of a student it needs the tokenizer only.
+Invariant: each distinct string of a call is tokenised once, by the tokenizer's default encode. Of a student only the
+tokenizer is loaded.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ _LAST_WINDOW = 2048
 
 
 class Tokeniser:
-    """A model's tokenizer with the template and length that spans are cut by."""
+    """A model's tokenizer, with the template and the maximal length of spans."""
 
     def __init__(self, tokenizer: Any, prompt: str, max_length: int) -> None:
         if prompt not in TEMPLATES:
@@ -41,21 +41,21 @@ class Tokeniser:
     def choices(self, texts: tuple[str, ...]) -> list[int]:
         """Return the token id of each choice of a readout: the last token of a line break and the text.
 
-        The line break keeps a tokenizer from giving the mark of a word's beginning for all of them. Raises StudentError where two
-        choices are one token.
+        Without the line break, some tokenizers would encode each of them as a word-start marker. Raises StudentError where two
+        choices are the same token.
         """
         if texts not in self._choices:
             ids = [encoded[-1] for encoded in self._encode([f"\n{text}" for text in texts])]
             if len(set(ids)) < len(ids):
                 raise StudentError(
                     f"the tokenizer of {self.tokenizer.name_or_path!r} has one token for several of the choices "
-                    f"{', '.join(map(repr, texts))}; this measure cannot be taken under this model"
+                    f"{', '.join(map(repr, texts))}; this measure cannot be computed with this model"
                 )
             self._choices[texts] = ids
         return self._choices[texts]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        # Longer texts than the model's are cut by spans; verbose=False keeps the tokenizer from warning of them.
+        # Spans truncate texts longer than the model's limit; verbose=False keeps the tokenizer from warning about them.
         try:
             encoded = self.tokenizer(
                 texts, return_attention_mask=False, return_token_type_ids=False, truncation=False, verbose=False
@@ -96,7 +96,7 @@ def count_tokens(
 
 
 def windows(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    """Yield requests in lists that grow from a few to many."""
+    """Yield requests in lists of growing size."""
     iterator = iter(requests)
     size = _FIRST_WINDOW
     while window := list(islice(iterator, size)):

@@ -1,14 +1,15 @@
-"""How a SQLite file is opened for reading, also by one who may not write it.
+"""Open a SQLite file for reading, also without write permission.
 
-In WAL mode a reader writes, too: it notes what it reads in a file beside the store (`-shm`), so a store in a folder that may not be
-written, or on a full disk, needs care.
+In WAL mode readers write too: they record their locks in a file next to the store (`-shm`). A store in a folder without write
+permission, or on a full disk, is therefore a special case:
 
-- Where `-wal` and `-shm` lie there and can be read, somebody may be writing: SQLite reads along with them (mode=ro).
-- Where `-wal` is missing or empty, nobody has the store open, and the file alone is the whole store: it is read without any lock
-  (immutable). Should a writer come meanwhile, the file's time and size tell, and what was read is refused.
-- Where `-wal` holds rows and `-shm` is missing, nothing that is read could be trusted: that is an error.
+- If `-wal` and `-shm` exist and can be read, another process may be writing: SQLite reads with their help (mode=ro).
+- If `-wal` is missing or empty, no process has the store open, and the file alone is the whole store: it is read without locks
+  (immutable). If a process writes it in the meantime, the file's modification time or size changes, and the read fails with an error.
+- If `-wal` holds rows and `-shm` is missing, the file cannot be read correctly: that is an error.
 
-A file that may not be written is never opened in a way that makes files beside it: they would be this user's, and keep its owner out.
+Without write permission, a file is never opened in a way that creates files next to it: they would belong to this user and lock out
+the store's owner.
 """
 
 import os
@@ -27,7 +28,7 @@ WAL_MARK = b"\x02\x02"  # bytes 18 and 19 of the file
 
 
 class Reading:
-    """The ways to open one file for reading; `library` is the DB-API module by which that is done."""
+    """Opens one file for reading, with `library`, a DB-API module."""
 
     def __init__(self, path: Path, library: Any, timeout_s: float) -> None:
         self.path, self.library, self.timeout_s = path, library, timeout_s
@@ -36,7 +37,7 @@ class Reading:
         self._wal_mode: bool | None = None
 
     def connect(self, *, read_only: bool = False) -> Any:
-        """Open a connection; with `read_only`, one on which SQLite itself lets nothing be written."""
+        """Open a connection; with `read_only`, one on which SQLite itself rejects writes."""
         how = self._how()
         self._immutable = how == IMMUTABLE
         connection = self._open(how or ("mode=ro" if read_only else ""))
@@ -62,7 +63,7 @@ class Reading:
 
     def _how(self) -> str:
         if not self.path.exists() or may_write(self.path):
-            # A log that is left there stays as it is until somebody writes: the last to close would else work it into the file.
+            # A log that a killed process left stays as it is until the next write: closing the last connection would checkpoint it.
             return "mode=ro" if _size(self.wal) else ""
         if not self._is_wal():
             return "mode=ro"
@@ -70,13 +71,13 @@ class Reading:
             return "mode=ro"
         if _size(self.wal):
             raise StoreError(
-                f"{self.path} cannot be read: {self.wal.name} beside it holds rows that are not in it yet, and only one who may "
-                "write there can bring them in; let them run `recycledb status`, or copy both files to a folder of your own"
+                f"{self.path} cannot be read: {self.wal.name} next to it holds rows that are not in the file yet, and moving them there "
+                "needs write permission; have a user with that run `recycledb status`, or copy both files to a folder of your own"
             )
         return IMMUTABLE
 
     def _is_wal(self) -> bool:
-        # Read once, before any connection is open: closing the file drops the locks that this process has on it.
+        # Read once, before any connection is open: closing the file drops this process's POSIX locks on it.
         if self._wal_mode is None:
             try:
                 with self.path.open("rb") as file:
@@ -87,11 +88,11 @@ class Reading:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Refuse what is read in this block where it was read without locks, and a writer came meanwhile."""
+        """Raise StoreError if the file is read without locks in this block and another process writes it in the meantime."""
         before = self._stamp()
         try:
             yield
-        except Exception as error:  # whatever it was: pages of two states may have been read, so this is why
+        except Exception as error:  # pages of two states may have been read, which can cause any error
             self._refuse_unless(before, error)
             raise
         self._refuse_unless(before, None)
@@ -99,7 +100,7 @@ class Reading:
     def _refuse_unless(self, before: object, cause: Exception | None) -> None:
         if self._immutable and self._stamp() != before:
             raise StoreError(
-                f"{self.path} was written while it was read without locks; run the same command again"
+                f"{self.path} was changed while it was read without locks; run the same command again"
             ) from cause
 
     def _stamp(self) -> object:
@@ -111,12 +112,12 @@ class Reading:
 
 
 def may_write(path: Path) -> bool:
-    """Say whether this user may write a database: its file, and the files that its library makes beside it."""
+    """Return whether this user may write a database: its file, and the files that SQLite or DuckDB create next to it."""
     return os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK | os.X_OK)
 
 
 def no_room(path: Path) -> bool:
-    """Say whether the disk is full, or nearly so."""
+    """Return whether the disk is full, or nearly full."""
     try:
         return shutil.disk_usage(path.absolute().parent).free < NO_ROOM_BYTES
     except OSError:

@@ -1,0 +1,44 @@
+"""Statistics of students: count the missing ones for all students at once, and find known ones by their token sequences.
+
+`recycledb.store.measures` finds what is missing for one student, variant by variant.
+"""
+
+from collections.abc import Sequence
+
+from recycledb.store import Store, pending
+from recycledb.store.pending import Wanted
+
+
+def count_scores(
+    store: Store,
+    wanted: Wanted | None,
+    students: Sequence[tuple[str, Sequence[str]]],
+    augmentations: Sequence[str] = (),
+) -> list[tuple[int, int, int]]:
+    """Return, for each student, how many variants lack statistics, how many statistics are missing, and the variants' characters.
+
+    `students` are (id, statistics); variants made by the augmentations (ids) are included.
+    """
+    if not students:
+        return []
+    sql = pending.count_unscored(wanted, [len(stats) for _, stats in students], augmentations)
+    parameters = dict(wanted.parameters) if wanted else {}
+    for i, (student, stats) in enumerate(students):
+        parameters |= {f"student_{i}": student, **{f"stat_{i}_{k}": stat for k, stat in enumerate(stats)}}
+    numbers = [int(number or 0) for number in store.rows(sql, **parameters)[0]]
+    return [(numbers[i], numbers[i + 1], numbers[i + 2]) for i in range(0, len(numbers), 3)]
+
+
+def known_pairs(store: Store, student: str, pairs: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """Return loss_sum and n_tokens of the token sequences that a student has already computed, by pair_id."""
+    found: dict[str, tuple[float, int]] = {}
+    for start in range(0, len(pairs), 500):
+        part = pairs[start : start + 500]
+        names = ", ".join(f":p{i}" for i in range(len(part)))
+        sql = f"""
+            SELECT DISTINCT pair_id, loss_sum, n_tokens FROM loss l
+            WHERE student_id = :student AND pair_id IN ({names}) AND {pending.is_number("l")}
+        """
+        rows = store.rows(sql, student=student, **{f"p{i}": pair for i, pair in enumerate(part)})
+        found.update({row[0]: (float(row[1]), int(row[2])) for row in rows})
+    return found

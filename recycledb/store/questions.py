@@ -1,0 +1,146 @@
+"""Questions for teachers: find and count the pending ones, get their texts, and claim them.
+
+Invariant: a claim is checked and written in one transaction, so no two processes send the same question. The SQL comes from
+`recycledb.store.pending`.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection, text
+
+from recycledb.schema import Texts, random_id, utc_now
+from recycledb.store import SQLRow, Store, pending, workers
+from recycledb.store.pending import Wanted
+from recycledb.store.rows import AttemptRow
+from recycledb.store.spending import Spending
+
+CLAIM_ROWS = 256  # questions in one statement
+
+QuestionKey = tuple[str, str, str]
+
+
+def key_of(question: SQLRow) -> QuestionKey:
+    """Return a question's key within a run: the variant that it is about, its step, and the other variants that it shows."""
+    return question.variant_id, question.step, question.others
+
+
+def pending_questions(store: Store, wanted: Wanted, samples: Sequence[str]) -> Sequence[SQLRow]:
+    """Return the pending questions about these samples, in the samples' order."""
+    if not samples:
+        return []
+    listed, parameters = pending.listed(samples)
+    order = {sample: i for i, sample in enumerate(samples)}
+    found = store.rows(pending.questions(wanted, listed), **wanted.parameters, **parameters)
+    return sorted(found, key=lambda row: order[row.sample_id])
+
+
+def count_questions(store: Store, wanted: Wanted) -> dict[str, tuple[int, int]]:
+    """Return, by step, how many questions are pending and how many characters of variants they show."""
+    sql = f"""
+        SELECT q.step, count(*), sum(length(q.instruction) + length(q.input) + length(q.output))
+        FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q GROUP BY q.step
+    """
+    counted = {row[0]: (int(row[1]), int(row[2])) for row in store.rows(sql, **wanted.parameters)}
+    if any(step.shown > 1 for step in wanted.steps):
+        sql = f"""
+            SELECT q.step, sum(length(w.instruction) + length(w.input) + length(w.output))
+            FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q
+            JOIN variant w ON w.sample_id = q.sample_id AND instr(q.others, w.variant_id) > 0
+            WHERE q.others <> '' GROUP BY q.step
+        """
+        for step, characters in store.rows(sql, **wanted.parameters):
+            counted[step] = (counted[step][0], counted[step][1] + int(characters))
+    return counted
+
+
+def count_failed(store: Store, wanted: Wanted) -> int:
+    """Return how many wanted questions failed permanently."""
+    return int(store.rows(pending.failed(wanted), **wanted.parameters)[0][0])
+
+
+def count_under_way(store: Store, wanted: Wanted) -> tuple[int, int]:
+    """Return how many wanted questions are in flight: in batches, and in live processes."""
+    row = store.rows(pending.under_way(wanted), **wanted.parameters)[0]
+    return int(row.in_batches or 0), int(row.in_processes or 0)
+
+
+def sample_questions(store: Store, wanted: Wanted, number: int) -> Sequence[SQLRow]:
+    """Return the first `number` pending questions by variant id; ids are hashes, so this is a random sample."""
+    sql = f"SELECT * FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q ORDER BY q.variant_id, q.step LIMIT {number}"
+    return store.rows(sql, **wanted.parameters)
+
+
+def texts_beside(store: Store, rows: Iterable[SQLRow]) -> dict[str, tuple[Texts, ...]]:
+    """Return the texts of the further variants that questions show, by the questions' column `others`."""
+    lists = {row.others for row in rows if row.others}
+    ids = sorted({key for others in lists for key in others.split(",")})
+    found: dict[str, Texts] = {}
+    for start in range(0, len(ids), 500):
+        names = {f"v{i}": key for i, key in enumerate(ids[start : start + 500])}
+        sql = f"SELECT variant_id, instruction, input, output FROM variant WHERE variant_id IN ({', '.join(f':{n}' for n in names)})"
+        found.update({row[0]: Texts(*row[1:]) for row in store.rows(sql, **names)})
+    return {"": (), **{others: tuple(found[key] for key in others.split(",")) for others in lists}}
+
+
+def claim(
+    store: Store,
+    wanted: Wanted,
+    worker: str,
+    asked: Sequence[SQLRow],
+    reserved: Sequence[float | None] = (),
+    spending: Spending | None = None,
+) -> list[tuple[AttemptRow, SQLRow]]:
+    """Claim questions by writing their attempts; return (attempt, question) for those that were still open.
+
+    `reserved` is the most that each question can cost, in dollars. With `spending`, questions that no longer fit its limit are left
+    out and added to `spending.refused`. Checks and claim are one write transaction, so two processes can neither send the same
+    question nor exceed the limit together.
+    """
+    if not asked:
+        return []
+    amounts = reserved or [None] * len(asked)
+    with store.write() as conn:
+        workers.revive(conn, worker)  # before the check: its earlier claims must count as in flight
+        attempts = _open_among(conn, wanted, asked)
+        found = [(row, amount) for row, amount in zip(asked, amounts, strict=True) if key_of(row) in attempts]
+        if spending is not None:
+            fit = spending.affordable(conn, [amount for _, amount in found])
+            spending.refused = {key_of(row) for row, _ in found[fit:]}
+            found = found[:fit]
+        now = utc_now()
+        claims = [
+            (
+                AttemptRow(
+                    attempt_id=random_id(),
+                    variant_id=row.variant_id,
+                    step=row.step,
+                    teacher_id=wanted.teacher_id,
+                    prompt_id=row.prompt_id,
+                    number=attempts[key_of(row)] + 1,
+                    worker_id=worker,
+                    sent_at=now,
+                    reserved_usd=amount,
+                    others=row.others or None,
+                ),
+                row,
+            )
+            for row, amount in found
+        ]
+        store.insert(conn, [attempt for attempt, _ in claims])
+    return claims
+
+
+def _open_among(conn: Connection, wanted: Wanted, asked: Sequence[SQLRow]) -> dict[QuestionKey, int]:
+    """Return the questions that are still open, with the number of their attempts so far."""
+    found: dict[QuestionKey, int] = {}
+    for start in range(0, len(asked), CLAIM_ROWS):
+        part = asked[start : start + CLAIM_ROWS]
+        size = pending.list_size(len(part))
+        values: dict[str, object] = dict(wanted.parameters)
+        for i in range(size):
+            row = part[i] if i < len(part) else None
+            question = (row.variant_id, row.step, row.prompt_id, row.others) if row else ("", "", "", "")
+            values |= zip((f"variant_{i}", f"step_{i}", f"prompt_{i}", f"others_{i}"), question, strict=True)
+        still = conn.execute(text(pending.open_among(wanted, size)), values)
+        found.update({key_of(row): row.attempts for row in still if row.variant_id})
+    return found
