@@ -117,14 +117,14 @@ def _holds(digest: Callable[[Any], int], row: Any) -> bool:
 
 # Without digests, as rows from before revision 0005 are: what ids and the rules between rows tell.
 CHANGES: dict[str, tuple[str, str]] = {
-    "a reply's text": ("UPDATE reply SET text = text || '.' WHERE status = 'ok'", "does not hold the content"),
-    "a reply's error": ("UPDATE reply SET error = 'x' WHERE status = 'error'", "does not hold the content"),
-    "a prompt": ("UPDATE prompt SET text = text || '.'", "does not hold the content"),
-    "a teacher": ("UPDATE teacher SET parameters = replace(parameters, '2048', '2049')", "does not hold the content"),
+    "a reply's text": ("UPDATE reply SET text = text || '.' WHERE status = 'ok'", "does not match its content"),
+    "a reply's error": ("UPDATE reply SET error = 'x' WHERE status = 'error'", "does not match its content"),
+    "a prompt": ("UPDATE prompt SET text = text || '.'", "does not match its content"),
+    "a teacher": ("UPDATE teacher SET parameters = replace(parameters, '2048', '2049')", "does not match its content"),
     "a teacher's model": ("UPDATE teacher SET model = 'other'", "has another provider or model"),
-    "a student": ("UPDATE student SET max_length = max_length + 1", "does not hold the content"),
-    "a variant": ("UPDATE variant SET output = output || '.' WHERE kind = 'reflect_both'", "does not hold the content"),
-    "a variant's kind": ("UPDATE variant SET kind = 'reflect_nothing' WHERE kind = 'reflect_both'", "does not hold the content"),
+    "a student": ("UPDATE student SET max_length = max_length + 1", "does not match its content"),
+    "a variant": ("UPDATE variant SET output = output || '.' WHERE kind = 'reflect_both'", "does not match its content"),
+    "a variant's kind": ("UPDATE variant SET kind = 'reflect_nothing' WHERE kind = 'reflect_both'", "does not match its content"),
     "a variant's teacher": ("UPDATE variant SET prompt_id = NULL WHERE kind = 'reflect_both'", "does not say what it was made from"),
     "a selection's recipe": ("UPDATE selection SET sql = sql || ' '", "does not match its content"),
     "a pick's reason": ("UPDATE selection_item SET reason = 'x'", "does not match its content"),

@@ -161,7 +161,7 @@ def test_what_is_read_without_locks_is_refused_where_a_writer_came(tmp_path: Pat
     with reading.undisturbed():
         pass
     with (
-        pytest.raises(StoreError, match="was written while it was read"),
+        pytest.raises(StoreError, match="was changed while it was read"),
         reading.undisturbed(),
         Store.open(f"sqlite:///{path}") as store,
         store.write() as conn,

@@ -1,12 +1,12 @@
-"""The methods that there are: those that ship with recycledb, and those that installed packages register.
+"""All methods: those included in recycledb, and those that installed packages register.
 
-A package registers a method by an entry point in the group `recycledb.methods` that names a `Method`:
+A package registers a method with an entry point in the group `recycledb.methods` that refers to a `Method`:
 
     [project.entry-points."recycledb.methods"]
     translation = "my_package:TRANSLATION"
 
-Invariant: names are unique over all methods (kinds, steps, measures, transforms), and no step leads back to what
-it reads; a package for which this does not hold is refused by name, before anything is done.
+Invariant: names of kinds, steps, measures and transforms are unique over all methods, and no kind is made, directly or indirectly, from
+itself. A package that violates this is rejected with an error that names it, before any work starts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,9 +62,9 @@ __all__ = [
 ]
 
 GROUP = "recycledb.methods"
-COMMON_VERSION = "extractor"  # the name under which a store keeps the version that the built-in steps share
-SCORE = "score"  # the step of a sync that is no teacher's
-_ORIGIN = VariantKind(ORIGIN, "origin", "the sample as it came")
+COMMON_VERSION = "extractor"  # the name in the store of the extractor version that the built-in steps share
+SCORE = "score"  # the step of a sync in which students score
+_ORIGIN = VariantKind(ORIGIN, "origin", "the sample as imported")
 
 
 def _built_in() -> tuple[Method, ...]:
@@ -76,14 +76,12 @@ def _built_in() -> tuple[Method, ...]:
 
 @cache
 def methods() -> tuple[Method, ...]:
-    """Return all methods, those that ship first; ConfigError where a package's method cannot be used."""
+    """Return all methods, the built-in ones first; raise ConfigError if a package's method cannot be used."""
     found = list(_built_in())
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         method = _loaded(point)
         for what, name in _clashes(found, method):
-            raise ConfigError(
-                f"{_called(point)}: there is a {what} {name!r} already; rename it or uninstall the package"
-            )
+            raise ConfigError(f"{_called(point)}: a {what} {name!r} already exists; rename it or uninstall the package")
         _require_order([*found, method], _called(point))
         found.append(method)
     return tuple(found)
@@ -92,7 +90,7 @@ def methods() -> tuple[Method, ...]:
 def _loaded(point: EntryPoint) -> Method:
     try:
         method = point.load()
-    except Exception as error:  # whatever a package's import raises must be told with the package's name
+    except Exception as error:  # an import may raise anything; the message must name the package
         raise ConfigError(f"{_called(point)} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(method, Method):
         raise ConfigError(
@@ -124,7 +122,7 @@ def _clashes(found: Iterable[Method], method: Method) -> Iterator[tuple[str, str
 
 
 def _require_order(found: Iterable[Method], called: str) -> None:
-    """Raise ConfigError where a kind is made from itself, or by a step of a kind that no method has."""
+    """Raise ConfigError if a kind is made from itself, or a step or transform uses a kind that no method defines."""
     found = list(found)
     known = {ORIGIN, *(kind.name for method in found for kind in method.kinds)}
     made_of: dict[str, set[str]] = {}
@@ -132,7 +130,7 @@ def _require_order(found: Iterable[Method], called: str) -> None:
         for each in step.inputs:
             for kind in (*each.kinds, *each.beside, *([each.gives] if each.gives else [])):
                 if kind not in known:
-                    raise ConfigError(f"{called}: step {step.name!r} names the kind {kind!r}, which no method has")
+                    raise ConfigError(f"{called}: step {step.name!r} uses the kind {kind!r}, which no method defines")
             if each.gives:
                 made_of.setdefault(each.gives, set()).update(each.kinds, each.beside)
     transforms = [transform for method in found for transform in method.transforms]
@@ -141,16 +139,14 @@ def _require_order(found: Iterable[Method], called: str) -> None:
         for kind in (transform.kind, *transform.of):
             if kind not in known:
                 raise ConfigError(
-                    f"{called}: transform {transform.name!r} names the kind {kind!r}, which no method has"
+                    f"{called}: transform {transform.name!r} uses the kind {kind!r}, which no method defines"
                 )
         for kind in derived.intersection(transform.of):
-            raise ConfigError(
-                f"{called}: transform {transform.name!r} would use {kind!r} variants, which a transform makes"
-            )
+            raise ConfigError(f"{called}: transform {transform.name!r} uses {kind!r} variants, which a transform makes")
     for kind in made_of:
         if kind in _above(kind, made_of):
             raise ConfigError(
-                f"{called}: {kind!r} variants would be made from {kind!r} variants; give what comes out another kind"
+                f"{called}: {kind!r} variants would be made from {kind!r} variants; give the result another kind"
             )
 
 
@@ -198,27 +194,27 @@ def transforms() -> Mapping[str, Transform]:
 
 @cache
 def statistics() -> Mapping[str, Statistic]:
-    """Return all statistics by name; one that several measures share stands once."""
+    """Return all statistics by name; one that several measures share appears once."""
     of_methods = (statistic for method in methods() for statistic in method.statistics)
     of_measures = (statistic for measure in measures().values() for statistic in measure.statistics)
     found: dict[str, Statistic] = {}
     for statistic in (*of_methods, *of_measures):
         if found.setdefault(statistic.name, statistic) is not statistic:
             raise ConfigError(
-                f"two statistics are called {statistic.name!r}; one package has to rename its own, or import the other's"
+                f"two statistics are named {statistic.name!r}; one package must rename its own, or import the other's"
             )
     return MappingProxyType(found)
 
 
 @cache
 def versions() -> Mapping[str, int]:
-    """Return by step the version of how its replies are read."""
+    """Return each step's extractor version."""
     return MappingProxyType({step.name: step.version for step in steps().values()})
 
 
 @cache
 def version_names() -> Mapping[str, int]:
-    """Return the versions as a store names them: one for the steps that ship, and one for each step of a package."""
+    """Return the extractor versions by their names in a store: one for all built-in steps, and one for each step of a package."""
     from recycledb.methods.reflection import REFLECTION
 
     foreign = (step for step in steps().values() if step not in REFLECTION.steps)

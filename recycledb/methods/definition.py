@@ -1,15 +1,15 @@
-"""What a method is: the kinds of variants that it makes, and its steps, as records that everything else is derived from.
+"""The definition of a method: the kinds of variants that it makes, and its steps, as records from which everything else is derived.
 
-There are three sorts of step.
+There are three types of step.
 
-- A `TeacherStep` shows one or more variants of a sample to a chat model and reads its reply: texts (a new variant) or ratings.
-- A `StudentMeasure` turns a variant into token sequences under a student, keeps what the student computes of them as facts (sums of
-  losses, or log-probabilities of chosen next tokens), and derives a number from these facts by a pure function that has a version.
-- A `Transform` makes variants without a model: from variants and a seed, and a variant may come from several of them.
+- A `TeacherStep` shows one or more variants of a sample to a chat model and extracts texts (a new variant) or ratings from its reply.
+- A `StudentMeasure` turns a variant into token sequences for a student, stores the student's results as facts (sums of losses, or
+  log-probabilities of given next tokens), and derives a number from these facts with a pure, versioned function.
+- A `Transform` makes variants without a model, from one or more variants and a seed.
 
-Invariant: a record holds no state and no connection; its functions are pure. What changes a stored row is part of a row's identity (a
-prompt's wording, a measure's version and parameters, a transform's seed), or has a version that is stored with it (how a reply is read).
-This module refuses to know the store: where a step has a condition on other rows, it is SQL over the names that `Input` documents.
+Invariant: a record holds no state and no connection; its functions are pure. Anything that affects a stored row is either part of its
+identity (a prompt's wording, a measure's version and parameters, a transform's seed), or has a version that is stored with it (the
+extractor). This module does not depend on the store: a step's condition on other rows is SQL over the names that `Input` documents.
 """
 
 import re
@@ -20,21 +20,21 @@ from typing import Any, NamedTuple, Protocol
 
 from recycledb.schema import IDENTITY_LENGTH, ORIGIN, Texts, canonical_json, content_id
 
-READOUT = "readout"  # stands for a step where a prompt of a readout is stored
+READOUT = "readout"  # the `step` of a stored prompt that belongs to a readout
 _PLACEHOLDER = re.compile(r"\{(instruction|input|output)\}")
 
 
 class VariantKind(NamedTuple):
-    """A kind of variant: its name in the column `kind`, a short one for tables, and one line of help."""
+    """A kind of variant: its name in the column `kind`, a short name for tables, and one line of help."""
 
     name: str
     short: str
     help: str
-    scored: bool = True  # whether students measure it unless a configuration says otherwise
+    scored: bool = True  # whether students measure it by default
 
 
 class Rating(NamedTuple):
-    """A number that a reply gives: its name, and which of the variants shown it is about (0 is the one that was asked about)."""
+    """A number in a reply: its name, its value, and the index of the variant shown that it is about (0: the question's own variant)."""
 
     name: str
     value: float
@@ -42,7 +42,7 @@ class Rating(NamedTuple):
 
 
 class Extracted(NamedTuple):
-    """What a reply holds: the texts of a new variant, or ratings, or else the reason why neither (`slug: detail`)."""
+    """The extraction of a reply: the texts of a new variant, or ratings, or the reason why neither (`slug: detail`)."""
 
     texts: Texts | None = None
     reason: str | None = None
@@ -51,13 +51,13 @@ class Extracted(NamedTuple):
 
 @dataclass(frozen=True)
 class Input:
-    """What a teacher step is asked about: each current variant of one of `kinds` is a question.
+    """The input of a teacher step: each current variant of one of `kinds` is a question.
 
-    `beside` names kinds of further variants of the same sample that the question shows too, in this order; each combination is a question.
-    `gives` is the kind of the variant that comes out, None where the step gives ratings.
-    `where` is a condition in SQL on the variant `v` (columns of the table `variant`): only such variants are asked about. With `left_to`
-    it is the other way round: where the step of that name is wanted too, variants for which `where` holds are left to it.
-    `lazy` is a further condition in SQL, under `sync --lazy` only. Besides `v` it may use `usable(variant_id, sample_id, kind, parent_id)`,
+    `beside` lists kinds of further variants of the same sample that the question also shows, in this order; each combination is a question.
+    `gives` is the kind of the resulting variant; None if the step gives ratings.
+    `where` is an SQL condition on the variant `v` (columns of the table `variant`): only variants that meet it are asked about. With
+    `left_to` it means the opposite: if the step of that name is wanted too, variants that meet `where` are left to that step.
+    `lazy` is a further SQL condition, used only by `sync --lazy`. Besides `v` it may use `usable(variant_id, sample_id, kind, parent_id)`,
     the current variants of the samples in question that are not origins; the step's `lazy_tables`; the tables of the store; and
     `:lazy_student`, `:teacher`, `:prompt_STEP`, `:version_STEP`.
     """
@@ -72,12 +72,12 @@ class Input:
 
 @dataclass(frozen=True)
 class TeacherStep:
-    """A question to a teacher: what it reads, how it is worded, how its reply is read, and what comes out.
+    """A step in which a teacher answers questions: its inputs, its prompt, and how replies are extracted.
 
-    `wording` returns the prompt that ships, in the form of `recycledb.reflection.prompts`; `needs` are the placeholders that every
-    wording must have, and `markers` what it must ask for. `read` turns a reply and the texts that it was shown into `Extracted`: a pure
-    function, whose `version` is stored with every result, so that a newer one reads all stored replies again.
-    `lazy_tables` are named SELECTs that the `lazy` conditions of the inputs read; they apply where the step `lazy_after` is wanted too.
+    `wording` returns the built-in prompt, in the form of `recycledb.reflection.prompts`; `needs` are the placeholders that every prompt
+    must contain, and `markers` those that it must ask for. `read` extracts a reply, given the texts shown; it is a pure function, whose
+    `version` is stored with every result, so that a newer version extracts all stored replies again.
+    `lazy_tables` are named SELECTs for the `lazy` conditions of the inputs; these apply only if the step `lazy_after` is wanted too.
     """
 
     name: str
@@ -92,31 +92,31 @@ class TeacherStep:
 
     @cached_property
     def made(self) -> tuple[str, ...]:
-        """The kinds of variants that it makes."""
+        """The kinds of variants that the step makes."""
         return tuple(dict.fromkeys(each.gives for each in self.inputs if each.gives))
 
     @cached_property
     def read_kinds(self) -> tuple[str, ...]:
-        """The kinds of variants that it is asked about or shown."""
+        """The kinds of variants that the step's questions show."""
         return tuple(dict.fromkeys(kind for each in self.inputs for kind in (*each.kinds, *each.beside)))
 
     @cached_property
     def shown(self) -> int:
-        """How many variants a question shows at most."""
+        """The largest number of variants that a question shows."""
         return max(1 + len(each.beside) for each in self.inputs)
 
     def gives(self, kind: str) -> str | None:
-        """Return the kind of variant that it makes of one of `kind`; KeyError where it is not asked about that kind."""
+        """Return the kind of variant that the step makes from one of `kind`; raise KeyError if it has no such input."""
         for each in self.inputs:
             if kind in each.kinds:
                 return each.gives
-        raise KeyError(f"step {self.name} is not asked about {kind} variants")
+        raise KeyError(f"step {self.name} has no input of kind {kind}")
 
 
 class Parts(NamedTuple):
-    """The strings of a statistic: the loss is averaged over the target's tokens, given the context's where they are `joined`.
+    """The strings of a statistic: the loss is averaged over the target's tokens, which follow the context's if `joined`.
 
-    The context counts in both cases: where the model reads the target alone, it is cut to the length that the context would leave it.
+    The context matters in both cases: a target without context is truncated to the length that the context would leave for it.
     """
 
     context: str
@@ -126,7 +126,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistic:
-    """A fact of a student about a variant: the sum of the losses over a target's tokens, stored in `loss` under `name`."""
+    """A fact about a variant: a student's sum of losses over a target's tokens, stored in `loss` under `name`."""
 
     name: str
     parts: Callable[[str, Texts], Parts]  # of the student's template and the variant's texts
@@ -134,10 +134,10 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Readout:
-    """A fact of a student about a variant: the log-probabilities of chosen next tokens after a prompt.
+    """A fact about a variant: a student's log-probabilities of given next tokens after a prompt.
 
-    `wording` is the prompt as the model reads it, with {instruction}, {input} and {output}. `choices` are two to ten texts, each the last
-    token of the tokenizer's encoding of a line break and the text; they must be different tokens.
+    `wording` is the complete prompt, with {instruction}, {input} and {output}. `choices` are two to ten texts; each stands for the last
+    token of the tokenizer's encoding of a line break followed by the text, and these tokens must be different.
     """
 
     name: str
@@ -146,25 +146,25 @@ class Readout:
 
     @property
     def text(self) -> str:
-        """What it is known by: wording and choices, in one form."""
+        """The canonical form of wording and choices, from which the id is computed."""
         return canonical_json({"choices": list(self.choices), "wording": self.wording})
 
     @property
     def prompt_id(self) -> str:
-        """The content address of wording and choices: readouts that ask the same are one fact, whatever measure asks for them."""
+        """The content address of wording and choices: equal readouts are one fact, even if several measures use them."""
         return content_id("prompt", READOUT, self.text, length=IDENTITY_LENGTH)
 
     def prompt(self, texts: Texts) -> str:
-        """Return the wording with these texts in it; other braces stay as they are."""
+        """Return the wording with its placeholders replaced by these texts; other braces stay unchanged."""
         values = texts._asdict()
         return _PLACEHOLDER.sub(lambda match: values[match[1]], self.wording)
 
 
 class Facts(NamedTuple):
-    """What a measure's `value` is computed from, of one variant under one student; None where a fact has no number.
+    """The input of a measure's `value`, for one variant and one student; None for a fact without a number.
 
-    `losses` maps a statistic's name to (mean loss in nats, number of tokens); `readouts` a readout's name to the log-probabilities of its
-    choices, in their order.
+    `losses` maps a statistic's name to (mean loss in nats, number of tokens); `readouts` maps a readout's name to the log-probabilities
+    of its choices, in the order of the choices.
     """
 
     losses: Mapping[str, tuple[float, int] | None]
@@ -174,12 +174,12 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class StudentMeasure:
-    """A number of a variant under a student: the facts that it needs, and the pure function that derives it from them.
+    """A number for a variant under a student: the facts that it needs, and the pure function that derives it from them.
 
-    Statistics of the same name are the same fact, whichever measure asks for it, so a measure may build on the four of IFD without a new
-    forward pass. `readouts` returns those that the configuration's options ask for. `value` derives the number from the facts and the
-    options, None where there is none. A change of `value` needs another `version`; facts are never computed again for it. `options`
-    names the measure's parameters with their defaults.
+    Statistics of the same name are the same fact for all measures, so a measure may use the four of IFD without a new forward pass.
+    `readouts` returns the readouts needed for the configuration's options. `value` derives the number from the facts and the options,
+    or None. A change of `value` needs a new `version`; facts are not computed again for it. `options` are the measure's parameters with
+    their defaults.
     """
 
     name: str
@@ -200,9 +200,9 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """What a transform made of some sources, in order: a variant's texts, or the reason why none.
+    """The result of a transform for some sources (`members`, in order): a variant's texts, or the reason why none.
 
-    The first member's sample is the sample of the variant. `parameters` is JSON that says what was done, for whoever checks it.
+    The variant belongs to the first member's sample. `parameters` is JSON that records what was done.
     """
 
     members: tuple[str, ...]
@@ -212,19 +212,19 @@ class Derived:
 
 
 class Draw(Protocol):
-    """Draws a number from 0 to n - 1 that depends on the augmentation, the round and the key alone."""
+    """Draws a number from 0 to n - 1 that depends only on the augmentation, the round and the key."""
 
     def __call__(self, n: int, *key: Any) -> int: ...
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Variants from variants, without a model.
+    """Makes variants from variants, without a model.
 
-    `make` gets the sources that no variant of this augmentation and round has used yet, in a content-addressed order that the seed
-    decides, a function that draws numbers, and the configuration's `options`; it yields what it makes of them, each source in one
-    result at most. What it yields for the same sources is always the same, so that a run that was killed is continued as it would
-    have gone on, and added samples change nothing that exists. `options` names its parameters with their defaults.
+    `make` gets the sources that this augmentation has not yet used in this round, in an order that depends on their ids and the seed, a
+    function that draws numbers, and the configuration's `options`. It yields results, with each source in at most one. Equal sources
+    must give equal results, so that a run that was killed continues with the same results, and added samples change no existing ones.
+    `options` are the transform's parameters with their defaults.
     """
 
     name: str
@@ -238,9 +238,9 @@ class Transform:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the field: the kinds that it makes, and its steps of any of the three sorts.
+    """A method: the kinds that it makes, and its steps of any of the three types.
 
-    `statistics` are facts that students compute because a configuration names them (`stats`), rather than for a measure's value.
+    `statistics` are facts that students compute because a configuration lists them (`stats`), not for a measure's value.
     """
 
     name: str

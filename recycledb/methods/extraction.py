@@ -1,21 +1,21 @@
-"""Extraction: read a teacher's reply and say which texts it holds, or why none.
+"""Extraction: parse a teacher's reply into a variant's texts, or give the reason why there are none.
 
-Invariant: `extract` is a pure function of its arguments and takes time linear in the reply's length. What it returns
-for a given reply changes only together with the `version` of the step that it is a reply to, which is stored with every result; so a
-better extraction reads stored replies again and asks the teacher nothing.
-It refuses to guess: without a marker there is no text, and the text that was read is never passed off as the teacher's.
+Invariant: `extract` is a pure function of its arguments and takes time linear in the reply's length. Its result for a given reply changes
+only together with the `version` of the step, which is stored with every result; so an improved extraction can be run on stored replies
+without new requests.
+It never guesses: without a marker there is no text, and a text that the question showed is never returned as the teacher's.
 
-How a reply is read:
+How a reply is parsed:
 
-1. A reasoning preamble (`<think> … </think>`) is cut off; markers inside it do not count.
-2. Openers are looked for, in order of trust: a bracketed marker that begins its line (after list numbers, bold type,
-   headings or a label), a label without brackets that begins its line (`**New Answer:**`), a bracketed marker within a
-   line. Only the most trusted form that occurs is used for a section.
-3. A section ends at its `[End]`, else at the next section, else with the reply. `[End]` is the bracketed word, never
-   the letters "End" of another word; one that ends its line is believed before one within it, and one that is glued to a
-   word (`C[End]` is a node of a diagram) only where nothing follows.
-4. Of several sections of a name, the last complete one is meant. A new instruction and its answer are taken as a pair.
-5. The text is freed of its wrapping: list indentation, unbalanced bold type, a fence round the whole.
+1. A reasoning preamble (`<think> … </think>`) is removed; markers inside it do not count.
+2. Openers are searched for in order of trust: a bracketed marker that begins its line (after list numbers, bold type, headings or a
+   label), a label without brackets that begins its line (`**New Answer:**`), a bracketed marker within a line. For each section, only
+   the most trusted form that occurs is used.
+3. A section ends at its `[End]`, else at the next section, else with the reply. `[End]` is the bracketed word, never the letters "End"
+   of another word. One that ends its line is preferred to one within a line; one directly after a word (`C[End]` is a node of a diagram)
+   counts only if nothing follows it.
+4. Of several sections with the same name, the last complete one is used. A new instruction and its answer are used as a pair.
+5. Wrapping is removed from the text: list indentation, unbalanced bold type, a fence around all of it.
 
 Reasons are a slug and a detail, `slug: detail`: `no_marker`, `empty`, `placeholder`, `unchanged`, `thinking`.
 """
@@ -33,11 +33,11 @@ from recycledb.schema import Texts
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the reply to a step is written.
+    """The expected format of a reply to a step.
 
-    `sections` are what it is made of, in order: each with the name by which a label is known and the marker as a user knows it. `changes`
-    is the text that the first section must differ from, and `texts` puts the sections' bodies together to the texts of the variant.
-    `aliases` are names that teachers use for a section of another name.
+    `sections` are its parts in order, each as (name used in labels, marker as the prompt spells it). `changes` returns the text that the
+    first section must differ from, and `texts` combines the sections' bodies into the variant's texts. `aliases` map other names that
+    teachers use to the sections' names.
     """
 
     sections: tuple[tuple[str, str], ...]
@@ -47,14 +47,14 @@ class Form:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """What a prompt must ask for, so that its reply can be read."""
+        """The markers that a prompt must ask for, so that its replies can be extracted."""
         return (*(marker for _, marker in self.sections), "[End]")
 
 
 _THINKING = re.compile(r"\s{0,64}<(think|thinking|thought|reasoning)>", re.IGNORECASE)
 _THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 
-# Every pattern below is bounded in each repetition, so no reply can make it backtrack far.
+# Every repetition in the patterns below is bounded, so that no reply can cause excessive backtracking.
 _BRACKETED = re.compile(r"\\?[\[【]([^\[\]【】\n]{1,48})[\]】]")
 _END_WORDS = re.compile(
     r"(?:end|/)(?: of)?(?: the)?(?: (?:new|better|compressed))?(?: (?:instruction|answer|response))?"
@@ -62,7 +62,7 @@ _END_WORDS = re.compile(
 _ENDS_LINE = re.compile(r"[*_`.]{0,3}[ \t]{0,16}(?:\n|\Z|\*{0,3}\\?[\[【]|\d{1,2}[.)][ \t]{0,3}[\[【*])")
 _BEFORE_SENTENCE = re.compile(r"[*_`]{0,3}[ \t]{1,4}[A-Z]")
 _AFTER_SENTENCE = re.compile(r"[.!?:;)`\"'*_…。!?][ \t]{0,16}\Z")
-# Possessive throughout: a line of ten thousand spaces is looked at once.
+# Possessive quantifiers throughout: a line of ten thousand spaces is scanned only once.
 _LEAD = r"[ \t>#*_+•-]{0,24}+(?:(?:part|step|section)[ \t]{1,2}+)?+(?:\(?\d{1,2}+[.):])?+[ \t#*_]{0,16}+"
 _LABEL = r"(?:(?:new|better)[ \t_-]{1,3})?(?:instruction|answer)"
 _LABELLED = re.compile(
@@ -70,16 +70,16 @@ _LABELLED = re.compile(
     r"(?P<close>[*_]{0,3}[ \t]{0,2}(?P<colon>:?)[*_]{0,3})(?P<blank>(?=[ \t]{0,16}$))?",
     re.IGNORECASE | re.MULTILINE,
 )
-# What may stand between the beginning of a line and a bracketed marker that begins it.
+# What may precede a bracketed marker on its line if the marker still counts as beginning it.
 _BEFORE = re.compile(
     rf"{_LEAD}(?:(?:the[ \t])?{_LABEL}[*_]{{0,3}}[ \t]{{0,2}}[:–-]?[*_]{{0,3}}[ \t]{{0,4}})?[*_]{{0,3}}", re.IGNORECASE
 )
 _LOOK_BACK = 160
-_MARKS = re.compile(r"[*_]{0,3}:?[*_]{0,3}")  # what may follow a marker's bracket and still belong to it
+_MARKS = re.compile(r"[*_]{0,3}:?[*_]{0,3}")  # what may follow a marker's bracket as part of the marker
 _ANNOUNCED = re.compile(r"[:\]】][*_ \t]{0,6}\Z")  # "Here it is: [New Instruction]", "[End] [New Answer]"
 _NO_LETTERS = re.compile(r"[*_\\:.-]")
 _NUMBERED = re.compile(r"[ \t>]{0,16}[*_]{0,3}(?:[-+*•]|\(?\d{1,2}[.):])[ \t]")
-# A line that only announces the next section: a number, a rule, or a heading that speaks of the answer.
+# A line that only announces the next section: a number, a horizontal rule, or a heading with the word "answer".
 _STRAY_LINE = re.compile(r"(?:[#*_ \t]{0,8}\(?\d{1,2}[.):]?[*_]{0,3}|-{3,16}|\*{3,16}|#{1,6})")
 _STRAY_HEADING = re.compile(r"(?:#{1,6} |\*\*|\d{1,2}[.):])[^\n]{0,60}\banswer\b[^\n]{0,40}:[*_]{0,3}", re.IGNORECASE)
 _FENCE = re.compile(r"^[ ]{0,3}(`{3,16}|~{3,16})([^`\n]{0,40})$", re.MULTILINE)
@@ -97,17 +97,17 @@ _PLACEHOLDER_LENGTH = 80
 
 class _Opener(NamedTuple):
     name: str
-    start: int  # where the marker begins, with whatever announces it on its line
+    start: int  # where the marker begins, including what announces it on its line
     body: int  # where its text begins
-    trust: int  # 0 bracketed at a line's beginning, 1 label, 2 bracketed within a line
-    column: int  # width of what stands before the marker, where that is a list number or an indent; else 0
+    trust: int  # 0: bracketed, begins its line; 1: label; 2: bracketed, within a line (lower is more trusted)
+    column: int  # width of a list number or an indent before the marker; else 0
     bold: bool  # bold type was opened before the marker and not closed after it
 
 
 class _End(NamedTuple):
     start: int
     end: int
-    trust: int  # 0 stands free and ends its line, 1 stands between two sentences, 2 is glued to a word
+    trust: int  # 0: ends its line; 1: between two sentences; 2: directly after a word (lower is more trusted)
 
 
 class _Block(NamedTuple):
@@ -121,7 +121,7 @@ class _UnusableError(Exception):
 
 
 def extract(form: Form, text: str, read: Texts) -> Extracted:
-    """Return the texts of the variant that `text`, a reply about `read`, holds, or the reason why none."""
+    """Extract the variant's texts from `text`, a reply about `read`, or the reason why there are none."""
     text = text.replace("\r\n", "\n")
     start = _skip_thinking(form, text)
     if start is None:
@@ -156,12 +156,12 @@ def _is_placeholder(body: str) -> bool:
 
 
 def _skip_thinking(form: Form, text: str) -> int | None:
-    """Return where the reply proper begins; None where it never does."""
+    """Return where the reply begins after its reasoning; None if the reasoning never ends."""
     closing = _THOUGHT_ENDS.search(text)
     if _THINKING.match(text):
         return closing.end() if closing else None
-    # Some chat templates put the opening tag into the prompt. A closing tag that stands alone ends the reasoning only
-    # if a marker follows; else it is part of an answer that speaks of such tags.
+    # Some chat templates put the opening tag into the prompt. A closing tag without an opening one ends the reasoning only
+    # if a marker follows; else it is part of an answer about such tags.
     if closing and any(_openers(form, text, closing.end())):
         return closing.end()
     return 0
@@ -207,7 +207,7 @@ def _bold(before: str, after: str) -> bool:
 
 
 class _Reply:
-    """The sections of one reply, found once."""
+    """The sections of one reply."""
 
     def __init__(self, form: Form, text: str, start: int) -> None:
         self._form, self._text, self._start = form, text, start
@@ -218,7 +218,7 @@ class _Reply:
         self._blocks = self._find_blocks([opener for opener in found if opener.trust == trust[opener.name]])
 
     def missing(self) -> str | None:
-        """Return the reason where a section is not there at all."""
+        """Return the reason if a section is missing, else None."""
         present = {block.opener.name for block in self._blocks}
         for name, marker in self._form.sections:
             if name not in present:
@@ -226,7 +226,7 @@ class _Reply:
         return None
 
     def candidates(self) -> Iterator[Sequence[_Block]]:
-        """Yield what may be meant, likeliest first: complete ones from the last on, then the others."""
+        """Yield candidate groups of sections, most likely first: complete ones from last to first, then the others."""
         groups = list(self._groups())
         for complete in (True, False):
             yield from (group for group in reversed(groups) if group[-1].complete is complete)
@@ -258,7 +258,7 @@ class _Reply:
         return blocks
 
     def _closing(self, ends: list[_End], limit: int) -> _End | None:
-        """Return the end that is meant: the first of the kind most believed; a glued one only where nothing follows."""
+        """Return the end to use: the first of the most trusted ones; one directly after a word only if nothing follows."""
         free = [end for end in ends if end.trust < 2]
         if free:
             return min(free, key=lambda end: (end.trust, end.start))
@@ -267,7 +267,7 @@ class _Reply:
         return None
 
     def _open_end(self, opener: _Opener, limit: int) -> int:
-        """Return where a section without an [End] ends: where anything announces another section."""
+        """Return where a section without an [End] ends: at the first opener of another section."""
         first = bisect_left(self._all, opener.body, key=lambda other: other.start)
         for index in range(first, len(self._all)):
             other = self._all[index]
@@ -279,7 +279,7 @@ class _Reply:
 
     def body(self, block: _Block, read: Texts) -> str:
         """Return the text of a section without its wrapping."""
-        # A reply may repeat answers to one instruction many times over: unwrap each section once.
+        # A reply may contain many answers to one instruction: unwrap each section only once.
         if block not in self._bodies:
             self._bodies[block] = self._unwrap(block, read)
         return self._bodies[block]
@@ -326,7 +326,7 @@ def _drop_repeated_label(raw: str, name: str) -> str:
 
 
 def _drop_stray_lines(raw: str) -> str:
-    """Drop lines at the end that announce the next section, from a section that was not closed."""
+    """Drop trailing lines that announce the next section, from a section without an [End]."""
     lines = raw.rstrip().split("\n")
     while len(lines) > 1:
         last = lines[-1].strip()
@@ -337,7 +337,7 @@ def _drop_stray_lines(raw: str) -> str:
 
 
 def _drop_loose_fence(raw: str, complete: bool) -> str:
-    """Drop the one half of a fence that was opened before the section, or closed after it."""
+    """Drop an unpaired fence line, whose other half is outside the section."""
     fences = list(_FENCE.finditer(raw))
     if len(fences) % 2 == 0:
         return raw
@@ -350,7 +350,7 @@ def _drop_loose_fence(raw: str, complete: bool) -> str:
 
 
 def _dedent(raw: str, column: int) -> str:
-    """Undo the indentation of a list item: of all lines, or of those that follow a first one beside the marker."""
+    """Remove the indentation of a list item: from all lines, or from those after a first line next to the marker."""
     first, newline, rest = raw.partition("\n")
     if not first.strip():
         return _cut_margin(rest)
@@ -360,13 +360,13 @@ def _dedent(raw: str, column: int) -> str:
 
 
 def _cut_margin(text: str) -> str:
-    """Take away the white space that begins every line but the blank ones."""
+    """Remove the leading white space that all lines but blank ones share."""
     lines = text.split("\n")
     margins = [line[: len(line) - len(line.lstrip())] for line in lines if line.strip()]
     least, most = (
         min(margins, default=""),
         max(margins, default=""),
-    )  # in order of the alphabet, so all share what these do
+    )  # in sort order, so all lines share the prefix that these two share
     margin = least[
         : next((at for at, pair in enumerate(zip(least, most, strict=False)) if pair[0] != pair[1]), len(least))
     ]
@@ -374,13 +374,13 @@ def _cut_margin(text: str) -> str:
 
 
 def _closes_bold(raw: str) -> bool:
-    """Tell whether the text ends with bold type that belongs to the `[End]` after it: `… **[End]**`."""
+    """Return whether the text ends with bold type that belongs to the `[End]` after it: `… **[End]**`."""
     last = raw.rpartition("\n")[2]
     return last.strip() == "**" or (last.endswith((" **", "\t**")) and last.count("**") % 2 == 1)
 
 
 def _unfence(body: str, original: str) -> str:
-    """Take off a fence that wraps the whole text, unless it names a language or the original text has fences too."""
+    """Remove a fence around the whole text, unless it names a language or the original text has fences too."""
     lines = body.split("\n")
     if len(lines) < 3 or _FENCE.search(original):
         return body

@@ -1,7 +1,7 @@
-"""IFD and reversed IFD: the four statistics of a variant, and the templates that they are computed in.
+"""IFD and reversed IFD: the four statistics of a variant, and the templates used to compute them.
 
 IFD (Li et al., arXiv:2308.12032) asks how much harder an answer is to predict without its instruction than with it; the reversed IFD of
-Selective Reflection-Tuning (arXiv:2402.10110) asks the same of the instruction, given the answer. With p the template around the
+Selective Reflection-Tuning (arXiv:2402.10110) asks the same about the instruction, given the answer. With p the template around the
 instruction, y the answer, q the template around the request to guess the instruction, and t the instruction:
 
     Q_direct      tokens of t              Q_condition   tokens of t after q
@@ -9,11 +9,11 @@ instruction, y the answer, q the template around the request to guess the instru
 
     ifd_ppl = exp(A_condition) / exp(A_direct)     rifd_ppl = exp(Q_condition) / exp(Q_direct)
 
-The ratios are views over the statistics (`scores`, `measures`); nothing derived is stored. Which tokens are averaged, and how sequences are
-cut, is in `recycledb.scoring.spans`.
+The ratios are computed in views over the statistics (`scores`, `measures`) and not stored. `recycledb.scoring.spans` defines which tokens
+are averaged, and how sequences are truncated.
 
-Invariant: a template's text never changes, nor does a statistic's meaning: every number computed with it depends on it. Another wording is
-another template. The templates are those of the published scorers (Superfiltering's is `none`, arXiv:2402.00530).
+Invariant: a template's text and a statistic's meaning never change, since stored numbers depend on them. A new wording is a new template.
+The templates are those of the published scorers (Superfiltering's is `none`, arXiv:2402.00530).
 """
 
 import json
@@ -33,7 +33,7 @@ TEMPLATES: Final[tuple[str, ...]] = tuple(name for name in _CONSTANTS if name !=
 
 
 class Stat(StrEnum):
-    """A statistic: whose tokens are averaged (Q, A), and whether they are seen with the other half before them."""
+    """A statistic: whose tokens are averaged (Q: instruction, A: answer), alone (direct) or after the other half (condition)."""
 
     Q_DIRECT = "Q_direct"
     A_DIRECT = "A_direct"
@@ -49,7 +49,7 @@ def _form(template: str, form: str) -> str:
 
 
 def forward_prompt(template: str, texts: Texts) -> str:
-    """Return p, the context of A_condition: the template's form with input where there is an input."""
+    """Return p, the context of A_condition: the template's form with input if the sample has an input."""
     form = _form(template, "input" if texts.input else "no_input")
     return form.format(instruction=texts.instruction, input=texts.input)
 

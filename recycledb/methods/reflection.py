@@ -1,8 +1,8 @@
 """Selective Reflection-Tuning (Li et al., ACL 2024, arXiv:2402.10110): a teacher rewrites a sample's instruction and its response.
 
-Three steps. A sample with an input is first compressed to one instruction; then the instruction is reflected on (which gives a new
-instruction and its answer), and the response, both of the sample as it came and of the new instruction. Which of the versions is worth
-keeping is not decided here: the recipe `selective` decides it from the student's scores.
+Three steps. In a sample with an input, instruction and input are first compressed into one instruction. Then the teacher reflects on the
+instruction, which gives a new instruction and its answer, and on the response, both of the original sample and of the new instruction.
+The recipe `selective` decides from the student's scores which of the variants to keep.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from recycledb.methods.definition import Extracted, Input, Method, TeacherStep, 
 from recycledb.methods.extraction import Form
 from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, ORIGIN, Texts
 
-VERSION = 1  # of how the replies of all three steps are read: of `FORMS` below and of `recycledb.methods.extraction`
+VERSION = 1  # extractor version of all three steps: of `FORMS` below and of `recycledb.methods.extraction`
 
 
 class Kind(StrEnum):
-    """The kinds of variants that the method reads and makes; those that are scored are the splits of the published statistics."""
+    """The kinds of variants that the method reads and makes; the scored ones are the splits of the published statistics."""
 
     ORIGIN = ORIGIN
     COMPRESSED = "compressed"
@@ -31,7 +31,7 @@ SPLITS = (Kind.ORIGIN, Kind.REFLECT_INSTRUCTION, Kind.REFLECT_RESPONSE, Kind.REF
 
 
 class Step(StrEnum):
-    """The steps, by name."""
+    """The names of the steps."""
 
     COMPRESS = "compress"
     REFLECT_INSTRUCTION = "reflect_instruction"
@@ -43,7 +43,7 @@ FORMS = {
         sections=(("instruction", "[Instruction]"),),
         changes=lambda read: read.instruction,
         texts=lambda bodies, read: Texts(bodies[0], "", read.output),
-        # Teachers that have seen the other steps' markers call the compressed instruction new.
+        # Some teachers label the compressed instruction with the other steps' marker.
         aliases={"new instruction": "instruction"},
     ),
     Step.REFLECT_INSTRUCTION: Form(
@@ -60,7 +60,7 @@ FORMS = {
 
 
 def extract(step: str, text: str, read: Texts) -> Extracted:
-    """Return the texts of the variant that `text`, the reply to a step about `read`, holds, or the reason why none."""
+    """Extract the variant's texts from `text`, the reply to a step about `read`, or the reason why there is none."""
     return extraction.extract(FORMS[Step(step)], text, read)
 
 
@@ -93,7 +93,7 @@ _WON = """v.variant_id IN (
     WHERE q.kind = 'reflect_instruction' AND q.ifd > o.ifd
 )"""
 
-# The origin stays when no new instruction won; that is known once each was scored, or when none can come any more.
+# The origin is kept if no new instruction won. That is known once each is scored, or when no further one can be made.
 _STAYED = """
     EXISTS (SELECT 1 FROM ifd o WHERE o.variant_id = v.variant_id)
     AND NOT EXISTS (
@@ -132,7 +132,7 @@ COMPRESS = TeacherStep(
 REFLECT_INSTRUCTION = TeacherStep(
     name=Step.REFLECT_INSTRUCTION.value,
     inputs=(
-        # Without the compress step a sample's input is shown to the teacher along with its instruction.
+        # Without the compress step, the teacher is shown a sample's input together with its instruction.
         Input((ORIGIN,), gives=Kind.REFLECT_INSTRUCTION.value, where="v.input <> ''", left_to=COMPRESS.name),
         Input((Kind.COMPRESSED.value,), gives=Kind.REFLECT_INSTRUCTION.value),
     ),
@@ -164,11 +164,11 @@ REFLECTION = Method(
         VariantKind(
             Kind.COMPRESSED.value,
             "compressed",
-            "instruction and input in one instruction, the answer as it was",
+            "instruction and input as one instruction, with the original answer",
             scored=False,
         ),
         VariantKind(Kind.REFLECT_INSTRUCTION.value, "instruction", "a new instruction and its answer"),
-        VariantKind(Kind.REFLECT_RESPONSE.value, "response", "a better answer to the instruction as it came"),
+        VariantKind(Kind.REFLECT_RESPONSE.value, "response", "a better answer to the original instruction"),
         VariantKind(Kind.REFLECT_BOTH.value, "both", "a better answer to the new instruction"),
     ),
     steps=(COMPRESS, REFLECT_INSTRUCTION, REFLECT_RESPONSE),
