@@ -1,21 +1,20 @@
-"""Tables for every method's rows, currency to any depth, and views for the questions that users ask.
+"""Tables for the rows of all methods, `is_current` for any depth of derivation, and views for frequent queries.
 
-Why `others` of `attempt` and `reply`: a question may show several variants; the ids of the further ones are part of what it is. NULL for
-all questions about one variant, so nothing that is stored changes its id.
-Why `variant.derivation_id`: a variant that a transform made comes from no reply. What it was made of, which may be several variants of
-several samples, stands in `derivation` and `derivation_member`.
-Why `value`: a number derived from facts by a versioned function is cheap to compute and dear to compute in SQL (a view over readouts takes
-minutes in SQLite), so it is stored under the id of its measure; another version is another measure, and old values stay.
-Why `variants` again: its `is_current` looked at a variant, its parent and its parent's parent. A method may make variants of variants as
-often as it likes, and each step may have an extractor of its own. The first generations are still reached by joins, since nearly
-every variant ends there; what lies above them is walked by recursion, one variant after the other.
-Why `extractions` again: it says the same of a reply by its step's extractor.
-Why `current_variants`: the same question without names and texts, which is what the next view asks for each of its columns.
-Why `sample_scores`: to compare what a teacher made of a sample, the recipe `selective` put the rows of `scores` side by side in forty
-lines, and every user had to do the same.
+Why `others` in `attempt` and `reply`: a question may show several variants; the ids of the further ones are part of its key. NULL for
+questions about one variant, so no stored row changes its id.
+Why `variant.derivation_id`: a variant made by a transform has no reply. The variants that it was made from, possibly several and of
+several samples, are in `derivation` and `derivation_member`.
+Why `value`: a number derived from facts by a versioned function is cheap to compute in Python and expensive in SQL (a view over readouts
+takes minutes in SQLite), so it is stored under its measure's id; a new version is a new measure, and old values stay.
+Why `variants` is replaced: its `is_current` considered a variant, its parent and its parent's parent. A method may make variants of
+variants to any depth, and each step may have its own extractor. The first generations are still joined, since nearly every variant ends
+there; those above them are followed by recursion.
+Why `extractions` is replaced: its `is_current` depends on the extractor of the reply's step.
+Why `current_variants`: is_current without names and texts, which `sample_scores` needs for each of its columns.
+Why `sample_scores`: to compare the variants of a sample, the recipe `selective` needed forty lines to put the rows of `scores` side by
+side, and every user had to do the same.
 Why `sample_order`: four recipes, `select` and `compare` each computed a sample's place in the datasets.
-
-Why `teacher_texts` again: it shows the further variants of a question.
+Why `teacher_texts` is replaced: it shows the further variants of a question.
 
 Revision ID: 0006
 """
@@ -30,7 +29,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Add the columns and tables; make the views anew, and the new ones after those that they read."""
+    """Add the columns and tables; replace the views, and create the new ones after those that they read."""
     for table, column in (("attempt", "others"), ("reply", "others"), ("variant", "derivation_id")):
         op.add_column(table, sa.Column(column, sa.String(), nullable=True))
     create_ratings()
@@ -48,12 +47,12 @@ def upgrade() -> None:
 
 
 def keeps_columns() -> bool:
-    """Say whether the backend keeps columns together rather than rows, so that it is quick with whole columns and slow with single keys."""
+    """Return whether the backend is column-oriented: fast with whole columns, slow with single keys."""
     return op.get_bind().dialect.name == "duckdb"
 
 
 def remake_views_of_variants() -> None:
-    """Replace `variants`, and `scores`, which reads it and stays as it was in revision 0005."""
+    """Replace `variants`, and create `scores`, which reads it, again as in revision 0005."""
     op.execute("DROP VIEW scores")
     op.execute("DROP VIEW variants")
     op.execute(VARIANTS_BY_COLUMN if keeps_columns() else VARIANTS_BY_KEY)
@@ -62,7 +61,7 @@ def remake_views_of_variants() -> None:
 
 
 def make_sample_scores() -> None:
-    """Make the view that has a sample's scores side by side."""
+    """Create the view that shows the scores of a sample's variants side by side."""
     op.execute(SAMPLE_SCORES_BY_COLUMN if keeps_columns() else SAMPLE_SCORES_BY_KEY)
 
 
@@ -70,7 +69,7 @@ def make_sample_scores() -> None:
 
 
 def create_ratings() -> None:
-    """Make the table of the numbers that teachers' replies hold."""
+    """Create the table of ratings in teachers' replies."""
     create(
         "rating",
         text("text_id"), number("extractor"), text("variant_id"), text("name"), real("value"), text("created_at"),
@@ -80,7 +79,7 @@ def create_ratings() -> None:
 
 
 def create_measures() -> None:
-    """Make the tables of students' readouts, of measures, and of their values."""
+    """Create the tables of students' readouts, of measures, and of their values."""
     create(
         "measure",
         text("measure_id"), text("name"), text("method"), number("version"), text("parameters"), text("created_at"),
@@ -104,7 +103,7 @@ def create_measures() -> None:
 
 
 def create_derivations() -> None:
-    """Make the tables of what transforms made of which variants."""
+    """Create the tables of transforms' results and the variants that they were made from."""
     create(
         "augmentation",
         text("augmentation_id"), text("name"), text("method"), number("version"), number("seed"), text("parameters"), text("created_at"),
@@ -129,7 +128,7 @@ def create_derivations() -> None:
 
 
 def create(table: str, *columns: Any, key: tuple[str, ...], references: dict[str, str] | None = None) -> None:
-    """Make a table whose rows carry a digest; references are declared where the backend should have them."""
+    """Create a table whose rows have a digest; foreign keys are declared except in DuckDB."""
     foreign = [] if op.get_bind().dialect.name == "duckdb" else (references or {}).items()
     op.create_table(
         table,
@@ -146,7 +145,7 @@ def text(name: str, nullable: bool = False) -> Any:
 
 
 def number(name: str) -> Any:
-    """Return a column of whole numbers."""
+    """Return a column of integers."""
     return sa.Column(name, sa.Integer(), nullable=False)
 
 
@@ -157,7 +156,7 @@ def real(name: str, nullable: bool = False) -> Any:
 
 # -- what is current
 
-# The prompts in use, with the version of the extractor that reads replies to them: the one named for the prompt's step, else `extractor`.
+# The prompts in use, with the extractor version for their replies: the one named for the prompt's step, else `extractor`.
 READER = """
 SELECT p.prompt_id, coalesce(
     (SELECT CAST(n.id AS INTEGER) FROM current_names n WHERE n.kind = 'extractor' AND n.name = p.step),
@@ -169,14 +168,14 @@ WHERE p.prompt_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'prompt')
 
 
 def reading(alias: str) -> str:
-    """Return the joins to what the extractor in use read in a variant's reply; no row unless the variant's prompt is in use."""
+    """Return the joins to the current extraction of a variant's reply; NULLs unless the variant's prompt is in use."""
     return f"""LEFT JOIN reader {alias}r ON {alias}r.prompt_id = {alias}.prompt_id
 LEFT JOIN extraction {alias}e ON {alias}e.text_id = {alias}.text_id AND {alias}e.extractor = {alias}r.version
     AND {alias}e.variant_id = {alias}.variant_id"""
 
 
 def in_use(alias: str) -> str:
-    """Return the condition that a reflection's reading, its prompt and its teacher are in use."""
+    """Return the condition that the extraction, prompt and teacher of a teacher's variant are in use."""
     return (
         f"({alias}e.text_id IS NOT NULL "
         f"AND {alias}.teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher'))"
@@ -184,7 +183,7 @@ def in_use(alias: str) -> str:
 
 
 def sources_in_use(first: str, more: str = "") -> str:
-    """Return 1 where the variants of `first`, a SELECT, and all that they were made of are in use down to the origin, else 0."""
+    """Return SQL for 1 if the variants of `first`, a SELECT, and all their ancestors up to the origin are in use, else 0."""
     return f"""(
         WITH RECURSIVE source(variant_id) AS (
             {first}
@@ -203,7 +202,10 @@ IS_OPEN = " AND EXISTS (SELECT 1 FROM dataset_samples s WHERE s.sample_id = u.sa
 
 
 def derived_in_use(variant: str) -> str:
-    """Return 1 where what a transform made is current: its augmentation is in use, and so is each member, whose sample is in a dataset."""
+    """Return SQL for 1 if a transform's variant is current, else 0.
+
+    It is if its augmentation is in use, and each member is in use and of a sample in a dataset.
+    """
     members = f"SELECT m.variant_id FROM derivation_member m WHERE m.derivation_id = {variant}.derivation_id"
     return f"""coalesce((
         SELECT {sources_in_use(members, IS_OPEN)} FROM derivation d
@@ -211,7 +213,7 @@ def derived_in_use(variant: str) -> str:
     ), 0)"""
 
 
-# A variant v, its parent a and its parent's parent b, with the reading of each, and that one's parent c, which is an origin as a rule.
+# A variant v, its parent a and its parent's parent b, with the extraction of each, and b's parent c, which is usually an origin.
 GENERATIONS = f"""{reading("v")}
 LEFT JOIN variant a ON a.variant_id = v.parent_id
 {reading("a")}
@@ -219,8 +221,8 @@ LEFT JOIN variant b ON b.variant_id = a.parent_id
 {reading("b")}
 LEFT JOIN variant c ON c.variant_id = b.parent_id"""
 
-# Where DuckDB would join all variants for each level of a recursion that depends on the row: the variants with more than three generations
-# above them (none, as a rule) are found first, each with all its sources.
+# DuckDB would join all variants for each level of a correlated recursion, so the variants with more than three generations above them
+# (usually none) are found first, each with all its ancestors.
 FAR = f"""far_source AS (
     SELECT v.variant_id, b.parent_id AS source_id
     FROM variant c
@@ -258,8 +260,8 @@ derived AS (
 def variants(more: str, sources: str, derived: str, join: str) -> str:
     """Return the view of variants.
 
-    is_current: an origin, or made by a teacher and a prompt that still carry their names, as the extractor in use reads the reply, of
-    something that is current itself; `sources` says so of what lies above three generations, `derived` of what a transform made.
+    is_current: 1 for origins, and for variants whose teacher, prompt and extraction are in use and whose parent is current too. `sources`
+    is the expression for ancestors above three generations, `derived` that for variants made by transforms.
     """
     return f"""
 CREATE VIEW variants AS
@@ -305,14 +307,14 @@ OR ({in_use("v")} AND (a.kind = 'origin'
         OR ({in_use("b")} AND (c.kind = 'origin' OR {sources_in_use("SELECT b.parent_id")} = 1))))))
 OR (v.derivation_id IS NOT NULL AND {derived_in_use("v")} = 1)
 """
-# Materialised, since DuckDB would else look at the condition before the joins that it depends on, in an order of them three times as slow.
+# Materialized, since DuckDB would otherwise push the condition below the joins, in a join order that is three times as slow.
 CURRENT_VARIANTS_BY_COLUMN = """
 CREATE VIEW current_variants AS
 WITH judged AS MATERIALIZED (SELECT variant_id, sample_id, kind, parent_id, teacher_id, is_current FROM variants)
 SELECT variant_id, sample_id, kind, parent_id, teacher_id FROM judged WHERE is_current = 1
 """
 
-# is_current: read by the version in use of the extractor that is named for the reply's step, else of the one named `extractor`.
+# is_current: by the current version of the extractor named for the reply's step, else of the one named `extractor`.
 EXTRACTIONS = """
 CREATE VIEW extractions AS
 SELECT
@@ -330,7 +332,7 @@ FROM extraction e
 
 
 def is_number(alias: str) -> str:
-    """Return the condition that a mean is a number, and its perplexity too, as in revision 0005."""
+    """Return the condition that a mean is a number whose perplexity is a number too, as in revision 0005."""
     return f"{alias}.loss_sum / {alias}.n_tokens BETWEEN -1.0 AND 700.0"
 
 
@@ -340,7 +342,7 @@ def mean(alias: str) -> str:
 
 
 def statistic(alias: str, stat: str, variant: str) -> str:
-    """Return the join to one statistic of a variant, by its whole key, where it is a number."""
+    """Return the join to one statistic of a variant, by its complete key, if it is a number."""
     return (
         f"LEFT JOIN loss {alias} ON {alias}.student_id = s.student_id AND {alias}.variant_id = {variant} "
         f"AND {alias}.stat = '{stat}' AND {is_number(alias)}"
@@ -377,20 +379,20 @@ SELECT dataset, sample_id, position, row_number() OVER (ORDER BY dataset, positi
 FROM dataset_samples
 """
 
-# How the columns of a sample's variants begin in `sample_scores`.
+# Prefixes of the columns of a sample's variants in `sample_scores`.
 PREFIXES = ("ori", "q", "a", "qa")
 STATS = {"qd": "Q_direct", "ad": "A_direct", "qc": "Q_condition", "ac": "A_condition"}
 
 
 def columns(variant: str, means: dict[str, str], prefix: str) -> str:
-    """Return a variant's columns in `sample_scores`; the ratios are those of `scores`."""
+    """Return a variant's columns in `sample_scores`; the ratios equal those in `scores`."""
     return f"""{variant} AS {prefix}_id,
     exp({means["ac"]}) / exp({means["ad"]}) AS {prefix}_ifd_ppl, exp({means["qc"]}) / exp({means["qd"]}) AS {prefix}_rifd_ppl,
     {means["ac"]} / nullif({means["ad"]}, 0) AS {prefix}_ifd_loss, {means["qc"]} / nullif({means["qd"]}, 0) AS {prefix}_rifd_loss"""
 
 
 def first_scored(where: str) -> str:
-    """Return the smallest id of the variants that are in use, and that the student has statistics of."""
+    """Return SQL for the smallest id of the variants that meet `where`, are in use, and have statistics of the student."""
     return f"""(
     SELECT v.variant_id FROM variant v
     {reading("v")}
@@ -401,13 +403,13 @@ def first_scored(where: str) -> str:
 
 
 def made(kind: str) -> str:
-    """Return the condition that a variant is of this kind, of the row's sample and by the row's teacher, and made of what is current."""
+    """Return the condition that a variant has this kind, the row's sample and teacher, and a current parent."""
     return f"""v.sample_id = o.sample_id AND v.kind = '{kind}' AND v.teacher_id = m.teacher_id
     AND (v.parent_id = o.variant_id OR EXISTS (SELECT 1 FROM current_variants c WHERE c.variant_id = v.parent_id))"""
 
 
 def by_key() -> str:
-    """Return the view that reaches every variant and every statistic of a sample by their keys."""
+    """Return the view that looks up every variant and statistic of a sample by key."""
     shown, joins = [], []
     for prefix in PREFIXES:
         means = {stat: mean(f"{prefix}_{stat}") for stat in STATS}
@@ -439,7 +441,7 @@ WHERE o.kind = 'origin'
 
 
 def by_column() -> str:
-    """Return the view that gathers the statistics of all variants, then joins the variants of a sample whole columns at a time."""
+    """Return the view that aggregates the statistics of all variants, then joins the variants of each sample."""
     shown = []
     for prefix in PREFIXES:
         means = {stat: f"{prefix}.{stat}" for stat in STATS}
@@ -495,7 +497,7 @@ SAMPLE_SCORES_BY_KEY = by_key()
 SAMPLE_SCORES_BY_COLUMN = by_column()
 
 
-# -- teachers' texts, ratings, readouts, values, and what transforms made
+# -- replies, ratings, readouts, values and derivations
 
 TEACHER_TEXTS = """
 CREATE VIEW teacher_texts AS
@@ -548,7 +550,7 @@ DERIVATION_MEMBERS = """
 CREATE VIEW derivation_members AS SELECT derivation_id, ordinal, variant_id FROM derivation_member
 """
 
-# A number that a teacher gave, by the extractor in use for its step.
+# Ratings by teachers; is_current depends on the extractor in use for the step.
 RATINGS = """
 CREATE VIEW ratings AS
 SELECT v.sample_id, n.variant_id, v.kind, r.step, n.name, t.teacher, n.value,
@@ -569,7 +571,7 @@ SELECT s.student, o.prompt_id, o.variant_id, o.reference_id,
 FROM readout o JOIN students s ON s.student_id = o.student_id
 """
 
-# Everything that is known of a variant as a number: from losses, from values, from teachers' ratings.
+# All numbers about variants: from losses, values and teachers' ratings.
 MEASURES = """
 CREATE VIEW measures AS
 SELECT s.sample_id, s.variant_id, s.kind, 'ifd' AS measure, s.student AS model, s.ifd_ppl AS value,
