@@ -18,6 +18,7 @@ from toy_method import FAULTS, install
 from recycledb.reflection.teachers.recorded import recorded_line
 from recycledb.schema import Texts, canonical_json, content_id, variant_id
 from recycledb.store import Store
+from recycledb.store.places import Place, replace_places
 
 BACKENDS = ("sqlite", "duckdb")
 MANY = 1_000  # samples of which there are more groups than one transaction has
@@ -49,7 +50,7 @@ def put(url: str, numbers: Sequence[int], dataset: str = "d", output: str = "") 
     """Make a dataset these samples."""
     with Store.open(url) as store, store.write() as conn:
         texts = {i: sample(i)._replace(output=output) if output else sample(i) for i in numbers}
-        store.replace_places(conn, dataset, ((place, texts[i], "{}") for place, i in enumerate(numbers)))
+        replace_places(store, conn, dataset, (Place(place, texts[i]) for place, i in enumerate(numbers)))
 
 
 def sync(url: str, *options: str, **more: Any) -> dict[str, Any]:
