@@ -1,4 +1,4 @@
-"""Asking a SQLite store while another process writes it: no query fails, waits, or is older than the last commit."""
+"""TeacherRun a SQLite store while another process writes it: no query fails, waits, or is older than the last commit."""
 
 import sys
 import time

@@ -22,7 +22,7 @@ from recycledb.store import Store
 from recycledb.store.questions import count_under_way
 from recycledb.store.sqlite import driver  # a second SQLite library in one process would see no locks
 from recycledb.store.workers import end_worker, start_worker
-from recycledb.sync.attempts import Asking
+from recycledb.sync.attempts import TeacherRun
 from recycledb.sync.extraction import read_all
 
 # About one call in three fails, as on a bad day.
@@ -311,7 +311,7 @@ async def cancelled_while_claiming(store: Store, wanted: Any, worker: str, path:
     other = driver.connect(str(path), isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     teacher = open_teacher(wanted.teacher)
-    asking = Asking(store, teacher, wanted, worker, wanted=wanted.wanted, listener=lambda progress: None, totals={})
+    asking = TeacherRun(store, teacher, wanted, worker, wanted=wanted.wanted, listener=lambda progress: None, totals={})
     running = asyncio.create_task(asking.run())
     await asyncio.sleep(0.5)
     running.cancel()

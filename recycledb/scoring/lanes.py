@@ -126,18 +126,18 @@ class WorkerLane:
         try:
             write_frame(_open(self._process.stdin), question)
         except OSError as error:
-            raise StudentError(self._obituary()) from error
+            raise StudentError(self._exit_reason()) from error
 
     def _reply(self) -> Any:
         try:
             reply = read_frame(_open(self._process.stdout))
         except (EOFError, OSError) as error:
-            raise StudentError(self._obituary()) from error
+            raise StudentError(self._exit_reason()) from error
         if isinstance(reply, Failure):
             raise StudentError(reply.message if reply.known else f"a scoring process failed: {reply.message}")
         return reply
 
-    def _obituary(self) -> str:
+    def _exit_reason(self) -> str:
         return (
             f"scoring process {self.pid} ended with status {self._process.wait()} (-9 often means that the system ran "
             "out of memory): stored results are kept; run sync again on a machine with more free memory"

@@ -21,11 +21,11 @@ from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
 from recycledb.store.questions import count_questions, count_under_way
 from recycledb.store.workers import beat, end_worker, start_worker
-from recycledb.sync.attempts import Asking
+from recycledb.sync.attempts import TeacherRun
 from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
 from recycledb.sync.extraction import read_all
-from recycledb.sync.facts import Scored, Scoring
+from recycledb.sync.facts import Scored, StudentRun
 from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
 from recycledb.sync.progress import Asked, Listener, Progress, silent
@@ -276,7 +276,7 @@ class Sync:
         self.budget.begin(self.store)
         teacher = self.open_teacher(self.target.teacher)
         try:
-            asking = Asking(
+            asking = TeacherRun(
                 self.store,
                 teacher,
                 self.target,
@@ -321,7 +321,7 @@ class Sync:
 
     def _score_under(self, student: Student, needs: Sequence[Need], total: int) -> Scored:
         readouts = [readout for measured in self.target.measures_of(student) for readout in measured.readouts]
-        scoring = Scoring(
+        scoring = StudentRun(
             self.store, student, needs, readouts, total=total, limit=self.limit, stop=self.stop, listener=self.listener
         )
         self.outcome.scored.append(scoring.result)

@@ -33,7 +33,7 @@ from recycledb.store.rows import AttemptRow
 from recycledb.store.spending import Spending
 from recycledb.store.workers import beat
 from recycledb.sync.budget import Budget
-from recycledb.sync.extraction import Complete, complete_of, verdicts_on
+from recycledb.sync.extraction import Complete, complete_of, results_of
 from recycledb.sync.progress import Asked, Listener, Progress
 from recycledb.sync.questions import Candidate, Questions
 from recycledb.sync.replies import Arrived, Readings, not_sent, store_readings, store_replies
@@ -70,7 +70,7 @@ class Answered:
     arrived: Arrived
 
 
-class Asking:
+class TeacherRun:
     """One run of questions to one teacher."""
 
     def __init__(
@@ -401,7 +401,7 @@ class Asking:
 
     def _read_and_follow(self, group: list[Complete]) -> tuple[Readings, list[Candidate]]:
         """Extract and store the results of these replies; return them, and the questions about new variants. Runs in a thread."""
-        verdicts = verdicts_on(group)
+        verdicts = results_of(group)
         store_readings(self.store, verdicts)
         return verdicts, [] if self._closed else self.questions.following(verdicts.variants)
 

@@ -96,7 +96,7 @@ class Batches:
 
         TeacherError where the service refused a whole batch; its questions are open again. Stopped when a stop is requested.
         """
-        self._find_unheard()
+        self._find_unsubmitted()
         refused = []
         for batch in batches.live(self.store, self.wanted.teacher_id):
             if batch.remote_id is None:
@@ -116,7 +116,7 @@ class Batches:
                 f"{refused[0].detail or 'it does not say why'}); no request in it was answered; fix this, then run sync again"
             )
 
-    def _find_unheard(self) -> None:
+    def _find_unsubmitted(self) -> None:
         """Look up the batches without a remote id: the service has them, or they were never created."""
         unheard = [row for row in batches.live(self.store, self.wanted.teacher_id) if row.remote_id is None]
         unheard = [row for row in unheard if not row.preparing]  # its process is still working on it
@@ -200,11 +200,11 @@ class Batches:
         self.budget.begin(self.store)  # after `take`, so that the replies stored there are counted
         ready = self._ready(limit)
         left: list[Ready] = []
-        while (left or (left := list(islice(ready, 1)))) and not (self.stop.is_set() or self._too_dear(left[0])):
+        while (left or (left := list(islice(ready, 1)))) and not (self.stop.is_set() or self._exceeds_budget(left[0])):
             with TemporaryFile() as file:  # unnamed: a killed process leaves no prompts behind
                 left = self._submit_one(file, worker, left, ready)
 
-    def _too_dear(self, first: Ready) -> bool:
+    def _exceeds_budget(self, first: Ready) -> bool:
         """Return whether the store's budget has no room for even the next question: then no batch is started."""
         if self.budget.spending and not self.budget.spending.fits(first.reserved or 0.0):
             self._end_for_money()

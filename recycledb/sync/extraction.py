@@ -56,7 +56,7 @@ def read_all(store: Store, stop: threading.Event | None = None) -> Found:
     found = Found()
     while not (stop and stop.is_set()) and (replies := pending_readings(store, methods.versions())):
         beside = texts_beside(store, replies)
-        verdicts = verdicts_on(_complete(reply, beside[reply.others]) for reply in replies)
+        verdicts = results_of(_complete(reply, beside[reply.others]) for reply in replies)
         store_readings(store, verdicts)
         found.add(verdicts)
     return found
@@ -82,7 +82,7 @@ def complete_of(reply: ReplyRow | SQLRow, question: SQLRow, shown: tuple[Texts, 
     )
 
 
-def verdicts_on(replies: Iterable[Complete]) -> Readings:
+def results_of(replies: Iterable[Complete]) -> Readings:
     """Return the results of these replies, without storing them."""
     now = utc_now()
     found = Readings([], [], [])

@@ -1,4 +1,4 @@
-"""Scoring: load a student once, run the variants that lack statistics or readouts through it, commit pack by pack.
+"""StudentRun: load a student once, run the variants that lack statistics or readouts through it, commit pack by pack.
 
 Invariant: facts are committed as soon as their pack is computed, so a kill loses only the packs being computed.
 """
@@ -62,7 +62,7 @@ def load_engine(student: Student) -> "Engine":
     )
 
 
-class Scoring:
+class StudentRun:
     """One run that computes statistics and readouts under one student."""
 
     def __init__(
