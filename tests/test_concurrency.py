@@ -1,4 +1,4 @@
-"""TeacherRun a SQLite store while another process writes it: no query fails, waits, or is older than the last commit."""
+"""Querying a SQLite store while another process writes it: no query fails, waits, or is older than the last commit."""
 
 import sys
 import time

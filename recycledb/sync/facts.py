@@ -1,4 +1,4 @@
-"""StudentRun: load a student once, run the variants that lack statistics or readouts through it, commit pack by pack.
+"""Facts: load a student once, run the variants that lack statistics or readouts through it, commit pack by pack.
 
 Invariant: facts are committed as soon as their pack is computed, so a kill loses only the packs being computed.
 """
