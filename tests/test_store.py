@@ -226,7 +226,7 @@ def test_verify_finds_what_is_wrong(store: Store) -> None:
             conn.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
         conn.exec_driver_sql("UPDATE sample SET digest = NULL")
     found = verify.check(store).findings
-    assert len(found) == 1 and "does not hold the content" in found[0]
+    assert len(found) == 1 and "does not match its content" in found[0]
 
 
 def test_verify_finds_broken_references(store_url: str) -> None:
