@@ -27,7 +27,7 @@ from recycledb.reflection.teachers.prices import find_cost, usage_cost
 from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.store.places import iter_places
-from recycledb.store.questions import claim, pending_questions
+from recycledb.store.questions import claim, key_of, pending_questions
 from recycledb.store.rows import BatchRow
 from recycledb.store.spending import Spending
 from recycledb.store.workers import start_worker
@@ -326,7 +326,7 @@ def test_two_claims_at_once_do_not_pass_the_cap_together(tmp_path: Path) -> None
         workers = [start_worker(one), start_worker(two)]
         assert len(claim(one, wanted, workers[0], asked[:4], [0.1] * 4, caps[0])) == 4
         assert len(claim(two, wanted, workers[1], asked[4:], [0.1] * 4, caps[1])) == 0  # 0.5 is the cap, rounding apart
-        assert caps[1].refused == {(row.variant_id, row.step) for row in asked[4:]}
+        assert caps[1].refused == {key_of(row) for row in asked[4:]}
         assert len(claim(two, wanted, workers[1], asked[4:5], [0.09], caps[1])) == 1
         assert [row.reserved_usd for row in one.rows("SELECT reserved_usd FROM attempt ORDER BY sent_at")] == [
             0.1

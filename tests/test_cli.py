@@ -365,6 +365,7 @@ class Interrupted:
         if name == sys.argv[1]:
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without
 sys.meta_path.insert(0, Interrupted())
 from recycledb.cli import main
 main()

@@ -210,7 +210,7 @@ def test_a_column_of_many_types_and_sizes_is_parquet(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_said_to_be(sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
-        with pytest.raises(QueryError, match=r"column 'x' holds a text that is not UTF-8; hex\(…\)"):
+        with pytest.raises(QueryError, match=r"column 'x' contains a text that is not UTF-8; hex\(…\)"):
             ask(store, "SELECT CAST(x'ff0a1b' AS TEXT) AS x")
         found = ask(store, "SELECT x'00ff' AS b, 9223372036854775807 + 1 AS big, 1e999 AS more")
         assert found == [{"b": "00ff", "big": 2.0**63, "more": None}]

@@ -173,6 +173,7 @@ CASES: dict[str, list[Case]] = {
     "sync": [(0, ["--dry-run"]), (1, ["--teacher", ATTACK]), (1, ["--student", ATTACK]), (3, [])],
     "status": [(0, [])],
     "batches": [(0, [])],
+    "measures": [(0, [])],
     "show": [(0, ["SAMPLE"]), (1, [ATTACK])],
     "query": [(0, [SQL]), *((0, [SQL, "--format", each]) for each in ("json", "jsonl", "csv")), (1, [f"SELECT {ATTACK}"])],
     "select": [

@@ -357,7 +357,7 @@ class SQLiteSandbox:
             return "write parameters as :name, not ?, and give their values as --param name=…"
         if text.startswith("Could not decode to UTF-8"):
             column = text.partition("column ")[2].partition(" with")[0]
-            return f"column {column} contains a text that is not UTF-8; hex({column}) shows its bytes"
+            return f"column {column} contains a text that is not UTF-8; hex(…) of it shows its bytes"
         return " ".join(text.split())
 
 
