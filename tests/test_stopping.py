@@ -59,7 +59,7 @@ def has_open(process: int, path: Path) -> bool:
 
 def _target(link: Path) -> str:
     try:
-        return os.readlink(link)
+        return str(link.readlink())
     except FileNotFoundError:  # closed since it was listed
         return ""
 
