@@ -25,11 +25,11 @@ def with_step(name: str, reads: str, gives: str | None, kinds: str = "()") -> st
 WRONG = {
     "a name that is taken": (
         "M = Method('mine', kinds=(VariantKind('reflect_both', 'b', 'taken'),))",
-        "there is a kind 'reflect_both' already; rename it or uninstall the package",
+        "a kind 'reflect_both' already exists; rename it or uninstall the package",
     ),
     "a step of a name that is taken": (
         with_step("compress", "origin", None),
-        "there is a step 'compress' already; rename it or uninstall the package",
+        "a step 'compress' already exists; rename it or uninstall the package",
     ),
     "no method": ("M = {'name': 'mine'}", "mine_method:M is a dict, not a recycledb.methods.Method"),
     "an import that fails": (
@@ -38,11 +38,11 @@ WRONG = {
     ),
     "a kind of nobody": (
         with_step("s", "origin", "odd"),
-        "step 's' names the kind 'odd', which no method has",
+        "step 's' uses the kind 'odd', which no method defines",
     ),
     "a kind that is made of itself": (
         with_step("s", "k", "k", "(VariantKind('k', 'k', 'k'),)"),
-        "'k' variants would be made from 'k' variants; give what comes out another kind",
+        "'k' variants would be made from 'k' variants; give the result another kind",
     ),
 }
 
