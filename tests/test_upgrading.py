@@ -135,5 +135,5 @@ def test_a_disk_that_refuses_to_write_is_one_line(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(KILLED.parent), "--store", url, "db", "upgrade"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=clean_environment(), timeout=120)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no copy of" in done.stderr, done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "cannot back up" in done.stderr, done.stderr
     assert parse_url(url)[1].read_bytes() == before and len(list(tmp_path.iterdir())) == 1

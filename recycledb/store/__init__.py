@@ -85,6 +85,10 @@ def _explained(backend: Backend) -> Iterator[None]:
         raise _translated(backend, error) from error
     except UnicodeDecodeError as error:  # raised for a text, or by a driver whose message quotes damaged bytes
         raise StoreError(f"{backend.path} is damaged: it contains text that is not UTF-8; restore a backup") from error
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":  # what DuckDB makes of a Ctrl-C that arrives while it computes
+            raise
+        raise KeyboardInterrupt from error
 
 
 def _translated(backend: Backend, error: Exception) -> StoreError:
