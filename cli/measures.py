@@ -1,4 +1,4 @@
-"""The command that lists measures: what is measured of variants, under whom, and how many numbers there are."""
+"""The measures command: all measures by model, with their counts and ranges."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from recycledb.cli.plans import right
 
 @app.command()
 def measures(as_json: Json = False) -> None:
-    """List every measure of current variants by model: how many have a number, how many do not and why, and its range.
+    """List every measure of current variants by model: how many have a value, the range, and why others have none.
 
-    A measure of an installed method is taken where recycledb.toml has a table for it, as in [bold][measures.NAME][/bold].
+    recycledb.toml configures the measures of installed methods, one table each: measures.NAME.
 
     Example: [bold]recycledb measures[/bold]
     """
@@ -24,11 +24,11 @@ def _show(found: list[dict[str, Any]]) -> None:
 
     out = stdout()
     if not found:
-        out.print("no measures yet; `recycledb sync` computes what recycledb.toml asks for")
+        out.print("no measures yet; run `recycledb sync` to compute those in recycledb.toml")
         return
-    table = Table("measure", "model", *right("numbers", "least", "mean", "most"), "without a number", box=None)
+    table = Table("measure", "model", *right("values", "min", "mean", "max"), "no value", box=None)
     for row in found:
-        numbers = [_number(row[key]) for key in ("least", "mean", "most")]
+        numbers = [_number(row[key]) for key in ("min", "mean", "max")]
         without = ", ".join(f"{count:,} {status}" for status, count in row["without_number"].items())
         table.add_row(row["measure"], row["model"], f"{row['numbers']:,}", *numbers, without)
     out.print(table)

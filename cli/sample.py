@@ -98,7 +98,7 @@ def _number(value: float | None) -> str:
 
 
 def _show_derivations(found: dict[str, Any]) -> None:
-    """Say what transforms made of this sample's variants and of others', and with which settings."""
+    """Print what transforms made of this sample's variants, the other members, and the parameters."""
     out = stdout()
     for derivation in found["derivations"]:
         old = "" if derivation["is_current"] else " · superseded"

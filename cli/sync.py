@@ -189,9 +189,9 @@ def _show_outcome(outcome: "Outcome") -> None:
             f"{sum(ask.ready for ask in left.asks):,} calls, {sum(s.statistics for s in left.scores):,} statistics"
         )
         if waiting := sum(each.sources - each.left_alone for each in left.augmentations):
-            missing += f", {waiting:,} variants to augment"
+            missing += f", {waiting:,} variants for transforms"
         if left.measures:
-            missing += f", {sum(each.ready for each in left.measures):,} rows of measures"
+            missing += f", {sum(each.ready for each in left.measures):,} facts and values of measures"
         if left.in_batches:
             missing += f"; {left.in_batches:,} questions are in batches (run sync again later)"
         if left.in_processes:
@@ -202,15 +202,15 @@ def _show_outcome(outcome: "Outcome") -> None:
 
 
 def _show_augmented(outcome: "Outcome") -> None:
-    """Say what transforms made, and of what they made nothing."""
+    """Print how many variants transforms made, and why they made none of some."""
     out = stdout()
     for made in outcome.augmented:
         if made.sources:
-            out.print(f"augmented by {made.name}: {made.variants:,} variants from {made.sources:,}", markup=False)
+            out.print(f"augmented by {made.name}: {made.variants:,} new variants from {made.sources:,}", markup=False)
         for reason, count in sorted(made.reasons.items()):
             out.print(f"  {reason}: {count:,} without a variant", markup=False)
         if made.left_alone:
-            out.print(f"  {made.left_alone:,} wait for others to go with", markup=False)
+            out.print(f"  {made.left_alone:,} left over for the next group", markup=False)
 
 
 def _show_scored(outcome: "Outcome") -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from recycledb.config import Config
 from recycledb.errors import RecycledbError, StoreError
+from recycledb.methods.ifd import is_number
 from recycledb.selection.explain import explain
 from recycledb.store import SQLRow, Store
 from recycledb.store.measures import summary
 from recycledb.store.migrate import HEAD
-from recycledb.store.pending import is_number
 from recycledb.store.spending import Spending, known, unknown
 from recycledb.store.statement import tokens
 from recycledb.sync.budget import measure
@@ -180,10 +180,10 @@ def measures(store: Store) -> list[dict[str, Any]]:
     """Return, for each measure and model, how many current variants have a number, its range, and how many have none, by why."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in summary(store):
-        empty = {"measure": row.measure, "model": row.model, "numbers": 0, "least": None, "mean": None, "most": None}
+        empty = {"measure": row.measure, "model": row.model, "numbers": 0, "min": None, "mean": None, "max": None}
         each = found.setdefault((row.measure, row.model), {**empty, "without_number": {}})
         if row.numbers:
-            each |= {"numbers": row.numbers, "least": row.least, "mean": row.mean, "most": row.most}
+            each |= {"numbers": row.numbers, "min": row.least, "mean": row.mean, "max": row.most}
         if row.variants > row.numbers:
             each["without_number"][row.status] = row.variants - row.numbers
     return list(found.values())

@@ -24,7 +24,7 @@ from typing import Final
 
 from recycledb.errors import ConfigError
 from recycledb.methods.definition import Method, Parts, Statistic
-from recycledb.schema import Texts
+from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, Texts
 
 _CONSTANTS: Final = json.loads(resources.files(__package__).joinpath("templates.json").read_text("utf-8"))
 _REVERSE: Final[str] = _CONSTANTS["reverse"]
@@ -70,6 +70,11 @@ def _of_instruction(joined: bool) -> Callable[[str, Texts], Parts]:
 
 def _of_answer(joined: bool) -> Callable[[str, Texts], Parts]:
     return lambda template, texts: Parts(forward_prompt(template, texts), texts.output, joined)
+
+
+def is_number(alias: str) -> str:
+    """Return the condition that the mean of a row of `loss` is a number; stores may hold NaN, which DuckDB sorts above all numbers."""
+    return f"{alias}.loss_sum / {alias}.n_tokens BETWEEN {LEAST_MEAN_LOSS} AND {MOST_MEAN_LOSS}"
 
 
 Q_DIRECT = Statistic(Stat.Q_DIRECT.value, _of_instruction(joined=False))

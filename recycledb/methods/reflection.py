@@ -12,7 +12,8 @@ from importlib import resources
 from recycledb.methods import extraction
 from recycledb.methods.definition import Extracted, Input, Method, TeacherStep, VariantKind
 from recycledb.methods.extraction import Form
-from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, ORIGIN, Texts
+from recycledb.methods.ifd import is_number
+from recycledb.schema import ORIGIN, Texts
 
 VERSION = 1  # extractor version of all three steps: of `FORMS` below and of `recycledb.methods.extraction`
 
@@ -72,15 +73,11 @@ def _wording(step: Step) -> Callable[[], str]:
     return lambda: resources.files(__package__).joinpath(f"prompts/{step}.txt").read_text(encoding="utf-8")
 
 
-def _is_number(alias: str) -> str:
-    return f"{alias}.loss_sum / {alias}.n_tokens BETWEEN {LEAST_MEAN_LOSS} AND {MOST_MEAN_LOSS}"
-
-
 # The paper's comparison: is the new instruction harder than the old one? A comparison with a missing score is false, as in the recipe
 # `selective`, so both take the same branch.
 _IFD = f"""
     SELECT v.variant_id, v.sample_id, v.kind,
-        CASE WHEN {_is_number("c")} AND {_is_number("d")} THEN exp(c.loss_sum / c.n_tokens) / exp(d.loss_sum / d.n_tokens) END AS ifd
+        CASE WHEN {is_number("c")} AND {is_number("d")} THEN exp(c.loss_sum / c.n_tokens) / exp(d.loss_sum / d.n_tokens) END AS ifd
     FROM seen CROSS JOIN variant v
     JOIN loss c ON c.student_id = :lazy_student AND c.variant_id = v.variant_id AND c.stat = 'A_condition'
     JOIN loss d ON d.student_id = :lazy_student AND d.variant_id = v.variant_id AND d.stat = 'A_direct'

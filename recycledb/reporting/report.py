@@ -15,12 +15,12 @@ from sqlalchemy import Connection
 
 from recycledb.files import writing_text
 from recycledb.methods import scored_kinds
+from recycledb.methods.ifd import is_number
 from recycledb.reporting.charts import histogram
 from recycledb.reporting.page import asset, data_block, escape, figure, number, page, section, share, table
 from recycledb.reporting.samples import BLOCK, Samples, blocks, read_samples
 from recycledb.schema import utc_now
 from recycledb.store import Store
-from recycledb.store.pending import is_number
 from recycledb.store.spending import known, unknown
 from recycledb.store.statement import tokens
 
@@ -261,7 +261,7 @@ class _Report:
             GROUP BY measure, model, kind ORDER BY measure, model, kind
         """)
         lines = [[*row[:5], *("–" if value is None else f"{value:.4g}" for value in row[5:])] for row in rows]
-        columns = ["measure", "by", "kind", "numbers", "without a number", "least", "mean", "most"]
+        columns = ["measure", "model", "kind", "values", "no value", "min", "mean", "max"]
         return section(
             "measures", "Measures", table(columns, lines, "no measures but IFD; see [measures.NAME] in recycledb.toml")
         )

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 
+from recycledb.methods.ifd import is_number
 from recycledb.store import Store, pending
 from recycledb.store.pending import Wanted
 
@@ -37,7 +38,7 @@ def known_pairs(store: Store, student: str, pairs: Sequence[str]) -> dict[str, t
         names = ", ".join(f":p{i}" for i in range(len(part)))
         sql = f"""
             SELECT DISTINCT pair_id, loss_sum, n_tokens FROM loss l
-            WHERE student_id = :student AND pair_id IN ({names}) AND {pending.is_number("l")}
+            WHERE student_id = :student AND pair_id IN ({names}) AND {is_number("l")}
         """
         rows = store.rows(sql, student=student, **{f"p{i}": pair for i, pair in enumerate(part)})
         found.update({row[0]: (float(row[1]), int(row[2])) for row in rows})

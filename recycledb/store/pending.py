@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from recycledb import methods
 from recycledb.methods import Input, TeacherStep
-from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, ORIGIN
+from recycledb.schema import ORIGIN
 
 
 @dataclass(frozen=True)
@@ -236,11 +236,6 @@ def _lazy_tables(wanted: Wanted) -> Iterator[tuple[str, str]]:
     for step in wanted.steps:
         if _is_lazy(step, wanted):
             yield from step.lazy_tables
-
-
-def is_number(alias: str) -> str:
-    """Return the condition that the mean of a row of `loss` is a number; stores may hold NaN, which DuckDB sorts above all numbers."""
-    return f"{alias}.loss_sum / {alias}.n_tokens BETWEEN {LEAST_MEAN_LOSS} AND {MOST_MEAN_LOSS}"
 
 
 def _same_question(wanted: Wanted, alias: str) -> str:
