@@ -315,7 +315,8 @@ def test_sources_that_are_left_alone_wait_for_others_and_do_not_make_a_run_incom
     assert left["left"]["ready"] == 0
     assert sync(url, "--dry-run")["augmentations"][0]["sources"] == left["augmentations"][0]["left_alone"]
     assert (
-        "left over for the next group" not in toy_method.run(folder_of(url), "sync").stdout.partition("nothing to do")[2]
+        "left over for the next group"
+        not in toy_method.run(folder_of(url), "sync").stdout.partition("nothing to do")[2]
     )
     put(url, range(200))
     assert sync(url)["augmentations"][0]["variants"] > 0
