@@ -15,7 +15,7 @@ from typing import Any
 from recycledb import methods
 from recycledb.config import augmentation_id_of, student_id_of, teacher_id_of
 from recycledb.reflection.prompts import prompt_id_of
-from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json
+from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json, content_id
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of
@@ -145,6 +145,18 @@ def _wrong_readout(row: RowOf) -> Iterator[str]:
         yield "has a log-probability above 0"
 
 
+def _wrong_embedding(row: RowOf) -> Iterator[str]:
+    vector = row["vector"]
+    if (row["status"] == LossStatus.OK) != (vector is not None) or (vector is None) != (row["norm"] is None):
+        yield f"is {row['status']}, with {'no' if vector is None else 'a'} vector and the norm {row['norm']}"
+    if vector is not None and (len(vector) == 0 or len(vector) % 4):
+        yield f"has a vector of {len(vector)} bytes, which are not 32-bit floats"
+
+
+def _ordering(row: RowOf) -> str:
+    return content_id("ordering", row["method"], row["version"], row["parameters"], row["pool_sha256"])
+
+
 def _wrong_derivation(row: RowOf) -> Iterator[str]:
     if _object(row["parameters"]) is None:
         yield "has parameters that are no JSON object"
@@ -194,6 +206,8 @@ RULES = {
     "measure": Rule("measure_id", _measure),
     "value": Rule(wrong=_wrong_value),
     "readout": Rule(wrong=_wrong_readout),
+    "embedding": Rule(wrong=_wrong_embedding),
+    "ordering": Rule("ordering_id", _ordering),
     "place": Rule(wrong=_wrong_place),
     "selection": Rule(wrong=_wrong_selection),
     "name": Rule(wrong=_wrong_name),
@@ -341,6 +355,15 @@ _RELATIONS = (
         ) AND EXISTS (
             SELECT 1 FROM place l WHERE l.dataset = p.dataset AND l.position = p.position AND l.turn > p.turn
         )
+        """,
+    ),
+    Relation(
+        "of ordering have more items than their pool, or are not numbered in one line from 1",
+        """
+        SELECT count(*) FROM (
+            SELECT o.ordering_id, o.pool_size, count(i.rank) AS items, coalesce(max(i.rank), 0) AS last
+            FROM ordering o LEFT JOIN ordering_item i ON i.ordering_id = o.ordering_id GROUP BY o.ordering_id, o.pool_size
+        ) AS each_one WHERE items > pool_size OR items <> last
         """,
     ),
     _named("teacher", "teacher"),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import Boolean, Double, Integer, Table
+from sqlalchemy import Boolean, Double, Integer, LargeBinary, Table
 
 from recycledb.errors import StoreError
 
@@ -68,7 +68,9 @@ def _class(kind: object) -> type:
         return bool
     if isinstance(kind, Double):
         return float
-    return int if isinstance(kind, Integer) else str
+    return (
+        int if isinstance(kind, Integer) else str
+    )  # for bytes too, which never take the short way: they are converted
 
 
 def _plain(kind: object) -> Callable[[Any], Any]:
@@ -77,7 +79,14 @@ def _plain(kind: object) -> Callable[[Any], Any]:
         return _truth
     if isinstance(kind, Double):
         return _number
+    if isinstance(kind, LargeBinary):
+        return _content
     return _same
+
+
+def _content(value: bytes) -> str:
+    """Convert bytes, which JSON does not have, to their hash."""
+    return hashlib.blake2b(value, digest_size=16).hexdigest()
 
 
 def _number(value: Any) -> float | str | None:

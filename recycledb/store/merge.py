@@ -40,7 +40,7 @@ KEYS = 1_000  # in one IN list
 TABLES = (
     "prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample", "variant", "dataset", "place", "closing",
     "dataset_import", "attempt", "reply", "repeated_reply", "batch", "batch_event", "derivation_member", "extraction", "rating", "loss",
-    "readout", "value", "selection", "selection_item", "name",
+    "readout", "embedding", "value", "ordering", "ordering_item", "selection", "selection_item", "name",
 )  # fmt: skip
 
 Tell = Callable[[str, int], None]  # a table's name and how many of its rows are new so far
@@ -99,9 +99,15 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
         work.copy_batches()
         work.copy("extraction")
         work.copy("rating")
-        for table, owner in (("loss", "student"), ("readout", "student"), ("value", "measure")):
+        for table, owner in (
+            ("loss", "student"),
+            ("readout", "student"),
+            ("embedding", "student"),
+            ("value", "measure"),
+        ):
             work.copy_owned(table, owner)
-        work.copy_selections()
+        work.copy_lists("ordering", "ordering_item")
+        work.copy_lists("selection", "selection_item")
         work.copy_names()
     return work.result
 
@@ -232,16 +238,17 @@ class _Merge:
             self._write(conn, "batch", self._select("batch", handed_over))
             self._write(conn, "batch_event", self._select("batch_event", _Where()))
 
-    def copy_selections(self) -> None:
-        """Copy missing selections, each with its items in one transaction."""
+    def copy_lists(self, table: str, items: str) -> None:
+        """Copy missing selections or orderings, each with its items in one transaction."""
+        key = f"{table}_id"
         with self.target.read() as conn:
-            present = {row[0] for row in _stream(conn, "SELECT selection_id FROM selection")}
-        for (selection,) in list(self._read("SELECT selection_id FROM selection ORDER BY selection_id")):
-            if selection not in present:
-                where = _Where().and_in("selection_id", (selection,))
+            present = {row[0] for row in _stream(conn, f"SELECT {key} FROM {table}")}
+        for (each,) in list(self._read(f"SELECT {key} FROM {table} ORDER BY {key}")):
+            if each not in present:
+                where = _Where().and_in(key, (each,))
                 with self.target.write() as conn:
-                    for table in ("selection", "selection_item"):
-                        self._write(conn, table, self._select(table, where))
+                    for part in (table, items):
+                        self._write(conn, part, self._select(part, where))
 
     def copy_names(self) -> None:
         """Copy the names that the target does not have; record those that stand for another id there."""

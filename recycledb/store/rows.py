@@ -37,6 +37,7 @@ class SampleRow(NamedTuple):
     input: str
     output: str
     created_at: str
+    context: str | None = None
 
 
 class PlaceRow(NamedTuple):
@@ -137,6 +138,7 @@ class AttemptRow(NamedTuple):
     sent_at: str
     reserved_usd: float | None = None
     others: str | None = None
+    max_tokens: int | None = None
 
 
 class ReplyRow(NamedTuple):
@@ -309,6 +311,44 @@ class DerivationMemberRow(NamedTuple):
     variant_id: str
 
 
+class EmbeddingRow(NamedTuple):
+    """A row of `embedding`."""
+
+    student_id: str
+    pooling: str
+    part: str
+    variant_id: str
+    vector: bytes | None
+    norm: float | None
+    n_tokens: int
+    truncated: bool
+    status: str
+    pair_id: str | None
+    kernel: str
+
+
+class OrderingRow(NamedTuple):
+    """A row of `ordering`."""
+
+    ordering_id: str
+    method: str
+    version: int
+    parameters: str
+    pool_sha256: str
+    pool_size: int
+    created_at: str
+
+
+class OrderingItemRow(NamedTuple):
+    """A row of `ordering_item`."""
+
+    ordering_id: str
+    rank: int
+    variant_id: str
+    gain: float | None = None
+    reason: str | None = None
+
+
 class SelectionRow(NamedTuple):
     """A row of `selection`."""
 
@@ -368,6 +408,9 @@ StoredRow = (
     | AugmentationRow
     | DerivationRow
     | DerivationMemberRow
+    | EmbeddingRow
+    | OrderingRow
+    | OrderingItemRow
     | SelectionRow
     | SelectionItemRow
     | NameRow
@@ -399,6 +442,9 @@ ROWS: Mapping[str, type[StoredRow]] = {
     "augmentation": AugmentationRow,
     "derivation": DerivationRow,
     "derivation_member": DerivationMemberRow,
+    "embedding": EmbeddingRow,
+    "ordering": OrderingRow,
+    "ordering_item": OrderingItemRow,
     "selection": SelectionRow,
     "selection_item": SelectionItemRow,
     "name": NameRow,

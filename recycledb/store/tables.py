@@ -54,6 +54,9 @@ class Sample(SQLModel, table=True):
     input: str
     output: str
     created_at: str
+    context: str | None = Field(
+        default=None, description="JSON list of the messages before the question, with role and content; NULL for none"
+    )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
@@ -172,6 +175,9 @@ class Attempt(SQLModel, table=True):
     others: str | None = Field(
         default=None,
         description="ids of the further variants that the question shows, in order, joined by commas; NULL for none",
+    )
+    max_tokens: int | None = Field(
+        default=None, description="the longest reply that the request allowed; NULL for no limit"
     )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
@@ -402,6 +408,49 @@ class DerivationMember(SQLModel, table=True):
     derivation_id: str = Field(primary_key=True, foreign_key="derivation.derivation_id")
     ordinal: int = Field(primary_key=True)
     variant_id: str = Field(foreign_key="variant.variant_id", index=True)
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Embedding(SQLModel, table=True):
+    """A unit vector of a text of a variant, from a student's hidden states."""
+
+    student_id: str = Field(primary_key=True, foreign_key="student.student_id")
+    pooling: str = Field(primary_key=True)
+    part: str = Field(primary_key=True, description="the text: `whole`, `question` or `answer`")
+    variant_id: str = Field(primary_key=True, foreign_key="variant.variant_id")
+    vector: bytes | None = Field(description="little-endian 32-bit floats")
+    norm: float | None = Field(sa_type=Double, description="the vector's length before it was divided by it")
+    n_tokens: int
+    truncated: bool
+    status: str
+    pair_id: str | None
+    kernel: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Ordering(SQLModel, table=True):
+    """A pool of variants put in order by a method; equal pools and parameters have the same id."""
+
+    ordering_id: str = Field(primary_key=True)
+    method: str
+    version: int
+    parameters: str
+    pool_sha256: str = Field(description="SHA-256 of the pool's variant ids")
+    pool_size: int
+    created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class OrderingItem(SQLModel, table=True):
+    """One variant of an ordering, from rank 1."""
+
+    __tablename__ = "ordering_item"
+
+    ordering_id: str = Field(primary_key=True, foreign_key="ordering.ordering_id")
+    rank: int = Field(primary_key=True)
+    variant_id: str = Field(foreign_key="variant.variant_id")
+    gain: float | None = Field(sa_type=Double)
+    reason: str | None
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 

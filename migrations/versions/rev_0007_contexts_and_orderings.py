@@ -1,0 +1,120 @@
+"""Samples with a context, the limit of a reply, vectors, and sets put in order.
+
+Why `sample.context`: a system prompt and earlier turns of a conversation belong to the question. NULL for samples without them, whose ids
+stay as they are.
+Why `attempt.max_tokens`: a reply that ended by itself does not depend on the limit, so the limit is not part of a teacher's identity; a
+reply that was cut off is asked for again when the limit has risen.
+Why `embedding` holds bytes: a vector as one value of little-endian 32-bit floats is read by numpy without parsing.
+Why `ordering`: which samples stand for the others depends on the whole pool, so the order is recorded with the pool's hash; the same pool
+is never put in order twice.
+
+Revision ID: 0007
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade() -> None:
+    """Add the columns and tables; replace the views that show the new columns."""
+    op.add_column("sample", sa.Column("context", sa.String(), nullable=True))
+    op.add_column("attempt", sa.Column("max_tokens", sa.Integer(), nullable=True))
+    create_embeddings()
+    create_orderings()
+    op.execute("DROP VIEW samples")
+    op.execute(SAMPLES)
+    for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS):
+        op.execute(view)
+
+
+def create_embeddings() -> None:
+    """Create the table of vectors of variants' texts."""
+    create(
+        "embedding",
+        text("student_id"), text("pooling"), text("part"), text("variant_id"),
+        sa.Column("vector", sa.LargeBinary(), nullable=True), real("norm", nullable=True),
+        number("n_tokens"), sa.Column("truncated", sa.Boolean(), nullable=False),
+        text("status"), text("pair_id", nullable=True), text("kernel"),
+        key=("student_id", "pooling", "part", "variant_id"),
+        references={"student_id": "student.student_id", "variant_id": "variant.variant_id"},
+    )  # fmt: skip
+
+
+def create_orderings() -> None:
+    """Create the tables of recorded orderings and their items."""
+    create(
+        "ordering",
+        text("ordering_id"), text("method"), number("version"), text("parameters"), text("pool_sha256"), number("pool_size"),
+        text("created_at"),
+        key=("ordering_id",),
+    )  # fmt: skip
+    create(
+        "ordering_item",
+        text("ordering_id"), number("rank"), text("variant_id"), real("gain", nullable=True), text("reason", nullable=True),
+        key=("ordering_id", "rank"),
+        references={"ordering_id": "ordering.ordering_id", "variant_id": "variant.variant_id"},
+    )  # fmt: skip
+
+
+def create(table: str, *columns: Any, key: tuple[str, ...], references: dict[str, str] | None = None) -> None:
+    """Create a table whose rows have a digest; foreign keys are declared except in DuckDB."""
+    foreign = [] if op.get_bind().dialect.name == "duckdb" else (references or {}).items()
+    op.create_table(
+        table,
+        *columns,
+        sa.Column("digest", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint(*key, name=f"pk_{table}"),
+        *(sa.ForeignKeyConstraint([column], [target], name=f"fk_{table}_{column}") for column, target in foreign),
+    )
+
+
+def text(name: str, nullable: bool = False) -> Any:
+    """Return a column of texts."""
+    return sa.Column(name, sa.String(), nullable=nullable)
+
+
+def number(name: str) -> Any:
+    """Return a column of integers."""
+    return sa.Column(name, sa.Integer(), nullable=False)
+
+
+def real(name: str, nullable: bool = False) -> Any:
+    """Return a column of 64-bit floats."""
+    return sa.Column(name, sa.Double(), nullable=nullable)
+
+
+# `extra` is that of the sample's first position; each position's own is in dataset_samples.
+SAMPLES = """
+CREATE VIEW samples AS
+SELECT
+    s.sample_id, s.instruction, s.input, s.output,
+    (SELECT p.extra FROM place p WHERE p.sample_id = s.sample_id
+     ORDER BY p.dataset, p.position, p.turn LIMIT 1) AS extra,
+    s.created_at, s.context
+FROM sample s
+"""
+
+EMBEDDINGS = """
+CREATE VIEW embeddings AS
+SELECT s.student, e.pooling, e.part, e.variant_id, e.vector, e.norm, e.n_tokens, e.truncated, e.status, e.student_id
+FROM embedding e JOIN students s ON s.student_id = e.student_id
+"""
+
+# An ordering's name is its method and the beginning of its id.
+ORDERINGS = """
+CREATE VIEW orderings AS
+SELECT o.method || '@' || substr(o.ordering_id, 1, 8) AS ordering, o.method, o.parameters, o.pool_sha256 AS pool, o.pool_size, o.version,
+    o.ordering_id, o.created_at
+FROM ordering o
+"""
+
+ORDERING_ITEMS = """
+CREATE VIEW ordering_items AS
+SELECT o.method || '@' || substr(o.ordering_id, 1, 8) AS ordering, i.rank, i.variant_id, i.gain, i.reason, i.ordering_id
+FROM ordering_item i JOIN ordering o ON o.ordering_id = i.ordering_id
+"""
