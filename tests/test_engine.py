@@ -280,7 +280,6 @@ def test_beginnings_are_shared_and_nothing_is_lost() -> None:
             layout = lay_out(batch.works)
             assert len(layout.ids) == batch.tokens
             assert len(batch.works) == 1 or batch.tokens <= budget
-            assert sum(layout.counts) == len(layout.targets) == len(layout.rows)
             for work, path in zip(batch.works, layout.paths, strict=True):
                 assert layout.ids[path].tolist() == work.ids.tolist()
                 assert layout.positions[path].tolist() == list(range(len(work.ids)))

@@ -7,6 +7,7 @@ reply that was cut off is asked for again when the limit has risen.
 Why `embedding` holds bytes: a vector as one value of little-endian 32-bit floats is read by numpy without parsing.
 Why `ordering`: which samples stand for the others depends on the whole pool, so the order is recorded with the pool's hash; the same pool
 is never put in order twice.
+Why `measures` is replaced: a value may depend on a second variant, the reference; it is current if that one is too.
 
 Revision ID: 0007
 """
@@ -30,6 +31,8 @@ def upgrade() -> None:
     op.execute(SAMPLES)
     for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS):
         op.execute(view)
+    op.execute("DROP VIEW measures")
+    op.execute(MEASURES)
 
 
 def create_embeddings() -> None:
@@ -117,4 +120,34 @@ ORDERING_ITEMS = """
 CREATE VIEW ordering_items AS
 SELECT o.method || '@' || substr(o.ordering_id, 1, 8) AS ordering, i.rank, i.variant_id, i.gain, i.reason, i.ordering_id
 FROM ordering_item i JOIN ordering o ON o.ordering_id = i.ordering_id
+"""
+
+# All numbers about variants: from losses, values and teachers' ratings. A value with a second variant is current only if that one is too.
+MEASURES = """
+CREATE VIEW measures AS
+SELECT s.sample_id, s.variant_id, s.kind, 'ifd' AS measure, s.student AS model, s.ifd_ppl AS value,
+    CASE WHEN s.ifd_ppl IS NULL THEN 'missing' ELSE 'ok' END AS status, s.is_current
+FROM scores s
+UNION ALL
+SELECT s.sample_id, s.variant_id, s.kind, 'rifd', s.student, s.rifd_ppl,
+    CASE WHEN s.rifd_ppl IS NULL THEN 'missing' ELSE 'ok' END, s.is_current
+FROM scores s
+UNION ALL
+SELECT s.sample_id, s.variant_id, s.kind, 'ppl', s.student, s.ppl_A_condition,
+    CASE WHEN s.ppl_A_condition IS NULL THEN 'missing' ELSE 'ok' END, s.is_current
+FROM scores s
+UNION ALL
+SELECT v.sample_id, v.variant_id, v.kind, 'length', s.student,
+    CASE WHEN l.status IN ('ok', 'empty') THEN l.n_tokens END, l.status, v.is_current
+FROM loss l JOIN students s ON s.student_id = l.student_id JOIN variants v ON v.variant_id = l.variant_id WHERE l.stat = 'A_direct'
+UNION ALL
+SELECT v.sample_id, v.variant_id, v.kind, m.name, s.student, x.value, x.status,
+    CASE WHEN m.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'measure')
+        AND (x.other_id = '' OR x.other_id IN (SELECT c.variant_id FROM current_variants c)) THEN v.is_current ELSE 0 END
+FROM value x
+JOIN measure m ON m.measure_id = x.measure_id
+JOIN variants v ON v.variant_id = x.variant_id
+JOIN students s ON s.student_id = x.model_id
+UNION ALL
+SELECT n.sample_id, n.variant_id, n.kind, n.name, n.teacher, n.value, 'ok', n.is_current FROM ratings n
 """
