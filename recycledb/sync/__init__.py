@@ -21,6 +21,7 @@ from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
 from recycledb.store.questions import count_questions, count_under_way
 from recycledb.store.workers import beat, end_worker, start_worker
+from recycledb.sync.apart import in_loop, run_apart
 from recycledb.sync.attempts import TeacherRun
 from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
@@ -126,7 +127,7 @@ class Sync:
         limit: int | None = None,
         max_cost: float | None = None,
         retry_failed: bool = False,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
         listener: Listener = silent,
         open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
         batch_options: Mapping[str, Any] | None = None,
@@ -134,7 +135,7 @@ class Sync:
         self.store, self.target, self.limit = store, target, limit
         self.budget = _budget(target, max_cost)
         self.retry_before = utc_now() if retry_failed else ""
-        self.stop, self.listener, self.open_teacher = stop or threading.Event(), listener, open_teacher
+        self.stop, self.listener, self.open_teacher = stop or Stop(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
         self.outcome = Outcome()
         self._plan: Plan | None = None  # the last one counted
@@ -156,7 +157,19 @@ class Sync:
         return replace(plan, spending=spending, max_cost_usd=self.budget.limit if self.budget else None)
 
     def run(self) -> Outcome:
-        """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome."""
+        """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome.
+
+        Where an event loop runs already, as in a notebook, this is done in another thread; the loop is blocked all the same.
+        """
+        if in_loop():
+            return run_apart(self._run_telling, self.stop, self.listener)
+        return self._run()
+
+    def _run_telling(self, listener: Listener) -> Outcome:
+        self.listener = listener
+        return self._run()
+
+    def _run(self) -> Outcome:
         self.target.register(self.store)
         plan, self._plan = self._plan or make(self.store, self.target, self.retry_before), None  # good for one run
         if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
