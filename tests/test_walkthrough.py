@@ -47,7 +47,7 @@ def test_it_runs_as_a_notebook(tmp_path: Path) -> None:
     book.cells.append(nbformat.v4.new_code_cell(awaited))
     environment = clean_environment(JUPYTER_PATH=str(tmp_path / "jupyter"), IPYTHONDIR=str(tmp_path / "ipython"))
     before = dict(os.environ)
-    os.environ.update(environment, PYTHONWARNINGS="default")
+    os.environ.update(environment, PYTHONWARNINGS="ignore")  # tqdm misses ipywidgets
     try:
         nbclient.NotebookClient(
             book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
