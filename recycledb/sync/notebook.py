@@ -23,7 +23,8 @@ class Drawn:
     """A line for each step, drawn as one output, at most every half second and whenever a step has ended."""
 
     def __init__(self, display: Any) -> None:
-        self._display, self._output = display, None
+        self._display = display
+        self._output: Any = None
         self._lines: dict[tuple[str, str], str] = {}
         self._last = 0.0
 
