@@ -91,5 +91,5 @@ def test_a_model_that_makes_transformers_warn(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"")
     (tmp_path / "more.json").write_text(json.dumps([{"instruction": "Name a lake.", "input": "", "output": "Baikal."}]))
     run(COMMAND, "add", "more.json", cwd=tmp_path)
-    with pytest.raises(AssertionError, match=r"recycledb: teacher 't': cannot load model 'model'.*truncated"):
+    with pytest.raises(AssertionError, match=r"recycledb: teacher 't': cannot load model .*truncated"):
         run(COMMAND, "sync", "--only", "reflect", cwd=tmp_path)
