@@ -279,9 +279,48 @@ class Transform:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Pool(NamedTuple):
+    """The input of an ordering: different variants, in the order of the recipe's pool query.
+
+    `columns` are the further columns of that query, by name. `vectors` (n, D) are the variants' unit vectors and `queries` (m, D) those of
+    a query set, both as 32-bit numpy arrays; None for an ordering that does not use them.
+    """
+
+    ids: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+    vectors: Any = None
+    queries: Any = None
+
+
+class Placed(NamedTuple):
+    """A variant of an ordering: its place in the pool, from 0, what it adds by the ordering's own objective, and why it stands here."""
+
+    place: int
+    gain: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """Puts a pool of variants in order: for what depends on a whole set and not on single variants, such as diversity.
+
+    `order` yields the variants, the first first, each at most once; it may leave some out. The first k are the choice for k. Equal pools
+    and options must give equal orders, since an ordering is stored and never computed again. `options` are its parameters with their
+    defaults; `vectors` and `queries` say whether it needs those of the pool and of a query set.
+    """
+
+    name: str
+    help: str
+    order: Callable[[Pool, Mapping[str, Any]], Iterable[Placed]]
+    version: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    vectors: bool = False
+    queries: bool = False
+
+
 @dataclass(frozen=True)
 class Method:
-    """A method: the kinds that it makes, and its steps of any of the three types.
+    """A method: the kinds that it makes, its steps of any of the three types, and its orderings.
 
     `statistics` are facts that students compute because a configuration lists them (`stats`), not for a measure's value.
     """
@@ -292,3 +331,4 @@ class Method:
     statistics: tuple[Statistic, ...] = ()
     measures: tuple[StudentMeasure, ...] = ()
     transforms: tuple[Transform, ...] = ()
+    orderings: tuple[Ordering, ...] = ()

@@ -21,7 +21,7 @@ from recycledb import methods
 from recycledb.errors import QueryError, ReadOnlyError, SelectionError
 from recycledb.formats import write
 from recycledb.schema import ORIGIN, canonical_json, content_id, utc_now
-from recycledb.selection import identities
+from recycledb.selection import identities, orderings
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, parse_top
 from recycledb.selection.training import Written, data_file, write_beside
 from recycledb.store import Sandbox, Store, TimeLimit
@@ -112,6 +112,8 @@ def select(
         output = data_file(output, called, format)
     samples = count_samples(store, bound.said.get("dataset"))
     _require_scores(store, bound, samples)
+    if recipe.order is not None:
+        _put_in_order(store, recipe, bound, samples, limit)
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
         revision = store_revision(sandbox)
         columns = _columns(sandbox, recipe, bound)
@@ -140,6 +142,17 @@ def select(
         not_recorded=_record(store, recipe, selected, picks),
         beside=_beside(store, selected, llama_factory, card),
     )
+
+
+def _put_in_order(store: Store, recipe: Recipe, bound: Bound, samples: int, limit: TimeLimit) -> None:
+    """Find or compute the ordering that the recipe picks from, and bind its id."""
+    assert recipe.order is not None
+    with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
+        found = orderings.find_or_compute(store, sandbox, recipe.name, recipe.order, bound.values, samples)
+    key, row, items = found
+    if row is not None:
+        orderings.record(store, row, items)
+    bound.values["ordering"] = bound.said["ordering"] = key
 
 
 def _bound(store: Store, recipe: Recipe, given: dict[str, Any], format: str) -> tuple[Bound, Any]:
@@ -264,7 +277,7 @@ _RENAMED = re.compile(r"(.+)[:_]\d+", re.DOTALL)
 
 def _body(recipe: Recipe) -> str:
     """Return the statement without its semicolon, for use as a subquery."""
-    statements = statements_in(recipe.sql)
+    statements = statements_in(recipe.sql if recipe.order is None else recipe.order.pick)
     return statements[0] if len(statements) == 1 else ""
 
 
