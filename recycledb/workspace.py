@@ -17,7 +17,8 @@ from recycledb.inspection import Status, look, measures, show
 from recycledb.store import Row, Store
 from recycledb.store.batches import listed
 from recycledb.store.verify import Checked
-from recycledb.sync import Listener, Outcome, Plan, Stop, Sync, resolve
+from recycledb.sync import Listener, Outcome, Plan, Stop, Sync, notebook, resolve
+from recycledb.sync.apart import run_async
 from recycledb.sync.progress import silent
 
 if TYPE_CHECKING:
@@ -116,12 +117,24 @@ class Workspace:
         return self.prepare_sync(**options).plan()
 
     def sync(self, **options: Any) -> Outcome:
-        """Fill in what is missing. Options as in `prepare_sync`.
+        """Fill in what is missing; in a notebook too, where progress is drawn below the cell. Options as in `prepare_sync`.
 
         >>> db.sync().complete
         True
         """
-        return self.prepare_sync(**options).run()
+        return self.prepare_sync(**{"listener": notebook.listener(), **options}).run()
+
+    async def async_sync(self, **options: Any) -> Outcome:
+        """Fill in what is missing without blocking the running event loop, in which `listener` is called. Options as in `prepare_sync`.
+
+        Cancelling the task requests an orderly stop: replies in flight are awaited and committed before it ends.
+
+        >>> asyncio.run(db.async_sync()).complete
+        True
+        """
+        stop = options.setdefault("stop", Stop())
+        listener = options.pop("listener", silent)
+        return await run_async(lambda relay: self.prepare_sync(listener=relay, **options).run(), stop, listener)
 
     def prepare_sync(
         self,

@@ -4,10 +4,11 @@ Invariant: facts are committed as soon as their pack is computed, so a kill lose
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from recycledb.config import StudentConfig
 from recycledb.methods import Readout, Vector
 from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.requests import Request, Result
@@ -23,6 +24,8 @@ from recycledb.vectors import encoded
 if TYPE_CHECKING:
     from recycledb.scoring.engine import Engine
     from recycledb.scoring.requests import Progress as EngineProgress
+
+WITHOUT_VALUE = (LossStatus.NOT_FINITE, LossStatus.TOO_LONG, LossStatus.TOO_SHORT)  # where there is a text
 
 
 @dataclass
@@ -40,12 +43,32 @@ class Scored:
 
 def not_finite(student: str, count: int, dtype: str) -> str:
     """Return one line about statistics that are not finite: the student, how many, and what to do."""
-    remedy = (
-        f'float16 overflows in this model: set dtype = "bfloat16" or "float32" under [students.{student}]'
-        if dtype == "float16"
-        else f"its weights hold NaN or overflow {dtype}: check or download the model again"
-    )
-    return f"{student}: {count:,} statistics are NaN or infinite and have no value; {remedy}"
+    return f"{student}: {count:,} statistics are NaN or infinite and have no value; {_remedy(student, dtype)}"
+
+
+def mostly_without_value(config: StudentConfig, statuses: Mapping[str, int]) -> str | None:
+    """Return one line where most of a student's statistics, by status, have no value though there is a text; else None."""
+    without = {status: statuses.get(status, 0) for status in WITHOUT_VALUE}
+    count = sum(without.values())
+    total = count + statuses.get(LossStatus.OK, 0)
+    if 2 * count <= total:
+        return None
+    commonest = max(WITHOUT_VALUE, key=without.__getitem__)
+    reasons = {
+        LossStatus.NOT_FINITE: _remedy(config.name, config.dtype),
+        LossStatus.TOO_LONG: f"max_length = {config.max_length} is reached before the target; "
+        f"set a larger one under [students.{config.name}]",
+        LossStatus.TOO_SHORT: "the target is a single token or none: either the texts are that short, or the tokenizer is not the one "
+        "that the model was trained with",
+    }
+    return f"{config.name}: {count:,} of {total:,} statistics have no value, most of them {commonest.value}: {reasons[commonest]}"
+
+
+def _remedy(student: str, dtype: str) -> str:
+    """Return what to do about losses that are not finite."""
+    if dtype == "float16":
+        return f'float16 overflows in this model: set dtype = "bfloat16" or "float32" under [students.{student}]'
+    return f"its weights hold NaN or overflow {dtype}: check or download the model again"
 
 
 def load_engine(student: Student) -> "Engine":
