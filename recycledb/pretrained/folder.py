@@ -54,10 +54,10 @@ def expanded(model: str, failing: Failing) -> Path:
         raise failing(f"model {model!r} is not a folder: {error}") from error
 
 
-def check(folder: Path, names: Iterable[str], failing: Failing) -> list[str]:
+def check(folder: Path, names: Iterable[str], failing: Failing, *, encoder: bool = False) -> list[str]:
     """Return the weight files that config or index name; raise where config, tokenizer, index or a weight file is missing or wrong.
 
-    `names` are the folder's files.
+    `names` are the folder's files. With `encoder`, a model that is not a causal language model is right too.
     """
     names = set(names)
     named: list[str] = []
@@ -80,8 +80,8 @@ def check(folder: Path, names: Iterable[str], failing: Failing) -> list[str]:
         )
     if not named and not any(_WEIGHT_FILE.fullmatch(name) for name in names):
         raise failing(f"model folder {str(folder)!r} has no weights (*.safetensors or pytorch_model*.bin)")
-    if wrong := not_causal(config):
-        raise failing(f"model folder {str(folder)!r} {wrong}: {CAUSAL_ONLY}")
+    if not encoder and (wrong := not_causal(config)):
+        raise failing(f"model folder {str(folder)!r} {wrong}: {CAUSAL_ONLY}; for vectors only, set encoder = true")
     _require_vocabulary(folder, names, failing)
     return named
 

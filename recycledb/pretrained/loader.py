@@ -39,7 +39,7 @@ def load_tokenizer(model: str, failing: Failing, *, revision: str | None = None)
     """Return the tokenizer of a folder or a Hub model; the model itself is not loaded."""
     with explained(model, failing):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            **_source(model, revision, failing), trust_remote_code=False
+            **_source(model, revision, failing, encoder=True), trust_remote_code=False
         )
         # Some tokenizer classes load without any file, with a vocabulary of special tokens only.
         knows = any(len(set(tokenizer(text, add_special_tokens=False)["input_ids"])) > 1 for text in _WORDS)
@@ -58,18 +58,21 @@ def load_model(
     revision: str | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
+    encoder: bool = False,
 ) -> Any:
     """Return the causal language model of a folder or a Hub id, ready for inference, with every weight from its files.
 
-    With `device` None it is spread over all visible GPUs. `dtype` overrides the model's config unless it is "auto".
+    With `device` None it is spread over all visible GPUs. `dtype` overrides the model's config unless it is "auto". With `encoder`, the
+    body of any model is returned, such as a sentence encoder.
     """
-    source = _source(model, revision, failing)
+    source = _source(model, revision, failing, encoder=encoder)
     with explained(model, failing):
         config = transformers.AutoConfig.from_pretrained(**source, trust_remote_code=False)
-    if wrong := _not_causal(config):
+    if not encoder and (wrong := _not_causal(config)):
         raise failing(f"model {model!r} {wrong}: {CAUSAL_ONLY}")
     with explained(model, failing):
-        loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+        kind = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
+        loaded, info = kind.from_pretrained(
             **source,
             dtype=dtype,
             device_map="auto" if device is None else None,
@@ -92,12 +95,13 @@ def _not_causal(config: Any) -> str | None:
     return folder.not_causal(config.to_dict())
 
 
-def _source(model: str, revision: str | None, failing: Failing) -> dict[str, Any]:
+def _source(model: str, revision: str | None, failing: Failing, *, encoder: bool = False) -> dict[str, Any]:
     """Return where to load from: a folder, or a Hub model at its revision."""
     path = folder.expanded(model, failing)
     try:
         if path.is_dir():
-            folder.check(path, [each.name for each in path.iterdir() if each.is_file()], failing)
+            names = [each.name for each in path.iterdir() if each.is_file()]
+            folder.check(path, names, failing, encoder=encoder)
             return {"pretrained_model_name_or_path": str(path)}
     except OSError as error:  # permission denied, a name too long
         raise failing(f"cannot read model folder {model!r}: {error.strerror or error}") from error

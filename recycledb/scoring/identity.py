@@ -57,8 +57,8 @@ class Identity:
     local: bool
 
 
-def identify(model: str, revision: str | None = None) -> Identity:
-    """Return the present identity of `model`, a folder or a Hub id.
+def identify(model: str, revision: str | None = None, *, encoder: bool = False) -> Identity:
+    """Return the present identity of `model`, a folder or a Hub id; with `encoder` it need not be a causal language model.
 
     A folder gives `sha256:<hex>`. A Hub id gives the commit that the local cache has for `revision` (default main),
     else the Hub's: pass it to `Engine.load`, so that no newer commit is scored under this identity. Raises
@@ -67,7 +67,7 @@ def identify(model: str, revision: str | None = None) -> Identity:
     folder = expanded(model, StudentError)
     try:
         if folder.is_dir():
-            return _identify_folder(folder)
+            return _identify_folder(folder, encoder)
         is_file = folder.exists()
     except OSError as error:  # permission denied, a name too long
         raise StudentError(f"cannot read model folder {model!r}: {error.strerror or error}") from error
@@ -79,10 +79,10 @@ def identify(model: str, revision: str | None = None) -> Identity:
     return _ask_hub(model, revision)
 
 
-def _identify_folder(folder: Path) -> Identity:
+def _identify_folder(folder: Path, encoder: bool = False) -> Identity:
     names = _names(folder)
     weights = _weights(names)
-    named = check(folder, names, StudentError)
+    named = check(folder, names, StudentError, encoder=encoder)
     others = [name for name in names if _CONFIGURATION.fullmatch(name) or _TOKENIZER.fullmatch(name)]
     files = sorted({*weights, *named, *others} - {name for name in names if _NOT_NUMBERS.fullmatch(name)})
     lines = [f"{file_digest(folder / name)}  {name}\n" for name in files]

@@ -83,15 +83,14 @@ def _require_keys(recipe: str, name: str, given: Mapping[str, str]) -> None:
 
 
 def find_or_compute(
-    store: Store, sandbox: Sandbox, recipe: str, call: OrderCall, values: Mapping[str, Any], samples: int
+    store: Store, call: OrderCall, pool: Pool, values: Mapping[str, Any], samples: int
 ) -> tuple[str, OrderingRow | None, list[OrderingItemRow]]:
-    """Return the id of the ordering of the recipe's pool, and its rows if they are not stored yet.
+    """Return the id of the ordering of a pool, and its rows if they are not stored yet.
 
     `values` are the recipe's parameters, and `samples` what a share of the parameter `most` refers to. SelectionError if the pool has
     variants without a vector.
     """
     method = methods.orderings()[call.name]
-    pool = _pool(sandbox, recipe, call, values)
     options, most = _options(call, values, len(pool.ids), samples)
     parameters: dict[str, Any] = dict(options)
     if method.vectors:
@@ -164,7 +163,8 @@ def _stored(store: Store, name: str, version: int, parameters: Mapping[str, Any]
     return min(found)[1] if found else None
 
 
-def _pool(sandbox: Sandbox, recipe: str, call: OrderCall, values: Mapping[str, Any]) -> Pool:
+def read_pool(sandbox: Sandbox, recipe: str, call: OrderCall, values: Mapping[str, Any]) -> Pool:
+    """Return the variants of a recipe's pool query; SelectionError if there are none."""
     names, rows = sandbox.execute(call.pool.strip().rstrip(";"), dict(values))
     if "variant_id" not in names:
         raise SelectionError(f"recipe {recipe}: the pool returns {', '.join(names)}; it must return variant_id")

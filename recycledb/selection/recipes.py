@@ -199,13 +199,19 @@ def bind(store: Store, recipe: Recipe, given: Given) -> Bound:
             raise SelectionError(f"recipe {recipe.name} has no parameter {name!r} (it has: {has})")
     bound = Bound(said={PROMPT: "+".join(each.identity for each in as_if)} if as_if else {})
     ids: dict[str, str | None] = {}
+    students = [each.name for each in recipe.parameters if each.type in ("student", "small-student")]
+    learner = "student" if "student" in students or len(students) != 1 else students[0]
     for parameter in sorted(recipe.parameters, key=lambda parameter: parameter.type.startswith("teacher")):
         text = given.get(parameter.name, parameter.default)
         value: Any = None
         if text == "none" and parameter.default == "none":
             pass
         elif parameter.type in ("student", "small-student"):
-            value, ids["student"] = _student(store, parameter, text)
+            value, identity = _student(store, parameter, text)
+            if parameter.name == learner:
+                ids["student"] = identity
+            else:  # a second student, such as an encoder
+                bound.said[f"{parameter.name}_id"] = identity
         elif parameter.type.startswith("teacher"):
             value, ids["teacher"] = _teacher(store, parameter, text, bound.said)
             if value is not None and ids["teacher"] is not None:

@@ -148,8 +148,8 @@ def _put_in_order(store: Store, recipe: Recipe, bound: Bound, samples: int, limi
     """Find or compute the ordering that the recipe picks from, and bind its id."""
     assert recipe.order is not None
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
-        found = orderings.find_or_compute(store, sandbox, recipe.name, recipe.order, bound.values, samples)
-    key, row, items = found
+        pool = orderings.read_pool(sandbox, recipe.name, recipe.order, bound.values)
+    key, row, items = orderings.find_or_compute(store, recipe.order, pool, bound.values, samples)
     if row is not None:
         orderings.record(store, row, items)
     bound.values["ordering"] = bound.said["ordering"] = key
@@ -480,9 +480,11 @@ def _require_scores(store: Store, bound: Bound, samples: int) -> None:
     if not samples:
         where = f"dataset {said['dataset']}" if said.get("dataset") else "the store"
         raise SelectionError(f"{where} has no samples; add some: `recycledb add FILE`")
-    sql = "SELECT 1 FROM loss WHERE student_id = :student LIMIT 1"
-    if bound.student_id and not store.rows(sql, student=bound.student_id):
-        raise SelectionError(f"no scores under {said['student']}; run `recycledb sync --student {said['student']}`")
+    facts = ("loss", "readout", "embedding")
+    some = " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE student_id = :student)" for table in facts)
+    if bound.student_id and not store.rows(f"SELECT 1 WHERE {some}", student=bound.student_id):
+        name = identities.name_of(store, bound.student_id)
+        raise SelectionError(f"no scores under {name}; run `recycledb sync --student {name}`")
 
 
 def _why_nothing(recipe: Recipe, bound: Bound, samples: int) -> str:

@@ -22,6 +22,7 @@ from recycledb.sync.student import Student
 from recycledb.vectors import encoded
 
 if TYPE_CHECKING:
+    from recycledb.scoring.encoder import Encoder
     from recycledb.scoring.engine import Engine
     from recycledb.scoring.requests import Progress as EngineProgress
 
@@ -71,11 +72,18 @@ def _remedy(student: str, dtype: str) -> str:
     return f"its weights hold NaN or overflow {dtype}: check or download the model again"
 
 
-def load_engine(student: Student) -> "Engine":
+def load_engine(student: Student) -> "Engine | Encoder":
     """Load a student's model; StudentError when that fails."""
+    config = student.config
+    if config.encoder:
+        from recycledb.scoring.encoder import Encoder
+
+        revision = None if student.identity.local else student.identity.revision
+        return Encoder.load(
+            config.model, revision=revision, max_length=config.max_length, dtype=config.dtype, device=config.device
+        )
     from recycledb.scoring.engine import Engine
 
-    config = student.config
     return Engine.load(
         config.model,
         revision=None if student.identity.local else student.identity.revision,

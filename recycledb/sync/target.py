@@ -124,7 +124,7 @@ class Target:
             name=config.name,
             model=config.model,
             revision=identity.revision,
-            prompt=config.prompt,
+            prompt=config.recorded_template,
             max_length=config.max_length,
             dtype=config.dtype,
             parameters=identity.parameters,
@@ -173,7 +173,7 @@ def resolve(
 
     def identified(each: StudentConfig) -> Student:
         if each.name not in known:
-            known[each.name] = Student(each, identify(each.model, each.revision))
+            known[each.name] = Student(each, identify(each.model, each.revision, encoder=each.encoder))
         return known[each.name]
 
     given = config.get_students() if students is None else students

@@ -6,7 +6,7 @@
 -- @param dataset dataset = none: only samples of this dataset
 -- @param seed number = 0: another seed gives another choice
 -- @param top top = 10%: how many, as a number or as a share of the samples in sight (rounded down)
--- @order random(seed = :seed)
+-- @order random(seed = :seed, most = :top)
 
 -- @pool
 SELECT v.variant_id
