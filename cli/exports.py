@@ -5,8 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recycledb.cli.app import Json, app, emit, session, stdout
-from recycledb.cli.options import Card, DatasetName, LlamaFactory, OutFormat, Prompt, Teacher, Timeout
+from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+from recycledb.cli.options import (
+    Card,
+    DatasetName,
+    Holdout,
+    LlamaFactory,
+    OutFormat,
+    Prompt,
+    Seed,
+    Teacher,
+    Timeout,
+    WithExtra,
+    goes_to_stdout,
+    target,
+)
 from recycledb.cli.selections import show_files, tell_written
 
 if TYPE_CHECKING:
