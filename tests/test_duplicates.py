@@ -2,12 +2,15 @@
 
 import json
 import random
+import shutil
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import scored_stores as scored
 import stores
+from templates import made
 
 from recycledb.errors import SelectionError
 from recycledb.integrity import check
@@ -18,10 +21,18 @@ from recycledb.selection.explain import explain
 from recycledb.selection.recipes import get_recipe, parse
 from recycledb.selection.select import select
 from recycledb.store import Store
-from recycledb.store.duplicates import Asked, groups_of, pairs_of, search_in_use
+from recycledb.store.duplicates import Asked, Pair, add_pairs, groups_of, pairs_of, search_in_use
 from recycledb.store.merge import merge
 
+DROP = {"near_duplicates": "drop"}
 TIPS = "Give three tips for staying healthy in the winter months"
+
+
+@pytest.fixture
+def sqlite(sqlite_url: str) -> Iterator[Store]:
+    """An open, empty SQLite store."""
+    with Store.open(sqlite_url) as opened:
+        yield opened
 
 
 def test_what_counts_as_the_same() -> None:
@@ -90,44 +101,69 @@ def picked(store: Store, name: str, samples: list[str]) -> list[int]:
     return [samples.index(row[0]) for row in rows]
 
 
-def test_one_of_each_group_is_picked_and_top_counts_afterwards(store: Store) -> None:
+def test_the_view_of_groups_and_a_selection_on_each_backend(store: Store) -> None:
     samples = filled(store)
-    drop = {"near_duplicates": "drop"}
-    with pytest.raises(SelectionError, match="run `recycledb duplicates`, then select again"):
-        select(store, get_recipe("cherry"), drop)
     found = find_duplicates(store)
     assert (found.samples, found.pairs, found.new, found.groups, found.in_groups) == (6, 2, 2, 1, 3)
-    assert groups_of(pairs_of(store, found.duplicate_search_id)) == dict(
-        map(tuple, store.rows("SELECT sample_id, group_id FROM duplicate_groups"))
-    )
-    select(store, get_recipe("cherry"), {"top": "3"}, name="keep")
-    assert picked(store, "keep", samples) == [5, 4, 3]
-    done = select(store, get_recipe("cherry"), drop | {"top": "4"}, name="four")
+    groups = map(tuple, store.rows("SELECT sample_id, group_id FROM duplicate_groups"))
+    assert groups_of(pairs_of(store, found.duplicate_search_id)) == dict(groups)
+    done = select(store, get_recipe("cherry"), DROP | {"top": "4"}, name="four")
     assert picked(store, "four", samples) == [5, 4, 3, 1]
     assert (done.rows, done.near_duplicates) == (4, 1)
-    select(store, get_recipe("cherry"), drop | {"top": "50%"}, name="half")
-    assert picked(store, "half", samples) == [5, 4, 3]
-    select(store, get_recipe("superfilter"), drop | {"student": "7b", "top": "100%"}, name="all")
-    assert picked(store, "all", samples) == [5, 4, 3, 1]
+
+
+def test_a_chain_is_one_group(sqlite: Store) -> None:
+    ids = stores.add_samples(sqlite, [Texts(f"{i}", "", "") for i in range(9)])
+    a, b, c, d, e, *rest = sorted(ids)
+    pairs = [
+        Pair(a, e, 0.9),
+        Pair(b, e, 0.9),
+        Pair(b, d, 0.9),
+        Pair(rest[0], rest[1], 0.9),
+        Pair(rest[1], rest[2], 0.9),
+    ]
+    add_pairs(sqlite, "made", 1, {}, sorted(ids), pairs)
+    expected = dict.fromkeys((a, b, d, e), a) | dict.fromkeys(rest[:3], rest[0])
+    assert groups_of(pairs) == groups_of(reversed(pairs)) == expected
+    assert dict(map(tuple, sqlite.rows("SELECT sample_id, group_id FROM duplicate_groups"))) == expected
+
+
+def test_one_of_each_group_is_picked_and_top_counts_afterwards(sqlite: Store) -> None:
+    samples = filled(sqlite)
+    with pytest.raises(SelectionError, match="run `recycledb duplicates`, then select again"):
+        select(sqlite, get_recipe("cherry"), DROP)
+    find_duplicates(sqlite)
+    select(sqlite, get_recipe("cherry"), {"top": "3"}, name="keep")
+    assert picked(sqlite, "keep", samples) == [5, 4, 3]
+    select(sqlite, get_recipe("cherry"), DROP | {"top": "50%"}, name="half")
+    assert picked(sqlite, "half", samples) == [5, 4, 3]
+    select(sqlite, get_recipe("superfilter"), DROP | {"student": "7b", "top": "100%"}, name="all")
+    assert picked(sqlite, "all", samples) == [5, 4, 3, 1]
     own = parse("own", "SELECT variant_id FROM variants WHERE kind = 'origin'")
-    select(store, own, drop, name="own")  # unranked: the first in dataset order
-    assert picked(store, "own", samples) == [0, 1, 3, 5]
-    ranked = "SELECT variant_id, row_number() OVER (ORDER BY instruction DESC, variant_id) AS rank FROM variants LIMIT :top_count"
-    select(store, parse("limit", ranked), drop | {"top": "3"}, name="limit")
-    assert len(picked(store, "limit", samples)) == 3
-    assert check(store).findings == []
+    select(sqlite, own, DROP, name="own")  # unranked: the first in dataset order
+    assert picked(sqlite, "own", samples) == [0, 1, 3, 5]
+    ranked = (
+        "SELECT variant_id, row_number() OVER (ORDER BY instruction, variant_id) AS rank FROM variants LIMIT :top_count"
+    )
+    select(sqlite, parse("limit", ranked), DROP | {"top": "3"}, name="limit")
+    found = picked(sqlite, "limit", samples)
+    assert (found[0], found[1], found[2]) == (5, 1, 0)  # Count, Explain, Give (0, 2 and 4)
+    unranked = parse("unranked", "SELECT variant_id FROM variants LIMIT :top_count")
+    with pytest.raises(SelectionError, match="returns no rank"):
+        select(sqlite, unranked, DROP | {"top": "3"})
+    assert [each for each in check(sqlite).findings if "duplicate" in each or "selection" in each] == []
 
 
-def test_a_selection_with_keep_is_the_one_without_the_parameter(store: Store) -> None:
-    filled(store)
-    plain = select(store, get_recipe("cherry"), {"top": "3"})
-    assert select(store, get_recipe("cherry"), {"top": "3", "near_duplicates": "keep"}) == plain
+def test_a_selection_with_keep_is_the_one_without_the_parameter(sqlite: Store) -> None:
+    filled(sqlite)
+    plain = select(sqlite, get_recipe("cherry"), {"top": "3"})
+    assert select(sqlite, get_recipe("cherry"), {"top": "3", "near_duplicates": "keep"}) == plain
     with pytest.raises(SelectionError, match="near_duplicates is 'no'; it must be keep or drop"):
-        select(store, get_recipe("cherry"), {"near_duplicates": "no"})
+        select(sqlite, get_recipe("cherry"), {"near_duplicates": "no"})
 
 
-def test_selective_and_recycled_take_one_of_each_group_too(tmp_path: Path) -> None:
-    with Store.open(f"sqlite:///{tmp_path}/s.db", create=True) as store:
+def test_selective_and_recycled_take_one_of_each_group_too(sqlite_url: str) -> None:
+    with Store.open(sqlite_url) as store:
         samples = scored.two_students(
             store, ["the very same long words here again", "the very same long words here again!", "figs"]
         )
@@ -138,8 +174,8 @@ def test_selective_and_recycled_take_one_of_each_group_too(tmp_path: Path) -> No
             assert picked(store, "drop", samples) == [0, 2]
 
 
-def test_show_says_which_was_picked_instead(tmp_path: Path) -> None:
-    with Store.open(f"sqlite:///{tmp_path}/s.db", create=True) as store:
+def test_show_says_which_was_picked_instead(sqlite_url: str) -> None:
+    with Store.open(sqlite_url) as store:
         samples = filled(store)
         find_duplicates(store)
         select(store, get_recipe("cherry"), {"near_duplicates": "drop", "top": "100%"}, name="it")
@@ -152,10 +188,10 @@ def test_show_says_which_was_picked_instead(tmp_path: Path) -> None:
         assert not any("near_duplicates" in step for step in own["steps"])
 
 
-def test_again_adds_only_what_is_new(tmp_path: Path) -> None:
-    with Store.open(f"sqlite:///{tmp_path}/s.db", create=True) as store:
+def test_again_adds_only_what_is_new(sqlite_url: str) -> None:
+    with Store.open(sqlite_url) as store:
         filled(store)
-        first = find_duplicates(store)
+        find_duplicates(store)
         again = find_duplicates(store)
         assert (again.searched_before, again.new, again.pairs) == (True, 0, 2)
         stores.add_samples(store, [Texts(TIPS, "", "another answer"), Texts("Name a river!", "", "x")], dataset="more")
@@ -176,10 +212,9 @@ def test_again_adds_only_what_is_new(tmp_path: Path) -> None:
 
 
 def test_pairs_across_two_merged_stores_are_found(tmp_path: Path) -> None:
-    with (
-        Store.open(f"sqlite:///{tmp_path}/a.db", create=True) as a,
-        Store.open(f"sqlite:///{tmp_path}/b.db", create=True) as b,
-    ):
+    for name in "ab":
+        shutil.copyfile(made("sqlite"), tmp_path / f"{name}.db")
+    with Store.open(f"sqlite:///{tmp_path}/a.db") as a, Store.open(f"sqlite:///{tmp_path}/b.db") as b:
         for store, name in ((a, "a"), (b, "b")):
             stores.add_samples(store, [Texts(TIPS, "", name), Texts(TIPS, "", f"{name} too")], dataset=name)
             find_duplicates(store)
