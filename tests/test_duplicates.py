@@ -114,7 +114,7 @@ def test_the_view_of_groups_and_a_selection_on_each_backend(store: Store) -> Non
 
 def test_a_chain_is_one_group(sqlite: Store) -> None:
     ids = stores.add_samples(sqlite, [Texts(f"{i}", "", "") for i in range(9)])
-    a, b, c, d, e, *rest = sorted(ids)
+    a, b, _, d, e, *rest = sorted(ids)
     pairs = [
         Pair(a, e, 0.9),
         Pair(b, e, 0.9),
