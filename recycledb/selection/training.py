@@ -146,7 +146,8 @@ def _entry(folder: Path, file: Path, format: str) -> dict[str, Any]:
     file = file.resolve()
     inside = file.is_relative_to(folder.resolve())
     name = str(file.relative_to(folder.resolve())) if inside else str(file)
-    shape = {"sharegpt": SHAREGPT, "dpo-llamafactory": RANKING}.get(format, {"columns": COLUMNS})
+    shapes: dict[str, dict[str, Any]] = {"sharegpt": SHAREGPT, "dpo-llamafactory": RANKING}
+    shape = shapes.get(format, {"columns": COLUMNS})
     return {"file_name": name, **shape}
 
 
