@@ -23,7 +23,7 @@ from recycledb.selection.picking import Picks, columns_of, picked_rows, places_i
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind
 from recycledb.selection.record import list_selections, record, selection_id_of, store_revision
 from recycledb.selection.training import Written
-from recycledb.store import Store, TimeLimit
+from recycledb.store import Sandbox, Store, TimeLimit
 from recycledb.store.duplicates import groups_of, is_searched, pairs_of, sample_ids, search_in_use
 from recycledb.store.rows import SelectionRow
 
