@@ -271,6 +271,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
         *(DerivationMemberRow(derivation, ordinal, member) for ordinal, member in enumerate(members)),
     )
     store.insert(conn, rows)
+    duplicate(store, conn, samples)
     return key
 
 
@@ -319,7 +320,6 @@ def fill(store: Store, dataset: str = "d") -> None:
         store.insert(conn, [SelectionItemRow(selection, 0, origin, 0.5, "the best")])
         store.ensure_name(conn, "selection", f"best-{dataset}", selection)
         derive(store, conn, ids, dataset)
-        duplicate(store, conn, ids)
         batch = f"batch-{dataset}"
         store.insert(conn, [BatchRow(batch, TEACHER, "a worker", now), BatchEventRow(batch, now, "taken", "batch_1")])
 
