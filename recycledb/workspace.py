@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from recycledb.selection.compare import Comparison
     from recycledb.selection.diff import Diff
     from recycledb.selection.duplicates import Duplicates
+    from recycledb.selection.matrix import Matrix
     from recycledb.selection.published import Imported
     from recycledb.selection.select import Exported, Selected
     from recycledb.store.merge import Merged
@@ -357,6 +358,22 @@ class Workspace:
             from recycledb.reporting.plots import comparison_html
 
             write_text(Path(plot), comparison_html(found))
+        return found
+
+    def compare_measures(self, *measures: str, plot: str | Path | None = None, **options: Any) -> "Matrix":
+        """Compare measures, each NAME/MODEL; options as in `recycledb.selection.matrix.compare_measures`.
+
+        >>> db.compare_measures("ifd/small", "ppl/small").pairs[0].n > 0
+        True
+        """
+        from recycledb.selection.matrix import compare_measures
+
+        found = compare_measures(self.store, measures, **{"pictures": plot is not None, **options})
+        if plot is not None:
+            from recycledb.files import write_text
+            from recycledb.reporting.matrix import matrix_html
+
+            write_text(Path(plot), matrix_html(found))
         return found
 
     def show(self, identifier: str) -> dict[str, Any]:
