@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+from recycledb.methods import context
 from recycledb.schema import IDENTITY_LENGTH, ORIGIN, Texts, canonical_json, content_id
 
 READOUT = "readout"  # the `step` of a stored prompt that belongs to a readout
-_PLACEHOLDER = re.compile(r"\{(instruction|input|output)\}")
+_PLACEHOLDER = re.compile(r"\{(instruction|input|output|context)\}")
 
 
 class VariantKind(NamedTuple):
@@ -136,7 +137,8 @@ class Statistic:
 class Readout:
     """A fact about a variant: a student's log-probabilities of given next tokens after a prompt.
 
-    `wording` is the complete prompt, with {instruction}, {input} and {output}. `choices` are two to ten texts; each stands for the last
+    `wording` is the complete prompt, with {instruction}, {input} and {output}; {context} is what comes before the question, which is
+    otherwise shown as `recycledb.methods.context` says. `choices` are two to ten texts; each stands for the last
     token of the tokenizer's encoding of a line break followed by the text, and these tokens must be different.
     """
 
@@ -156,8 +158,12 @@ class Readout:
 
     def prompt(self, texts: Texts) -> str:
         """Return the wording with its placeholders replaced by these texts; other braces stay unchanged."""
-        values = texts._asdict()
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], self.wording)
+        values = {**texts._asdict(), context.NAME: context.shown(texts.context)}
+        fill = lambda part: _PLACEHOLDER.sub(lambda match: values[match[1]], part)  # noqa: E731
+        at = None if context.has_place(self.wording) else context.place_of_block(self.wording)
+        if texts.context is None or at is None:
+            return fill(self.wording)
+        return fill(self.wording[:at]) + context.block(texts.context) + fill(self.wording[at:])
 
 
 class Facts(NamedTuple):

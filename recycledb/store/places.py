@@ -62,7 +62,7 @@ def _add(store: Store, conn: Connection, dataset: str, chunk: list[Place]) -> tu
 def _add_samples(store: Store, conn: Connection, samples: dict[str, Texts]) -> int:
     """Insert samples and their origins; return how many were new."""
     now = utc_now()
-    new = store.insert(conn, [SampleRow(key, *texts, created_at=now) for key, texts in samples.items()])
+    new = store.insert(conn, [SampleRow(key, *texts, now, texts.context) for key, texts in samples.items()])
     store.insert(conn, [origin_row(key, texts, now) for key, texts in samples.items()])
     return new
 
