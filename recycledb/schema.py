@@ -73,6 +73,11 @@ class Texts(_Texts):
             texts.context = context
         return texts
 
+    @classmethod
+    def of(cls, row: Any) -> Self:
+        """Return the texts of a database row that has them and the context as attributes."""
+        return cls(row.instruction, row.input, row.output, row.context)
+
     def __eq__(self, other: object) -> bool:
         return tuple.__eq__(self, other) is True and getattr(other, "context", None) == self.context
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from recycledb.schema import Texts, canonical_json, content_id, utc_now, variant_id
 from recycledb.store import Meaning, Row, SQLRow, Store
-from recycledb.store.pending import ALL_SAMPLES
+from recycledb.store.pending import ALL_SAMPLES, context_of
 from recycledb.store.rows import DerivationMemberRow, DerivationRow, VariantRow
 
 KEYS = 2_000  # of one IN list
@@ -191,8 +191,8 @@ def texts(store: Store, variants: Sequence[str]) -> dict[str, SQLRow]:
     """Return the sample ids and texts of up to KEYS variants, by variant id."""
     names = {f"v{i}": key for i, key in enumerate(variants)}
     sql = f"""
-        SELECT variant_id, sample_id, instruction, input, output FROM variant
-        WHERE variant_id IN ({", ".join(f":{name}" for name in names)})
+        SELECT v.variant_id, v.sample_id, v.instruction, v.input, v.output, {context_of("v")} FROM variant v
+        WHERE v.variant_id IN ({", ".join(f":{name}" for name in names)})
     """
     return {row.variant_id: row for row in store.rows(sql, **names)}
 

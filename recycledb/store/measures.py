@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from recycledb.store import SQLRow, Store
-from recycledb.store.pending import ALL_SAMPLES, Scope, candidates, listed
+from recycledb.store.pending import ALL_SAMPLES, Scope, candidates, context_of, listed
 from recycledb.store.rows import LossRow, ReadoutRow
 
 
@@ -73,7 +73,7 @@ def _lacking(need: Need, samples: str) -> str:
         {candidates(need.scope, samples)},
         counted AS (SELECT c.variant_id, {_present(need, "c.variant_id")} AS present FROM candidate c),
         lacking AS MATERIALIZED (SELECT * FROM counted WHERE present < {need.facts})
-        SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, k.present
+        SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, {context_of("v")}, k.present
         FROM lacking k JOIN variant v ON v.variant_id = k.variant_id
     """
 
@@ -147,7 +147,8 @@ def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str
     those, values = listed(samples)
     sql = f"""
         {_valueless(need, those)}
-        SELECT v.variant_id, v.instruction, v.input, v.output FROM valueless k JOIN variant v ON v.variant_id = k.variant_id
+        SELECT v.variant_id, v.instruction, v.input, v.output, {context_of("v")}
+        FROM valueless k JOIN variant v ON v.variant_id = k.variant_id
     """
     return store.rows(sql, measure=measure, **need.parameters, **values)
 

@@ -72,6 +72,11 @@ PLACES_AFTER = f"""
 ALL_SAMPLES = f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o"
 
 
+def context_of(alias: str) -> str:
+    """Return SQL for the context of the sample that a row, with this alias, belongs to."""
+    return f"(SELECT whole.context FROM sample whole WHERE whole.sample_id = {alias}.sample_id) AS context"
+
+
 def listed(samples: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return SQL for a list of sample ids, and the values that it binds; the list is padded with '', which is not an id.
 
@@ -182,7 +187,7 @@ def questions(wanted: Wanted, samples: str) -> str:
         return f"""
             WITH seen(sample_id) AS ({samples})
             SELECT v.variant_id, v.sample_id, v.kind, '' AS step, '' AS prompt_id, '' AS others,
-                v.instruction, v.input, v.output, 0 AS attempts
+                v.instruction, v.input, v.output, NULL AS context, 0 AS attempts
             FROM variant v WHERE 1 = 0
         """
     tables = "".join(f", {name} AS ({sql})" for name, sql in _lazy_tables(wanted))
@@ -190,7 +195,7 @@ def questions(wanted: Wanted, samples: str) -> str:
         {chain(wanted, samples)}, member AS ({_ORIGINS} UNION ALL SELECT * FROM usable){tables},
         ask AS ({" UNION ALL ".join(asks)}),
         open_question AS MATERIALIZED (SELECT a.* FROM ask a WHERE {_unanswered(wanted)})
-        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.others, v.instruction, v.input, v.output,
+        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.others, v.instruction, v.input, v.output, {context_of("a")},
             (SELECT count(*) FROM attempt t WHERE {_same_question(wanted, "t")}) AS attempts
         FROM open_question a JOIN variant v ON v.variant_id = a.variant_id
     """
@@ -330,7 +335,7 @@ def unread_page(versions: Mapping[str, int]) -> str:
     """Return SQL for at most :page of those replies, with the variant that each is about."""
     return f"""
         SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id, coalesce(r.others, '') AS others,
-            v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output
+            v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, {context_of("v")}
         FROM reply r JOIN variant v ON v.variant_id = r.variant_id
         WHERE r.text_id IN ({unread(versions)} ORDER BY r.text_id LIMIT :page) ORDER BY r.text_id
     """

@@ -20,6 +20,7 @@ from recycledb.sync.progress import Listener, Progress
 
 GROUP = 300  # derivations in one transaction
 PAGE = derivations.KEYS  # variants whose texts are in memory at once
+DIFFERENT_CONTEXTS = "contexts: the members have different system prompts or earlier turns, and a variant has one context"
 ERROR_MOST = 300  # characters of a plugin's own message
 
 
@@ -103,6 +104,7 @@ class _Call:
         self.store, self.config, self.round, self.order, self.stop = store, config, round, order, stop
         self.transform = config.transform
         self.given: dict[str, str | None] = {}  # sources given so far, with their samples; None once they are used
+        self.contexts: dict[str, str] = {}  # of these sources, where they have one
 
     def results(self) -> Iterator[Made]:
         """Yield the transform's derivations until it ends or a stop is requested."""
@@ -135,7 +137,9 @@ class _Call:
                     return
                 row = found[key]
                 self.given[key] = row.sample_id
-                yield Source(key, Texts(row.instruction, row.input, row.output))
+                if row.context is not None:
+                    self.contexts[key] = row.context
+                yield Source(key, Texts.of(row))
 
     def _checked(self, derived: object) -> Made:
         """Return the derivation as it is stored; MethodError where it is not valid."""
@@ -152,6 +156,8 @@ class _Call:
         if reason == "":
             self._refuse("gave an empty reason")
         sample = self._take(derived.members)
+        if texts is not None and len({self.contexts.get(member) for member in derived.members}) > 1:
+            texts, reason = None, DIFFERENT_CONTEXTS  # the variant would have the first member's
         return Made(
             self.round, derived.members, sample, self.transform.kind, texts, reason, self._json(derived.parameters)
         )

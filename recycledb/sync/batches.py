@@ -282,7 +282,7 @@ class Batches:
                     self.asked.stopped = f"the limit of {limit} calls is reached"
                     return
                 messages = render(
-                    self.target.prompts[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
+                    self.target.prompts[row.step], (Texts.of(row), *beside[row.others])
                 )
                 reserved = self.budget.most(messages)
                 if not self.budget.reserve(reserved):

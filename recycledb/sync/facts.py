@@ -125,7 +125,7 @@ class StudentRun:
             facts = there[row.variant_id]
             stats = tuple(stat for stat in need.stats if stat not in facts.losses)
             readouts = tuple(self.readouts[prompt] for prompt in need.prompts if prompt not in facts.readouts)
-            yield Request(row.variant_id, Texts(row.instruction, row.input, row.output), stats, readouts)
+            yield Request(row.variant_id, Texts.of(row), stats, readouts)
 
     def _complete(self, results: Sequence[Result]) -> Iterator[list[Result]]:
         """Yield the choices of each readout that these results complete."""

@@ -156,7 +156,7 @@ def _values(store: Store, measured: Measured, need: Need, samples: Sequence[str]
     facts = stored.facts_of(store, need, [row.variant_id for row in lacking])
     for row in lacking:
         found = facts[row.variant_id]
-        value, status = _value(measured, found, Texts(row.instruction, row.input, row.output))
+        value, status = _value(measured, found, Texts.of(row))
         yield ValueRow(measured.measure_id, need.student_id, row.variant_id, other_id="", value=value, status=status)
 
 

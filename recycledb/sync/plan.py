@@ -334,7 +334,7 @@ def _tokens(
     requests = [
         Request(
             row.variant_id,
-            Texts(row.instruction, row.input, row.output),
+            Texts.of(row),
             tuple(stat for stat in need.stats if stat not in there[row.variant_id].losses),
             tuple(each for each in readouts if each.prompt_id not in there[row.variant_id].readouts),
         )

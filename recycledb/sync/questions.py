@@ -121,7 +121,7 @@ class Questions:
         beside = texts_beside(self.store, rows)
         found = []
         for row in rows:
-            shown = (Texts(row.instruction, row.input, row.output), *beside[row.others])
+            shown = (Texts.of(row), *beside[row.others])
             messages = render(self.target.prompts[row.step], shown)
             found.append(Candidate(row, shown, messages, self.teacher.estimate(messages)))
         return found

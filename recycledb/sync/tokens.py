@@ -72,7 +72,7 @@ def _sampled(
     beside = texts_beside(store, rows)
     for row in rows:
         messages = prompts.render(
-            wordings[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
+            wordings[row.step], (Texts.of(row), *beside[row.others])
         )
         texts += [message["content"] for message in messages]
     tokens = sum(count(text) for text in texts)
