@@ -96,5 +96,7 @@ def _not_delimited(path: Path, line: int, error: csv.Error, max_row: int) -> For
     if "field larger" in reason:
         return row_too_large(path, line, max_row)
     if "end of data" in reason:
-        return FormatError(f"{path} is truncated, or a quote is never closed: its last row begins at or before line {line}")
+        return FormatError(
+            f"{path} is truncated, or a quote is never closed: its last row begins at or before line {line}"
+        )
     return FormatError(f"{path}: line {line} is not valid CSV ({reason}): within quotes, a quote is written twice")

@@ -29,7 +29,9 @@ def known_encoding(name: str | None) -> str | None:
         found = codecs.lookup(name)
         "".encode(found.name)  # raises for codecs that are no text encoding, such as base64
     except (LookupError, ValueError) as error:
-        raise FormatError(f"unknown encoding {name!r}: give a name such as latin-1, cp1252, utf-16 or gb18030") from error
+        raise FormatError(
+            f"unknown encoding {name!r}: give a name such as latin-1, cp1252, utf-16 or gb18030"
+        ) from error
     return None if found.name in _UTF8 else found.name
 
 
@@ -64,4 +66,6 @@ class Utf8File(io.RawIOBase):
         try:
             return self._decoder.decode(block, final=not block).encode()
         except UnicodeError as error:
-            raise FormatError(f"{self._path} is not {self._encoding} text ({error}): give its own --encoding") from error
+            raise FormatError(
+                f"{self._path} is not {self._encoding} text ({error}): give its own --encoding"
+            ) from error

@@ -5,7 +5,7 @@ A prompt file is plain text:
 - A line `<<system>>` or `<<user>>` begins a message; without such a line the whole file is the user message.
 - `{instruction}`, `{input}` and `{output}` are replaced by the texts of the variant that is asked about. If a step shows several
   variants, `{instruction_2}`, `{input_2}`, `{output_2}` are those of the second, and so on.
-- `{context}` is replaced by what comes before the question: system prompt and earlier turns. Without it in the prompt, a sample's context is
+- `{context}` is replaced by what comes before the question: system prompt and earlier turns. Without it in the prompt, the context is
   shown in a block of its own before the paragraph that has `{instruction}` (`recycledb.methods.context`).
 - `{{#input}} … {{/input}}` is omitted if the variant has no input, `{{#context}} … {{/context}}` if the sample has no context. A section
   marker alone on its line is removed with its newline.

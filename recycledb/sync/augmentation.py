@@ -20,7 +20,9 @@ from recycledb.sync.progress import Listener, Progress
 
 GROUP = 300  # derivations in one transaction
 PAGE = derivations.KEYS  # variants whose texts are in memory at once
-DIFFERENT_CONTEXTS = "contexts: the members have different system prompts or earlier turns, and a variant has one context"
+DIFFERENT_CONTEXTS = (
+    "contexts: the members have different system prompts or earlier turns, and a variant has one context"
+)
 ERROR_MOST = 300  # characters of a plugin's own message
 
 

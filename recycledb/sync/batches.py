@@ -281,9 +281,7 @@ class Batches:
                 if limit is not None and count >= limit:
                     self.asked.stopped = f"the limit of {limit} calls is reached"
                     return
-                messages = render(
-                    self.target.prompts[row.step], (Texts.of(row), *beside[row.others])
-                )
+                messages = render(self.target.prompts[row.step], (Texts.of(row), *beside[row.others]))
                 reserved = self.budget.most(messages)
                 if not self.budget.reserve(reserved):
                     self.asked.stopped = self.budget.reached

@@ -5,8 +5,8 @@ A recording is JSON Lines. Each line is a reply to one question, identified by s
     {"step": "reflect_response", "reads": {"instruction": "…", "input": "", "output": "…"}, "text": "…",
      "finish_reason": "stop", "prompt_tokens": 210, "completion_tokens": 95}
 
-If a step shows several variants, `beside` is a list of the others' texts, in order. `reads` has `context` too (a list of messages, each with
-role and content) where the sample has one. `beside`, `finish_reason`, `prompt_tokens`,
+If a step shows several variants, `beside` is a list of the others' texts, in order. `reads` has `context` too (a list of messages,
+each with role and content) where the sample has one. `beside`, `finish_reason`, `prompt_tokens`,
 `completion_tokens`, `served_model` and `error` ("kind: detail") are optional; so is `text` if there is an error.
 Several lines for one question are the replies to its attempts, in order; further attempts get the last one.
 
