@@ -2,6 +2,7 @@
 
 Why `sample.context`: a system prompt and earlier turns of a conversation belong to the question. NULL for samples without them, whose ids
 stay as they are.
+Why `dataset_import.details`: the same file read with other options gives other samples, and what is left out of a file is not lost silently.
 Why `attempt.max_tokens`: a reply that ended by itself does not depend on the limit, so the limit is not part of a teacher's identity; a
 reply that was cut off is asked for again when the limit has risen.
 Why `embedding` holds bytes: a vector as one value of little-endian 32-bit floats is read by numpy without parsing.
@@ -26,6 +27,7 @@ def upgrade() -> None:
     op.add_column("attempt", sa.Column("max_tokens", sa.Integer(), nullable=True))
     create_embeddings()
     create_orderings()
+    add_details_of_imports()
     op.execute("DROP VIEW samples")
     op.execute(SAMPLES)
     for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS):
@@ -117,4 +119,23 @@ ORDERING_ITEMS = """
 CREATE VIEW ordering_items AS
 SELECT o.method || '@' || substr(o.ordering_id, 1, 8) AS ordering, i.rank, i.variant_id, i.gain, i.reason, i.ordering_id
 FROM ordering_item i JOIN ordering o ON o.ordering_id = i.ordering_id
+"""
+
+
+def add_details_of_imports() -> None:
+    """Add how files were read and what was left out of them."""
+    op.add_column("dataset_import", sa.Column("details", sa.String(), nullable=True))
+    op.execute("DROP VIEW datasets")
+    op.execute(DATASETS)
+
+
+DATASETS = """
+CREATE VIEW datasets AS
+SELECT i.dataset, i.source, i.format, i.added_at, i.sha256, i.rows, i.rejected, i.cut, i.details
+FROM dataset_import i
+WHERE NOT EXISTS (
+    SELECT 1 FROM dataset_import later
+    WHERE later.dataset = i.dataset
+    AND (later.added_at > i.added_at OR (later.added_at = i.added_at AND later.import_id > i.import_id))
+)
 """

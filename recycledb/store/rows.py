@@ -27,6 +27,7 @@ class DatasetImportRow(NamedTuple):
     rejected: int
     cut: int
     added_at: str
+    details: str | None = None
 
 
 class SampleRow(NamedTuple):

@@ -43,6 +43,9 @@ class DatasetImport(SQLModel, table=True):
     rejected: int
     cut: int = Field(description="conversations of which only the first turn pair was used")
     added_at: str
+    details: str | None = Field(
+        default=None, description="JSON: how each file was read, and what was left out; NULL in rows of earlier releases"
+    )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
