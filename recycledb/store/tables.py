@@ -30,7 +30,7 @@ class Dataset(SQLModel, table=True):
 
 
 class DatasetImport(SQLModel, table=True):
-    """One `add` that changed a dataset."""
+    """One `add` that changed a dataset, or its removal (format `removed`)."""
 
     __tablename__ = "dataset_import"
 
@@ -43,6 +43,10 @@ class DatasetImport(SQLModel, table=True):
     rejected: int
     cut: int = Field(description="conversations of which only the first turn pair was used")
     added_at: str
+    parts: str | None = Field(
+        default=None,
+        description="JSON list of the files in order, each with its path, hash and numbers; NULL in imports of earlier releases",
+    )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
