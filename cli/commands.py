@@ -2,6 +2,7 @@
 
 from recycledb.cli import (
     comparisons,
+    datasets,
     demo,
     exports,
     measures,
@@ -18,6 +19,7 @@ from recycledb.cli.app import app, session
 COMMANDS = (
     demo,
     stores,
+    datasets,
     sync,
     status,
     selections,

@@ -29,6 +29,10 @@ Prompt = Annotated[
     ),
 ]
 DatasetName = Annotated[str | None, typer.Option("--dataset", help="Only samples of this dataset.")]
+DatasetNames = Annotated[
+    list[str] | None,
+    typer.Option("--dataset", metavar="NAME", help="Only samples that are in this dataset; repeatable."),
+]
 LlamaFactory = Annotated[
     Path | None,
     typer.Option(

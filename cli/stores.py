@@ -93,11 +93,20 @@ def add(
     max_row_mb: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Largest row accepted, unpacked, in MiB. Default: 64.")
     ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the files to those that the dataset was made from.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put the files in the place of those that the dataset was made from.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Add samples from files. Re-running adds only new samples.
 
-    Examples: [bold]recycledb add data.json[/bold] · [bold]recycledb add part-*.jsonl.gz --dataset mine[/bold]
+    A file that has changed replaces its own earlier content. Other files than a dataset was made from need --append or --replace.
+
+    Examples: [bold]recycledb add data.json[/bold] · [bold]recycledb add part-*.jsonl.gz --dataset mine[/bold] ·
+    [bold]recycledb add more.json --dataset mine --append[/bold]
     """
     from recycledb.formats import FORMATS
 
@@ -110,6 +119,8 @@ def add(
             dataset=dataset,
             format=format,
             max_row_mb=max_row_mb,
+            append=append,
+            replace=replace,
             progress=lambda rows: status.update(f"{rows:,} rows read"),
         )
     for report in reports:
@@ -129,9 +140,10 @@ def _tell(reports: "Sequence[Added]") -> None:
     out = stdout()
     for report in reports:
         parts = [f"{report.added:,} added", f"{report.already_there:,} already there", f"{report.rejected:,} rejected"]
-        if report.places_closed:
-            parts.append(f"{report.places_closed:,} positions replaced or removed")
         out.print(f"{report.dataset}: {', '.join(parts)}", markup=False)
+        if report.samples_left:
+            what = f"{report.samples_left:,} sample{'s' * (report.samples_left != 1)}"
+            out.print(f'  {what} left the dataset "{report.dataset}"; their rows stay', markup=False)
         if report.cut:
             out.print(f"  {report.cut:,} conversations have more than one pair of turns; only the first pair is used")
         if report.placeholders:

@@ -22,9 +22,12 @@ from recycledb.store.rows import (
     DatasetImportRow,
     DerivationMemberRow,
     DerivationRow,
+    EmbeddingRow,
     ExtractionRow,
     LossRow,
     MeasureRow,
+    OrderingItemRow,
+    OrderingRow,
     PromptRow,
     RatingRow,
     ReadoutRow,
@@ -248,6 +251,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     derivation = derivation_id_of(augmentation, 0, members)
     made = Texts(f"Both of {name}", "", "both")
     key = variant_id(samples[0], "pair", made, members[0], derivation)
+    ordering = content_id("ordering", "random", 1, canonical_json(parameters), "00" * 32)
     rows = (
         RatingRow(text_id, 1, members[0], "score", 4.0, now),
         MeasureRow(measure, f"m-{name}", "digits", 1, "{}", now),
@@ -260,7 +264,10 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
             pair_id=None,
             kernel="test",
         ),
+        EmbeddingRow(student, "mean", "whole", members[0], b"\0\0\x80?", 2.5, 9, False, "ok", None, "test"),
         ValueRow(measure, student, members[0], "", 0.5, "ok"),
+        OrderingRow(ordering, "random", 1, canonical_json(parameters), "00" * 32, 1, now),
+        OrderingItemRow(ordering, 1, members[0], 0.5, "first"),
         AugmentationRow(augmentation, f"a-{name}", "pair", 1, 0, canonical_json(parameters), now),
         DerivationRow(derivation, augmentation, 0, "{}", None, now),
         VariantRow(key, samples[0], "pair", members[0], None, None, None, *made, now, derivation_id=derivation),

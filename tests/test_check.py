@@ -69,6 +69,7 @@ def test_a_sound_store_is_sound_and_every_row_was_looked_at(url: str) -> None:
             "prompt",
             "teacher",
             "student",
+            "ordering",
             "reply",
             "selection",
             "measure",
@@ -93,7 +94,8 @@ def test_a_change_in_any_column_of_any_table_is_found(table: str, sound_files: d
     connection = pysqlite3.connect(str(path))
     for column in columns:
         connection.execute("SAVEPOINT one")
-        changed = f"CASE WHEN typeof({column}) = 'text' THEN {column} || '.' WHEN {column} IS NULL THEN '.' ELSE {column} + 2 END"
+        changed = f"""CASE WHEN typeof({column}) = 'text' THEN {column} || '.' WHEN typeof({column}) = 'blob' THEN X'00'
+            WHEN {column} IS NULL THEN '.' ELSE {column} + 2 END"""
         connection.execute(
             f"UPDATE {table} SET {column} = {changed} WHERE rowid = (SELECT min(rowid) FROM {table})"
         ) if (table != "loss") else connection.execute(

@@ -2,12 +2,13 @@
 
 Why `sample.context`: a system prompt and earlier turns of a conversation belong to the question. NULL for samples without them, whose ids
 stay as they are.
-Why `dataset_import.details`: the same file read with other options gives other samples, and what is left out of a file is not lost silently.
 Why `attempt.max_tokens`: a reply that ended by itself does not depend on the limit, so the limit is not part of a teacher's identity; a
 reply that was cut off is asked for again when the limit has risen.
 Why `embedding` holds bytes: a vector as one value of little-endian 32-bit floats is read by numpy without parsing.
 Why `ordering`: which samples stand for the others depends on the whole pool, so the order is recorded with the pool's hash; the same pool
 is never put in order twice.
+Why `dataset_import.parts`: a file is added to a dataset at the position at which the files before it end, and is found again by its path.
+An import of format `removed` stands for the removal of a dataset, which the view `datasets` no longer shows.
 
 Revision ID: 0007
 """
@@ -27,11 +28,11 @@ def upgrade() -> None:
     op.add_column("attempt", sa.Column("max_tokens", sa.Integer(), nullable=True))
     create_embeddings()
     create_orderings()
-    add_details_of_imports()
     op.execute("DROP VIEW samples")
     op.execute(SAMPLES)
     for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS):
         op.execute(view)
+    add_parts_of_datasets()
 
 
 def create_embeddings() -> None:
@@ -122,20 +123,26 @@ FROM ordering_item i JOIN ordering o ON o.ordering_id = i.ordering_id
 """
 
 
-def add_details_of_imports() -> None:
-    """Add how files were read and what was left out of them."""
-    op.add_column("dataset_import", sa.Column("details", sa.String(), nullable=True))
+def add_parts_of_datasets() -> None:
+    """Add the list of files of an import; hide removed datasets."""
+    op.add_column("dataset_import", text("parts", nullable=True))
     op.execute("DROP VIEW datasets")
     op.execute(DATASETS)
 
 
+# A dataset that was removed is shown again when it has samples again: a merge may bring an older import that comes after the removal.
 DATASETS = """
 CREATE VIEW datasets AS
-SELECT i.dataset, i.source, i.format, i.added_at, i.sha256, i.rows, i.rejected, i.cut, i.details
+SELECT i.dataset, i.source, i.format, i.added_at, i.sha256, i.rows, i.rejected, i.cut
 FROM dataset_import i
-WHERE NOT EXISTS (
+WHERE i.format <> 'removed'
+AND NOT EXISTS (
     SELECT 1 FROM dataset_import later
-    WHERE later.dataset = i.dataset
+    WHERE later.dataset = i.dataset AND later.format <> 'removed'
     AND (later.added_at > i.added_at OR (later.added_at = i.added_at AND later.import_id > i.import_id))
+)
+AND (
+    i.dataset NOT IN (SELECT r.dataset FROM dataset_import r WHERE r.format = 'removed')
+    OR EXISTS (SELECT 1 FROM dataset_samples s WHERE s.dataset = i.dataset)
 )
 """

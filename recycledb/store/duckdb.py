@@ -394,4 +394,6 @@ def _arrow_type(kind: str, pa: Any) -> Any:
             return pa.bool_()
         case "FLOAT" | "DOUBLE":
             return pa.float64()
+        case "BLOB":
+            return pa.binary()
     raise StoreError(f"a column of type {kind} cannot be filled from Arrow")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from recycledb.store import SQLRow, Store
-from recycledb.store.pending import ALL_SAMPLES, Scope, candidates, context_of, listed
+from recycledb.store.pending import Scope, candidates, context_of, listed, samples_in
 from recycledb.store.rows import LossRow, ReadoutRow
 
 
@@ -90,7 +90,7 @@ def some_lacking(store: Store, need: Need, number: int) -> Sequence[SQLRow]:
     """Return the first `number` variants by id that lack facts; ids are hashes, so this is a random sample."""
     if not need.facts:
         return []
-    sql = f"SELECT * FROM ({_lacking(need, ALL_SAMPLES)}) u ORDER BY u.variant_id LIMIT {number}"
+    sql = f"SELECT * FROM ({_lacking(need, samples_in(need.scope.datasets))}) u ORDER BY u.variant_id LIMIT {number}"
     return store.rows(sql, **need.parameters)
 
 
@@ -99,7 +99,7 @@ def count_lacking(store: Store, need: Need) -> Lacking:
     if not need.facts:
         return Lacking(0, 0, 0)
     length = "length(u.instruction) + length(u.input) + length(u.output)"
-    sql = f"SELECT count(*), sum({need.facts} - u.present), sum({length}) FROM ({_lacking(need, ALL_SAMPLES)}) u"
+    sql = f"SELECT count(*), sum({need.facts} - u.present), sum({length}) FROM ({_lacking(need, samples_in(need.scope.datasets))}) u"
     return Lacking(*(int(number or 0) for number in store.rows(sql, **need.parameters)[0]))
 
 
@@ -155,7 +155,7 @@ def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str
 
 def count_values(store: Store, need: Need, measure: str) -> int:
     """Return how many values are pending: all their facts exist."""
-    sql = f"{_valueless(need, ALL_SAMPLES)} SELECT count(*) FROM valueless"
+    sql = f"{_valueless(need, samples_in(need.scope.datasets))} SELECT count(*) FROM valueless"
     return int(store.rows(sql, measure=measure, **need.parameters)[0][0])
 
 

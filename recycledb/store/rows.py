@@ -27,7 +27,7 @@ class DatasetImportRow(NamedTuple):
     rejected: int
     cut: int
     added_at: str
-    details: str | None = None
+    parts: str | None = None
 
 
 class SampleRow(NamedTuple):

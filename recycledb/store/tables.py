@@ -30,7 +30,7 @@ class Dataset(SQLModel, table=True):
 
 
 class DatasetImport(SQLModel, table=True):
-    """One `add` that changed a dataset."""
+    """One `add` that changed a dataset, or its removal (format `removed`)."""
 
     __tablename__ = "dataset_import"
 
@@ -43,8 +43,9 @@ class DatasetImport(SQLModel, table=True):
     rejected: int
     cut: int = Field(description="conversations of which only the first turn pair was used")
     added_at: str
-    details: str | None = Field(
-        default=None, description="JSON: how each file was read, and what was left out; NULL in rows of earlier releases"
+    parts: str | None = Field(
+        default=None,
+        description="JSON list of the files in order, each with its path, hash and numbers; NULL in imports of earlier releases",
     )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 

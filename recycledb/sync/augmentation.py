@@ -5,7 +5,7 @@ committed before the next one is requested, so a killed run is continued with th
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 
@@ -42,8 +42,16 @@ class Augmenting:
     """One run of an augmentation: all of its rounds."""
 
     def __init__(
-        self, store: Store, config: AugmentationConfig, *, total: int, stop: threading.Event, listener: Listener
+        self,
+        store: Store,
+        config: AugmentationConfig,
+        *,
+        datasets: Sequence[str] = (),
+        total: int,
+        stop: threading.Event,
+        listener: Listener,
     ) -> None:
+        self.datasets = datasets
         self.store, self.config, self.stop, self.listener = store, config, stop, listener
         self.result = Augmented(config.name, config.method)
         self.progress = Progress("augment", config.name, total)
@@ -61,7 +69,7 @@ class Augmenting:
     def _go_through(self, round: Round) -> bool:
         """Run the transform over the sources that wait in a round; return False where another process used some of them."""
         known = derivations.broken(self.store, round)  # before `waiting`: one that is added in between does no harm
-        order = derivations.waiting(self.store, round)
+        order = derivations.waiting(self.store, round, self.datasets)
         if not order:
             return True
         call, group, used = _Call(self.store, self.config, round, order, self.stop), list[Made](), 0

@@ -272,7 +272,7 @@ class Batches:
     def _ready(self, limit: int | None) -> Iterator[Ready]:
         """Yield open questions in dataset order, until the limit or the budget is reached."""
         count = 0
-        for samples in iter_places(self.store):
+        for samples in iter_places(self.store, datasets=self.wanted.datasets):
             rows = pending_questions(self.store, self.wanted, samples)
             beside = texts_beside(self.store, rows)
             for row in rows:

@@ -107,7 +107,7 @@ class StudentRun:
         """Yield requests for the variants that lack facts, need by need in dataset order, fetched page by page."""
         left = self.limit
         for need in self.needs:
-            for samples in iter_places(self.store, page=2_000):
+            for samples in iter_places(self.store, 2_000, need.scope.datasets):
                 for request in self._lacking(need, samples):
                     if self.stop.is_set():
                         return
