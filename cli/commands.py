@@ -1,6 +1,7 @@
 """All commands on one app, sorted for `--help` in the order in which they are used."""
 
 from recycledb.cli import (
+    adding,
     comparisons,
     datasets,
     demo,
@@ -19,6 +20,7 @@ from recycledb.cli.app import app, session
 COMMANDS = (
     demo,
     stores,
+    adding,
     datasets,
     sync,
     status,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from recycledb.additions import Additions, add
+from recycledb.additions import Additions, Options, add
 from recycledb.config import Config, load
 from recycledb.formats import MAX_ROW
 from recycledb.formats.arrow import to_table
@@ -98,21 +98,29 @@ class Workspace:
         *paths: str | Path,
         dataset: str | None = None,
         format: str = "auto",
+        mapping: Mapping[str, str] | None = None,
+        turns: str | None = None,
+        context: str | None = None,
+        encoding: str | None = None,
         max_row_mb: int | None = None,
         append: bool = False,
         replace: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Additions:
-        """Add samples from files; return one report for each dataset. Re-running adds only new samples.
+        """Add samples from files or from the Hub; return one report for each dataset. Re-running adds only new samples.
 
-        Other files than a dataset was made from are refused, unless `append` adds them to its files or `replace` puts them in their
-        place. `progress` is called with the number of rows read so far.
+        `mapping` gives the files' own names of fields ({"instruction": "prompt", "output": "completion"}); `turns` (first, last or all)
+        and `context` (keep or drop) say what is taken of conversations: docs/formats.md. Other files than a dataset was made from are
+        refused, unless `append` adds them to its files or `replace` puts them in their place. `progress` is called with the number of
+        rows read so far.
 
         >>> db.add("samples.json")[0].added
         40
         """
         largest = MAX_ROW if max_row_mb is None else max_row_mb << 20
-        return add(self.store, [Path(path) for path in paths], dataset, format, progress, largest, append, replace)
+        options = Options(format, mapping or {}, turns, context, encoding, largest)
+        given = [path if isinstance(path, str) else Path(path) for path in paths]
+        return add(self.store, given, dataset, progress=progress, append=append, replace=replace, options=options)
 
     def datasets(self) -> list[dict[str, Any]]:
         """Return the datasets with their samples and the files that they were made from; without those that were removed.

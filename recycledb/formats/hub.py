@@ -63,7 +63,9 @@ def fetch(address: str) -> HubData:
     left = sum(_kind(name) is not None for name in names) - len(chosen)
     files = tuple((f"hf://datasets/{repo}/{name}", file) for name, file in zip(chosen, local, strict=True))
     said = ", ".join(chosen[:4]) + (" …" if len(chosen) > 4 else "")
-    others = f"; {left} other data files are left: name one, as in {address.rstrip('/')}/FILE" if left and not path else ""
+    others = (
+        f"; {left} other data files are left: name one, as in {address.rstrip('/')}/FILE" if left and not path else ""
+    )
     return HubData(repo.split("/")[1], files, f"commit {(info.sha or '')[:12]}: {said}{why}{others}")
 
 
@@ -164,5 +166,7 @@ def _splits(files: Any) -> dict[str, list[str]]:
             found.setdefault("train", []).append(each)
         elif isinstance(each, dict) and "path" in each:
             path = each["path"]
-            found.setdefault(str(each.get("split") or "train"), []).extend([path] if isinstance(path, str) else path or [])
+            found.setdefault(str(each.get("split") or "train"), []).extend(
+                [path] if isinstance(path, str) else path or []
+            )
     return found

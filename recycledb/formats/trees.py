@@ -4,6 +4,7 @@ Invariant: of several replies the one with the lowest rank is taken, the first w
 Messages of a tree must follow each other in a flat file, as in the published ones, so that one tree at a time is in memory.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ def best_path(node: Any) -> list[dict[str, Any]]:
 
 def _rank(message: dict[str, Any]) -> float:
     rank = message.get("rank")
-    return float(rank) if isinstance(rank, int | float) and rank == rank else float("inf")
+    return float(rank) if isinstance(rank, int | float) and not math.isnan(rank) else math.inf
 
 
 def trees(values: Iterator[Any]) -> Iterator[Any]:

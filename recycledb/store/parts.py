@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from recycledb.errors import StoreError
 from recycledb.schema import canonical_json
@@ -25,7 +26,10 @@ _STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # the same path, and ea
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a dataset: its name as it was given, its absolute path (None if unknown), its content, and what was read from it."""
+    """One file of a dataset: its name as it was given, its absolute path (None if unknown), its content, and what was read from it.
+
+    `how` is how it was read (options, fields, encoding) and what was left out, in numbers; None in imports of earlier releases.
+    """
 
     source: str
     path: str | None
@@ -34,6 +38,7 @@ class Part:
     rows: int
     rejected: int
     cut: int
+    how: dict[str, Any] | None = None
 
     @property
     def files(self) -> "list[Part]":
