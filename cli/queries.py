@@ -26,7 +26,7 @@ def query(
             "--format", help="table, json, jsonl, csv or parquet. Default: by the extension of --output, else table."
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; - is stdout.")] = None,
     param: Params = [],  # noqa: B006 — typer copies it
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Abort the query after this time.")] = None,
     allow_external: Annotated[

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from recycledb.selection.compare import Comparison
     from recycledb.selection.diff import Diff
+    from recycledb.selection.duplicates import Duplicates
     from recycledb.selection.published import Imported
     from recycledb.selection.select import Exported, Selected
     from recycledb.store.merge import Merged
@@ -265,12 +266,15 @@ class Workspace:
         format: str = "alpaca",
         llama_factory: str | Path | None = None,
         card: str | Path | None = None,
+        with_extra: bool = False,
+        holdout: str | None = None,
+        seed: int = 0,
         timeout_s: float | None = None,
         **parameters: Any,
     ) -> "Selected":
         """Run a recipe (the name of a shipped one, or the Path of a .sql file), record the selection, write its rows to `out`.
 
-        The recipe's parameters are keyword arguments, or are in `given`.
+        The recipe's parameters are keyword arguments, or are in `given`; a parameter called `seed` must be in `given`.
 
         >>> db.select("selective", student="small", out="recycled.json").counts["reflect_both"] > 0
         True
@@ -287,8 +291,41 @@ class Workspace:
             format=format,
             llama_factory=_path(llama_factory),
             card=_path(card),
+            with_extra=with_extra,
+            holdout=holdout,
+            seed=seed,
             timeout_s=timeout_s,
         )
+
+    def mix(
+        self,
+        parts: Mapping[str, str],
+        *,
+        out: str | Path | None = None,
+        llama_factory: str | Path | None = None,
+        card: str | Path | None = None,
+        **options: Any,
+    ) -> "Selected":
+        """Draw from recorded selections by share, and record the result; options as in `recycledb.selection.mix.mix`.
+
+        >>> _ = db.select("cherry", student="large", top="50%", name="hard")
+        >>> db.mix({"selective-small": "50%", "hard": "50%"}, rows=10).rows
+        10
+        """
+        from recycledb.selection.mix import mix
+
+        files = {"output": _path(out), "llama_factory": _path(llama_factory), "card": _path(card)}
+        return mix(self.store, parts, **files, **options)
+
+    def duplicates(self, **options: Any) -> "Duplicates":
+        """Find near-duplicate samples and store the pairs; options as in `recycledb.selection.duplicates.find_duplicates`.
+
+        >>> db.duplicates(threshold=0.8).samples
+        40
+        """
+        from recycledb.selection.duplicates import find_duplicates
+
+        return find_duplicates(self.store, **options)
 
     def selections(self) -> list[dict[str, Any]]:
         """Return the recorded selections, oldest first.
