@@ -26,7 +26,7 @@ def add(
     format: Annotated[
         str,
         typer.Option(
-            help="The shape of the rows, if it is not to be found out: auto, alpaca, sharegpt, messages, lima, dolly, fields, self-instruct or oasst."
+            help="The shape of the rows: auto, alpaca, sharegpt, messages, lima, dolly, fields, self-instruct or oasst."
         ),
     ] = "auto",
     mapping: Annotated[

@@ -5,8 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recycledb.cli.app import Json, app, emit, session, stdout
-from recycledb.cli.options import Card, DatasetName, LlamaFactory, OutFormat, Prompt, Teacher, Timeout
+from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+from recycledb.cli.options import (
+    Card,
+    DatasetName,
+    Holdout,
+    LlamaFactory,
+    OutFormat,
+    Prompt,
+    Seed,
+    Teacher,
+    Timeout,
+    WithExtra,
+    goes_to_stdout,
+    target,
+)
 from recycledb.cli.selections import show_files, tell_written
 
 if TYPE_CHECKING:
@@ -64,7 +77,7 @@ def export(
 def _show_exported(exported: "Exported", out: "Terminal") -> None:
     out.print(f"wrote {exported.rows} {exported.kind} to {exported.file}", markup=False, soft_wrap=True)
     out.print(f"  sha256 {exported.sha256}")
-    show_files(out, exported.held_out, exported.unpaired)
+    show_files(out, exported.held_out, exported.unpaired, exported.contexts_left_out)
 
 
 @app.command("import-scores")

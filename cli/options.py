@@ -48,7 +48,8 @@ OutFormat = Annotated[
     str,
     typer.Option(
         "--format",
-        help="The file's format: alpaca, sharegpt, jsonl or parquet; preference pairs, with the origin's answer as the rejected one: "
+        help="The file's format: alpaca, sharegpt, messages (OpenAI), llamafactory (with system and history), jsonl or parquet; "
+        "preference pairs, with the origin's answer as the rejected one: "
         "dpo (TRL, messages), dpo-text (TRL, texts) or dpo-llamafactory.",
     ),
 ]

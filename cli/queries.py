@@ -42,6 +42,7 @@ def query(
 
     text = _sql_text(sql, file)
     parameters = values_of(text, parse_params(param))
+    output = None if output == Path("-") else output
     width = queries.terminal_width() if sys.stdout.isatty() else None
     with (
         session.open() as db,

@@ -1,9 +1,10 @@
 """Files to samples, row by row: which shape a file has, and its samples with their positions.
 
-Invariant: samples are numbered in the order of the source, and a rejected row takes one number too; so where a row is one sample, which is
-so in most shapes, a sample's position is its row's number, and other files matched by position (published statistics) still match.
-Texts are unchanged: nothing is stripped, normalised or repaired, except input placeholders, which become the empty input that they mean and
-are kept in `extra`. This module stores nothing: a row that lacks a text is rejected with a reason, and what was guessed or left out is said.
+Invariant: samples are numbered in the order of the source, and a rejected row takes one number too; so where a row is one sample, as in
+most shapes, a sample's position is its row's number, and other files matched by position (published statistics) still match.
+Texts are unchanged: nothing is stripped, normalised or repaired, except input placeholders, which become the empty input that they mean
+and are kept in `extra`. This module stores nothing: a row that lacks a text is rejected with a reason, and what was guessed or left out
+is said.
 Shapes are in `shapes`, conversations in `turns`; docs/formats.md is the table for users.
 """
 

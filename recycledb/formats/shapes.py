@@ -85,7 +85,8 @@ def _alpaca(row: dict[str, Any]) -> Shape | None:
 
 
 def _alpaca_fields(row: Mapping[str, Any]) -> dict[str, str]:
-    fields = {"instruction": "instruction", "input": "input", "output": "output", "history": "history"}
+    before = "context" if isinstance(row.get("context"), list) and "history" not in row else "history"
+    fields = {"instruction": "instruction", "input": "input", "output": "output", "history": before}
     return fields | ({"system": found} if (found := _named(row, _SYSTEMS)) else {})
 
 
@@ -274,7 +275,12 @@ def _before(row: Mapping[str, Any], shape: Shape) -> list[Message]:
     found = [system] if system else []
     name = shape.fields.get("history")
     pairs = row.get(name) if name else None
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+    if not isinstance(pairs, list):
+        return found
+    if all(isinstance(each, dict) and each.get("role") in (SYSTEM, USER, MODEL) for each in pairs):  # as jsonl has it
+        named = [(each["role"], each.get("content"), f"message {i} of '{name}'") for i, each in enumerate(pairs, 1)]
+        return [*found, *(Message(*each) for each in named)]
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         return found  # of another type it is metadata
     for number, pair in enumerate(pairs, 1):
         found += [
