@@ -234,14 +234,14 @@ def _of_fields(row: dict[str, Any], shape: Shape, how: How, tally: Tally) -> tup
     used = {fields[name] for name in ("instruction", "input", "output") if name in fields}
     given, extra = _input(row.get(fields["input"]), f"'{fields['input']}'") if "input" in fields else ("", {})
     texts = Texts(sound(asked, f"'{fields['instruction']}'"), given, sound(answered, f"'{fields['output']}'"))
-    before = _before(row, shape)
+    before, origins = _before(row, shape)
     if not before:
         return [Found(texts, extra)], used
     if how.context == "drop":
         systems = sum(message.role == SYSTEM for message in before)
         tally.note(systems, len(before) - systems, 0)
         return [Found(texts, extra)], used
-    used |= {fields[name] for name, role in (("system", SYSTEM), ("history", USER)) if role in {m.role for m in before}}
+    used |= origins
     found = samples_of(
         [{"role": each.role, "content": each.text} for each in before] + _own_turns(texts),
         fields.get("history", "history"),
@@ -269,21 +269,25 @@ def _system(row: Mapping[str, Any], shape: Shape) -> Message | None:
     return Message(SYSTEM, value, f"'{name}'") if isinstance(value, str) and value else None
 
 
-def _before(row: Mapping[str, Any], shape: Shape) -> list[Message]:
-    """Return system prompt and history (pairs of texts, as LLaMA-Factory has them) of a row as messages."""
+def _before(row: Mapping[str, Any], shape: Shape) -> tuple[list[Message], set[str]]:
+    """Return the system prompt and the history of a row as messages, and the fields that they are in.
+
+    A history is pairs of texts, as LLaMA-Factory has it, or messages; a list of another sort is metadata.
+    """
     system = _system(row, shape)
-    found = [system] if system else []
-    name = shape.fields.get("history")
-    pairs = row.get(name) if name else None
-    if not isinstance(pairs, list):
-        return found
-    if all(isinstance(each, dict) and each.get("role") in (SYSTEM, USER, MODEL) for each in pairs):  # as jsonl has it
-        named = [(each["role"], each.get("content"), f"message {i} of '{name}'") for i, each in enumerate(pairs, 1)]
-        return [*found, *(Message(*each) for each in named)]
-    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        return found  # of another type it is metadata
-    for number, pair in enumerate(pairs, 1):
-        found += [
-            Message(role, text, f"pair {number} of '{name}'") for role, text in zip((USER, MODEL), pair, strict=True)
+    found, used = ([system], {shape.fields["system"]}) if system else ([], set())
+    name = shape.fields.get("history", "")
+    before = row.get(name)
+    if not isinstance(before, list) or not before:
+        return found, used
+    if all(isinstance(each, dict) and each.get("role") in (SYSTEM, USER, MODEL) for each in before):
+        turns = [(each["role"], each.get("content"), f"message {i} of '{name}'") for i, each in enumerate(before, 1)]
+    elif all(isinstance(pair, list) and len(pair) == 2 for pair in before):
+        turns = [
+            (role, text, f"pair {i} of '{name}'")
+            for i, pair in enumerate(before, 1)
+            for role, text in zip((USER, MODEL), pair, strict=True)
         ]
-    return found
+    else:
+        return found, used
+    return [*found, *(Message(*turn) for turn in turns)], used | {name}
