@@ -44,7 +44,7 @@ def fetch(address: str) -> HubData:
     if match is None:
         raise FormatError(f"{address} is not an address of a data set: give hf://datasets/OWNER/NAME, or …/NAME/FILE")
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     repo, path = match["repo"], match["path"] or ""
     revision = match["revision"].replace("%2F", "/") if match["revision"] else None

@@ -158,12 +158,15 @@ class Readout:
 
     def prompt(self, texts: Texts) -> str:
         """Return the wording with its placeholders replaced by these texts; other braces stay unchanged."""
-        values = {**texts._asdict(), context.NAME: context.shown(texts.context)}
-        fill = lambda part: _PLACEHOLDER.sub(lambda match: values[match[1]], part)  # noqa: E731
         at = None if context.has_place(self.wording) else context.place_of_block(self.wording)
         if texts.context is None or at is None:
-            return fill(self.wording)
-        return fill(self.wording[:at]) + context.block(texts.context) + fill(self.wording[at:])
+            return _filled(self.wording, texts)
+        return _filled(self.wording[:at], texts) + context.block(texts.context) + _filled(self.wording[at:], texts)
+
+
+def _filled(wording: str, texts: Texts) -> str:
+    values = {**texts._asdict(), context.NAME: context.shown(texts.context)}
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], wording)
 
 
 class Facts(NamedTuple):
