@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table of data sets
 """Data sets of the Hub: which files are taken, what is said, and one line for each thing that can be wrong."""
 
 import json

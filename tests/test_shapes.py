@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table of files, one a line
 """`add` over files of every shape that people have: the right samples, or the sentence that says what is wrong."""
 
 import json
