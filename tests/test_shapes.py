@@ -195,7 +195,7 @@ def test_encodings(tmp_path: Path) -> None:
     assert samples(latin, encoding="latin-1") == [Texts("café", "", "a"), *QA]
     table = saved(tmp_path, "question,answer\ncafé,a\nq,a\n".encode("cp1252"), "d.csv")
     assert "not UTF-8" in str(samples(table)[0]) and samples(table, encoding="cp1252")[0] == Texts("café", "", "a")
-    with pytest.raises(FormatError, match="is not utf-16 text .* give its own --encoding"):
+    with pytest.raises(FormatError, match=r"is not utf-16 text .* give its own --encoding"):
         samples(latin, encoding="utf-16")
     with pytest.raises(FormatError, match="unknown encoding 'latin-x': give a name such as latin-1"):
         samples(latin, encoding="latin-x")

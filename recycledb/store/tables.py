@@ -45,7 +45,7 @@ class DatasetImport(SQLModel, table=True):
     added_at: str
     parts: str | None = Field(
         default=None,
-        description="JSON list of the files in order, each with its path, hash and numbers; NULL in imports of earlier releases",
+        description="JSON list of the files, in order: path, hash, how read, numbers; NULL in earlier releases",
     )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
