@@ -75,8 +75,8 @@ def _of_large(path: Path, window: Window) -> tuple[str, str | None]:
                     keys.append(key)
     except FormatError:
         return "jsonl", None
-    key = _key_of_rows(path, keys)
-    return ("jsonl", None) if key is None else ("json", key)
+    found = _key_of_rows(path, keys)
+    return ("jsonl", None) if found is None else ("json", found)
 
 
 def rows_under(path: Path, window: Window, wanted: str) -> Iterator[Any]:

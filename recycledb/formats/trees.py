@@ -19,7 +19,7 @@ def best_path(node: Any) -> list[dict[str, Any]]:
     """Return the turns from a tree's first message along its best replies."""
     if not isinstance(node, dict):
         raise Unusable(f"no message in 'prompt' but {kind(node)}")
-    path = []
+    path: list[dict[str, Any]] = []
     while node is not None and len(path) < MOST_TURNS:
         path.append({"role": node.get("role"), "content": node.get("text")})
         replies = node.get("replies")
