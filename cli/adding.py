@@ -13,50 +13,61 @@ if TYPE_CHECKING:
 SHOWN_REJECTIONS = 10
 
 
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH", help="JSON, JSONL, CSV, TSV or Parquet; plain, gzip or zstd. Or hf://datasets/OWNER/NAME."
+    ),
+]
+Name = Annotated[str | None, typer.Option(help="The dataset's name. Default: the name of each file.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        help="The shape of the rows: auto, alpaca, sharegpt, messages, lima, dolly, fields, self-instruct or oasst."
+    ),
+]
+Fields = Annotated[
+    str | None,
+    typer.Option(
+        "--map", metavar="NAME=FIELD,…", help="The fields of the texts: instruction=prompt,output=completion."
+    ),
+]
+Turns = Annotated[
+    str | None,
+    typer.Option(
+        help="Which answers of a conversation are samples: first, last or all. Default: first, or as the dataset was read before."
+    ),
+]
+Context = Annotated[
+    str | None,
+    typer.Option(
+        help="System prompts and earlier turns: keep or drop. Default: keep, or as the dataset was read before."
+    ),
+]
+Encoding = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The files' encoding, if not UTF-8: latin-1, cp1252, utf-16 …")
+]
+MaxRow = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Largest row accepted, unpacked, in MiB. Default: 64.")
+]
+Append = Annotated[bool, typer.Option("--append", help="Add the files to those that the dataset was made from.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Put the files in the place of those that the dataset was made from.")
+]
+
+
 @app.command()
 def add(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH",
-            help="JSON, JSONL, CSV, TSV or Parquet; plain, gzip or zstd. Or hf://datasets/OWNER/NAME.",
-        ),
-    ],
-    dataset: Annotated[str | None, typer.Option(help="The dataset's name. Default: the name of each file.")] = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            help="The shape of the rows: auto, alpaca, sharegpt, messages, lima, dolly, fields, self-instruct or oasst."
-        ),
-    ] = "auto",
-    mapping: Annotated[
-        str | None,
-        typer.Option(
-            "--map", metavar="NAME=FIELD,…", help="The fields of the texts: instruction=prompt,output=completion."
-        ),
-    ] = None,
-    turns: Annotated[
-        str | None,
-        typer.Option(
-            help="Which answers of a conversation are samples: first, last or all. Default: first, or as before."
-        ),
-    ] = None,
-    context: Annotated[
-        str | None,
-        typer.Option(help="System prompts and earlier turns: keep or drop. Default: keep, or as before."),
-    ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The files' encoding, if not UTF-8: latin-1, cp1252, utf-16 …")
-    ] = None,
-    max_row_mb: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Largest row accepted, unpacked, in MiB. Default: 64.")
-    ] = None,
-    append: Annotated[
-        bool, typer.Option("--append", help="Add the files to those that the dataset was made from.")
-    ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Put the files in the place of those that the dataset was made from.")
-    ] = False,
+    paths: Paths,
+    dataset: Name = None,
+    format: Format = "auto",
+    mapping: Fields = None,
+    turns: Turns = None,
+    context: Context = None,
+    encoding: Encoding = None,
+    max_row_mb: MaxRow = None,
+    append: Append = False,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Add samples from files. Re-running adds only new samples.
