@@ -106,8 +106,12 @@ def duplicates(
 
 def _show_duplicates(found: "Duplicates") -> None:
     out = stdout()
-    new = "the same samples as before" if found.searched_before else f"{found.new:,} of them new"
-    out.print(f"{found.samples:,} samples: {found.pairs:,} pairs at least {found.threshold:g} similar, {new}")
+    new = "the same samples as before" if found.searched_before else f"{found.new:,} new"
+    out.print(
+        f"{found.samples:,} samples; pairs with a similarity of {found.threshold:g} or more: {found.pairs:,} ({new})"
+    )
     if found.pairs:
-        out.print(f"  {found.groups:,} groups with {found.in_groups:,} samples; the largest has {found.largest:,}")
+        out.print(
+            f"  samples with near-duplicates: {found.in_groups:,}, in groups: {found.groups:,}, the largest of {found.largest:,}"
+        )
         out.print("  `recycledb select … --param near_duplicates=drop` picks one of each group", markup=False)

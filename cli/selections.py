@@ -162,11 +162,11 @@ def show_files(out: "Terminal", held_out: "HeldOut | None", unpaired: int, conte
         out.print(f"  left out {unpaired}: the origin itself, or its very answer, is no pair")
     if held_out is not None:
         to = f" in {held_out.file}" if held_out.file else ""
-        out.print(f"  held out {held_out.rows} rows of {held_out.samples} samples{to}", markup=False, soft_wrap=True)
+        out.print(f"  held out {held_out.rows}{to} (samples: {held_out.samples})", markup=False, soft_wrap=True)
         if held_out.near_duplicates:
             out.print(
-                f"  {held_out.near_duplicates} samples have a near-duplicate among them; "
-                "`select … --param near_duplicates=drop` avoids that",
+                f"  with a near-duplicate among those: {held_out.near_duplicates}; "
+                "`recycledb select … --param near_duplicates=drop` avoids that",
                 markup=False,
                 soft_wrap=True,
             )

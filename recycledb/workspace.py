@@ -314,8 +314,9 @@ class Workspace:
         """
         from recycledb.selection.mix import mix
 
-        files = {"output": _path(out), "llama_factory": _path(llama_factory), "card": _path(card)}
-        return mix(self.store, parts, **files, **options)
+        return mix(
+            self.store, parts, output=_path(out), llama_factory=_path(llama_factory), card=_path(card), **options
+        )
 
     def duplicates(self, **options: Any) -> "Duplicates":
         """Find near-duplicate samples and store the pairs; options as in `recycledb.selection.duplicates.find_duplicates`.

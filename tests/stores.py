@@ -10,6 +10,7 @@ from recycledb.methods.reflection import Kind, Step
 from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Store
 from recycledb.store.derivations import derivation_id_of
+from recycledb.store.duplicates import pool_sha256, search_id_of
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
 from recycledb.store.pending import Scope, Wanted
 from recycledb.store.places import Place, replace_places
@@ -22,10 +23,13 @@ from recycledb.store.rows import (
     DatasetImportRow,
     DerivationMemberRow,
     DerivationRow,
+    DuplicatePoolRow,
+    DuplicateSearchRow,
     EmbeddingRow,
     ExtractionRow,
     LossRow,
     MeasureRow,
+    NearDuplicateRow,
     OrderingItemRow,
     OrderingRow,
     PromptRow,
@@ -277,6 +281,20 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     return key
 
 
+def duplicate(store: Store, conn: Any, samples: Sequence[str]) -> None:
+    """Write two samples as near-duplicates, by a search that is in use."""
+    now = "2026-01-01T00:00:00.000000Z"
+    search = search_id_of("minhash", 1, "{}")
+    first, second = sorted(samples)
+    rows = (
+        DuplicateSearchRow(search, "minhash", 1, "{}", now),
+        DuplicatePoolRow(search, pool_sha256([first, second]), 2, now),
+        NearDuplicateRow(search, first, second, 0.75),
+    )
+    store.insert(conn, rows)
+    store.ensure_name(conn, "duplicate_search", "duplicates", search)
+
+
 def import_row(dataset: str, rows: int, **more: Any) -> DatasetImportRow:
     """Return the row of an `add`; `more` are the fields that matter to a test."""
     row = DatasetImportRow(random_id(), dataset, "d.json", "alpaca", "00" * 32, rows, 0, 0, added_at=utc_now())
@@ -308,6 +326,7 @@ def fill(store: Store, dataset: str = "d") -> None:
         store.insert(conn, [SelectionItemRow(selection, 0, origin, 0.5, "the best")])
         store.ensure_name(conn, "selection", f"best-{dataset}", selection)
         derive(store, conn, ids, dataset)
+        duplicate(store, conn, ids)
         batch = f"batch-{dataset}"
         store.insert(conn, [BatchRow(batch, TEACHER, "a worker", now), BatchEventRow(batch, now, "taken", "batch_1")])
 
@@ -325,4 +344,5 @@ VIEWS = (
         "derivations",
         "derivation_members",
     ),
+    *("near_duplicates", "duplicate_groups"),
 )

@@ -25,6 +25,7 @@ from recycledb.formats.values import flat, plain
 
 OUT_FORMATS = ("alpaca", "sharegpt", "messages", "llamafactory", "jsonl", "parquet", *PAIR_FORMATS)
 TEXT_FIELDS = ("instruction", "input", "output")
+PACKED = (".gz", ".zst")
 EXTRA = "\0extra"  # the key of a row's extra fields, a mapping: no column of a query has such a name
 
 Rows = Iterable[Mapping[str, Any]]
@@ -56,7 +57,7 @@ def write_hashed(path: Path, rows: Rows, format: str) -> Hashes:
     with writing(path) as file:
         hashing = _HashingFile(file)
         with _compressing(cast(IO[bytes], hashing), path) as stream:
-            unpacked = hashing if stream is hashing else _HashingFile(stream)
+            unpacked = _HashingFile(stream) if path.suffix.lower() in PACKED else hashing
             _WRITERS[format](cast(IO[bytes], unpacked), rows)
     return Hashes(unpacked.hash.hexdigest(), hashing.hash.hexdigest())
 

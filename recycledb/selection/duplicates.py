@@ -79,7 +79,12 @@ def find_duplicates(
         raise SelectionError(f"words is {words}; give the number of words in a shingle, 1 or more")
     if dataset is not None:
         identities.find_dataset(store, dataset)
-    parameters = {"threshold": float(threshold), "words": words, "seed": seed, "permutations": PERMUTATIONS}
+    parameters: dict[str, object] = {
+        "threshold": float(threshold),
+        "words": words,
+        "seed": seed,
+        "permutations": PERMUTATIONS,
+    }
     search = stored.search_id_of(METHOD, VERSION, canonical_json(parameters))
     samples = stored.sample_ids(store, dataset)
     if not samples:

@@ -137,10 +137,10 @@ def picked_rows(
             continue
         if picks.only is not None and pick["variant_id"] not in picks.only:
             continue
-        if picks.groups and not _is_first(picks, sample):
-            continue
         if picks.cut is not None and len(seen) >= picks.cut:
             return
+        if picks.groups and not _is_first(picks, sample):
+            continue
         seen.add(pick["variant_id"])
         _note(picks, recipe, pick, kind, other)
         lineage = dict(zip(LINEAGE, (sample, pick["variant_id"], kind, teachers.get(teacher)), strict=True))

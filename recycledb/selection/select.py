@@ -23,7 +23,7 @@ from recycledb.selection.picking import Picks, columns_of, picked_rows, places_i
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind
 from recycledb.selection.record import list_selections, record, selection_id_of, store_revision
 from recycledb.selection.training import Written
-from recycledb.store import Store, TimeLimit
+from recycledb.store import Sandbox, Store, TimeLimit
 from recycledb.store.duplicates import groups_of, is_searched, pairs_of, sample_ids, search_in_use
 from recycledb.store.rows import SelectionRow
 
@@ -229,9 +229,14 @@ def _beside(store: Store, selected: Selected, output: Output, rows: int) -> tupl
         sha256=selected.file_sha256,
         recipe=selected.recipe,
         parameters=selected.parameters,
-        held_out=output.held_out_file if selected.held_out and selected.held_out.rows else None,
+        held_out=_held_out(output, selected.held_out),
     )
     return write_more(store, output, written, selected.parameters.get("student"))
+
+
+def _held_out(output: Output, held_out: HeldOut | None) -> Path | None:
+    """Return the second file of a hold-out split, if it has rows."""
+    return output.held_out_file if held_out is not None and held_out.rows else None
 
 
 def _mean(values: list[float]) -> float:
@@ -333,10 +338,7 @@ def export(
     learner = identities.find_student(store, student).name if student is not None else None
     bound = bind(store, recipe, {"kind": kind, "teacher": teacher, "dataset": dataset, PROMPT: prompt})
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
-        if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
-            of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
-            where = f" in dataset {dataset}" if dataset else ""
-            raise SelectionError(f"there is no current {kind}{of}{where} to export")
+        _require_rows(sandbox, bound)
         picks = Picks(["variant_id"], None)
         done = deliver(store, wanted, picked_rows(sandbox, recipe, bound, picks, wanted))
     sha256 = str(done.file_sha256)
@@ -350,7 +352,7 @@ def export(
         sha256=sha256,
         recipe=f"every {kind}",
         parameters={"teacher": maker, "dataset": dataset},
-        held_out=wanted.held_out_file if done.held_out and done.held_out.rows else None,
+        held_out=_held_out(wanted, done.held_out),
     )
     beside = write_more(store, wanted, written, learner)
     return Exported(
@@ -366,6 +368,13 @@ def export(
         done.held_out,
         done.contexts_left_out,
     )
+
+
+def _require_rows(sandbox: Sandbox, bound: Bound) -> None:
+    if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
+        of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
+        where = f" in dataset {bound.said['dataset']}" if bound.said["dataset"] else ""
+        raise SelectionError(f"there is no current {bound.said['kind']}{of}{where} to export")
 
 
 # -- what is missing
