@@ -59,12 +59,12 @@ def _show_list(found: list[dict[str, Any]]) -> None:
 def _show_removed(removed: "Removals") -> None:
     out = stdout()
     for each in removed.datasets:
-        out.print(f"{each.dataset}: removed; {_left(each.samples, each.only_here)}", markup=False)
+        out.print(f"{each.dataset}: removed with its {_samples(each.samples, each.only_here)}", markup=False)
     if len(removed.datasets) > 1:
-        out.print(f"together {_left(removed.samples, removed.only_here)}")
+        out.print(f"together {_samples(removed.samples, removed.only_here)}")
     if removed.only_here:
         out.print("their rows stay: after adding the same files again, nothing is asked or computed twice")
 
 
-def _left(samples: int, only_here: int) -> str:
-    return f"{samples:,} sample{'s' * (samples != 1)} left, {only_here:,} of them in no other dataset"
+def _samples(samples: int, only_here: int) -> str:
+    return f"{samples:,} sample{'s' * (samples != 1)}, {only_here:,} of them in no other dataset"
