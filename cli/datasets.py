@@ -9,6 +9,8 @@ from recycledb.cli.app import Json, app, emit, session, stdout
 if TYPE_CHECKING:
     from recycledb.store.datasets import Removals
 
+SHOWN_FILES = 3
+
 dataset = typer.Typer(help="List the datasets, or take some out.", no_args_is_help=True)
 app.add_typer(dataset, name="dataset")
 
@@ -41,6 +43,8 @@ def remove(
 
 
 def _show_list(found: list[dict[str, Any]]) -> None:
+    from rich.table import Column
+
     from recycledb.cli.plans import right
     from recycledb.cli.printing import Table
 
@@ -48,11 +52,14 @@ def _show_list(found: list[dict[str, Any]]) -> None:
     if not found:
         out.print("no datasets; recycledb add FILE adds one")
         return
-    table = Table("dataset", *right("samples", "positions"), "last changed", "format", "files", box=None)
+    # A name is typed again, so it is never cut; what has to give way is the list of files.
+    name = Column("dataset", no_wrap=True)
+    table = Table(name, *right("samples"), "last changed", "format", Column("files", overflow="fold"), box=None)
     for row in found:
-        numbers = (f"{row[key]:,}" for key in ("samples", "positions"))
+        files = row["sources"]
+        more = f" and {len(files) - SHOWN_FILES:,} more" if len(files) > SHOWN_FILES else ""
         when = row["added_at"][:16].replace("T", " ")
-        table.add_row(row["dataset"], *numbers, when, row["format"], ", ".join(row["sources"]))
+        table.add_row(row["dataset"], f"{row['samples']:,}", when, row["format"], ", ".join(files[:SHOWN_FILES]) + more)
     out.print(table)
 
 

@@ -282,8 +282,8 @@ def test_several_are_removed_together(cli: Cli, tmp_path: Path) -> None:
     for name, words in (("a", (1, 2)), ("b", (2, 3)), ("c", (3, 4))):
         cli("add", write(tmp_path / f"{name}.json", *words))
     shown = cli("dataset", "list").stdout.splitlines()
-    assert shown[0].split() == ["dataset", "samples", "positions", "last", "changed", "format", "files"]
-    assert [line.split()[:3] for line in shown[1:]] == [["a", "2", "2"], ["b", "2", "2"], ["c", "2", "2"]]
+    assert shown[0].split() == ["dataset", "samples", "last", "changed", "format", "files"]
+    assert [line.split()[:2] for line in shown[1:]] == [["a", "2"], ["b", "2"], ["c", "2"]]
     assert cli("dataset", "remove", "a", "b").stdout.splitlines() == [
         "a: removed with its 2 samples, 2 of them in no other dataset",
         "b: removed with its 2 samples, 1 of them in no other dataset",
