@@ -9,6 +9,8 @@ from recycledb.cli.app import Json, app, emit, session, stdout
 if TYPE_CHECKING:
     from recycledb.store.datasets import Removals
 
+SHOWN_FILES = 3
+
 dataset = typer.Typer(help="List the datasets, or take some out.", no_args_is_help=True)
 app.add_typer(dataset, name="dataset")
 
@@ -41,6 +43,8 @@ def remove(
 
 
 def _show_list(found: list[dict[str, Any]]) -> None:
+    from rich.table import Column
+
     from recycledb.cli.plans import right
     from recycledb.cli.printing import Table
 
@@ -48,23 +52,26 @@ def _show_list(found: list[dict[str, Any]]) -> None:
     if not found:
         out.print("no datasets; recycledb add FILE adds one")
         return
-    table = Table("dataset", *right("samples", "positions"), "last changed", "format", "files", box=None)
+    # A name is typed again, so it is never cut; what has to give way is the list of files.
+    name = Column("dataset", no_wrap=True)
+    table = Table(name, *right("samples"), "last changed", "format", Column("files", overflow="fold"), box=None)
     for row in found:
-        numbers = (f"{row[key]:,}" for key in ("samples", "positions"))
+        files = row["sources"]
+        more = f" and {len(files) - SHOWN_FILES:,} more" if len(files) > SHOWN_FILES else ""
         when = row["added_at"][:16].replace("T", " ")
-        table.add_row(row["dataset"], *numbers, when, row["format"], ", ".join(row["sources"]))
+        table.add_row(row["dataset"], f"{row['samples']:,}", when, row["format"], ", ".join(files[:SHOWN_FILES]) + more)
     out.print(table)
 
 
 def _show_removed(removed: "Removals") -> None:
     out = stdout()
     for each in removed.datasets:
-        out.print(f"{each.dataset}: removed; {_left(each.samples, each.only_here)}", markup=False)
+        out.print(f"{each.dataset}: removed with its {_samples(each.samples, each.only_here)}", markup=False)
     if len(removed.datasets) > 1:
-        out.print(f"together {_left(removed.samples, removed.only_here)}")
+        out.print(f"together {_samples(removed.samples, removed.only_here)}")
     if removed.only_here:
         out.print("their rows stay: after adding the same files again, nothing is asked or computed twice")
 
 
-def _left(samples: int, only_here: int) -> str:
-    return f"{samples:,} sample{'s' * (samples != 1)} left, {only_here:,} of them in no other dataset"
+def _samples(samples: int, only_here: int) -> str:
+    return f"{samples:,} sample{'s' * (samples != 1)}, {only_here:,} of them in no other dataset"

@@ -134,8 +134,8 @@ class Workspace:
     def remove_datasets(self, *names: str) -> Removals:
         """Take datasets out: their samples are no longer asked about, scored, selected or exported. No row is deleted.
 
-        >>> db.add("samples.json", dataset="wrong")[0].already_there
-        40
+        >>> db.add("samples.json", dataset="wrong")[0].added
+        0
         >>> db.remove_datasets("wrong").only_here
         0
         """

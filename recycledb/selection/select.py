@@ -355,19 +355,8 @@ def export(
         held_out=_held_out(wanted, done.held_out),
     )
     beside = write_more(store, wanted, written, learner)
-    return Exported(
-        kind,
-        maker,
-        dataset,
-        done.rows,
-        format,
-        str(output),
-        sha256,
-        beside,
-        done.unpaired,
-        done.held_out,
-        done.contexts_left_out,
-    )
+    left_out = (done.unpaired, done.held_out, done.contexts_left_out)
+    return Exported(kind, maker, dataset, done.rows, format, str(output), sha256, beside, *left_out)
 
 
 def _require_rows(sandbox: Sandbox, bound: Bound) -> None:
