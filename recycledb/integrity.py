@@ -16,7 +16,15 @@ from recycledb import methods
 from recycledb.config import student_id_of, teacher_id_of
 from recycledb.options import augmentation_id_of
 from recycledb.reflection.prompts import prompt_id_of
-from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json, content_id
+from recycledb.schema import (
+    ORIGIN,
+    LossStatus,
+    ReplyStatus,
+    canonical_json,
+    content_id,
+    context_json,
+    context_messages,
+)
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of
@@ -109,6 +117,15 @@ def _wrong_variant(row: RowOf) -> Iterator[str]:
         yield "is an origin, but names what it was made from"
     elif row["kind"] != ORIGIN and (None in whence if row["derivation_id"] is None else whence[1:] != [None] * 3):
         yield "does not say what it was made from"
+
+
+def _wrong_sample(row: RowOf) -> Iterator[str]:
+    try:
+        good = row["context"] is None or context_json(context_messages(row["context"])) == row["context"]
+    except (ValueError, TypeError, KeyError):
+        good = False
+    if not good:
+        yield "has a context that is no list of messages as it is written here"
 
 
 def _wrong_place(row: RowOf) -> Iterator[str]:
@@ -205,6 +222,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 RULES = {
     **verify.RULES,
+    "sample": verify.RULES["sample"]._replace(wrong=_wrong_sample),
     "variant": verify.RULES["variant"]._replace(wrong=_wrong_variant),
     "prompt": Rule("prompt_id", _prompt),
     "teacher": Rule("teacher_id", _teacher, _wrong_teacher),

@@ -493,5 +493,5 @@ def _shown(history: _History) -> str:
 def _refuse(dataset: str, why: str) -> None:
     raise StoreError(
         f"nothing was merged: dataset {dataset!r} has diverged between the two stores ({why}); `recycledb add` the same "
-        f"file as --dataset {dataset} to both (choose the store with --store), then merge again"
+        f"file as --dataset {dataset} to both, or `recycledb dataset remove` it from both (choose the store with --store), then merge again"
     )

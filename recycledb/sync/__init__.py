@@ -331,9 +331,18 @@ class Sync:
         for config in self.target.augmentations:
             if self.stop.is_set():
                 return
-            total = derivations.count_waiting(self.store, config.augmentation_id, config.sources, config.rounds)
+            total = derivations.count_waiting(
+                self.store, config.augmentation_id, config.sources, config.rounds, datasets=self.target.datasets
+            )
             if total:
-                work = Augmenting(self.store, config, total=total, stop=self.stop, listener=self.listener)
+                work = Augmenting(
+                    self.store,
+                    config,
+                    datasets=self.target.datasets,
+                    total=total,
+                    stop=self.stop,
+                    listener=self.listener,
+                )
                 self.outcome.augmented.append(work.result)
                 work.run()
 
@@ -342,7 +351,7 @@ class Sync:
         wanted = self.target.wanted
         own = [each for each in students if self.target.score and each in self.target.students]
         stats = [(each.student_id, each.stats) for each in own]
-        counts = count_scores(self.store, wanted, stats, self.target.augmentation_ids)
+        counts = count_scores(self.store, wanted, stats, self.target.augmentation_ids, self.target.datasets)
         lacking = {each.student_id: count for each, (_, count, _) in zip(own, counts, strict=True)}
         found = []
         for student in students:

@@ -39,6 +39,7 @@ class Target:
     measures: Sequence[Measured] = ()
     augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
     augment: bool = False  # whether transforms are run
+    datasets: tuple[str, ...] = ()  # only what concerns samples in these; none: in all
 
     @property
     def augmentation_ids(self) -> tuple[str, ...]:
@@ -55,6 +56,7 @@ class Target:
             prompts={step: prompt.prompt_id for step, prompt in self.prompts.items()},
             max_attempts=self.teacher.max_attempts,
             lazy_student=self.students[0].student_id if self.lazy else None,
+            datasets=self.datasets,
         )
 
     @property
@@ -71,11 +73,12 @@ class Target:
 
     def own_need(self, student: Student) -> Need:
         """Return the statistics that are configured for a student."""
-        return Need(Scope(self.wanted, augmentations=self.augmentation_ids), student.student_id, student.stats)
+        scope = Scope(self.wanted, augmentations=self.augmentation_ids, datasets=self.datasets)
+        return Need(scope, student.student_id, student.stats)
 
     def need(self, measured: Measured, student: Student) -> Need:
         """Return the facts that a measure needs of a student."""
-        return measured.need(student.student_id, self.wanted, self.augmentation_ids)
+        return measured.need(student.student_id, self.wanted, self.augmentation_ids, self.datasets)
 
     def measures_of(self, student: Student) -> list[Measured]:
         """Return the measures that are taken under a student."""
