@@ -30,7 +30,7 @@ BLOCKS = (
     "    x = 1\n    if x:\n        y = 2",
     "\tall: build\n\t\tcc main.c",
     "def f():\n    return 1\n\n\nclass A:\n    b = 2",
-    "SELECT a\n  FROM t\n  WHERE b > 1;",
+    "SELECT a\n  FROM t\n  WHERE b > 1\n;",
     "| a | b |\n|---|---|\n| 1 | 2 |",
     "> A quotation,\n> of two lines.",
     "### A heading\n\nand what is below it",

@@ -206,7 +206,7 @@ def _marks(text: str, before: str, end: int) -> str:
     close = _MARKS.match(text, end)
     marks = close[0] if close else ""
     # Else it is bold type that begins the text, not bold type that ends the marker.
-    return marks if "*" not in marks or "**" in before else ""
+    return marks if "*" not in marks or "**" in before or before.endswith("*") else ""
 
 
 def _words(inner: str) -> str:

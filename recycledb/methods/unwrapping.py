@@ -70,10 +70,10 @@ def outdent(raw: str, place: Place, end: int | None) -> str:
         whole = margin < place.column + CODE_COLUMNS or (end is not None and end >= margin)
         return settle("\n".join(_cut(lines, margin if whole else place.column)))
     beside = first.removeprefix(" ")
-    if (
-        margin >= place.column + CODE_COLUMNS and _margin([beside]) >= CODE_COLUMNS
-    ):  # a block of code from its first line on
-        return settle("\n".join([beside, *_cut(lines, place.column)]))
+    if min(margin, _margin([beside])) >= CODE_COLUMNS:  # a block of code from its first line on
+        set_in = all(line.startswith(" " * (place.column + CODE_COLUMNS)) for line in lines if line.strip())
+        of_item = place.column if set_in else 0
+        return settle("\n".join([beside, *_cut(lines, of_item)]))
     if margin:
         lines = _cut(lines, _hanging(first, margin, place, end))
     return "\n".join([first.lstrip(), *lines]).rstrip()
