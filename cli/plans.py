@@ -25,7 +25,9 @@ def show_plan(plan: "Plan", target: "Target") -> None:
     elif plan.ready == 0 and plan.calls == 0:
         out.print("nothing is missing" if not plan.failed else "nothing to do")
     if plan.unread:
-        out.print(f"{plan.unread:,} stored replies to extract again with the current extractor (no requests)")
+        out.print(
+            f"{plan.unread:,} stored replies to extract again with the current extractor (no requests; texts that change may lead to new questions)"
+        )
     if any(ask.calls for ask in plan.asks):
         table = Table(
             "step", "teacher", *right("ready", "follow-up (max)", "prompt tokens", "completion tokens", "USD"), box=None

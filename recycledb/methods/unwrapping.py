@@ -71,7 +71,10 @@ def outdent(raw: str, place: Place, end: int | None) -> str:
         return settle("\n".join(_cut(lines, margin if whole else place.column)))
     beside = first.removeprefix(" ")
     if min(margin, _margin([beside])) >= CODE_COLUMNS:  # a block of code from its first line on
-        set_in = all(line.startswith(" " * (place.column + CODE_COLUMNS)) for line in lines if line.strip())
+        blanks = (" " * place.column, "\t" * (place.column // TAB) if place.column % TAB == 0 else " " * place.column)
+        set_in = margin >= place.column + CODE_COLUMNS and all(
+            line.startswith(blanks) for line in lines if line.strip()
+        )
         of_item = place.column if set_in else 0
         return settle("\n".join([beside, *_cut(lines, of_item)]))
     if margin:
