@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+import stores
 from envelopes import Envelope, answer_in, every, pair_in
 
 from recycledb.methods.reflection import Step, extract
@@ -26,6 +27,7 @@ from recycledb.schema import ReplyStatus, Texts, random_id, utc_now
 from recycledb.store import Store
 from recycledb.store.places import Place, replace_places
 from recycledb.store.rows import AttemptRow
+from recycledb.store.workers import start_worker
 from recycledb.sync.extraction import read_all
 from recycledb.sync.replies import Arrived, store_replies
 
@@ -59,23 +61,25 @@ def groups(envelopes: Sequence[Envelope]) -> dict[str, list[Envelope]]:
 
 def read_again(rows: Sequence[tuple[str, str]], number: int) -> None:
     """Print what it costs to store replies, to read them, and to read them again under another version."""
-    envelopes, groups_of = [each for each in every() if each.indent == "   "], 256
+    envelopes, size = [each for each in every() if each.indent == "   "], 256  # replies in a transaction
     with tempfile.TemporaryDirectory() as folder, Store.open(f"sqlite:///{folder}/store.db", create=True) as store:
         samples = (Texts(f"{rows[i % len(rows)][0]} ({i})", "", "An answer.") for i in range(number))
         with store.write() as conn:
             replace_places(store, conn, "d", (Place(i, sample) for i, sample in enumerate(samples)))
+        stores.register(store)
+        teacher, worker = stores.TEACHER, start_worker(store)
         about = [row[0] for row in store.rows("SELECT variant_id FROM variant ORDER BY variant_id")]
         now, attempts = utc_now(), []
         for i, variant in enumerate(about):
             step = Step.REFLECT_RESPONSE.value
-            key = AttemptRow(random_id(), variant, step, "teacher", "prompt", 1, "worker", now, None, None)
+            key = AttemptRow(
+                random_id(), variant, step, teacher, stores.PROMPTS[Step(step)], 1, worker, now, None, None
+            )
             text = answer_in(envelopes[i % len(envelopes)], rows[i % len(rows)][1])
             attempts.append(Arrived(key, Reply(ReplyStatus.OK, text=text, finish_reason="stop", prompt_tokens=9)))
         with store.write() as conn:
-            conn.exec_driver_sql("PRAGMA foreign_keys = OFF")
-        writing = timed(
-            lambda: [store_replies(store, attempts[i : i + groups_of]) for i in range(0, number, groups_of)]
-        )
+            store.insert(conn, [each.attempt for each in attempts])
+        writing = timed(lambda: [store_replies(store, attempts[i : i + size]) for i in range(0, number, size)])
         first = timed(lambda: read_all(store))
         with store.write() as conn:
             conn.exec_driver_sql("UPDATE extraction SET extractor = 1")
