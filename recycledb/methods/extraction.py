@@ -15,7 +15,7 @@ How a reply is parsed:
    of another word. One that ends its line is preferred to one within a line; one directly after a word (`C[End]` is a node of a diagram)
    counts only if nothing follows it.
 4. Of several sections with the same name, the last complete one is used. A new instruction and its answer are used as a pair.
-5. Wrapping is removed from the text (`recycledb.methods.unwrapping`): quotation, list indentation, the markers' bold type, a fence around all.
+5. Wrapping is removed (`recycledb.methods.unwrapping`): quotation, list indentation, the markers' bold type, a fence around all.
 
 Reasons are a slug and a detail, `slug: detail`: `no_marker`, `empty`, `placeholder`, `unchanged`, `thinking`.
 """
