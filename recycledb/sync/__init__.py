@@ -170,8 +170,10 @@ class Sync:
         return self._run()
 
     def _run(self) -> Outcome:
-        self.target.register(self.store)
         plan, self._plan = self._plan or make(self.store, self.target, self.retry_before), None  # good for one run
+        # Whatever part is synced, since a new version's results are in use for all parts once its name is registered.
+        self.outcome.read = read_all(self.store, self.stop).read
+        self.target.register(self.store, readers=not self.stop.is_set())
         if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
             self.outcome.left = plan
             self._look_for_values()
@@ -179,8 +181,6 @@ class Sync:
         if self.stop.is_set():  # during planning
             self.outcome.left, self.outcome.stopped = plan, STOPPED
             return self.outcome
-        if self.target.reflect:
-            self.outcome.read = read_all(self.store, self.stop).read
         lazy = self.target.lazy and self.target.reflect
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and replies bring new variants to score

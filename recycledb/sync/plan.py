@@ -182,7 +182,8 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     augmentations = _augmentations(store, target)
     if wanted is None or teacher is None or not target.reflect:
         coming = _derived_at_most(target, augmentations, [])
-        return _with_facts(Plan(augmentations=augmentations), store, target, coming, exact)
+        unread = count_unread(store, methods.versions())
+        return _with_facts(Plan(augmentations=augmentations, unread=unread), store, target, coming, exact)
     measured = measure(store, teacher, wanted, target.prompts, exact=exact)
     asks = _asks(store, target, wanted.retrying(retry_before), measured)
     # Only kinds that are scored bring statistics.

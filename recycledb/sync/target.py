@@ -84,10 +84,14 @@ class Target:
         """Return the measures that are taken under a student."""
         return [each for each in self.measures if any(student.student_id == s.student_id for s in each.students)]
 
-    def register(self, store: Store) -> None:
-        """Write the identities of this target, and point the names to them."""
+    def register(self, store: Store, *, readers: bool = True) -> None:
+        """Write the identities of this target, and point the names to them.
+
+        Without `readers`, those of the extractor versions stay as they are: until all replies are read by the current versions, the
+        results of the versions before are in use, and selections find them.
+        """
         with store.write() as conn:
-            for name, version in methods.version_names().items():
+            for name, version in methods.version_names().items() if readers else ():
                 store.ensure_name(conn, "extractor", name, str(version))
             if self.teacher is not None:
                 self._register_teacher(store, conn, self.teacher)
