@@ -344,5 +344,5 @@ VIEWS = (
         "derivations",
         "derivation_members",
     ),
-    *("near_duplicates", "duplicate_groups"),
+    *("near_duplicates", "duplicate_groups", "embeddings", "orderings", "ordering_items"),
 )
