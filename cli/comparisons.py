@@ -79,7 +79,7 @@ def _table(*columns: str) -> "Table":
 
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 or column == "kind" else "right")
     return table
 
 
@@ -134,6 +134,6 @@ def _show_disagreements(found: "Comparison") -> None:
             f"{name} {value:.3f} (percentile {100 * share:.0f})"
             for name, value, share in zip(found.labels, each.values, each.percentiles, strict=True)
         )
-        out.print(f"  {each.sample_id[:12]}  {each.kind}: {values}", markup=False, soft_wrap=True)
+        out.print(f"  {each.sample_id[:12]}  {each.kind}: {values}", markup=False, soft_wrap=not out.is_terminal)
         for words in each.words:
             out.print(f"      {words}", style="dim", no_wrap=True, overflow="ellipsis")

@@ -8,6 +8,7 @@ import typer
 
 from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.errors import ConfigError
+from recycledb.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from recycledb.additions import Added
@@ -102,7 +103,8 @@ def add(
     from recycledb.formats import FORMATS
 
     if format not in FORMATS:
-        raise typer.BadParameter(f"{format!r} is not one of {', '.join(FORMATS)}", param_hint="--format")
+        meant = did_you_mean(format, FORMATS)
+        raise typer.BadParameter(f"{format!r} is not one of {', '.join(FORMATS)}{meant}", param_hint="--format")
     console = stderr()
     with session.open(create=True) as db, console.status("reading …") as status:
         reports = db.add(
@@ -175,11 +177,13 @@ def check(as_json: Json = False) -> None:
 
     Example: [bold]recycledb db check[/bold]
     """
+    from recycledb.cli.printing import unread
     from recycledb.errors import StoreError
 
     with session.open() as db:
         checked = db.check()
-    emit({"store": session.url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
+    with unread():
+        emit({"store": session.url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
     if checked.findings:
         raise StoreError(f"{len(checked.findings)} problems found in {session.url}")
 

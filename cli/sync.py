@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.cli.app import Json, app, emit, session, stdout, warn_of_params
 from recycledb.cli.plans import show_plan
 from recycledb.cli.progress import drawn
 
@@ -80,6 +80,8 @@ def sync(
     Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
     [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
     """
+    from recycledb.cli.printing import unread
+
     with session.open() as db, _stoppable() as stop, drawn(as_json) as listener:
         run = db.prepare_sync(
             only=only,
@@ -94,14 +96,17 @@ def sync(
             stop=stop,
             listener=listener,
         )
+        warn_of_params(db.config)
         plan = run.plan()
         if dry_run:
             emit(plan.as_dict(), as_json=as_json, show=lambda: show_plan(plan, run.target))
             return
         if not as_json:
-            show_plan(plan, run.target)
+            with unread():
+                show_plan(plan, run.target)
         outcome = run.run()
-    emit(outcome.as_dict(), as_json=as_json, show=lambda: _show_outcome(outcome))
+    with unread():
+        emit(outcome.as_dict(), as_json=as_json, show=lambda: _show_outcome(outcome))
     if not outcome.complete:
         raise typer.Exit(EXIT_MISSING)
 

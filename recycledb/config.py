@@ -27,6 +27,7 @@ from recycledb import methods
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat
 from recycledb.schema import IDENTITY_LENGTH, content_id
+from recycledb.suggestions import did_you_mean, explained, no_table
 
 FILE_NAME = "recycledb.toml"
 DEFAULT_URL = "sqlite:///recycle.db"
@@ -44,11 +45,14 @@ def _step_or_score(name: str) -> str:
 
 def _one_of(name: str, steps: tuple[str, ...]) -> str:
     if name not in steps:
-        raise ValueError(f"unknown step {name!r}: use one of {', '.join(steps)}")
+        raise ValueError(f"unknown step {name!r}{did_you_mean(name, steps)}: use one of {', '.join(steps)}")
     return name
 
 
 StepName = Annotated[str, AfterValidator(_step)]
+# Where a list is expected, a text is a list of one.
+_Listed = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+Names = Annotated[tuple[str, ...], Field(strict=False), _Listed]
 LocalPath = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
 T = TypeVar("T", bound="Settings")
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -148,6 +152,12 @@ class TeacherConfig(Settings):
         return {key: value for key, value in merged.items() if value != "unset"}
 
     @property
+    def sent_params(self) -> dict[str, Any]:
+        """The parameters as a server gets them: `extra_body` is for its own, and is sent as its contents."""
+        params = self.request_params
+        return {**params, **params.pop("extra_body", {})}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What changes this teacher's replies: not its server, rate limits or prices."""
         model = self.model or self.name
@@ -178,7 +188,7 @@ class StudentConfig(Settings):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="The precision of the computation.")
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1` … Default: CUDA if available.")
-    stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...] | None, Field(strict=False)] = Field(
+    stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...] | None, Field(strict=False), _Listed] = Field(
         None,
         description="The statistics to compute. Default: all four; for the template `none` only those of the answer. "
         "An empty list is for a student that is used by measures only.",
@@ -223,12 +233,13 @@ class Optioned(Settings):
     def _check(self, what: str, known: Mapping[str, Any]) -> None:
         if self.method not in known:
             listed = f"use one of {', '.join(known)}" if known else "none is installed; install a package that has one"
-            raise ValueError(f"unknown {what} {self.method!r}: {listed}")
+            raise ValueError(f"unknown {what} {self.method!r}{did_you_mean(self.method, known)}: {listed}")
         defaults = known[self.method].options
         for key, value in self.given.items():
             if key not in defaults:
                 listed = ", ".join(defaults) or "none"
-                raise ValueError(f"unknown option {key!r} of {what} {self.method!r}: its options are {listed}")
+                meant = did_you_mean(key, (*defaults, *type(self).model_fields))
+                raise ValueError(f"unknown option {key!r} of {what} {self.method!r}{meant}: its options are {listed}")
             if not isinstance(value, type(defaults[key])) and not (
                 isinstance(defaults[key], float) and isinstance(value, int)
             ):
@@ -240,12 +251,8 @@ class Optioned(Settings):
 class MeasureConfig(Optioned):
     """A number that a method computes for each variant under each student."""
 
-    students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The students to measure with. Default: those that a sync scores with."
-    )
-    kinds: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants to measure. Default: all that are scored."
-    )
+    students: Names = Field((), description="The students to measure with. Default: those that a sync scores with.")
+    kinds: Names = Field((), description="The kinds of variants to measure. Default: all that are scored.")
 
     @model_validator(mode="after")
     def _known(self) -> "MeasureConfig":
@@ -257,9 +264,7 @@ class MeasureConfig(Optioned):
 class AugmentationConfig(Optioned):
     """Variants that a transform makes from others, without a model."""
 
-    of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants to use. Default: set by the method."
-    )
+    of: Names = Field((), description="The kinds of variants to use. Default: set by the method.")
     seed: int = Field(0, description="The seed of all random choices.")
     rounds: PositiveInt = Field(1, description="How often each variant is used.")
 
@@ -294,7 +299,7 @@ class AugmentationConfig(Optioned):
 def _require_kinds(given: tuple[str, ...], known: list[str]) -> None:
     for kind in given:
         if kind not in known:
-            raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(known)}")
+            raise ValueError(f"unknown kind {kind!r}{did_you_mean(kind, known)}: use one of {', '.join(known)}")
 
 
 class StoreSettings(Settings):
@@ -310,15 +315,13 @@ class StoreSettings(Settings):
 class SyncSettings(Settings):
     """What a sync adds to the store."""
 
-    steps: Annotated[tuple[Annotated[str, AfterValidator(_step_or_score)], ...], Field(strict=False)] = Field(
+    steps: Annotated[tuple[Annotated[str, AfterValidator(_step_or_score)], ...], Field(strict=False), _Listed] = Field(
         STEPS,
         description="The steps to run; steps of installed methods run only if listed. Without `compress`, the teacher is shown "
         "the input beside the instruction.",
     )
     teacher: str | None = Field(None, description="The teacher to ask. Default: the only one in this file.")
-    students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The students to score with. Default: all in this file."
-    )
+    students: Names = Field((), description="The students to score with. Default: all in this file.")
     budget_usd: Dollars | None = Field(
         None,
         description="Limit for the cost of all requests of the store, over all teachers and runs. A request of unknown cost (lost, in "
@@ -351,16 +354,13 @@ class Config(Settings):
     @model_validator(mode="after")
     def _references(self) -> "Config":
         if self.sync.teacher and self.sync.teacher not in self.teachers:
-            raise ValueError(f"sync.teacher is {self.sync.teacher!r}, but there is no [teachers.{self.sync.teacher}]")
-        for name in self.sync.students:
-            if name not in self.students:
-                raise ValueError(f"sync.students has {name!r}, but there is no [students.{name}]")
-        for measure in self.measures.values():
-            for name in measure.students:
+            raise ValueError(f"sync.teacher is {no_table('teachers', self.sync.teacher, self.teachers)}")
+        lists = {"sync.students": self.sync.students}
+        lists |= {f"measures.{each.name}.students": each.students for each in self.measures.values()}
+        for place, names in lists.items():
+            for name in names:
                 if name not in self.students:
-                    raise ValueError(
-                        f"measures.{measure.name} has the student {name!r}, but there is no [students.{name}]"
-                    )
+                    raise ValueError(f"{place} has {no_table('students', name, self.students)}")
         return self
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:
@@ -375,7 +375,7 @@ class Config(Settings):
         if not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
             known = ", ".join(self.teachers) or "none"
             raise ConfigError(
-                f"no teacher {name!r} in {where} (it has: {known}); "
+                f"no teacher {name!r} in {where}{did_you_mean(name, self.teachers)}; it has: {known}; "
                 "to use a model of that name at a server, set OPENAI_BASE_URL and OPENAI_API_KEY"
             )
         return TeacherConfig(name=name, model=name)
@@ -394,7 +394,8 @@ class Config(Settings):
             known = ", ".join(self.students) or "none"
             where = self.path or FILE_NAME
             raise ConfigError(
-                f"no student {name!r} in {where} (it has: {known}); for a new one give --student {name}=MODEL"
+                f"no student {name!r} in {where}{did_you_mean(name, self.students)}; it has: {known}; "
+                f"for a new one give --student {name}=MODEL"
             )
         base = self.students[name].model_dump() if name in self.students else {"name": name}
         if "template" in given:  # the other name of `prompt`
@@ -434,7 +435,7 @@ def load(path: Path | None = None) -> Config:
     if path is None:
         return Config()
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:  # not UTF-8, not TOML, or an integer of thousands of digits
         raise ConfigError(f"{path}: {error}") from error
     return parse(data, path)
@@ -476,9 +477,7 @@ def _checked(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "unknown key"
+        message = explained(cls, first)
         raise ConfigError(f"{where}: {place}: {message}" if place else f"{where}: {message}") from error
 
 

@@ -28,6 +28,7 @@ from recycledb.errors import FormatError
 from recycledb.formats.containers import Source
 from recycledb.formats.values import MAX_ROW, Bad
 from recycledb.schema import Texts
+from recycledb.suggestions import did_you_mean
 
 FORMATS = ("auto", "alpaca", "sharegpt", "messages")
 SNIFFED_ROWS = 1000
@@ -104,7 +105,7 @@ def read(path: Path, format: str = "auto", max_row: int = MAX_ROW) -> Reading:
     `max_row` bytes of uncompressed text is an error too, here or while iterating.
     """
     if format not in FORMATS:
-        raise FormatError(f"unknown format {format!r}: one of {', '.join(FORMATS)}")
+        raise FormatError(f"unknown format {format!r}{did_you_mean(format, FORMATS)}: one of {', '.join(FORMATS)}")
     source = Source(path, max_row)
     return Reading(path, _resolved(source, format), source.container, source.compression, source)
 

@@ -20,6 +20,7 @@ from recycledb.errors import FormatError
 from recycledb.files import writing
 from recycledb.formats.arrow import write_parquet
 from recycledb.formats.values import flat, plain
+from recycledb.suggestions import did_you_mean
 
 OUT_FORMATS = ("alpaca", "sharegpt", "jsonl", "parquet")
 TEXT_FIELDS = ("instruction", "input", "output")
@@ -35,7 +36,9 @@ def write(path: Path, rows: Rows, format: str) -> str:
     Raises WriteError if the file cannot be written and FormatError if a row lacks a text; the previous file is then unchanged.
     """
     if format not in OUT_FORMATS:
-        raise FormatError(f"unknown format {format!r}: one of {', '.join(OUT_FORMATS)}")
+        raise FormatError(
+            f"unknown format {format!r}{did_you_mean(format, OUT_FORMATS)}: one of {', '.join(OUT_FORMATS)}"
+        )
     with writing(path) as file:
         hashing = _HashingFile(file)
         with _compressing(cast(IO[bytes], hashing), path) as stream:

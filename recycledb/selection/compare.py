@@ -37,6 +37,7 @@ from recycledb.selection.recipes import parse_top
 from recycledb.selection.select import count_samples
 from recycledb.selection.sides import Side, find_sides, look
 from recycledb.store import Sandbox, Store, TimeLimit
+from recycledb.suggestions import did_you_mean
 
 METRICS = (
     *(f"{ratio}_{unit}" for unit in ("ppl", "loss") for ratio in ("ifd", "rifd")),
@@ -158,9 +159,11 @@ def compare(
 
 def _check(metric: str, kind: str | None, top: str) -> None:
     if metric not in METRICS:
-        raise SelectionError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+        raise SelectionError(f"no metric {metric!r}{did_you_mean(metric, METRICS)}; there are {', '.join(METRICS)}")
     if kind is not None and kind not in scored_kinds():
-        raise SelectionError(f"no scored kind {kind!r}; there are {', '.join(scored_kinds())}")
+        raise SelectionError(
+            f"no scored kind {kind!r}{did_you_mean(kind, scored_kinds())}; there are {', '.join(scored_kinds())}"
+        )
     parse_top(top)
 
 

@@ -27,6 +27,7 @@ from recycledb.selection.training import Written, data_file, write_beside
 from recycledb.store import Sandbox, Store, TimeLimit
 from recycledb.store.rows import SelectionItemRow, SelectionRow
 from recycledb.store.statement import statements_in, without_comments
+from recycledb.suggestions import did_you_mean
 
 TEXTS = ("instruction", "input", "output")
 LINEAGE = ("sample_id", "variant_id", "kind", "teacher")  # further columns of jsonl and parquet
@@ -389,7 +390,9 @@ def export(
     """
     limit = TimeLimit(timeout_s)
     if kind not in methods.kinds():
-        raise SelectionError(f"no kind {kind!r}; there are {', '.join(methods.kinds())}")
+        raise SelectionError(
+            f"no kind {kind!r}{did_you_mean(kind, methods.kinds())}; there are {', '.join(methods.kinds())}"
+        )
     declared = (
         Parameter("kind", "text"),
         Parameter("teacher", "teacher"),
