@@ -35,13 +35,13 @@ def run() -> int:
         _require_utf8(sys.argv[1:])
         left = commands.app(standalone_mode=False)  # returns the code of typer.Exit
         code = left if isinstance(left, int) else 0
+        sys.stdout.flush()
     except RecycledbError as error:
         if commands.session.debug:
             show_traceback(error)
         else:
             tell("; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 1
-        sys.stdout.flush()
     except (SystemExit, BrokenPipeError) as exit_:  # raised by a library, or for a closed pipe
         if is_closed(exit_):
             discard()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.cli.options import DatasetName, Timeout
 
@@ -16,20 +17,32 @@ if TYPE_CHECKING:
 
 @app.command()
 def compare(
-    students: Annotated[list[str], typer.Argument(metavar="STUDENT STUDENT…", help="Students to compare.")] = [],  # noqa: B006 — typer copies it
+    students: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDENT STUDENT…", help="Students to compare.", autocompletion=completion.stored_student
+        ),
+    ] = [],  # noqa: B006 — typer copies it
     *,
     metric: Annotated[
         str,
         typer.Option(
-            help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ followed by a statistic: ppl_A_direct …"
+            help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ followed by a statistic: ppl_A_direct …",
+            autocompletion=completion.metric,
         ),
     ] = "ifd_ppl",
-    kind: Annotated[str | None, typer.Option(help="One kind of variant. Default: all scored kinds.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="One kind of variant. Default: all scored kinds.", autocompletion=completion.scored_kind),
+    ] = None,
     top: Annotated[str, typer.Option(metavar="5%|N", help="Count the overlap of the top N or the top share.")] = "5%",
     dataset: DatasetName = None,
     teacher: Annotated[
         list[str],
-        typer.Option(help="Use this teacher's variants; repeat to compare teachers. Default: the only teacher."),
+        typer.Option(
+            help="Use this teacher's variants; repeat to compare teachers. Default: the only teacher.",
+            autocompletion=completion.stored_teacher,
+        ),
     ] = [],  # noqa: B006
     prompt: Annotated[
         list[str],

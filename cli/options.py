@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.errors import SelectionError
 
 Params = Annotated[
@@ -16,10 +17,19 @@ Params = Annotated[
     ),
 ]
 Student = Annotated[
-    str | None, typer.Option(help="The student's name in the store. Default: the only student.", metavar="NAME")
+    str | None,
+    typer.Option(
+        help="The student's name in the store. Default: the only student.",
+        metavar="NAME",
+        autocompletion=completion.stored_student,
+    ),
 ]
 Teacher = Annotated[
-    str | None, typer.Option(help="The teacher's name, or best if the recipe allows it. Default: the only teacher.")
+    str | None,
+    typer.Option(
+        help="The teacher's name, or best if the recipe allows it. Default: the only teacher.",
+        autocompletion=completion.stored_teacher,
+    ),
 ]
 Prompt = Annotated[
     str | None,
@@ -28,7 +38,10 @@ Prompt = Annotated[
         help="Use variants made with an older prompt: a prompt_id prefix; join the prompts of several steps with +.",
     ),
 ]
-DatasetName = Annotated[str | None, typer.Option("--dataset", help="Only samples of this dataset.")]
+DatasetName = Annotated[
+    str | None,
+    typer.Option("--dataset", help="Only samples of this dataset.", autocompletion=completion.dataset),
+]
 LlamaFactory = Annotated[
     Path | None,
     typer.Option(
@@ -40,7 +53,14 @@ Card = Annotated[
     typer.Option("--card", metavar="README.md", help="Write a Hugging Face dataset card with the data's lineage."),
 ]
 Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Abort the SQL after this time.")]
-OutFormat = Annotated[str, typer.Option("--format", help="The file's format: alpaca, sharegpt, jsonl or parquet.")]
+OutFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="The file's format: alpaca, sharegpt, jsonl or parquet.",
+        autocompletion=completion.format_out,
+    ),
+]
 
 
 def parse_params(texts: list[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.cli.options import (
     Card,
@@ -51,7 +52,9 @@ def recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="The recipe's name.")]) -> None:
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="The recipe's name.", autocompletion=completion.recipe)],
+) -> None:
     """Print a recipe's SQL.
 
     Example: [bold]recycledb recipes show selective > mine.sql[/bold]
@@ -67,7 +70,12 @@ def recipes_show(name: Annotated[str, typer.Argument(help="The recipe's name.")]
 @app.command()
 def select(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe; `recycledb recipes` lists them.")
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A shipped recipe; `recycledb recipes` lists them.",
+            autocompletion=completion.recipe,
+        ),
     ] = None,
     *,
     sql: Annotated[Path | None, typer.Option("--sql", metavar="FILE", help="Your own recipe.")] = None,
@@ -176,8 +184,13 @@ def _show_selections(found: list[dict[str, Any]]) -> None:
 
 @app.command("diff")
 def diff_(
-    a: Annotated[str, typer.Argument(metavar="A", help="A selection's name or id.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another selection's name or id.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A selection's name or id.", autocompletion=completion.selection)
+    ],
+    b: Annotated[
+        str,
+        typer.Argument(metavar="B", help="Another selection's name or id.", autocompletion=completion.selection),
+    ],
     as_json: Json = False,
 ) -> None:
     """Compare two selections: samples in both or in one only, by kind and by reason.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.errors import ConfigError
 from recycledb.suggestions import did_you_mean
@@ -89,8 +90,17 @@ def _seen_from(folder: Path, url: str, path: Path) -> str:
 @app.command()
 def add(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="JSON, JSONL or Parquet; plain, gzip or zstd.")],
-    dataset: Annotated[str | None, typer.Option(help="The dataset's name. Default: the name of each file.")] = None,
-    format: Annotated[str, typer.Option(help="The format of the files: auto, alpaca, sharegpt or messages.")] = "auto",
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="The dataset's name. Default: the name of each file.", autocompletion=completion.dataset),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="The format of the files: auto, alpaca, sharegpt or messages.",
+            autocompletion=completion.format_in,
+        ),
+    ] = "auto",
     max_row_mb: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Largest row accepted, unpacked, in MiB. Default: 64.")
     ] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import Json, app, emit, session, stdout, warn_of_params
 from recycledb.cli.plans import show_plan
 from recycledb.cli.progress import drawn
@@ -26,11 +27,24 @@ Only = Annotated[
     ),
 ]
 Measures = Annotated[
-    list[str] | None, typer.Option(help="Only this one of the measures in recycledb.toml; repeatable.")
+    list[str] | None,
+    typer.Option(
+        help="Only this one of the measures in recycledb.toml; repeatable.", autocompletion=completion.measure
+    ),
 ]
-Teacher = Annotated[str | None, typer.Option(help="A teacher in recycledb.toml, or a model at $OPENAI_BASE_URL.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        help="A teacher in recycledb.toml, or a model at $OPENAI_BASE_URL.",
+        autocompletion=completion.configured_teacher,
+    ),
+]
 Students = Annotated[
-    list[str] | None, typer.Option(help="A student in recycledb.toml, or NAME=HF_ID_OR_PATH; repeatable.")
+    list[str] | None,
+    typer.Option(
+        help="A student in recycledb.toml, or NAME=HF_ID_OR_PATH; repeatable.",
+        autocompletion=completion.configured_student,
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most N teacher calls, and N variants per student.")]
 MaxCost = Annotated[
@@ -48,7 +62,13 @@ Lazy = Annotated[
     typer.Option("--lazy", help="Reflect on the response only for the instruction that the first student selects."),
 ]
 Template = Annotated[
-    str | None, typer.Option("--template", "--prompt", help="The students' template: vicuna, alpaca, wizardlm or none.")
+    str | None,
+    typer.Option(
+        "--template",
+        "--prompt",
+        help="The students' template: vicuna, alpaca, wizardlm or none.",
+        autocompletion=completion.template,
+    ),
 ]
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Truncate the students' sequences to N tokens.", metavar="N")
@@ -68,7 +88,10 @@ def sync(
     lazy: Lazy = False,
     template: Template = None,
     max_length: MaxLength = None,
-    dtype: Annotated[str | None, typer.Option(help="The students' precision: float32, bfloat16 or float16.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="The students' precision: float32, bfloat16 or float16.", autocompletion=completion.dtype),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="The students' device: cpu, cuda, cuda:1 …")] = None,
     as_json: Json = False,
 ) -> None:

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import AliasChoices, BaseModel
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 CLOSEST = 0.6  # difflib's own limit
 
@@ -60,7 +61,7 @@ def unknown_params(provider: str, params: Mapping[str, Any]) -> Iterator[str]:
             yield f"params.{name} {why}{did_you_mean(name, known)}{hint}"
 
 
-def explained(model: type[BaseModel], error: Mapping[str, Any]) -> str:
+def explained(model: "type[BaseModel]", error: Mapping[str, Any]) -> str:
     """Return the message of an error that pydantic found in a configuration, with what was meant."""
     message: str = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -75,7 +76,7 @@ def no_table(table: str, name: str, known: Iterable[str]) -> str:
     return f"{name!r}, but there is no [{table}.{name}]{did_you_mean(name, known)}"
 
 
-def unknown_key(model: type[BaseModel], place: Sequence[int | str]) -> str:
+def unknown_key(model: "type[BaseModel]", place: Sequence[int | str]) -> str:
     """Return the error of an unknown key of a configuration: the key that was meant, or the table to which it belongs."""
     key = str(place[-1])
     here = _table(model, place[:-1])
@@ -89,7 +90,7 @@ def unknown_key(model: type[BaseModel], place: Sequence[int | str]) -> str:
     return "unknown key"
 
 
-def _table(model: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel] | None:
+def _table(model: "type[BaseModel]", place: Sequence[int | str]) -> "type[BaseModel] | None":
     """Return the model of the table at a place: ("sync",), or ("teachers", "gpt")."""
     if not place:
         return model
@@ -97,16 +98,20 @@ def _table(model: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel
     return _inner(field.annotation) if field is not None else None
 
 
-def _inner(annotation: Any) -> type[BaseModel] | None:
+def _inner(annotation: Any) -> "type[BaseModel] | None":
     """Return the model that a field is, or that it has by name."""
+    from pydantic import BaseModel
+
     for each in (annotation, *get_args(annotation)):
         if isinstance(each, type) and issubclass(each, BaseModel):
             return each
     return None
 
 
-def _keys(model: type[BaseModel]) -> list[str]:
+def _keys(model: "type[BaseModel]") -> list[str]:
     """Return the keys of a table as users write them."""
+    from pydantic import AliasChoices
+
     found: list[str] = []
     for name, field in model.model_fields.items():
         alias = field.validation_alias

@@ -41,6 +41,13 @@ class Stat(StrEnum):
     A_CONDITION = "A_condition"
 
 
+# The names of what can be compared, as in the view `scores`.
+METRICS = (
+    *(f"{ratio}_{unit}" for unit in ("ppl", "loss") for ratio in ("ifd", "rifd")),
+    *(f"{unit}_{stat}" for unit in ("ppl", "loss") for stat in Stat),
+)
+
+
 def _form(template: str, form: str) -> str:
     if template not in TEMPLATES:
         raise ConfigError(f"unknown template {template!r}: choose one of {', '.join(TEMPLATES)}")

@@ -17,7 +17,7 @@ import numpy as np
 
 from recycledb.errors import SelectionError
 from recycledb.methods import scored_kinds
-from recycledb.methods.ifd import Stat
+from recycledb.methods.ifd import METRICS
 from recycledb.methods.reflection import Kind
 from recycledb.selection import identities, picks
 from recycledb.selection.agreement import (
@@ -39,10 +39,6 @@ from recycledb.selection.sides import Side, find_sides, look
 from recycledb.store import Sandbox, Store, TimeLimit
 from recycledb.suggestions import did_you_mean
 
-METRICS = (
-    *(f"{ratio}_{unit}" for unit in ("ppl", "loss") for ratio in ("ifd", "rifd")),
-    *(f"{unit}_{stat}" for unit in ("ppl", "loss") for stat in Stat),
-)
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_POINTS = 5_000  # a scatter plot of more is slow and overplotted
 WORDS_CHARACTERS = 160
