@@ -15,22 +15,24 @@ if TYPE_CHECKING:
     from recycledb.selection.picks import Confusion
 
 
+Students = Annotated[
+    list[str],
+    typer.Argument(metavar="STUDENT STUDENT…", help="Students to compare.", autocompletion=completion.stored_student),
+]
+Metric = Annotated[
+    str,
+    typer.Option(
+        help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ followed by a statistic: ppl_A_direct …",
+        autocompletion=completion.metric,
+    ),
+]
+
+
 @app.command()
 def compare(
-    students: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="STUDENT STUDENT…", help="Students to compare.", autocompletion=completion.stored_student
-        ),
-    ] = [],  # noqa: B006 — typer copies it
+    students: Students = [],  # noqa: B006 — typer copies it
     *,
-    metric: Annotated[
-        str,
-        typer.Option(
-            help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ followed by a statistic: ppl_A_direct …",
-            autocompletion=completion.metric,
-        ),
-    ] = "ifd_ppl",
+    metric: Metric = "ifd_ppl",
     kind: Annotated[
         str | None,
         typer.Option(help="One kind of variant. Default: all scored kinds.", autocompletion=completion.scored_kind),
@@ -102,6 +104,10 @@ def _show_comparison(found: "Comparison") -> None:
     teachers = {side.teacher for side in found.sides}
     made = f", teacher {found.sides[0].teacher}" if len(teachers) == 1 and found.sides[0].teacher else ""
     out.print(f"{found.metric} of {' and '.join(found.labels)}{under} on {found.samples} samples{made}", markup=False)
+    for side in found.without_values:
+        out.print(
+            f"{side} has no value of {found.metric}: `recycledb sync` computes those that are missing", style="yellow"
+        )
     table = _table("", "kind", "n", "missing", "mean", "median", "sd", "quartiles", "below 1")
     for each in found.summaries:
         quartiles = f"{_number(each.quartile_1)}–{_number(each.quartile_3)}"
@@ -114,10 +120,10 @@ def _show_comparison(found: "Comparison") -> None:
         table.add_row(" × ".join(row.sides), row.kind, str(row.n), *numbers)
     out.print()
     out.print(table)
-    table = _table(f"top {found.top}", "kind", "k", "in both", "overlap")
+    table = _table(f"top {found.top}", "kind", "k", "in both", "overlap", "by chance")
     for overlap in found.top_overlaps:
-        share = "–" if overlap.overlap is None else f"{overlap.overlap:.1%}"
-        table.add_row(" × ".join(overlap.sides), overlap.kind, str(overlap.k), str(overlap.shared), share)
+        shares = ["–" if each is None else f"{each:.1%}" for each in (overlap.overlap, overlap.chance)]
+        table.add_row(" × ".join(overlap.sides), overlap.kind, str(overlap.k), str(overlap.shared), *shares)
     out.print()
     out.print(table)
     for confusion in found.confusions:

@@ -154,10 +154,12 @@ def _costs(texts: list[dict[str, Any]]) -> str:
 
 
 def _show_selections(found: dict[str, Any]) -> None:
+    from recycledb.methods.ifd import spelled
+
     out = stdout()
     kinds = {variant["variant_id"]: variant["kind"] for variant in found["variants"]}
     for item in found["selections"]:
-        reason = f": {item['reason']}" if item["reason"] else ""
+        reason = f": {spelled(item['reason'])}" if item["reason"] else ""
         kind = kinds[item["variant_id"]]
         out.print(
             f"picked by {item['selection']} ({item['recipe']}) at position {item['position']} as {kind}{reason}",

@@ -141,6 +141,8 @@ def _recipe(name: str | None, sql: Path | None) -> str | Path:
 
 
 def _show_selected(selected: "Selected") -> None:
+    from recycledb.methods.ifd import spelled
+
     out = stdout()
     share = f" ({selected.share:.1%})" if selected.share is not None else ""
     out.print(selected.selection, style="bold", end="")
@@ -148,7 +150,7 @@ def _show_selected(selected: "Selected") -> None:
     for kind, count in selected.counts.items():
         out.print(f"  {kind:<20} {count:>8}  {count / selected.rows:6.1%}")
     for name, mean in selected.means.items():
-        out.print(f"  mean {name:<15} {mean:>8.4f}")
+        out.print(f"  mean {spelled(name):<15} {mean:>8.4f}")
     out.print(f"  id     {selected.selection_id}")
     out.print(f"  sha256 {selected.file_sha256 or selected.output_sha256}")
     if selected.file:
@@ -203,6 +205,8 @@ def diff_(
 
 
 def _show_diff(found: "Diff") -> None:
+    from recycledb.methods.ifd import spelled
+
     out = stdout()
     out.print(f"{found.a}: {found.rows_a} rows; {found.b}: {found.rows_b} rows", markup=False)
     out.print(f"same variant in both: {found.same} samples")
@@ -216,4 +220,4 @@ def _show_diff(found: "Diff") -> None:
         out.print(f"only in {name}: {total} samples", markup=False)
         for label, counts in (("kind", kinds), ("reason", reasons)):
             for key, count in counts.items():
-                out.print(f"  {count:>8}  {label}: {key}", markup=False)
+                out.print(f"  {count:>8}  {label}: {spelled(key) if label == 'reason' else key}", markup=False)
