@@ -87,7 +87,9 @@ class Table(RichTable):
         names = next((i for i, each in enumerate(columns) if each.justify == "right"), len(columns))
         widths = [_width(each, *_words(_heading(each))) for each in columns]
         folds = {i for i, each in enumerate(columns) if each.overflow == "fold"}
-        if sum(widths[:names]) > room // 2:
+        if (
+            sum(widths[:names]) + 2 * names + max(widths[names:], default=0) > room
+        ):  # else names stay whole on their line
             folds |= set(range(names))
         least = [min(width, SHORTEST) if i in folds else width for i, width in enumerate(widths)]
         every = list(range(len(columns)))

@@ -31,14 +31,12 @@ def drawn(as_json: bool) -> Iterator["Listener"]:
 
     def draw(progress: "Event") -> None:
         key = (progress.step, progress.who)
-        if key not in tasks:
-            tasks[key] = bars.add_task(visible_line(f"{progress.step} · {progress.who}"), facts={})
-        bars.update(
-            tasks[key],
-            completed=progress.done + progress.failed,
-            total=max(progress.total, progress.done + progress.failed),
-            facts=_facts(progress),
-        )
+        done = progress.done + progress.failed
+        now: dict[str, Any] = {"completed": done, "total": max(progress.total, done), "facts": _facts(progress)}
+        if key in tasks:
+            bars.update(tasks[key], **now)
+        else:
+            tasks[key] = bars.add_task(visible_line(f"{progress.step} · {progress.who}"), **now)
 
     bars.start()
     try:

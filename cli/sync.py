@@ -106,6 +106,7 @@ def sync(
     from recycledb.cli.printing import unread
 
     with session.open() as db, _stoppable() as stop, drawn(as_json) as listener:
+        warn_of_params(db.config)
         run = db.prepare_sync(
             only=only,
             teacher=teacher,
@@ -119,7 +120,6 @@ def sync(
             stop=stop,
             listener=listener,
         )
-        warn_of_params(db.config)
         plan = run.plan()
         if dry_run:
             emit(plan.as_dict(), as_json=as_json, show=lambda: show_plan(plan, run.target))

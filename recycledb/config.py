@@ -155,7 +155,8 @@ class TeacherConfig(Settings):
     def sent_params(self) -> dict[str, Any]:
         """The parameters as a server gets them: `extra_body` is for its own, and is sent as its contents."""
         params = self.request_params
-        return {**params, **params.pop("extra_body", {})}
+        own = params.pop("extra_body", {})
+        return {**params, **own}
 
     @property
     def identity(self) -> dict[str, Any]:

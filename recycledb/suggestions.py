@@ -41,8 +41,9 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     from difflib import get_close_matches
 
     by_form = {each.casefold(): each for each in known}
-    found = get_close_matches(name.casefold(), by_form, n=1, cutoff=CLOSEST)
-    return by_form[found[0]] if found else None
+    found = get_close_matches(name.casefold(), by_form, n=5, cutoff=CLOSEST)
+    same = [each for each in found if sorted(each) == sorted(name.casefold())]  # two letters that changed places
+    return by_form[(same or found)[0]] if found else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
