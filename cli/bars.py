@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import rich.table  # a grid without texts of its own; `Terminal` escapes what it draws
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.progress import Progress, Task
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
+
+from recycledb.cli.printing import Terminal
 
 ORDER = ("name", "bar", "count", "left", "cost", "failed", "rate", "in flight", "tokens")
 NEEDED = ("name", "count", "left", "cost")
@@ -22,7 +24,7 @@ INDENT = 2  # of the numbers below a name
 class Bars(Progress):
     """One line for each task; two where its name leaves no room for the numbers. A task's `facts` are texts by column."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._terminal = console  # the base class draws before it knows its own
         super().__init__(console=console)
 
@@ -59,8 +61,8 @@ def _total(names: Sequence[str], widths: dict[str, int]) -> int:
     return sum(found) + len(found) - 1
 
 
-def _table(rows: Sequence[Sequence[RenderableType]], chosen: Sequence[str]) -> Table:
-    table = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+def _table(rows: Sequence[Sequence[RenderableType]], chosen: Sequence[str]) -> rich.table.Table:
+    table = rich.table.Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
     for name in chosen:
         table.add_column(no_wrap=True, justify="left" if name in ("name", "bar") else "right")
     for row in rows:

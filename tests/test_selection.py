@@ -421,7 +421,7 @@ def test_explain_says_the_ratios_the_branch_and_the_bound(store: Store) -> None:
     assert "mine (selective; student 7b, teacher gpt): picked reflect_both" in text
     assert "IFD(Q) 0.7634 > IFD(ori) 0.7334? yes" in text
     assert "rIFD(QA) 0.7408 < rIFD(Q) 0.7788? yes" in text
-    assert "ifd(QA) 0.9418 < 1 and rifd(QA) 0.7408 < 1: yes" in text
+    assert "IFD(QA) 0.9418 < 1 and rIFD(QA) 0.7408 < 1: yes" in text
     assert "one (cherry; student 7b): picked nothing" in said[1]["text"]
     assert said[2]["student"] == "13b"
     json.dumps(said)
