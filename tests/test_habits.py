@@ -38,9 +38,9 @@ url = "sqlite:///store.db"
 provider = "recorded"
 file = "none.jsonl"
 [students.{STUDENTS[0]}]
-model = "none/7b"
+model = "./none/7b"
 [students.planned]
-model = "none/planned"
+model = "./none/planned"
 [sync]
 students = "{STUDENTS[0]}"
 """

@@ -367,7 +367,8 @@ def test_the_pages_can_be_read_on_a_telephone(chromium: Browser, written: tuple[
         const svg = text.ownerSVGElement;
         return parseFloat(getComputedStyle(text).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
     }))"""
-    narrowest = """Math.min(...[...document.querySelectorAll('.scroll td')].filter((cell) => cell.textContent.length > 30)
+    narrowest = """Math.min(...[...document.querySelectorAll('.scroll td')]
+        .filter((cell) => cell.getClientRects().length && cell.textContent.length > 30)
         .map((cell) => cell.getBoundingClientRect().width))"""
     for path in (plots, report):
         for width in (390, 1200):
