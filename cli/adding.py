@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 
 if TYPE_CHECKING:
@@ -19,11 +20,15 @@ Paths = Annotated[
         metavar="PATH", help="JSON, JSONL, CSV, TSV or Parquet; plain, gzip or zstd. Or hf://datasets/OWNER/NAME."
     ),
 ]
-Name = Annotated[str | None, typer.Option(help="The dataset's name. Default: the name of each file.")]
+Name = Annotated[
+    str | None,
+    typer.Option(help="The dataset's name. Default: the name of each file.", autocompletion=completion.dataset),
+]
 Format = Annotated[
     str,
     typer.Option(
-        help="The shape of the rows: auto, alpaca, sharegpt, messages, lima, dolly, fields, self-instruct or oasst."
+        help="The shape of the rows: auto, alpaca, sharegpt, messages, lima, dolly, fields, self-instruct or oasst.",
+        autocompletion=completion.format_in,
     ),
 ]
 Fields = Annotated[

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.cli.options import (
     Card,
@@ -33,7 +34,11 @@ def export(
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write; - is stdout.")],
     kind: Annotated[
-        str, typer.Option(help="The kind of variant: origin, compressed, reflect_instruction …")
+        str,
+        typer.Option(
+            help="The kind of variant: origin, compressed, reflect_instruction …",
+            autocompletion=completion.kind,
+        ),
     ] = "origin",
     teacher: Teacher = None,
     prompt: Prompt = None,
@@ -42,7 +47,13 @@ def export(
     with_extra: WithExtra = False,
     holdout: Holdout = None,
     seed: Seed = 0,
-    student: Annotated[str | None, typer.Option(help="The student to train; used by --llama-factory only.")] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="The student to train; used by --llama-factory only.",
+            autocompletion=completion.stored_student,
+        ),
+    ] = None,
     timeout: Timeout = None,
     llama_factory: LlamaFactory = None,
     card: Card = None,
@@ -87,12 +98,30 @@ def import_scores(
         typer.Argument(metavar="FILE", help="JSON lines or Parquet, or a folder of files as published on the Hub."),
     ],
     *,
-    dataset: Annotated[str, typer.Option(help="The dataset that the rows of FILE belong to, in its order.")],
-    kind: Annotated[str, typer.Option(help="The kind of variant that was scored: origin, reflect_both …")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="The dataset that the rows of FILE belong to, in its order.",
+            autocompletion=completion.dataset,
+        ),
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="The kind of variant that was scored: origin, reflect_both …",
+            autocompletion=completion.scored_kind,
+        ),
+    ],
     student: Annotated[str, typer.Option(help="The name of the student to create.")],
     teacher: Teacher = None,
     template: Annotated[
-        str, typer.Option("--template", "--prompt", help="The template that the scores were computed with.")
+        str,
+        typer.Option(
+            "--template",
+            "--prompt",
+            help="The template that the scores were computed with.",
+            autocompletion=completion.template,
+        ),
     ] = "vicuna",
     max_length: Annotated[int, typer.Option(min=1, help="The number of tokens that texts were truncated to.")] = 2048,
     as_json: Json = False,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.errors import SelectionError
 
 Params = Annotated[
@@ -16,10 +17,19 @@ Params = Annotated[
     ),
 ]
 Student = Annotated[
-    str | None, typer.Option(help="The student's name in the store. Default: the only student.", metavar="NAME")
+    str | None,
+    typer.Option(
+        help="The student's name in the store. Default: the only student.",
+        metavar="NAME",
+        autocompletion=completion.stored_student,
+    ),
 ]
 Teacher = Annotated[
-    str | None, typer.Option(help="The teacher's name, or best if the recipe allows it. Default: the only teacher.")
+    str | None,
+    typer.Option(
+        help="The teacher's name, or best if the recipe allows it. Default: the only teacher.",
+        autocompletion=completion.stored_teacher,
+    ),
 ]
 Prompt = Annotated[
     str | None,
@@ -28,10 +38,18 @@ Prompt = Annotated[
         help="Use variants made with an older prompt: a prompt_id prefix; join the prompts of several steps with +.",
     ),
 ]
-DatasetName = Annotated[str | None, typer.Option("--dataset", help="Only samples of this dataset.")]
+DatasetName = Annotated[
+    str | None,
+    typer.Option("--dataset", help="Only samples of this dataset.", autocompletion=completion.dataset),
+]
 DatasetNames = Annotated[
     list[str] | None,
-    typer.Option("--dataset", metavar="NAME", help="Only samples that are in this dataset; repeatable."),
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="Only samples that are in this dataset; repeatable.",
+        autocompletion=completion.dataset,
+    ),
 ]
 LlamaFactory = Annotated[
     Path | None,
@@ -51,6 +69,7 @@ OutFormat = Annotated[
         help="The file's format: alpaca, sharegpt, messages (OpenAI), llamafactory (with system and history), jsonl or parquet; "
         "preference pairs, with the origin's answer as the rejected one: "
         "dpo (TRL, messages), dpo-text (TRL, texts) or dpo-llamafactory.",
+        autocompletion=completion.format_out,
     ),
 ]
 WithExtra = Annotated[

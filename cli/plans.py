@@ -110,6 +110,13 @@ def right(*headers: str) -> list[Any]:
     return [Column(header, justify="right") for header in headers]
 
 
+def folded(header: str) -> Any:
+    """Return a column of long texts, which are wrapped where the terminal is narrow."""
+    from rich.table import Column
+
+    return Column(header, overflow="fold")
+
+
 def _about(tokens: int | None) -> str:
     return "unknown" if tokens is None else f"≈ {tokens:,}" if tokens else "0"
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import app, session, stderr
 from recycledb.cli.options import Params, parse_params
 from recycledb.errors import SelectionError
@@ -23,7 +24,9 @@ def query(
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", help="table, json, jsonl, csv or parquet. Default: by the extension of --output, else table."
+            "--format",
+            help="table, json, jsonl, csv or parquet. Default: by the extension of --output, else table.",
+            autocompletion=completion.format_query,
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; - is stdout.")] = None,

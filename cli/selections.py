@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.cli.options import (
     Card,
@@ -62,7 +63,9 @@ def recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="The recipe's name.")]) -> None:
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="The recipe's name.", autocompletion=completion.recipe)],
+) -> None:
     """Print a recipe's SQL.
 
     Example: [bold]recycledb recipes show selective > mine.sql[/bold]
@@ -78,7 +81,12 @@ def recipes_show(name: Annotated[str, typer.Argument(help="The recipe's name.")]
 @app.command()
 def select(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A shipped recipe; `recycledb recipes` lists them.")
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A shipped recipe; `recycledb recipes` lists them.",
+            autocompletion=completion.recipe,
+        ),
     ] = None,
     *,
     sql: Annotated[Path | None, typer.Option("--sql", metavar="FILE", help="Your own recipe.")] = None,
@@ -183,13 +191,15 @@ def _recipe(name: str | None, sql: Path | None) -> str | Path:
 
 
 def _show_selected(selected: "Selected", out: "Terminal") -> None:
+    from recycledb.methods.ifd import spelled
+
     share = f" ({selected.share:.1%})" if selected.share is not None else ""
     out.print(selected.selection, style="bold", end="")
     out.print(f": {selected.rows} of {selected.samples} samples{share}")
     for kind, count in selected.counts.items():
         out.print(f"  {kind:<20} {count:>8}  {count / selected.rows:6.1%}")
     for name, mean in selected.means.items():
-        out.print(f"  mean {name:<15} {mean:>8.4f}")
+        out.print(f"  mean {spelled(name):<15} {mean:>8.4f}")
     if selected.near_duplicates:
         out.print(f"  near-duplicates left out {selected.near_duplicates}")
     out.print(f"  id     {selected.selection_id}")
@@ -228,8 +238,13 @@ def _show_selections(found: list[dict[str, Any]]) -> None:
 
 @app.command("diff")
 def diff_(
-    a: Annotated[str, typer.Argument(metavar="A", help="A selection's name or id.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another selection's name or id.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A selection's name or id.", autocompletion=completion.selection)
+    ],
+    b: Annotated[
+        str,
+        typer.Argument(metavar="B", help="Another selection's name or id.", autocompletion=completion.selection),
+    ],
     as_json: Json = False,
 ) -> None:
     """Compare two selections: samples in both or in one only, by kind and by reason.
@@ -242,6 +257,8 @@ def diff_(
 
 
 def _show_diff(found: "Diff") -> None:
+    from recycledb.methods.ifd import spelled
+
     out = stdout()
     out.print(f"{found.a}: {found.rows_a} rows; {found.b}: {found.rows_b} rows", markup=False)
     out.print(f"same variant in both: {found.same} samples")
@@ -255,4 +272,4 @@ def _show_diff(found: "Diff") -> None:
         out.print(f"only in {name}: {total} samples", markup=False)
         for label, counts in (("kind", kinds), ("reason", reasons)):
             for key, count in counts.items():
-                out.print(f"  {count:>8}  {label}: {key}", markup=False)
+                out.print(f"  {count:>8}  {label}: {spelled(key) if label == 'reason' else key}", markup=False)

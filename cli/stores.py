@@ -118,11 +118,13 @@ def check(as_json: Json = False) -> None:
 
     Example: [bold]recycledb db check[/bold]
     """
+    from recycledb.cli.printing import unread
     from recycledb.errors import StoreError
 
     with session.open() as db:
         checked = db.check()
-    emit({"store": session.url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
+    with unread():
+        emit({"store": session.url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
     if checked.findings:
         raise StoreError(f"{len(checked.findings)} problems found in {session.url}")
 

@@ -5,12 +5,16 @@ would join more than is needed.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from recycledb import methods
 from recycledb.config import Config
 from recycledb.errors import RecycledbError, StoreError
 from recycledb.methods.ifd import is_number
+from recycledb.reflection import prompts
+from recycledb.scoring.identity import identify
 from recycledb.selection.explain import explain
 from recycledb.store import SQLRow, Store
 from recycledb.store.measures import summary
@@ -60,16 +64,67 @@ class Status:
 def look(store: Store, config: Config, datasets: tuple[str, ...] = ()) -> Status:
     """Return what is in the store, or in these datasets, and what the configuration still needs; Ctrl-C stops the statements.
 
-    If the target cannot be resolved (a model's folder is gone), the error is in `missing_unknown`.
+    A student or prompt file that cannot be used (a model's folder is gone) is in `problems` and `missing_unknown`, and what is missing
+    is that of the others. If nothing can be resolved, `missing` is None.
     """
     spending = spending_of(store, config)
+    problems: list[dict[str, str]] = []
+    found: Target | RecycledbError
     try:
-        target = replace(resolve(config), datasets=datasets)
+        found = replace(resolve(config), datasets=datasets)
     except RecycledbError as error:
-        wrong = error  # the except clause deletes its own name
-        return Status(store.stoppable(lambda: status(store, wrong, None, spending, datasets)), None, None, spending)
+        found, problems = error, []
+        with suppress(RecycledbError):  # what else is wrong hides nothing of the store either
+            rest, problems = _without_problems(config)
+            others = replace(resolve(rest), datasets=datasets)
+            if problems and (others.teacher or others.all_students):
+                found = others
+    if isinstance(found, RecycledbError):
+        return Status(
+            store.stoppable(lambda: status(store, found, None, spending, datasets, problems)), None, None, spending
+        )
+    target = found
     plan = store.stoppable(lambda: make(store, target))
-    return Status(store.stoppable(lambda: status(store, target, plan, spending, datasets)), target, plan, spending)
+    return Status(
+        store.stoppable(lambda: status(store, target, plan, spending, datasets, problems)), target, plan, spending
+    )
+
+
+def _without_problems(config: Config) -> tuple[Config, list[dict[str, str]]]:
+    """Return a configuration without the students and prompt files that cannot be used, and these, each with its reason.
+
+    With a bad prompt file no teacher step is left: what later steps need depends on it. So it is if the student of `lazy` is bad.
+    """
+    problems = []
+    scoring = [each.name for each in config.get_students()]
+    measured = [name for each in config.measures.values() for name in each.students]
+    bad, steps = set(), [step for step in config.sync.steps if step != methods.SCORE]
+    for name in dict.fromkeys((*scoring, *measured)):
+        try:
+            student = config.students[name]
+            identify(student.model, student.revision, encoder=student.encoder)
+        except RecycledbError as error:
+            bad.add(name)
+            problems.append({"student": name, "reason": str(error)})
+    asking = not (config.sync.lazy and bad.intersection(scoring[:1]))
+    for step in steps if config.teachers else ():
+        try:
+            prompts.load(methods.steps()[step], config.prompts.get(step))
+        except RecycledbError as error:
+            asking = False
+            problems.append({"prompt": step, "reason": str(error)})
+    left = tuple(name for name in scoring if name not in bad)
+    measures = {
+        name: each.model_copy(update={"students": tuple(student for student in each.students if student not in bad)})
+        for name, each in config.measures.items()
+        if set(each.students or left) - bad
+    }
+    sync = {"students": left, "steps": config.sync.steps if asking else tuple({*config.sync.steps} & {methods.SCORE})}
+    students = {name: each for name, each in config.students.items() if name not in bad and (left or name in measured)}
+    if not left:  # none is to score; those that are left are for measures only
+        sync["steps"] = tuple(step for step in sync["steps"] if step != methods.SCORE)
+    parts = {"students": students, "measures": measures, "sync": config.sync.model_copy(update=sync)}
+    return config.model_copy(update=parts), problems
 
 
 def status(
@@ -78,11 +133,13 @@ def status(
     plan: Plan | None = None,
     spending: Spending | None = None,
     datasets: tuple[str, ...] = (),
+    problems: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
     """Return what is in the store, by dataset, kind, step and student, and what `target` still needs; `plan` is that, if already made.
 
     With `datasets`, all of it but the budget and the selections is of samples in these. If the target could not be resolved (a model's
-    folder is gone), its error is in `missing_unknown`.
+    folder is gone), its error is in `missing_unknown`; `problems` are the students and prompt files that are not part of the target
+    because they cannot be used.
     """
     of = _Of(store, datasets)
     replies = _replies(of)
@@ -106,8 +163,11 @@ def status(
         "cost_unknown": sum(step["cost_unknown"] for step in replies["teachers"]),
         **money(spending),
         "selected": _dicts(store.rows(_SELECTED, total=total)),
+        "problems": list(problems),
         "missing": None,
     }
+    if problems:
+        result["missing_unknown"] = "; ".join(each["reason"] for each in problems)
     if isinstance(target, RecycledbError):
         result["missing_unknown"] = str(target)
     else:

@@ -22,6 +22,7 @@ from recycledb.formats.trees import trees
 from recycledb.formats.turns import CONTEXTS, TURNS, How, Tally
 from recycledb.formats.values import MAX_ROW, Bad
 from recycledb.schema import Texts
+from recycledb.suggestions import did_you_mean
 
 FORMATS = ("auto", *SHAPES)
 SNIFFED_ROWS = 1000
@@ -140,7 +141,7 @@ def read(path: Path, format: str = "auto", max_row: int = MAX_ROW, how: How | No
         ("context", how.context, CONTEXTS),
     ):
         if value not in known:
-            raise FormatError(f"unknown {name} {value!r}: one of {', '.join(known)}")
+            raise FormatError(f"unknown {name} {value!r}{did_you_mean(value, known)}: one of {', '.join(known)}")
     source = Source(path, how.max_row, encoding=how.encoding, is_row=is_row)
     return Reading(path, _resolved(source, how), how, source)
 

@@ -22,6 +22,7 @@ from recycledb.formats.arrow import write_parquet
 from recycledb.formats.contexts import CONTEXT, context_column, llama_factory_row, message_row, sharegpt_turns
 from recycledb.formats.pairs import PAIR, PAIR_FORMATS, pair_row
 from recycledb.formats.values import flat, plain
+from recycledb.suggestions import did_you_mean
 
 OUT_FORMATS = ("alpaca", "sharegpt", "messages", "llamafactory", "jsonl", "parquet", *PAIR_FORMATS)
 TEXT_FIELDS = ("instruction", "input", "output")
@@ -53,7 +54,9 @@ def write_hashed(path: Path, rows: Rows, format: str) -> Hashes:
     Raises WriteError if the file cannot be written and FormatError if a row lacks a text; the previous file is then unchanged.
     """
     if format not in OUT_FORMATS:
-        raise FormatError(f"unknown format {format!r}: one of {', '.join(OUT_FORMATS)}")
+        raise FormatError(
+            f"unknown format {format!r}{did_you_mean(format, OUT_FORMATS)}: one of {', '.join(OUT_FORMATS)}"
+        )
     with writing(path) as file:
         hashing = _HashingFile(file)
         with _compressing(cast(IO[bytes], hashing), path) as stream:

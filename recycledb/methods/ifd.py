@@ -17,6 +17,7 @@ The templates are those of the published scorers (Superfiltering's is `none`, ar
 """
 
 import json
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from importlib import resources
@@ -26,6 +27,7 @@ from recycledb.errors import ConfigError
 from recycledb.methods.definition import Method, Parts, Statistic
 from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, Texts, context_messages
 
+_LOWER: Final = re.compile(r"\br?ifd\b")
 _CONSTANTS: Final = json.loads(resources.files(__package__).joinpath("templates.json").read_text("utf-8"))
 _REVERSE: Final[str] = _CONSTANTS["reverse"]
 
@@ -43,6 +45,13 @@ class Stat(StrEnum):
     A_DIRECT = "A_direct"
     Q_CONDITION = "Q_condition"
     A_CONDITION = "A_condition"
+
+
+# The names of what can be compared, as in the view `scores`.
+METRICS = (
+    *(f"{ratio}_{unit}" for unit in ("ppl", "loss") for ratio in ("ifd", "rifd")),
+    *(f"{unit}_{stat}" for unit in ("ppl", "loss") for stat in Stat),
+)
 
 
 def _form(template: str, form: str) -> str:
@@ -100,3 +109,8 @@ Q_CONDITION = Statistic(Stat.Q_CONDITION.value, _of_instruction(joined=True))
 A_CONDITION = Statistic(Stat.A_CONDITION.value, _of_answer(joined=True))
 
 IFD = Method(name="ifd", statistics=(Q_DIRECT, A_DIRECT, Q_CONDITION, A_CONDITION))
+
+
+def spelled(text: str) -> str:
+    """Return a text with IFD and rIFD as readers write them; names of columns, like ifd_ppl, stay as they are typed."""
+    return _LOWER.sub(lambda match: "rIFD" if match[0] == "rifd" else "IFD", text)

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from recycledb import methods
 from recycledb.methods import context
 from recycledb.reporting.page import packed_block
+from recycledb.terminal import shortened
 
 BLOCK = 250  # samples of one block: about 300 KB compressed
 FIRST_WORDS = 110
@@ -153,7 +154,7 @@ def _text(variant: _Variant, texts: dict[str, tuple[str, str, str]]) -> dict[str
 
 def _first_words(texts: dict[str, tuple[str, str, str]], variants: Sequence[_Variant]) -> str:
     instruction, given, _ = texts[variants[0][0]]
-    return " ".join(f"{instruction[:FIRST_WORDS]} {given[:FIRST_WORDS]}".split())[:FIRST_WORDS]
+    return shortened(f"{instruction} {given}", FIRST_WORDS)
 
 
 def _ratios(samples: Samples, variant: str) -> list[list[float | None] | None]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from recycledb.methods.ifd import spelled
 from recycledb.methods.reflection import Kind
 from recycledb.selection.identities import find_prompts
 from recycledb.selection.recipes import BEST, PROMPT, shipped_as
@@ -231,7 +232,7 @@ def _explanation(
         "teacher": teacher,
         "picked": picked,
         "steps": list(steps),
-        "text": "\n".join([visible_line(head), *(f"  {visible_line(step)}" for step in steps)]),
+        "text": "\n".join([visible_line(head), *(f"  {spelled(visible_line(step))}" for step in steps)]),
     }
 
 

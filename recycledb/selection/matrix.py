@@ -40,7 +40,7 @@ class Pair:
     k: int  # the length of the top lists
     shared: int
     overlap: float | None  # shared / k
-    chance: float | None  # k / n: the overlap to be expected of two random lists
+    chance: float | None  # the overlap to be expected of two random lists of these lengths
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,9 @@ def _pair(names: tuple[str, str], x: Floats, y: Floats, top: str) -> Pair:
     [overlap] = (
         overlaps(names, "", (better[0][usable], better[1][usable]), "value", [top])
         if usable.any()
-        else [Overlap(names, "", 0.0, 0, 0, None)]
+        else [Overlap(names, "", 0.0, 0, 0, None, None)]
     )
-    n = int(usable.sum())
     return Pair(
         names, len(x), pearson(ranks(x), ranks(y)), pearson(x, y), kendall(x, y),
-        overlap.k, overlap.shared, overlap.overlap, overlap.k / n if n and overlap.k else None,
+        overlap.k, overlap.shared, overlap.overlap, overlap.chance,
     )  # fmt: skip

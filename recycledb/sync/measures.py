@@ -22,6 +22,7 @@ from recycledb.store.measures import Facts, Need
 from recycledb.store.pending import Scope, Wanted
 from recycledb.store.places import iter_places
 from recycledb.store.rows import MeasureRow, PromptRow, ValueRow
+from recycledb.suggestions import did_you_mean
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.student import Student
 from recycledb.vectors import decoded
@@ -128,7 +129,10 @@ def resolve(
     for name in names:
         if name not in config.measures:
             known = ", ".join(config.measures) or "none"
-            raise ConfigError(f"no measure {name!r} in {config.path} (configured: {known}); add [measures.{name}]")
+            meant = did_you_mean(name, config.measures)
+            raise ConfigError(
+                f"no measure {name!r} in {config.path}{meant} (configured: {known}); add [measures.{name}]"
+            )
     chosen = [each for each in config.measures.values() if not names or each.name in names]
     return tuple(
         Measured(each, tuple(identified(config.students[name]) for name in each.students) or tuple(students))

@@ -87,7 +87,7 @@ class BatchTeacher:
 
     def line(self, attempt_id: str, messages: Sequence[Message]) -> bytes:
         """Return the request file's line for an attempt."""
-        body = {"model": self._config.model, **self._config.request_params, "messages": list(messages)}
+        body = {"model": self._config.model, **self._config.sent_params, "messages": list(messages)}
         request = {"custom_id": attempt_id, "method": "POST", "url": ENDPOINT, "body": body}
         return json.dumps(request, ensure_ascii=False).encode() + b"\n"
 

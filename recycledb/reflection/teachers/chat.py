@@ -70,7 +70,7 @@ class ChatTeacher:
         self._config, self._who = config, f"teacher {config.name!r}"
         access = find_access(config)
         self._where, self._mask, self._bodies = access.address, access.mask, Bodies(config, access)
-        self._fixed = {"model": config.model, **config.request_params}
+        self._fixed = {"model": config.model, **config.sent_params}
         self._pace = Pace(self._who, config.concurrency, rpm=config.rpm, tpm=config.tpm, wait_s=config.wait_s)
         self._guess = _Guess(config.request_params)
         self._client = openai.AsyncOpenAI(

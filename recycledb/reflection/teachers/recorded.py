@@ -26,6 +26,7 @@ from recycledb.errors import TeacherError
 from recycledb.reflection.teachers.contract import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
 from recycledb.schema import ReplyStatus, Texts, content_id, context_json
+from recycledb.suggestions import did_you_mean
 
 _TEXT_FIELDS = ("text", "finish_reason", "served_model", "error")
 _COUNT_FIELDS = ("prompt_tokens", "completion_tokens")
@@ -110,7 +111,8 @@ class RecordedTeacher:
             shown = [_texts(texts) for texts in (row["reads"], *row.get("beside", ()))]
             step = row["step"]
             if step not in methods.steps():
-                raise ValueError(f"{step!r} is not a step; there are {', '.join(methods.steps())}")
+                meant = did_you_mean(str(step), methods.steps())
+                raise ValueError(f"{step!r} is not a step{meant}; there are {', '.join(methods.steps())}")
             _check_fields(row, shown)
             return question_key(step, shown)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
