@@ -57,6 +57,15 @@ def sqlite_url(empty_stores: dict[str, Path], tmp_path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before the deselection by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark cases on DuckDB as long, unless the test says that what it tests differs by backend."""
+    for item in items:
+        case = getattr(item, "callspec", None)
+        if case is not None and "duckdb" in case.id and item.get_closest_marker("both_backends") is None:
+            item.add_marker(pytest.mark.long)
+
+
 class CommandServer:
     """Runs the command in forks of one process: see forks.py."""
 
