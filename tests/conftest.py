@@ -59,10 +59,21 @@ def sqlite_url(empty_stores: dict[str, Path], tmp_path: Path) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before the deselection by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark cases on DuckDB as long, unless the test says that what it tests differs by backend."""
+    """Mark the cases of parametrized tests that are not in the default suite as long.
+
+    `default_cases` names those that are in it, by parts of their ids. Without it a case on DuckDB is long, unless the test is marked
+    `both_backends`: the same code runs on SQLite in a third of the time.
+    """
     for item in items:
         case = getattr(item, "callspec", None)
-        if case is not None and "duckdb" in case.id and item.get_closest_marker("both_backends") is None:
+        if case is None:
+            continue
+        named = item.get_closest_marker("default_cases")
+        if named is not None:
+            chosen = any(part in case.id for part in named.args)
+        else:
+            chosen = "duckdb" not in case.id or item.get_closest_marker("both_backends") is not None
+        if not chosen:
             item.add_marker(pytest.mark.long)
 
 

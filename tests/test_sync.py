@@ -275,6 +275,7 @@ OUTCOMES = st.sampled_from(["ok", "ok", "unusable", "failed"])
 IFDS = st.sampled_from([None, 0.0, 0.5, 0.5, 2.0])  # of a variant: no value, no token, and some that tie
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     patterns=st.lists(st.tuples(OUTCOMES, OUTCOMES, OUTCOMES, IFDS, IFDS), min_size=3, max_size=8),

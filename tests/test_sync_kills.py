@@ -90,6 +90,11 @@ def check_record(url: str, asked: Counter[str], ends: Collection[str] = ("ok",))
         assert [row["number"] for row in on_record] == list(range(1, len(statuses) + 1))
 
 
+def test_a_kill_loses_nothing_that_was_committed_and_asks_nothing_twice(tmp_path: Path) -> None:
+    kill_often(tmp_path, 1, 300, seed=1)
+
+
+@pytest.mark.long
 def test_kills_lose_nothing_that_was_committed_and_ask_nothing_twice(tmp_path: Path) -> None:
     kill_often(tmp_path, 3, 1_000, seed=1)
 
@@ -112,6 +117,7 @@ def start_command(folder: Path, *command: str) -> Forked:
     return start(command, cwd=folder, stdout=PIPE, stderr=PIPE, text=True, env=clean_environment())
 
 
+@pytest.mark.default_cases("15")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_asking_and_what_is_under_way_is_committed(tmp_path: Path, number: signal.Signals) -> None:
     url = make_store(tmp_path, 150)
@@ -135,6 +141,7 @@ def test_a_signal_ends_asking_and_what_is_under_way_is_committed(tmp_path: Path,
         assert "Traceback" not in errors
 
 
+@pytest.mark.long
 def test_after_a_signal_waiting_has_an_end(tmp_path: Path) -> None:
     url = make_store(tmp_path, 60)
     with TeacherServer(decide=lambda exchange: Fault.HANG if exchange.number >= 30 else Fault.NONE) as server:
@@ -150,6 +157,7 @@ def test_after_a_signal_waiting_has_an_end(tmp_path: Path) -> None:
         assert statuses.total() == len(server.log)
 
 
+@pytest.mark.default_cases("full")
 @pytest.mark.parametrize(
     ("what", "said"), [("write", "no space is left for"), ("fsync", "the disk refused to write")], ids=["full", "fsync"]
 )
@@ -176,6 +184,7 @@ def test_a_disk_that_fails_ends_asking_at_once(tmp_path: Path, what: str, said: 
     check_record(url, asked)
 
 
+@pytest.mark.default_cases("2")
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_that_share_a_store_ask_nothing_twice(tmp_path: Path, processes: int) -> None:
     url = make_store(tmp_path, 80)

@@ -176,9 +176,7 @@ def _total(values: list[Any]) -> Any:
     return None if any(value is None for value in values) else sum(values)
 
 
-def make(
-    store: Store, target: Target, retry_before: str = "", *, exact: bool = False, tokenised: int = SAMPLE
-) -> Plan:
+def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False, tokenised: int = SAMPLE) -> Plan:
     """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has too few replies.
 
     A student's tokens are counted for `tokenised` variants and extrapolated where there are more.
