@@ -11,6 +11,7 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
@@ -75,6 +76,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             chosen = "duckdb" not in case.id or item.get_closest_marker("both_backends") is not None
         if not chosen:
             item.add_marker(pytest.mark.long)
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile, give all files that load a model to one worker: torch and transformers take 7 seconds in each process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "models" if _loads_models(config.rootpath / file) else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@cache
+def _loads_models(file: Path) -> bool:
+    source = file.read_text("utf-8")
+    return any(sign in source for sign in ("tiny_students", "import torch", "MODELS", "forks.start_worker"))
 
 
 class CommandServer:

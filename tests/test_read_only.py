@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,21 +40,18 @@ def shared(filled: Path, tmp_path: Path) -> Iterator[Path]:
 
 def as_plain_user(commands: list[list[str]], cwd: Path) -> list[tuple[int, str]]:
     """Run commands one after the other as a user whom permissions bind; return their exit codes and what they printed."""
-    done = subprocess.run(
-        [sys.executable, str(PLAIN)],
-        input="".join(json.dumps(command) + "\n" for command in commands),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=cwd,
-        env=clean_environment(),
-        timeout=300,
-        check=False,
-    )
-    if done.stdout.startswith("CANNOT"):
+    with (cwd / "said").open("w+b") as said, (cwd / "commands").open("w+b") as given:
+        given.write("".join(json.dumps(command) + "\n" for command in commands).encode())
+        given.seek(0)
+        command = [sys.executable, str(PLAIN)]
+        with forks.start(command, stdin=given, stdout=said, stderr=said, cwd=cwd, env=clean_environment()) as process:
+            process.wait(300)
+        said.seek(0)
+        told = said.read().decode()
+    if told.startswith("CANNOT"):
         pytest.skip("root cannot give up its powers here")
-    *parts, rest = done.stdout.split("CODE ")
-    assert len(parts) == len(commands) and rest[1:] == "\n", done.stdout
+    *parts, rest = told.split("CODE ")
+    assert len(parts) == len(commands) and rest[1:] == "\n", told
     codes = [int(part[0]) for part in (*parts[1:], rest)]
     return list(zip(codes, [parts[0], *(part[2:] for part in parts[1:])], strict=True))
 
