@@ -19,14 +19,13 @@ from sqlmodel import SQLModel
 
 from recycledb.cli.commands import app
 from recycledb.config import (
-    AugmentationConfig,
     Config,
-    MeasureConfig,
     StoreSettings,
     StudentConfig,
     SyncSettings,
     TeacherConfig,
 )
+from recycledb.options import AugmentationConfig, MeasureConfig
 from recycledb.store import Store, tables
 
 FOLDER = Path(__file__).parent

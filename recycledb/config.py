@@ -14,9 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
@@ -26,6 +24,7 @@ from pydantic import (
 from recycledb import methods
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat
+from recycledb.options import AugmentationConfig, MeasureConfig, Settings, plain, with_files
 from recycledb.schema import IDENTITY_LENGTH, content_id
 
 FILE_NAME = "recycledb.toml"
@@ -66,12 +65,6 @@ def _wait(value: Any) -> Any:
 
 Seconds = Annotated[float, BeforeValidator(_wait)]
 Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-
-
-class Settings(BaseModel):
-    """A table of the file: immutable; unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class TeacherConfig(Settings):
@@ -153,7 +146,7 @@ class TeacherConfig(Settings):
         model = self.model or self.name
         if self.provider == "recorded":
             return {"provider": self.provider, "model": model}
-        identity = {"provider": self.provider, "model": model, "params": _plain(self.request_params)}
+        identity = {"provider": self.provider, "model": model, "params": plain(self.request_params)}
         return {**identity, "dtype": self.dtype} if self.provider == "transformers" and self.dtype else identity
 
     @property
@@ -203,100 +196,6 @@ class StudentConfig(Settings):
         return student_id_of(self.model, revision, self.prompt, self.max_length, self.dtype)
 
 
-class Optioned(Settings):
-    """A table whose other keys are the options of a method."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    name: str = Field(description="NAME in the table's name.")
-    method: str = Field("", description="The method. Default: the one with the table's name.")
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The options that the file sets."""
-        return dict(self.model_extra or {})
-
-    def options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the method's options: the defaults, updated by the file's."""
-        return {**defaults, **self.given}
-
-    def _check(self, what: str, known: Mapping[str, Any]) -> None:
-        if self.method not in known:
-            listed = f"use one of {', '.join(known)}" if known else "none is installed; install a package that has one"
-            raise ValueError(f"unknown {what} {self.method!r}: {listed}")
-        defaults = known[self.method].options
-        for key, value in self.given.items():
-            if key not in defaults:
-                listed = ", ".join(defaults) or "none"
-                raise ValueError(f"unknown option {key!r} of {what} {self.method!r}: its options are {listed}")
-            if not isinstance(value, type(defaults[key])) and not (
-                isinstance(defaults[key], float) and isinstance(value, int)
-            ):
-                raise ValueError(
-                    f"{key} = {value!r} is not of type {type(defaults[key]).__name__}, like its default {defaults[key]!r}"
-                )
-
-
-class MeasureConfig(Optioned):
-    """A number that a method computes for each variant under each student."""
-
-    students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The students to measure with. Default: those that a sync scores with."
-    )
-    kinds: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants to measure. Default: all that are scored."
-    )
-
-    @model_validator(mode="after")
-    def _known(self) -> "MeasureConfig":
-        self._check("measure", methods.measures())
-        _require_kinds(self.kinds, list(methods.kinds()))
-        return self
-
-
-class AugmentationConfig(Optioned):
-    """Variants that a transform makes from others, without a model."""
-
-    of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants to use. Default: set by the method."
-    )
-    seed: int = Field(0, description="The seed of all random choices.")
-    rounds: PositiveInt = Field(1, description="How often each variant is used.")
-
-    @model_validator(mode="after")
-    def _known(self) -> "AugmentationConfig":
-        self._check("transform", methods.transforms())
-        made = {transform.kind for transform in methods.transforms().values()}
-        _require_kinds(self.of, [kind for kind in methods.kinds() if kind not in made])
-        return self
-
-    @property
-    def transform(self) -> methods.Transform:
-        """The method."""
-        return methods.transforms()[self.method]
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The kinds of variants that it uses, in an order of their own."""
-        return tuple(sorted(set(self.of or self.transform.of)))
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What changes its variants besides the method's version and the seed."""
-        return {**_plain(self.options(self.transform.options)), "of": list(self.sources)}
-
-    @property
-    def augmentation_id(self) -> str:
-        """The content address of all that changes its variants; more rounds add to them and change none."""
-        return augmentation_id_of(self.method, self.transform.version, self.seed, self.parameters)
-
-
-def _require_kinds(given: tuple[str, ...], known: list[str]) -> None:
-    for kind in given:
-        if kind not in known:
-            raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(known)}")
-
-
 class StoreSettings(Settings):
     """Where the store is."""
 
@@ -337,10 +236,10 @@ class Config(Settings):
 
     path: Path | None = None
     store: StoreSettings = StoreSettings()
-    teachers: dict[str, TeacherConfig] = {}
-    students: dict[str, StudentConfig] = {}
-    measures: dict[str, MeasureConfig] = {}
-    augmentations: dict[str, AugmentationConfig] = {}
+    teachers: dict[str, TeacherConfig] = Field({})
+    students: dict[str, StudentConfig] = Field({})
+    measures: dict[str, MeasureConfig] = Field({})
+    augmentations: dict[str, AugmentationConfig] = Field({})
     prompts: dict[StepName, LocalPath] = Field(
         {},
         description="For each step (`compress`, `reflect_instruction`, `reflect_response`, or one of an installed method) a file with "
@@ -414,11 +313,6 @@ def student_id_of(model: str, revision: str, prompt: str, max_length: int, dtype
     return content_id("student", named, revision, prompt, max_length, dtype, length=IDENTITY_LENGTH)
 
 
-def augmentation_id_of(method: str, version: int, seed: int, parameters: Mapping[str, Any]) -> str:
-    """Return the content address of what changes the variants of a transform."""
-    return content_id("augmentation", method, version, seed, parameters, length=IDENTITY_LENGTH)
-
-
 def find_file(start: Path | None = None) -> Path | None:
     """Return the nearest recycledb.toml, in this folder or a parent."""
     folder = (start or Path.cwd()).resolve()
@@ -448,9 +342,10 @@ def parse(data: Mapping[str, Any], path: Path) -> Config:
         if isinstance(rows, dict):
             values[table] = {name: _named(name, row, path.parent) for name, row in rows.items()}
     for table in ("measures", "augmentations"):
-        for name, row in values.get(table, {}).items():
+        for name, row in list(values.get(table, {}).items()):
             if isinstance(row, dict):
                 row.setdefault("method", name)
+                values[table][name] = with_files(row, table, path.parent)
     config = _checked(Config, values, str(path))
     prompts = {step: path.parent / file for step, file in config.prompts.items()}
     store = StoreSettings(url=_resolve_url(config.store.url, path.parent))
@@ -487,12 +382,3 @@ def _resolve_url(url: str, folder: Path) -> str:
     if not separator or scheme not in ("sqlite", "duckdb") or file.startswith(("/", "~", ":")):
         return url
     return f"{scheme}:///{folder / file}"
-
-
-def _plain(value: Any) -> Any:
-    """Return a parameter with whole floats as integers: 0 and 0.0 mean the same to a server."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

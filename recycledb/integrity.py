@@ -13,7 +13,8 @@ from operator import itemgetter
 from typing import Any
 
 from recycledb import methods
-from recycledb.config import augmentation_id_of, student_id_of, teacher_id_of
+from recycledb.config import student_id_of, teacher_id_of
+from recycledb.options import augmentation_id_of
 from recycledb.reflection.prompts import prompt_id_of
 from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json, content_id
 from recycledb.selection.select import selection_id_of

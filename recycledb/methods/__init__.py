@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from recycledb.errors import ConfigError
 from recycledb.methods.definition import (
+    DIGITS,
     READOUT,
     Derived,
     Draw,
@@ -30,12 +31,15 @@ from recycledb.methods.definition import (
     Statistic,
     StudentMeasure,
     TeacherStep,
+    TextFile,
     Transform,
     VariantKind,
+    Vector,
 )
 from recycledb.schema import ORIGIN
 
 __all__ = [
+    "DIGITS",
     "READOUT",
     "Derived",
     "Draw",
@@ -50,8 +54,10 @@ __all__ = [
     "Statistic",
     "StudentMeasure",
     "TeacherStep",
+    "TextFile",
     "Transform",
     "VariantKind",
+    "Vector",
     "kinds",
     "measures",
     "methods",
@@ -68,10 +74,12 @@ _ORIGIN = VariantKind(ORIGIN, "origin", "the sample as imported")
 
 
 def _built_in() -> tuple[Method, ...]:
+    from recycledb.methods.expected import EXPECTED
     from recycledb.methods.ifd import IFD
     from recycledb.methods.reflection import REFLECTION
+    from recycledb.methods.selectit import SELECTIT
 
-    return REFLECTION, IFD
+    return REFLECTION, IFD, SELECTIT, EXPECTED
 
 
 @cache

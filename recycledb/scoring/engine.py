@@ -235,7 +235,7 @@ class Engine:
     def _compute(self, batch: Batch, ended: Callable[[], bool]) -> Computed | None:
         lane = self._take()
         try:
-            return None if ended() else Computed(batch, lane.sums(batch.works), lane.kernel)
+            return None if ended() else Computed(batch, lane.outputs(batch.works), lane.kernel)
         finally:
             self._idle.put(lane)
 

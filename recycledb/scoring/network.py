@@ -8,6 +8,7 @@ large vocabulary are never in memory. No KV cache is used: with one, packed posi
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -76,6 +77,19 @@ class Network:
             for i in range(0, len(rows), step)
         ]
         return torch.cat(parts) if parts else rows.new_empty(0, dtype=torch.float32)
+
+    def log_probabilities(self, rows: Tensor, choices: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return log-probabilities of given tokens after each row: (N, H) hidden rows and N lists of ids to N float32 tensors."""
+        step, found = chunk_rows(self.vocabulary, rows.device), []
+        for i in range(0, len(rows), step):
+            part = rows[i : i + step]
+            if self.linear is not None:
+                logits = linear(part, self.linear.weight, self.linear.bias)
+            else:
+                logits = self.head(inputs_embeds=part[None], use_cache=False).logits[0]
+            logs = torch.log_softmax(logits.float(), -1)
+            found += [row[list(ids)] for row, ids in zip(logs, choices[i : i + step], strict=True)]
+        return found
 
 
 def resolve_dtype(name: str) -> torch.dtype:

@@ -320,9 +320,19 @@ class Sync:
         return found
 
     def _score_under(self, student: Student, needs: Sequence[Need], total: int) -> Scored:
-        readouts = [readout for measured in self.target.measures_of(student) for readout in measured.readouts]
+        measures = self.target.measures_of(student)
+        readouts = [readout for measured in measures for readout in measured.readouts]
+        vectors = [vector for measured in measures for vector in measured.vectors]
         scoring = StudentRun(
-            self.store, student, needs, readouts, total=total, limit=self.limit, stop=self.stop, listener=self.listener
+            self.store,
+            student,
+            needs,
+            readouts,
+            vectors,
+            total=total,
+            limit=self.limit,
+            stop=self.stop,
+            listener=self.listener,
         )
         self.outcome.scored.append(scoring.result)
         scored = scoring.run()

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from recycledb import methods
-from recycledb.config import FILE_NAME, AugmentationConfig, Config, StudentConfig, TeacherConfig
+from recycledb.config import FILE_NAME, Config, StudentConfig, TeacherConfig
 from recycledb.errors import ConfigError
+from recycledb.options import AugmentationConfig
 from recycledb.reflection import prompts
 from recycledb.schema import canonical_json, utc_now
 from recycledb.scoring.identity import identify
