@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recycledb.errors import SelectionError
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
 from recycledb.schema import utc_now
 from recycledb.selection.agreement import inversions, kendall, pearson, ranks
@@ -22,6 +23,7 @@ from recycledb.selection.compare import MAX_POINTS, compare
 from recycledb.selection.explain import explain
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import export, select
+from recycledb.selection.sides import scores_once
 from recycledb.store import Store
 from recycledb.store.rows import TeacherRow
 
@@ -240,3 +242,30 @@ def test_a_teacher_under_older_parameters_can_be_named(store: Store) -> None:
     assert selected.rows > 0
     [text] = [each["text"] for each in explain(store, samples[0]) if each["selection"] == selected.selection]
     assert "missing" not in text
+
+
+@pytest.mark.both_backends
+def test_the_scores_computed_once_are_those_of_the_view(store: Store) -> None:
+    """`compare` gives the recipe a `sample_scores` of its own: the same columns and rows as the view has for a student."""
+    samples = stores.add_samples(store, [stores.texts(word) for word in range(12)])
+    scored.add_teachers(store, "gpt", "other")
+    scored.add_students(store, "7b", "13b")
+    scored.add_all_kinds(store, samples[:9])
+    scored.add_all_kinds(store, samples[3:6], mark="again")
+    scored.add_all_kinds(store, samples[2:10], teacher="other")
+    rng = random.Random(4)
+    ids = [row[0] for row in store.rows("SELECT variant_id FROM variants ORDER BY variant_id")]
+    for student in ("7b", "13b"):
+        means = {
+            key: {stat: rng.random() + 0.1 for stat in Stat if rng.random() < 0.9} for key in ids if rng.random() < 0.9
+        }
+        scored.add_losses(store, student, means)
+    for student in ("7b", "13b"):
+        found = []
+        for head in ("", f"WITH {scores_once('ppl_Q_direct')} "):
+            with store.sandbox() as sandbox:
+                sql = f"{head}SELECT * FROM sample_scores WHERE student = :student"
+                columns, rows = sandbox.execute(sql, {"student": student})
+                found.append((columns, sorted(map(repr, rows))))
+        assert found[0] == found[1]
+        assert len(found[0][1]) == 2 * len(samples)
