@@ -74,7 +74,7 @@ def _prompts(store: Store, prompts: Sequence[str]) -> list[tuple[Meaning, ...]]:
 class Seen:
     """A side's points, and what `selective` would pick from them."""
 
-    points: list[tuple[Any, ...]]  # (variant, sample, kind, place in dataset order, value)
+    points: list[tuple[Any, ...]]  # (variant, sample, kind, place in dataset order, value, None)
     picks: list[Pick]
 
 
@@ -96,19 +96,18 @@ def look(
     points: list[tuple[Any, ...]] = []
     picks: list[Pick] = []
     with store.sandbox(as_if=side.as_if, limit=limit) as sandbox:
-        for sort, *row in sandbox.execute(_look_sql(metric, kinds, recipe.sql if picking else None), values)[1]:
-            if sort == "point":
-                points.append(tuple(row))
-            else:
-                _, sample, kind, _, _, verdict = row
-                picks.append(Pick(sample, kind, verdict))
-    return Seen([point[:-1] for point in points], picks)
+        for row in sandbox.execute(_look_sql(metric, kinds, recipe.sql if picking else None), values)[1]:
+            if row[0] is not None:
+                points.append(row)
+            else:  # a pick has no variant here
+                picks.append(Pick(row[1], row[2], row[5]))
+    return Seen(points, picks)
 
 
 def _look_sql(metric: str, kinds: tuple[str, ...], recipe: str | None) -> str:
     """Return one statement for the points and what `recipe` picks, so that the scores are computed once for both."""
     picked = f"""
-        UNION ALL SELECT 'pick', NULL, sample_id, kind, NULL, NULL, verdict FROM (\n{recipe}\n) AS picked
+        UNION ALL SELECT NULL, sample_id, kind, NULL, NULL, verdict FROM (\n{recipe}\n) AS picked
     """
     return f"""
         WITH {scores_once(metric)},
@@ -116,7 +115,7 @@ def _look_sql(metric: str, kinds: tuple[str, ...], recipe: str | None) -> str:
             SELECT sample_id, min(place) AS place FROM sample_order
             WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset GROUP BY sample_id
         )
-        SELECT 'point', s.variant_id, s.sample_id, s.kind, p.place, s.{metric}, NULL
+        SELECT s.variant_id, s.sample_id, s.kind, p.place, s.{metric}, NULL
         FROM scored s JOIN first_places p ON p.sample_id = s.sample_id
         WHERE s.kind IN ({", ".join(f"'{kind}'" for kind in kinds)})
         AND (s.kind = 'origin' OR :teacher = 'best' OR s.teacher = :teacher)
