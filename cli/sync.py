@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.cli.options import DatasetNames
 from recycledb.cli.plans import show_plan
 from recycledb.cli.progress import drawn
 
@@ -62,6 +63,7 @@ def sync(
     measure: Measures = None,
     teacher: Teacher = None,
     student: Students = None,
+    dataset: DatasetNames = None,
     limit: Limit = None,
     max_cost: MaxCost = None,
     retry_failed: RetryFailed = False,
@@ -75,7 +77,7 @@ def sync(
     """Add every row that the configuration asks for and the store does not have.
 
     You can interrupt it at any time: the next run continues from the last committed row.
-    Exit code 3 means that rows are still missing.
+    Exit code 3 means that rows are still missing, or that most statistics of a student have no value.
 
     Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
     [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
@@ -87,6 +89,7 @@ def sync(
             measures=measure or (),
             students=student or (),
             overrides={"template": template, "max_length": max_length, "dtype": dtype, "device": device},
+            datasets=dataset or (),
             lazy=lazy,
             limit=limit,
             max_cost=max_cost,
@@ -102,7 +105,7 @@ def sync(
             show_plan(plan, run.target)
         outcome = run.run()
     emit(outcome.as_dict(), as_json=as_json, show=lambda: _show_outcome(outcome))
-    if not outcome.complete:
+    if not outcome.complete or outcome.useless:
         raise typer.Exit(EXIT_MISSING)
 
 
@@ -163,10 +166,11 @@ def _show_outcome(outcome: "Outcome") -> None:
     out, result = stdout(), outcome.as_dict()
     cost = described(result["spent_usd"], result["cost_unknown"])
     if outcome.idle and outcome.stopped is None:
-        if outcome.complete:
-            out.print("nothing to do: the store has every row that the configuration asks for")
-            return
-        out.print("nothing was done")
+        out.print(
+            "nothing to do: the store has every row that the configuration asks for"
+            if outcome.complete
+            else "nothing was done"
+        )
     if outcome.read:
         out.print(f"extracted {outcome.read:,} stored replies again")
     _show_batches(outcome)
@@ -181,6 +185,7 @@ def _show_outcome(outcome: "Outcome") -> None:
         out.print(f"  {reason}: {count:,}" + (f", for example: {example}" if example else ""), markup=False)
     _show_augmented(outcome)
     _show_scored(outcome)
+    _show_without_value(outcome)
     if outcome.stopped:
         out.print(outcome.stopped, markup=False)
     if not outcome.complete:
@@ -221,7 +226,7 @@ def _show_scored(outcome: "Outcome") -> None:
         out.print(f"scored under {scored.student}: {scored.statistics:,} statistics{rate}", markup=False)
         for status, count in sorted(scored.without_value.items()):
             out.print(f"  {status}: {count:,} without a value")
-        if scored.warning:
+        if scored.warning and scored.student not in outcome.mostly_without_value:
             out.print(scored.warning, markup=False)
 
     for valued in outcome.valued:
@@ -230,6 +235,12 @@ def _show_scored(outcome: "Outcome") -> None:
             out.print(
                 f"measured {valued.measure} under {valued.student}: {valued.values:,} values{without}", markup=False
             )
+
+
+def _show_without_value(outcome: "Outcome") -> None:
+    """Print which students have hardly a value, whichever run scored them."""
+    for warning in outcome.mostly_without_value.values():
+        stdout().print(warning, markup=False)
 
 
 def _ratings(result: dict[str, Any]) -> str:

@@ -43,7 +43,8 @@ def cli() -> str:
         NOTE,
         _plain(group.help),
         "Exit codes: 0 success; 1 an error, printed as one line (`--debug` adds the traceback); 2 wrong usage; 3 `sync` ended normally, "
-        "but rows are still missing; 130 interrupted by Ctrl-C (in `sync`, by a second one).",
+        "but rows are still missing, or most statistics of a student that it scored have no value; 130 interrupted by Ctrl-C (in `sync`, "
+        "by a second one).",
         "Global options, given before the command's name:",
         _parameters(group),
     ]

@@ -28,6 +28,7 @@ from recycledb.options import AugmentationConfig, MeasureConfig, Settings, plain
 from recycledb.schema import IDENTITY_LENGTH, content_id
 
 FILE_NAME = "recycledb.toml"
+ENCODER = "encoder"  # in the place of a student's template
 DEFAULT_URL = "sqlite:///recycle.db"
 STEPS = ("compress", "reflect_instruction", "reflect_response", "score")
 DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens": 2048}
@@ -177,6 +178,18 @@ class StudentConfig(Settings):
         "An empty list is for a student that is used by measures only.",
     )
 
+    encoder: bool = Field(
+        False,
+        description="Whether it is a sentence encoder (such as all-MiniLM-L6-v2): it gives vectors only, for measures of the method "
+        "`embedding`. Its template is `none`.",
+    )
+
+    @model_validator(mode="after")
+    def _no_losses(self) -> "StudentConfig":
+        if self.encoder and self.stats:
+            raise ValueError("an encoder has no statistics: remove `stats`, or `encoder`")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _one_template(cls, values: Any) -> Any:
@@ -187,13 +200,20 @@ class StudentConfig(Settings):
     @property
     def statistics(self) -> tuple[Stat, ...]:
         """The statistics to compute; with Superfiltering's template those of the answer only."""
+        if self.encoder:
+            return ()
         if self.stats is not None:
             return self.stats
         return (Stat.A_DIRECT, Stat.A_CONDITION) if self.prompt == "none" else tuple(Stat)
 
     def student_id(self, revision: str) -> str:
         """Return the content address of the student; `revision` is a commit, or the hash of a folder's content."""
-        return student_id_of(self.model, revision, self.prompt, self.max_length, self.dtype)
+        return student_id_of(self.model, revision, self.recorded_template, self.max_length, self.dtype)
+
+    @property
+    def recorded_template(self) -> str:
+        """The template as it is stored: `encoder` for a sentence encoder, whose numbers are of another sort."""
+        return ENCODER if self.encoder else self.prompt
 
 
 class StoreSettings(Settings):

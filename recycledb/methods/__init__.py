@@ -24,7 +24,10 @@ from recycledb.methods.definition import (
     Facts,
     Input,
     Method,
+    Ordering,
     Parts,
+    Placed,
+    Pool,
     Rating,
     Readout,
     Source,
@@ -47,7 +50,10 @@ __all__ = [
     "Facts",
     "Input",
     "Method",
+    "Ordering",
     "Parts",
+    "Placed",
+    "Pool",
     "Rating",
     "Readout",
     "Source",
@@ -61,6 +67,7 @@ __all__ = [
     "kinds",
     "measures",
     "methods",
+    "orderings",
     "statistics",
     "steps",
     "transforms",
@@ -74,12 +81,14 @@ _ORIGIN = VariantKind(ORIGIN, "origin", "the sample as imported")
 
 
 def _built_in() -> tuple[Method, ...]:
+    from recycledb.methods.embedding import EMBEDDING
     from recycledb.methods.expected import EXPECTED
     from recycledb.methods.ifd import IFD
+    from recycledb.methods.orders import ORDERS
     from recycledb.methods.reflection import REFLECTION
     from recycledb.methods.selectit import SELECTIT
 
-    return REFLECTION, IFD, SELECTIT, EXPECTED
+    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS
 
 
 @cache
@@ -118,6 +127,7 @@ def _names(method: Method) -> Iterator[tuple[str, str]]:
     yield from (("step", step.name) for step in method.steps)
     yield from (("measure", measure.name) for measure in method.measures)
     yield from (("transform", transform.name) for transform in method.transforms)
+    yield from (("ordering", ordering.name) for ordering in method.orderings)
 
 
 def _clashes(found: Iterable[Method], method: Method) -> Iterator[tuple[str, str]]:
@@ -198,6 +208,12 @@ def measures() -> Mapping[str, StudentMeasure]:
 def transforms() -> Mapping[str, Transform]:
     """Return all transforms by name."""
     return MappingProxyType({transform.name: transform for method in methods() for transform in method.transforms})
+
+
+@cache
+def orderings() -> Mapping[str, Ordering]:
+    """Return all orderings by name."""
+    return MappingProxyType({ordering.name: ordering for method in methods() for ordering in method.orderings})
 
 
 @cache

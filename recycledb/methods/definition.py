@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+from recycledb.methods import context
 from recycledb.schema import IDENTITY_LENGTH, ORIGIN, Texts, canonical_json, content_id
 
 READOUT = "readout"  # the `step` of a stored prompt that belongs to a readout
-_PLACEHOLDER = re.compile(r"\{(instruction|input|output|question|answer|reference)\}")
+_PLACEHOLDER = re.compile(r"\{(instruction|input|output|question|answer|reference|context)\}")
 DIGITS = tuple("0123456789")
 
 
@@ -150,8 +151,9 @@ class Readout:
 
     `wording` is the complete prompt. Placeholders: {instruction}, {input} and {output}; {question} is the instruction, followed by a line
     break and the input if there is one; {answer} is the output; {reference} is the output of the variant that the measure's `reference`
-    names. `choices` are two to ten texts; each stands for the last token of the tokenizer's encoding of a line break followed by the
-    text, and these tokens must be different.
+    names; {context} is what comes before the question, which is otherwise shown as `recycledb.methods.context` says. `choices` are two
+    to ten texts; each stands for the last token of the tokenizer's encoding of a line break followed by the text, and these tokens must
+    be different.
     """
 
     name: str
@@ -175,9 +177,22 @@ class Readout:
 
     def prompt(self, texts: Texts, reference: str = "") -> str:
         """Return the wording with its placeholders replaced by these texts; other braces stay unchanged."""
-        question = f"{texts.instruction}\n{texts.input}" if texts.input else texts.instruction
-        values = {**texts._asdict(), "question": question, "answer": texts.output, "reference": reference}
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], self.wording)
+        at = None if context.has_place(self.wording) else context.place_of_block(self.wording)
+        if texts.context is None or at is None:
+            return _filled(self.wording, texts, reference)
+        before, after = self.wording[:at], self.wording[at:]
+        return _filled(before, texts, reference) + context.block(texts.context) + _filled(after, texts, reference)
+
+
+def _filled(wording: str, texts: Texts, reference: str) -> str:
+    values = {
+        **texts._asdict(),
+        "question": f"{texts.instruction}\n{texts.input}" if texts.input else texts.instruction,
+        "answer": texts.output,
+        "reference": reference,
+        context.NAME: context.shown(texts.context),
+    }
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], wording)
 
 
 @dataclass(frozen=True)
@@ -279,9 +294,48 @@ class Transform:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Pool(NamedTuple):
+    """The input of an ordering: different variants, in the order of the recipe's pool query.
+
+    `columns` are the further columns of that query, by name. `vectors` (n, D) are the variants' unit vectors and `queries` (m, D) those of
+    a query set, both as 32-bit numpy arrays; None for an ordering that does not use them.
+    """
+
+    ids: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+    vectors: Any = None
+    queries: Any = None
+
+
+class Placed(NamedTuple):
+    """A variant of an ordering: its place in the pool, from 0, what it adds by the ordering's own objective, and why it stands here."""
+
+    place: int
+    gain: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """Puts a pool of variants in order: for what depends on a whole set and not on single variants, such as diversity.
+
+    `order` yields the variants, the first first, each at most once; it may leave some out. The first k are the choice for k. Equal pools
+    and options must give equal orders, since an ordering is stored and never computed again. `options` are its parameters with their
+    defaults; `vectors` and `queries` say whether it needs those of the pool and of a query set.
+    """
+
+    name: str
+    help: str
+    order: Callable[[Pool, Mapping[str, Any]], Iterable[Placed]]
+    version: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    vectors: bool = False
+    queries: bool = False
+
+
 @dataclass(frozen=True)
 class Method:
-    """A method: the kinds that it makes, and its steps of any of the three types.
+    """A method: the kinds that it makes, its steps of any of the three types, and its orderings.
 
     `statistics` are facts that students compute because a configuration lists them (`stats`), not for a measure's value.
     """
@@ -292,3 +346,4 @@ class Method:
     statistics: tuple[Statistic, ...] = ()
     measures: tuple[StudentMeasure, ...] = ()
     transforms: tuple[Transform, ...] = ()
+    orderings: tuple[Ordering, ...] = ()

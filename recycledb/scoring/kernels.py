@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recycledb.errors import StudentError
+from recycledb.pretrained.folder import CAUSAL_ONLY
 from recycledb.scoring.attention import (
     NAME,
     Attend,
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 # How far the hidden states of two kernels may differ, relative to their norm, and still count as equal. A leak between
 # sequences changes them by tenths, rounding in bfloat16 and float16 by hundredths.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
+
+_CAUSAL_TRIAL = 24  # tokens: short, since whole logits over a large vocabulary are in memory
 
 
 class Kernel(Protocol):
@@ -112,7 +116,15 @@ class Packed:
 
 
 def choose(network: Network, max_length: int) -> Kernel:
-    """Return the fastest kernel that reproduces this network's own hidden states on generated texts."""
+    """Return the fastest kernel that reproduces this network's own hidden states on generated texts.
+
+    Raises StudentError where the model is not causal: then no kernel, the slowest neither, gives the losses of a language model.
+    """
+    if sees_later_tokens(network):
+        raise StudentError(
+            f"model {network.model.name_or_path!r} sees later tokens (other words at the end of a text change its predictions before), "
+            f"so its losses mean nothing: {CAUSAL_ONLY}"
+        )
     if network.head is None or _depends_on_length(network.model.config, max_length):
         return Single(network)
     works = _trial(network, max_length)
@@ -127,6 +139,19 @@ def choose(network: Network, max_length: int) -> Kernel:
             return Padded(network)
     log.warning("%s is affected by padding on the right: texts are scored one by one", type(network.model).__name__)
     return Single(network)
+
+
+@torch.inference_mode()
+def sees_later_tokens(network: Network) -> bool:
+    """Return whether another second half of a generated text changes the model's logits of the first half."""
+    generator = np.random.default_rng(0)
+    first, *ends = generator.integers(0, network.vocabulary, (3, _CAUSAL_TRIAL // 2))
+    logits = [
+        network.model(input_ids=_tensor(np.append(first, end), network), use_cache=False).logits[0, : len(first)]
+        for end in ends
+    ]
+    finite = torch.stack(logits).isfinite().all(-1).all(0)  # losses that are not finite have a status of their own
+    return not close(logits[0][finite], logits[1][finite], network.dtype)
 
 
 def _depends_on_length(config: Any, max_length: int) -> bool:

@@ -152,14 +152,19 @@ def _open(stream: IO[bytes] | None) -> IO[bytes]:
 
 
 def _worker_environment(threads: int) -> dict[str, str]:
-    """Return the environment of a worker: this package importable, its number of threads, and malloc settings.
+    """Return the environment of a worker: this package importable, its number of threads, malloc settings, and other libraries silent.
 
     Every layer allocates and frees large tensors; by default malloc maps and unmaps memory for each of them, which was
     measured to take a tenth of the time, so freed memory is kept instead.
     """
     package_root = str(Path(__file__).parents[2])
     paths = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.environ | {
+    silent = (
+        {} if log.isEnabledFor(logging.DEBUG) else {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "critical"}
+    )
+    return {
+        **silent,
+        **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

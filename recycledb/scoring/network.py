@@ -149,7 +149,13 @@ def split(model: Any) -> Network:
         vocabulary=embeddings.weight.shape[0],
     )
     if network.head is not None and not _makes_the_whole(network):
-        log.warning("%s cannot be split into body and head; texts are scored one by one", type(model).__name__)
+        # A model whose logits are not finite is told of by the status of its statistics.
+        finite = bool(_whole_logits(model, embeddings)[1].isfinite().all())
+        log.log(
+            logging.WARNING if finite else logging.INFO,
+            "%s cannot be split into body and head; texts are scored one by one",
+            type(model).__name__,
+        )
         return Network(model, None, None, network.device, network.dtype, network.vocabulary)
     return replace(network, linear=_linear_head(network)) if network.head is not None else network
 

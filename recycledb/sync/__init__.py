@@ -16,16 +16,17 @@ from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_S, Store, derivations
-from recycledb.store.losses import count_scores
+from recycledb.store.losses import count_scores, count_statuses
 from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
 from recycledb.store.questions import count_questions, count_under_way
 from recycledb.store.workers import beat, end_worker, start_worker
+from recycledb.sync.apart import in_loop, run_apart
 from recycledb.sync.attempts import TeacherRun
 from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
 from recycledb.sync.extraction import read_all
-from recycledb.sync.facts import Scored, StudentRun
+from recycledb.sync.facts import Scored, StudentRun, mostly_without_value
 from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
 from recycledb.sync.progress import Asked, Listener, Progress, silent
@@ -54,6 +55,12 @@ class Outcome:
     batches: "Batched | None" = None
     stopped: str | None = None
     left: Plan = field(default_factory=Plan)
+    mostly_without_value: dict[str, str] = field(default_factory=dict)  # what to do, by the student's name
+
+    @property
+    def useless(self) -> list[str]:
+        """The students that this run scored, and most of whose statistics have no value."""
+        return [s.student for s in self.scored if s.statistics and s.student in self.mostly_without_value]
 
     @property
     def complete(self) -> bool:
@@ -100,6 +107,7 @@ class Outcome:
             "augmentations": [asdict(a) for a in self.augmented],
             "statistics": sum(s.statistics for s in self.scored),
             "students": [asdict(s) for s in self.scored],
+            "mostly_without_value": self.mostly_without_value,
             "measures": [asdict(v) for v in self.valued],
             "batches": asdict(self.batches) if self.batches else None,
             "stopped": self.stopped,
@@ -119,7 +127,7 @@ class Sync:
         limit: int | None = None,
         max_cost: float | None = None,
         retry_failed: bool = False,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
         listener: Listener = silent,
         open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
         batch_options: Mapping[str, Any] | None = None,
@@ -127,7 +135,7 @@ class Sync:
         self.store, self.target, self.limit = store, target, limit
         self.budget = _budget(target, max_cost)
         self.retry_before = utc_now() if retry_failed else ""
-        self.stop, self.listener, self.open_teacher = stop or threading.Event(), listener, open_teacher
+        self.stop, self.listener, self.open_teacher = stop or Stop(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
         self.outcome = Outcome()
         self._plan: Plan | None = None  # the last one counted
@@ -149,17 +157,30 @@ class Sync:
         return replace(plan, spending=spending, max_cost_usd=self.budget.limit if self.budget else None)
 
     def run(self) -> Outcome:
-        """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome."""
-        self.target.register(self.store)
+        """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome.
+
+        Where an event loop runs already, as in a notebook, this is done in another thread; the loop is blocked all the same.
+        """
+        if in_loop():
+            return run_apart(self._run_telling, self.stop, self.listener)
+        return self._run()
+
+    def _run_telling(self, listener: Listener) -> Outcome:
+        self.listener = listener
+        return self._run()
+
+    def _run(self) -> Outcome:
         plan, self._plan = self._plan or make(self.store, self.target, self.retry_before), None  # good for one run
+        # Whatever part is synced, since a new version's results are in use for all parts once its name is registered.
+        self.outcome.read = read_all(self.store, self.stop).read
+        self.target.register(self.store, readers=not self.stop.is_set())
         if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
             self.outcome.left = plan
+            self._look_for_values()
             return self.outcome
         if self.stop.is_set():  # during planning
             self.outcome.left, self.outcome.stopped = plan, STOPPED
             return self.outcome
-        if self.target.reflect:
-            self.outcome.read = read_all(self.store, self.stop).read
         lazy = self.target.lazy and self.target.reflect
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and replies bring new variants to score
@@ -170,7 +191,19 @@ class Sync:
             self.outcome.stopped = self.outcome.stopped or STOPPED
         left = make(self.store, self.target).without_left_alone({a.name: a.left_alone for a in self.outcome.augmented})
         self.outcome.left = self._with_money(left)
+        self._look_for_values()
         return self.outcome
+
+    def _look_for_values(self) -> None:
+        """Note the students most of whose statistics have no value, whichever run computed them."""
+        students = [each for each in self.target.all_students if self.target.score or self.target.measures_of(each)]
+        found = count_statuses(self.store, [each.student_id for each in students])
+        for each in students:
+            if warning := mostly_without_value(each.config, found.get(each.student_id, {})):
+                self.outcome.mostly_without_value[each.config.name] = warning
+        for scored in self.outcome.scored:
+            if scored.student in self.outcome.mostly_without_value:
+                scored.warning = self.outcome.mostly_without_value[scored.student]
 
     @property
     def _ended(self) -> bool:
@@ -298,9 +331,18 @@ class Sync:
         for config in self.target.augmentations:
             if self.stop.is_set():
                 return
-            total = derivations.count_waiting(self.store, config.augmentation_id, config.sources, config.rounds)
+            total = derivations.count_waiting(
+                self.store, config.augmentation_id, config.sources, config.rounds, datasets=self.target.datasets
+            )
             if total:
-                work = Augmenting(self.store, config, total=total, stop=self.stop, listener=self.listener)
+                work = Augmenting(
+                    self.store,
+                    config,
+                    datasets=self.target.datasets,
+                    total=total,
+                    stop=self.stop,
+                    listener=self.listener,
+                )
                 self.outcome.augmented.append(work.result)
                 work.run()
 
@@ -309,7 +351,7 @@ class Sync:
         wanted = self.target.wanted
         own = [each for each in students if self.target.score and each in self.target.students]
         stats = [(each.student_id, each.stats) for each in own]
-        counts = count_scores(self.store, wanted, stats, self.target.augmentation_ids)
+        counts = count_scores(self.store, wanted, stats, self.target.augmentation_ids, self.target.datasets)
         lacking = {each.student_id: count for each, (_, count, _) in zip(own, counts, strict=True)}
         found = []
         for student in students:

@@ -4,10 +4,11 @@ Invariant: facts are committed as soon as their pack is computed, so a kill lose
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from recycledb.config import StudentConfig
 from recycledb.methods import Readout, Vector
 from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.requests import Request, Result
@@ -21,8 +22,11 @@ from recycledb.sync.student import Student
 from recycledb.vectors import encoded
 
 if TYPE_CHECKING:
+    from recycledb.scoring.encoder import Encoder
     from recycledb.scoring.engine import Engine
     from recycledb.scoring.requests import Progress as EngineProgress
+
+WITHOUT_VALUE = (LossStatus.NOT_FINITE, LossStatus.TOO_LONG, LossStatus.TOO_SHORT)  # where there is a text
 
 
 @dataclass
@@ -40,19 +44,46 @@ class Scored:
 
 def not_finite(student: str, count: int, dtype: str) -> str:
     """Return one line about statistics that are not finite: the student, how many, and what to do."""
-    remedy = (
-        f'float16 overflows in this model: set dtype = "bfloat16" or "float32" under [students.{student}]'
-        if dtype == "float16"
-        else f"its weights hold NaN or overflow {dtype}: check or download the model again"
-    )
-    return f"{student}: {count:,} statistics are NaN or infinite and have no value; {remedy}"
+    return f"{student}: {count:,} statistics are NaN or infinite and have no value; {_remedy(student, dtype)}"
 
 
-def load_engine(student: Student) -> "Engine":
+def mostly_without_value(config: StudentConfig, statuses: Mapping[str, int]) -> str | None:
+    """Return one line where most of a student's statistics, by status, have no value though there is a text; else None."""
+    without = {status: statuses.get(status, 0) for status in WITHOUT_VALUE}
+    count = sum(without.values())
+    total = count + statuses.get(LossStatus.OK, 0)
+    if 2 * count <= total:
+        return None
+    commonest = max(WITHOUT_VALUE, key=without.__getitem__)
+    reasons = {
+        LossStatus.NOT_FINITE: _remedy(config.name, config.dtype),
+        LossStatus.TOO_LONG: f"max_length = {config.max_length} is reached before the target; "
+        f"set a larger one under [students.{config.name}]",
+        LossStatus.TOO_SHORT: "the target is a single token or none: either the texts are that short, or the tokenizer is not the one "
+        "that the model was trained with",
+    }
+    return f"{config.name}: {count:,} of {total:,} statistics have no value, most of them {commonest.value}: {reasons[commonest]}"
+
+
+def _remedy(student: str, dtype: str) -> str:
+    """Return what to do about losses that are not finite."""
+    if dtype == "float16":
+        return f'float16 overflows in this model: set dtype = "bfloat16" or "float32" under [students.{student}]'
+    return f"its weights hold NaN or overflow {dtype}: check or download the model again"
+
+
+def load_engine(student: Student) -> "Engine | Encoder":
     """Load a student's model; StudentError when that fails."""
+    config = student.config
+    if config.encoder:
+        from recycledb.scoring.encoder import Encoder
+
+        revision = None if student.identity.local else student.identity.revision
+        return Encoder.load(
+            config.model, revision=revision, max_length=config.max_length, dtype=config.dtype, device=config.device
+        )
     from recycledb.scoring.engine import Engine
 
-    config = student.config
     return Engine.load(
         config.model,
         revision=None if student.identity.local else student.identity.revision,
@@ -108,7 +139,7 @@ class StudentRun:
         """Yield requests for the variants that lack facts, need by need in dataset order, fetched page by page."""
         left = self.limit
         for need in self.needs:
-            for samples in iter_places(self.store, page=2_000):
+            for samples in iter_places(self.store, 2_000, need.scope.datasets):
                 for request in self._lacking(need, samples):
                     if self.stop.is_set():
                         return
@@ -127,8 +158,8 @@ class StudentRun:
             stats = tuple(stat for stat in need.stats if stat not in facts.losses)
             readouts = tuple(self.readouts[prompt] for prompt in need.prompts if prompt not in facts.readouts)
             vectors = tuple(self.vectors[key] for key in need.vectors if key not in facts.vectors)
-            texts = Texts(row.instruction, row.input, row.output)
-            yield Request((row.variant_id, row.reference_id), texts, stats, readouts, vectors, row.reference)
+            key = (row.variant_id, row.reference_id)
+            yield Request(key, Texts.of(row), stats, readouts, vectors, row.reference)
 
     def _row(self, result: Result) -> LossRow | ReadoutRow | EmbeddingRow:
         if result.stat in self.readouts:

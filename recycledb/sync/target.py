@@ -39,6 +39,7 @@ class Target:
     measures: Sequence[Measured] = ()
     augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
     augment: bool = False  # whether transforms are run
+    datasets: tuple[str, ...] = ()  # only what concerns samples in these; none: in all
 
     @property
     def augmentation_ids(self) -> tuple[str, ...]:
@@ -55,6 +56,7 @@ class Target:
             prompts={step: prompt.prompt_id for step, prompt in self.prompts.items()},
             max_attempts=self.teacher.max_attempts,
             lazy_student=self.students[0].student_id if self.lazy else None,
+            datasets=self.datasets,
         )
 
     @property
@@ -71,20 +73,25 @@ class Target:
 
     def own_need(self, student: Student) -> Need:
         """Return the statistics that are configured for a student."""
-        return Need(Scope(self.wanted, augmentations=self.augmentation_ids), student.student_id, student.stats)
+        scope = Scope(self.wanted, augmentations=self.augmentation_ids, datasets=self.datasets)
+        return Need(scope, student.student_id, student.stats)
 
     def need(self, measured: Measured, student: Student) -> Need:
         """Return the facts that a measure needs of a student."""
-        return measured.need(student.student_id, self.wanted, self.augmentation_ids)
+        return measured.need(student.student_id, self.wanted, self.augmentation_ids, self.datasets)
 
     def measures_of(self, student: Student) -> list[Measured]:
         """Return the measures that are taken under a student."""
         return [each for each in self.measures if any(student.student_id == s.student_id for s in each.students)]
 
-    def register(self, store: Store) -> None:
-        """Write the identities of this target, and point the names to them."""
+    def register(self, store: Store, *, readers: bool = True) -> None:
+        """Write the identities of this target, and point the names to them.
+
+        Without `readers`, those of the extractor versions stay as they are: until all replies are read by the current versions, the
+        results of the versions before are in use, and selections find them.
+        """
         with store.write() as conn:
-            for name, version in methods.version_names().items():
+            for name, version in methods.version_names().items() if readers else ():
                 store.ensure_name(conn, "extractor", name, str(version))
             if self.teacher is not None:
                 self._register_teacher(store, conn, self.teacher)
@@ -124,7 +131,7 @@ class Target:
             name=config.name,
             model=config.model,
             revision=identity.revision,
-            prompt=config.prompt,
+            prompt=config.recorded_template,
             max_length=config.max_length,
             dtype=config.dtype,
             parameters=identity.parameters,
@@ -173,7 +180,7 @@ def resolve(
 
     def identified(each: StudentConfig) -> Student:
         if each.name not in known:
-            known[each.name] = Student(each, identify(each.model, each.revision))
+            known[each.name] = Student(each, identify(each.model, each.revision, encoder=each.encoder))
         return known[each.name]
 
     given = config.get_students() if students is None else students
