@@ -437,6 +437,7 @@ def test_workers_give_the_same_numbers_and_a_killed_one_is_a_clear_error(
             list(engine.score(ask(SAMPLES)))
 
 
+@pytest.mark.long
 def test_a_worker_follows_no_signal_that_asks_for_an_end_and_ends_with_its_engine(students: dict[str, Path]) -> None:
     with forks.start_worker() as worker:
         assert worker.stdin is not None and worker.stdout is not None
@@ -474,6 +475,7 @@ def test_an_engine_that_is_closed_waits_for_no_worker_that_is_still_loading(stud
     assert not alive(worker)
 
 
+@pytest.mark.long
 def test_a_long_run_goes_on_in_workers(
     students: dict[str, Path], llama: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,8 @@ reply that was cut off is asked for again when the limit has risen.
 Why `embedding` holds bytes: a vector as one value of little-endian 32-bit floats is read by numpy without parsing.
 Why `ordering`: which samples stand for the others depends on the whole pool, so the order is recorded with the pool's hash; the same pool
 is never put in order twice.
+Why `variants` is replaced in DuckDB: it joined the extraction of each of three generations; what a variant's own reply decides is now
+computed once for all variants and joined by generation, which takes half the time.
 Why `measures` is replaced: a value may depend on a second variant, the reference; it is current if that one is too.
 Why `dataset_import.parts`: a file is added to a dataset at the position at which the files before it end, and is found again by its path.
 An import of format `removed` stands for the removal of a dataset, which the view `datasets` no longer shows.
@@ -39,6 +41,7 @@ def upgrade() -> None:
     op.execute("DROP VIEW measures")
     op.execute(MEASURES)
     add_parts_of_datasets()
+    replace_variants()
 
 
 def create_embeddings() -> None:
@@ -230,4 +233,91 @@ walk AS (
     SELECT w.beginning, s.there FROM walk w JOIN step s ON s.here = w.sample_id
 )
 SELECT w.sample_id, min(w.beginning) AS group_id FROM walk w GROUP BY w.sample_id
+"""
+
+
+# -- the view of variants in DuckDB
+
+
+def replace_variants() -> None:
+    """Replace the view by a faster one with the same columns and rows; DuckDB resolves the views that read it by name."""
+    if op.get_bind().dialect.name == "duckdb":
+        op.execute("DROP VIEW variants")
+        op.execute(VARIANTS_BY_COLUMN)
+
+
+# `reader`: the prompts in use, with the extractor version for their replies, as in revision 0006.
+# `own`: whether a variant is an origin, and whether it is in use apart from what it was made of. is_current follows from these for a
+# variant and its ancestors: the first three generations by joins, `far` those above, `derived` what transforms made.
+AUGMENTATION_IN_USE = "IN (SELECT n.id FROM current_names n WHERE n.kind = 'augmentation')"
+VARIANTS_BY_COLUMN = f"""
+CREATE VIEW variants AS
+WITH RECURSIVE name_of AS MATERIALIZED (SELECT teacher_id, teacher FROM teachers),
+reader AS MATERIALIZED (
+    SELECT p.prompt_id, coalesce(
+        (SELECT CAST(n.id AS INTEGER) FROM current_names n WHERE n.kind = 'extractor' AND n.name = p.step),
+        (SELECT CAST(n.id AS INTEGER) FROM current_names n WHERE n.kind = 'extractor' AND n.name = 'extractor')
+    ) AS version
+    FROM prompt p
+    WHERE p.prompt_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'prompt')
+),
+own AS MATERIALIZED (
+    SELECT u.variant_id, u.parent_id, u.sample_id, u.kind = 'origin' AS is_origin,
+        u.kind = 'origin' OR (e.text_id IS NOT NULL
+            AND u.teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher')) AS is_used
+    FROM variant u
+    LEFT JOIN reader r ON r.prompt_id = u.prompt_id
+    LEFT JOIN extraction e ON e.text_id = u.text_id AND e.extractor = r.version AND e.variant_id = u.variant_id
+),
+far_source AS (
+    SELECT v.variant_id, c.variant_id AS source_id
+    FROM own c
+    JOIN own b ON b.parent_id = c.variant_id
+    JOIN own a ON a.parent_id = b.variant_id
+    JOIN own v ON v.parent_id = a.variant_id
+    WHERE NOT c.is_origin
+    UNION
+    SELECT f.variant_id, u.parent_id FROM far_source f JOIN own u ON u.variant_id = f.source_id WHERE NOT u.is_origin
+),
+far AS (
+    SELECT f.variant_id, min(CASE WHEN u.is_used THEN 1 ELSE 0 END) AS is_current
+    FROM far_source f
+    LEFT JOIN own u ON u.variant_id = f.source_id
+    GROUP BY f.variant_id
+),
+member_source AS (
+    SELECT m.derivation_id, m.variant_id AS source_id FROM derivation_member m
+    UNION
+    SELECT f.derivation_id, u.parent_id FROM member_source f JOIN own u ON u.variant_id = f.source_id WHERE NOT u.is_origin
+),
+derived AS (
+    SELECT f.derivation_id, min(CASE WHEN u.is_used AND p.sample_id IS NOT NULL THEN 1 ELSE 0 END) AS is_current
+    FROM member_source f
+    JOIN derivation d ON d.derivation_id = f.derivation_id AND d.augmentation_id {AUGMENTATION_IN_USE}
+    LEFT JOIN own u ON u.variant_id = f.source_id
+    LEFT JOIN (SELECT DISTINCT sample_id FROM dataset_samples) p ON p.sample_id = u.sample_id
+    GROUP BY f.derivation_id
+)
+SELECT
+    v.variant_id, v.sample_id, v.kind, v.parent_id, v.text_id, t.teacher, v.prompt_id,
+    CASE
+        WHEN v.kind = 'origin' THEN 1
+        WHEN v.derivation_id IS NOT NULL THEN coalesce(d.is_current, 0)
+        WHEN NOT o.is_used THEN 0
+        WHEN a.is_origin THEN 1
+        WHEN a.is_used IS NOT TRUE THEN 0
+        WHEN b.is_origin THEN 1
+        WHEN b.is_used IS NOT TRUE THEN 0
+        WHEN c.is_origin THEN 1
+        ELSE coalesce(f.is_current, 0)
+    END AS is_current,
+    v.instruction, v.input, v.output, v.teacher_id, v.created_at, v.derivation_id
+FROM variant v
+JOIN own o ON o.variant_id = v.variant_id
+LEFT JOIN name_of t ON t.teacher_id = v.teacher_id
+LEFT JOIN own a ON a.variant_id = v.parent_id
+LEFT JOIN own b ON b.variant_id = a.parent_id
+LEFT JOIN own c ON c.variant_id = b.parent_id
+LEFT JOIN far f ON f.variant_id = v.variant_id
+LEFT JOIN derived d ON d.derivation_id = v.derivation_id
 """

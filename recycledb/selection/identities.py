@@ -8,6 +8,7 @@ older parameters) must be named, and are then treated as current.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recycledb import methods
 from recycledb.errors import SelectionError
 from recycledb.store import Meaning, Store, datasets
 from recycledb.suggestions import did_you_mean
@@ -112,6 +113,13 @@ def not_in_use(store: Store, teacher: Identity | None) -> tuple[Meaning, ...]:
     if teacher is None or any(teacher.identity == each.identity for each in teachers(store)):
         return ()
     return (Meaning("teacher", teacher.name, teacher.identity),)
+
+
+def require_kind(kind: str) -> None:
+    """Raise SelectionError if there is no kind of variant with this name."""
+    known = methods.kinds()
+    if kind not in known:
+        raise SelectionError(f"no kind {kind!r}{did_you_mean(kind, known)}; there are {', '.join(known)}")
 
 
 def find_dataset(store: Store, name: str) -> str:

@@ -176,14 +176,18 @@ def _total(values: list[Any]) -> Any:
     return None if any(value is None for value in values) else sum(values)
 
 
-def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False) -> Plan:
-    """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has too few replies."""
+def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False, tokenised: int = SAMPLE) -> Plan:
+    """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has too few replies.
+
+    A student's tokens are counted for `tokenised` variants and extrapolated where there are more.
+    """
+    sample = tokenised if exact else 0
     wanted, teacher = target.wanted, target.teacher
     augmentations = _augmentations(store, target)
     if wanted is None or teacher is None or not target.reflect:
         coming = _derived_at_most(target, augmentations, [])
         unread = count_unread(store, methods.versions())
-        return _with_facts(Plan(augmentations=augmentations, unread=unread), store, target, coming, exact)
+        return _with_facts(Plan(augmentations=augmentations, unread=unread), store, target, coming, sample)
     measured = measure(store, teacher, wanted, target.prompts, exact=exact)
     asks = _asks(store, target, wanted.retrying(retry_before), measured)
     # Only kinds that are scored bring statistics.
@@ -201,31 +205,31 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
         in_processes=in_processes,
         counted_by=measured.source if any(ask.calls for ask in asks) else None,
     )
-    return _with_facts(plan, store, target, coming, exact)
+    return _with_facts(plan, store, target, coming, sample)
 
 
-def _with_facts(plan: Plan, store: Store, target: Target, coming: int, exact: bool) -> Plan:
+def _with_facts(plan: Plan, store: Store, target: Target, coming: int, sample: int) -> Plan:
     """Return the plan with what students have to compute; up to `coming` variants may still be added."""
-    scores = _scores(store, target, coming, exact) if target.score else []
-    return replace(plan, scores=scores, measures=_measures(store, target, coming, exact))
+    scores = _scores(store, target, coming, sample) if target.score else []
+    return replace(plan, scores=scores, measures=_measures(store, target, coming, sample))
 
 
-def _measures(store: Store, target: Target, coming: int, exact: bool) -> list[MeasurePlan]:
+def _measures(store: Store, target: Target, coming: int, sample: int) -> list[MeasurePlan]:
     return [
-        _measure(store, target, measured, student, coming, exact)
+        _measure(store, target, measured, student, coming, sample)
         for measured in target.measures
         for student in measured.students
     ]
 
 
 def _measure(
-    store: Store, target: Target, measured: Measured, student: Student, coming: int, exact: bool
+    store: Store, target: Target, measured: Measured, student: Student, coming: int, sample: int
 ) -> MeasurePlan:
     need = target.need(measured, student)
     lacking = count_lacking(store, need)
     tokens, counted = None, 0
-    if exact and lacking.facts:
-        tokens, counted = _tokens(store, student, need, lacking.characters, measured.readouts, measured.vectors)
+    if sample and lacking.facts:
+        tokens, counted = _tokens(store, student, need, lacking.characters, sample, measured.readouts, measured.vectors)
     values = count_values(store, need, measured.measure_id)
     return MeasurePlan(
         measured.config.name, student.config.name, lacking.variants, lacking.facts, values, coming, tokens, counted
@@ -304,21 +308,21 @@ def _ask(
     return AskPlan(step, teacher.name, ready[0], before[0], prompt_tokens, completion, cost, most)
 
 
-def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
+def _scores(store: Store, target: Target, coming: int, sample: int) -> list[ScorePlan]:
     students = [(student.student_id, student.stats) for student in target.students]
     counts = count_scores(store, target.wanted, students, target.augmentation_ids, target.datasets)
     return [
-        _score(store, target, student, found, coming, exact)
+        _score(store, target, student, found, coming, sample)
         for student, found in zip(target.students, counts, strict=True)
     ]
 
 
 def _score(
-    store: Store, target: Target, student: Student, found: tuple[int, int, int], coming: int, exact: bool
+    store: Store, target: Target, student: Student, found: tuple[int, int, int], coming: int, sample: int
 ) -> ScorePlan:
     variants, statistics, characters = found
     need = target.own_need(student)
-    tokens, counted = _tokens(store, student, need, characters) if exact and statistics else (None, 0)
+    tokens, counted = _tokens(store, student, need, characters, sample) if sample and statistics else (None, 0)
     follow = coming * len(student.stats)
     return ScorePlan(student.config.name, variants, statistics, follow, characters, tokens, counted)
 
@@ -328,6 +332,7 @@ def _tokens(
     student: Student,
     need: Need,
     characters: int,
+    sample: int,
     readouts: Sequence[Readout] = (),
     vectors: Sequence[Vector] = (),
 ) -> tuple[int | None, int]:
@@ -335,7 +340,7 @@ def _tokens(
     from recycledb.scoring.requests import Request
     from recycledb.scoring.tokeniser import count_tokens
 
-    rows = some_lacking(store, need, SAMPLE)
+    rows = some_lacking(store, need, sample)
     there = facts_of(store, need, {row.variant_id: row.reference_id for row in rows})
     requests = [
         Request(
