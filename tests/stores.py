@@ -248,7 +248,11 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     members = [dict(map(tuple, origins))[sample] for sample in samples]
     [text_id], [prompt], [student] = (
         conn.exec_driver_sql(f"SELECT min({key}) FROM {table}").fetchone()
-        for key, table in (("text_id", "reply"), ("prompt_id", "prompt"), ("student_id", "student"))
+        for key, table in (
+            ("text_id", f"extraction WHERE extractor = {EXTRACTOR}"),
+            ("prompt_id", "prompt"),
+            ("student_id", "student"),
+        )
     )
     measure, parameters = measure_id_of(f"m-{name}", "digits", 1, "{}"), {"name": name, "of": ["origin"]}
     augmentation = augmentation_id_of("pair", 1, 0, parameters)
