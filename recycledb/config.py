@@ -26,12 +26,20 @@ from pydantic import (
 from recycledb import methods
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat
-from recycledb.schema import IDENTITY_LENGTH, content_id
+from recycledb.schema import (
+    DEFAULT_LIMIT,
+    augmentation_id_of,
+    limit_of,
+    plain,
+    student_id_of,
+    teacher_id_of,
+    without_limit,
+)
 
 FILE_NAME = "recycledb.toml"
 DEFAULT_URL = "sqlite:///recycle.db"
 STEPS = ("compress", "reflect_instruction", "reflect_response", "score")
-DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens": 2048}
+DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens": DEFAULT_LIMIT}
 
 
 def _step(name: str) -> str:
@@ -89,7 +97,8 @@ class TeacherConfig(Settings):
     params: dict[str, Any] = Field(
         {},
         description="Parameters of each request, added to the defaults temperature 0, top_p 1 and max_tokens 2048; "
-        'the value "unset" removes a default. Part of the teacher\'s identity.',
+        'the value "unset" removes a default. Part of the teacher\'s identity, but for the limit (max_tokens or '
+        "max_completion_tokens): when it rises, replies that were cut off are asked for again, and no other.",
     )
     base_url: str | None = Field(None, description="The server's URL. Default: $OPENAI_BASE_URL.")
     api_key_env: str = Field(
@@ -148,13 +157,23 @@ class TeacherConfig(Settings):
         return {key: value for key, value in merged.items() if value != "unset"}
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What changes this teacher's replies: not its server, rate limits or prices."""
+    def configured(self) -> dict[str, Any]:
+        """The provider, the model and what is sent with each request; the identity, and the limit on a reply's length."""
         model = self.model or self.name
         if self.provider == "recorded":
             return {"provider": self.provider, "model": model}
-        identity = {"provider": self.provider, "model": model, "params": _plain(self.request_params)}
-        return {**identity, "dtype": self.dtype} if self.provider == "transformers" and self.dtype else identity
+        found = {"provider": self.provider, "model": model, "params": plain(self.request_params)}
+        return {**found, "dtype": self.dtype} if self.provider == "transformers" and self.dtype else found
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What changes this teacher's replies: not its server, rate limits or prices, nor the limit on a reply's length."""
+        return without_limit(self.configured)
+
+    @property
+    def limit(self) -> int:
+        """The longest reply that a request allows, in tokens; 0 for no limit."""
+        return limit_of(self.configured)
 
     @property
     def teacher_id(self) -> str:
@@ -283,7 +302,7 @@ class AugmentationConfig(Optioned):
     @property
     def parameters(self) -> dict[str, Any]:
         """What changes its variants besides the method's version and the seed."""
-        return {**_plain(self.options(self.transform.options)), "of": list(self.sources)}
+        return {**plain(self.options(self.transform.options)), "of": list(self.sources)}
 
     @property
     def augmentation_id(self) -> str:
@@ -403,22 +422,6 @@ class Config(Settings):
         return _checked(StudentConfig, values, f"--student {name}")
 
 
-def teacher_id_of(identity: Mapping[str, Any]) -> str:
-    """Return the content address of what changes a teacher's replies."""
-    return content_id("teacher", identity, length=IDENTITY_LENGTH)
-
-
-def student_id_of(model: str, revision: str, prompt: str, max_length: int, dtype: str) -> str:
-    """Return the content address of what changes a student's numbers; a folder counts by its content, not its path."""
-    named = "" if revision.startswith("sha256:") else model
-    return content_id("student", named, revision, prompt, max_length, dtype, length=IDENTITY_LENGTH)
-
-
-def augmentation_id_of(method: str, version: int, seed: int, parameters: Mapping[str, Any]) -> str:
-    """Return the content address of what changes the variants of a transform."""
-    return content_id("augmentation", method, version, seed, parameters, length=IDENTITY_LENGTH)
-
-
 def find_file(start: Path | None = None) -> Path | None:
     """Return the nearest recycledb.toml, in this folder or a parent."""
     folder = (start or Path.cwd()).resolve()
@@ -487,12 +490,3 @@ def _resolve_url(url: str, folder: Path) -> str:
     if not separator or scheme not in ("sqlite", "duckdb") or file.startswith(("/", "~", ":")):
         return url
     return f"{scheme}:///{folder / file}"
-
-
-def _plain(value: Any) -> Any:
-    """Return a parameter with whole floats as integers: 0 and 0.0 mean the same to a server."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

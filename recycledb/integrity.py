@@ -13,9 +13,17 @@ from operator import itemgetter
 from typing import Any
 
 from recycledb import methods
-from recycledb.config import augmentation_id_of, student_id_of, teacher_id_of
 from recycledb.reflection.prompts import prompt_id_of
-from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json, content_id
+from recycledb.schema import (
+    ORIGIN,
+    LossStatus,
+    ReplyStatus,
+    augmentation_id_of,
+    canonical_json,
+    content_id,
+    student_id_of,
+    teacher_id_of,
+)
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of

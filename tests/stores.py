@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recycledb.config import augmentation_id_of
 from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
-from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_now, variant_id
+from recycledb.schema import Texts, augmentation_id_of, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Store
 from recycledb.store.derivations import derivation_id_of
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts

@@ -27,6 +27,13 @@ class Wanted:
     run_started: str | None = None  # errors since this time count against max_attempts; None: none do
     max_attempts: int = 5
     lazy_student: str | None = None  # if set, `Input.lazy` applies, with this student's scores
+    aliases: tuple[
+        str, ...
+    ] = ()  # further ids of the teacher, whose replies count too (see `recycledb.store.teachers`)
+    limit: int | None = (
+        None  # the longest reply allowed now; 0 for no limit; None: no reply that was cut off is asked for again
+    )
+    limits: Mapping[str, int] = field(default_factory=dict)  # by teacher id, for attempts without a limit of their own
 
     def retrying(self, before: str) -> "Wanted":
         """Return a copy in which questions that failed before that time are retried."""
@@ -41,11 +48,55 @@ class Wanted:
         """The wanted steps."""
         return tuple(methods.steps()[name] for name in self.prompts)
 
+    @property
+    def teacher_ids(self) -> tuple[str, ...]:
+        """All ids of the teacher."""
+        return (self.teacher_id, *self.aliases)
+
+    @property
+    def is_teacher(self) -> str:
+        """The end of a condition on a teacher's id: equal to :teacher, or one of its ids."""
+        return f"IN ({', '.join((':teacher', *self._aliases))})" if self.aliases else "= :teacher"
+
+    @property
+    def _aliases(self) -> list[str]:
+        return [f":teacher_{i}" for i in range(len(self.aliases))]
+
+    def by_teacher(self, alias: str) -> str:
+        """Return the condition that a row of `variant` was made by the teacher: of the aliases' replies, those of `alias_replies`."""
+        if not self.aliases:
+            return f"{alias}.teacher_id = :teacher"
+        aliases = ", ".join(self._aliases)
+        return f"""({alias}.teacher_id = :teacher OR ({alias}.teacher_id IN ({aliases}) AND NOT EXISTS (
+            SELECT 1 FROM reply mine JOIN reply r ON r.variant_id = mine.variant_id AND r.step = mine.step
+                AND r.prompt_id = mine.prompt_id AND coalesce(r.others, '') = coalesce(mine.others, '')
+            WHERE mine.text_id = {alias}.text_id AND r.status = 'ok'
+            AND (r.teacher_id = :teacher OR (r.teacher_id IN ({aliases}) AND r.teacher_id < mine.teacher_id))
+        )))"""
+
+    def cut_off(self, reply: str) -> str:
+        """Return the condition that a failed reply was cut off at a limit below that of now; "" where none can be."""
+        if self.limit is None:
+            return ""
+        below = f"AND {self.asked_limit} < {self.limit:d}" if self.limit else ""
+        return f"""({reply}.finish_reason = 'length' AND EXISTS (
+            SELECT 1 FROM attempt t WHERE t.attempt_id = {reply}.attempt_id AND {self.asked_limit} > 0 {below}
+        ))"""
+
+    @property
+    def asked_limit(self) -> str:
+        """The limit of an attempt `t`; 0 for none."""
+        former = " ".join(f"WHEN '{each}' THEN {limit:d}" for each, limit in self.limits.items())
+        return (
+            f"coalesce(t.max_tokens, CASE t.teacher_id {former} ELSE 0 END)" if former else "coalesce(t.max_tokens, 0)"
+        )
+
     @cached_property
     def parameters(self) -> dict[str, object]:
         """The values that the statements below bind; for all steps, since conditions may refer to any."""
         return {
             "teacher": self.teacher_id,
+            **{f"teacher_{i}": alias for i, alias in enumerate(self.aliases)},
             "retry_before": self.retry_before,
             "run_started": self.run_started,
             "max_attempts": self.max_attempts,
@@ -168,7 +219,7 @@ def _made(wanted: Wanted, alias: str) -> str:
         for step in wanted.steps
         if step.made
     )
-    return f"{alias}e.text_id IS NOT NULL AND {alias}.teacher_id = :teacher AND ({kinds or '1 = 0'})"
+    return f"{alias}e.text_id IS NOT NULL AND ({kinds or '1 = 0'}) AND {wanted.by_teacher(alias)}"
 
 
 def questions(wanted: Wanted, samples: str) -> str:
@@ -210,7 +261,7 @@ def _ask(step: TeacherStep, each: Input, wanted: Wanted) -> str:
     elif each.where and each.left_to in wanted.prompts:
         conditions.append(f"NOT ({each.where})")
     if each.lazy and _is_lazy(step, wanted):
-        conditions.append(f"({each.lazy})")
+        conditions.append(f"({each.lazy.replace('= :teacher', wanted.is_teacher)})")
     beside = [f"m{i}" for i in range(len(each.beside))]
     joins = [
         f"JOIN member {alias} ON {alias}.sample_id = v.sample_id AND {alias}.kind = '{kind}'"
@@ -245,7 +296,7 @@ def _same_question(wanted: Wanted, alias: str) -> str:
         f" AND (a.others = '' OR {alias}.others = a.others)" if any(step.shown > 1 for step in wanted.steps) else ""
     )
     return (
-        f"{alias}.variant_id = a.variant_id AND {alias}.step = a.step AND {alias}.teacher_id = :teacher "
+        f"{alias}.variant_id = a.variant_id AND {alias}.step = a.step AND {alias}.teacher_id {wanted.is_teacher} "
         f"AND {alias}.prompt_id = a.prompt_id{others}"
     )
 
@@ -266,7 +317,7 @@ def _unanswered(wanted: Wanted) -> str:
     return f"""
         NOT EXISTS (
             SELECT 1 FROM reply r WHERE {_same_question(wanted, "r")}
-            AND (r.status = 'ok' OR (r.status = 'failed' AND r.created_at >= :retry_before))
+            AND (r.status = 'ok' OR (r.status = 'failed' AND r.created_at >= :retry_before{_for_good(wanted, "r")}))
         )
         AND (
             SELECT count(*) FROM reply r WHERE {_same_question(wanted, "r")}
@@ -284,6 +335,12 @@ def _unanswered(wanted: Wanted) -> str:
     """
 
 
+def _for_good(wanted: Wanted, reply: str) -> str:
+    """Return the further condition that a failed reply is not asked for again with a higher limit."""
+    cut_off = wanted.cut_off(reply)
+    return f" AND NOT {cut_off}" if cut_off else ""
+
+
 def _wanted_prompts(wanted: Wanted) -> str:
     return ", ".join(f":prompt_{step}" for step in wanted.prompts) or "''"
 
@@ -295,7 +352,7 @@ def under_way(wanted: Wanted) -> str:
             sum(CASE WHEN t.worker_id IN ({LIVE_BATCH}) THEN 1 ELSE 0 END) AS in_batches,
             sum(CASE WHEN t.worker_id IN (SELECT worker_id FROM worker WHERE ended_at IS NULL) THEN 1 ELSE 0 END) AS in_processes
         FROM attempt t
-        WHERE t.teacher_id = :teacher AND t.prompt_id IN ({_wanted_prompts(wanted)})
+        WHERE t.teacher_id {wanted.is_teacher} AND t.prompt_id IN ({_wanted_prompts(wanted)})
         AND {unanswered("t")}
     """
 
@@ -341,11 +398,12 @@ def failed(wanted: Wanted) -> str:
     return f"""
         SELECT count(*) FROM (
             SELECT DISTINCT r.variant_id, r.step, r.prompt_id, coalesce(r.others, '') AS others FROM reply r
-            WHERE r.status = 'failed' AND r.teacher_id = :teacher AND r.prompt_id IN ({_wanted_prompts(wanted)})
+            WHERE r.status = 'failed' AND r.teacher_id {wanted.is_teacher} AND r.prompt_id IN ({_wanted_prompts(wanted)})
+            {_for_good(wanted, "r")}
             AND EXISTS (SELECT 1 FROM variant v WHERE v.variant_id = r.variant_id AND v.sample_id IN ({ALL_SAMPLES}))
             AND NOT EXISTS (
                 SELECT 1 FROM reply s WHERE s.variant_id = r.variant_id AND s.step = r.step
-                AND s.teacher_id = r.teacher_id AND s.prompt_id = r.prompt_id
+                AND s.teacher_id {wanted.is_teacher} AND s.prompt_id = r.prompt_id
                 AND coalesce(s.others, '') = coalesce(r.others, '') AND s.status = 'ok'
             )
         ) f

@@ -177,7 +177,9 @@ class Attempt(SQLModel, table=True):
         description="ids of the further variants that the question shows, in order, joined by commas; NULL for none",
     )
     max_tokens: int | None = Field(
-        default=None, description="the longest reply that the request allowed; NULL for no limit"
+        default=None,
+        description="the longest reply that the request allowed, in tokens; 0 for no limit; NULL in rows from before "
+        "revision 0007, whose limit is in their teacher's parameters",
     )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 

@@ -124,8 +124,8 @@ class Sync:
         open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
         batch_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.store, self.target, self.limit = store, target, limit
-        self.budget = _budget(target, max_cost)
+        self.store, self.target, self.limit = store, target.within(store), limit
+        self.budget = _budget(self.target, max_cost)
         self.retry_before = utc_now() if retry_failed else ""
         self.stop, self.listener, self.open_teacher = stop or threading.Event(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
@@ -343,4 +343,5 @@ def _budget(target: Target, max_cost: float | None) -> Budget | None:
     """Return the budgets of a run; None where it asks no teacher."""
     if target.teacher is None or not target.reflect:
         return None
-    return Budget(target.teacher, max_cost, store_limit=target.budget_usd, teachers=target.teachers)
+    ids = target.known.ids if target.known else ()
+    return Budget(target.teacher, max_cost, store_limit=target.budget_usd, teachers=target.teachers, teacher_ids=ids)

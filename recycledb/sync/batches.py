@@ -98,7 +98,7 @@ class Batches:
         """
         self._find_unsubmitted()
         refused = []
-        for batch in batches.live(self.store, self.wanted.teacher_id):
+        for batch in batches.live(self.store, self.wanted.teacher_ids):
             if batch.remote_id is None:
                 continue
             remote = self.teacher.look(batch.remote_id)
@@ -118,7 +118,7 @@ class Batches:
 
     def _find_unsubmitted(self) -> None:
         """Look up the batches without a remote id: the service has them, or they were never created."""
-        unheard = [row for row in batches.live(self.store, self.wanted.teacher_id) if row.remote_id is None]
+        unheard = [row for row in batches.live(self.store, self.wanted.teacher_ids) if row.remote_id is None]
         unheard = [row for row in unheard if not row.preparing]  # its process is still working on it
         if not unheard:
             return

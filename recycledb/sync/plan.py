@@ -178,6 +178,7 @@ def _total(values: list[Any]) -> Any:
 
 def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False) -> Plan:
     """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has too few replies."""
+    target = target.within(store)
     wanted, teacher = target.wanted, target.teacher
     augmentations = _augmentations(store, target)
     if wanted is None or teacher is None or not target.reflect:
@@ -260,7 +261,7 @@ def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> li
     counted = count_questions(store, wanted)
     ready = {step.name: counted.get(step.name, (0, 0)) for step in wanted.steps}
     follow = _follow(wanted, ready)
-    history = reply_history(store, wanted.teacher_id) if counted else {}
+    history = reply_history(store, wanted.teacher_ids) if counted else {}
     return [_ask(target, step, ready[step], follow[step], history.get(step), measured) for step in target.prompts]
 
 
