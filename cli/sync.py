@@ -15,7 +15,7 @@ from recycledb.cli.progress import drawn
 if TYPE_CHECKING:
     from recycledb.sync import Outcome, Stop
 
-EXIT_MISSING = 3
+EXIT_MISSING, EXIT_FAILED_ONLY = 3, 4
 
 
 Only = Annotated[
@@ -75,7 +75,8 @@ def sync(
     """Add every row that the configuration asks for and the store does not have.
 
     You can interrupt it at any time: the next run continues from the last committed row.
-    Exit code 3 means that rows are still missing.
+    Exit code 3: rows are still missing; 4: it had nothing to do, since only questions are left that failed permanently before
+    (--retry-failed asks them again).
 
     Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
     [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
@@ -103,7 +104,7 @@ def sync(
         outcome = run.run()
     emit(outcome.as_dict(), as_json=as_json, show=lambda: _show_outcome(outcome))
     if not outcome.complete:
-        raise typer.Exit(EXIT_MISSING)
+        raise typer.Exit(EXIT_FAILED_ONLY if outcome.waits_for_retry else EXIT_MISSING)
 
 
 @contextmanager
@@ -166,7 +167,7 @@ def _show_outcome(outcome: "Outcome") -> None:
         if outcome.complete:
             out.print("nothing to do: the store has every row that the configuration asks for")
             return
-        out.print("nothing was done")
+        out.print("nothing to do" if outcome.left.state == "failed" else "nothing was done")
     if outcome.read:
         out.print(f"extracted {outcome.read:,} stored replies again")
     _show_batches(outcome)
@@ -179,26 +180,36 @@ def _show_outcome(outcome: "Outcome") -> None:
     for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
         example = result["examples"][reason].partition(": ")[2]
         out.print(f"  {reason}: {count:,}" + (f", for example: {example}" if example else ""), markup=False)
+    if most := result["commonest_error"]:
+        failures = sum(result["reasons"].values())
+        out.print(f"  most frequent error ({most['count']:,} of {failures:,}): {most['error']}", markup=False)
     _show_augmented(outcome)
     _show_scored(outcome)
     if outcome.stopped:
         out.print(outcome.stopped, markup=False)
     if not outcome.complete:
-        left = outcome.left
-        missing = (
-            f"{sum(ask.ready for ask in left.asks):,} calls, {sum(s.statistics for s in left.scores):,} statistics"
-        )
-        if waiting := sum(each.sources - each.left_alone for each in left.augmentations):
-            missing += f", {waiting:,} variants for transforms"
-        if left.measures:
-            missing += f", {sum(each.ready for each in left.measures):,} facts and values of measures"
-        if left.in_batches:
-            missing += f"; {left.in_batches:,} questions are in batches (run sync again later)"
-        if left.in_processes:
-            missing += f"; {left.in_processes:,} questions are in flight in another process"
-        if left.failed:
-            missing += f"; {left.failed:,} questions failed permanently (--retry-failed asks them again)"
-        out.print(f"still missing: {missing}")
+        _show_left(outcome)
+
+
+def _show_left(outcome: "Outcome") -> None:
+    """Print what is still missing, and what to type next."""
+    out, left = stdout(), outcome.left
+    failed = f"{left.failed:,} questions failed permanently"
+    if left.state == "failed":
+        out.print(f"{failed}; nothing more can be done without a retry: recycledb sync --retry-failed")
+        return
+    missing = f"{sum(ask.ready for ask in left.asks):,} calls, {sum(s.statistics for s in left.scores):,} statistics"
+    if waiting := sum(each.sources - each.left_alone for each in left.augmentations):
+        missing += f", {waiting:,} variants for transforms"
+    if left.measures:
+        missing += f", {sum(each.ready for each in left.measures):,} facts and values of measures"
+    if left.in_batches:
+        missing += f"; {left.in_batches:,} questions are in batches (run sync again later)"
+    if left.in_processes:
+        missing += f"; {left.in_processes:,} questions are in flight in another process"
+    if left.failed:
+        missing += f"; {failed} (--retry-failed asks them again)"
+    out.print(f"still missing: {missing}" + ("; to continue: recycledb sync" if left.ready else ""))
 
 
 def _show_augmented(outcome: "Outcome") -> None:

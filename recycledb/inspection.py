@@ -99,11 +99,15 @@ def status(
         **money(spending),
         "selected": _dicts(store.rows(_SELECTED, total=total)),
         "missing": None,
+        "state": None,  # of what is missing: complete, missing, or failed (only questions that failed permanently are left)
+        "pending": None,
+        "failed_permanently": None,
     }
     if isinstance(target, RecycledbError):
         result["missing_unknown"] = str(target)
     else:
-        result["missing"] = (plan or make(store, target)).as_dict()
+        missing = (plan or make(store, target)).as_dict()
+        result |= {"missing": missing, **{key: missing[key] for key in ("state", "pending", "failed_permanently")}}
     return result
 
 

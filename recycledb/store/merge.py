@@ -24,7 +24,7 @@ from sqlalchemy import Boolean, Connection
 
 from recycledb.errors import SchemaError, StoreError
 from recycledb.schema import ORIGIN
-from recycledb.store import Store
+from recycledb.store import Store, teachers
 from recycledb.store.backend import Row
 from recycledb.store.digest import with_digests
 from recycledb.store.pending import ATTEMPTS
@@ -257,9 +257,18 @@ class _Merge:
         rows = list(self._select("name", _Where()))
         with self.target.write() as conn:
             here = {(kind, name): key for kind, name, key in _stream(conn, current)}
-            self._write(conn, "name", (row for row in rows if row[:2] not in here))
+            same = teachers.identities(conn)
+            renamed = teachers.named_here(here, there, same)
+            new = [row for row in rows if row[:2] not in here and not (row[0] == "teacher" and row[1] in renamed)]
+            self._write(conn, "name", iter(new))
+            for name, key in renamed.items():
+                self.target.ensure_name(conn, "teacher", name, key)
+        here = {**{("teacher", name): key for name, key in renamed.items()}, **here}
         self.result.clashes = [
-            NameClash(*name, here[name], key) for name, key in sorted(there.items()) if here.get(name, key) != key
+            NameClash(*name, here[name], key)
+            for name, key in sorted(there.items())
+            if here.get(name, key) != key
+            and not (name[0] == "teacher" and key in same and same.get(here[name]) == same[key])
         ]
 
     # -- datasets

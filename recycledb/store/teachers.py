@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import Connection
+
 from recycledb.schema import canonical_json, limit_of, teacher_id_of, without_limit
 from recycledb.store import Store
 
@@ -70,3 +72,28 @@ def _most_replies(store: Store, ids: list[str]) -> str:
         ORDER BY (SELECT count(*) FROM reply r WHERE r.teacher_id = t.teacher_id AND r.status = 'ok') DESC, t.teacher_id LIMIT 1
     """
     return str(store.rows(sql, **names)[0][0])
+
+
+def identities(conn: Connection) -> dict[str, str]:
+    """Return, by id, what is the same for all rows of one teacher."""
+    rows = conn.exec_driver_sql("SELECT teacher_id, parameters FROM teacher").fetchall()
+    parsed = ((str(row[0]), _parsed(row[1])) for row in rows)
+    return {key: canonical_json(without_limit(found)) for key, found in parsed if found is not None}
+
+
+Names = Mapping[tuple[str, str], str]  # the current id of each (kind, name)
+
+
+def named_here(here: Names, there: Names, same: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of teachers, new to the target of a merge, that mean a row equal to one with a name here, and that row's id.
+
+    Where the source has names for both rows, they are different teachers there, and stay so here.
+    """
+    ours, theirs = ({key for (kind, _), key in names.items() if kind == "teacher"} for names in (here, there))
+    found = {}
+    for (kind, name), key in there.items():
+        if kind == "teacher" and (kind, name) not in here and key not in ours:
+            equal = sorted(each for each in ours - theirs if key in same and same.get(each) == same[key])
+            if equal:
+                found[name] = equal[0]
+    return found
