@@ -92,8 +92,7 @@ class Refusals(Generic[T]):
             reply = self._reply_of(item)
             if not self._accepted and self.example is None:
                 if is_refusal(reply):
-                    self._hold(item, reply)
-                    if self.example is not None or self._accepted:
+                    if self._hold(item, reply):
                         released += self.release(failed=self._accepted)
                     continue
                 if is_accepted(reply):
@@ -112,7 +111,8 @@ class Refusals(Generic[T]):
                 self._judge(item, retriable(self._reply_of(item)))
         return held
 
-    def _hold(self, item: T, reply: Reply) -> None:
+    def _hold(self, item: T, reply: Reply) -> bool:
+        """Hold an item back; return whether all that are held can be judged now."""
         self._held.append(item)
         key = same_error(reply.error or "")
         self._counts[key] += 1
@@ -120,3 +120,4 @@ class Refusals(Generic[T]):
             self.example = reply
         elif len(self._held) >= HELD_MOST:
             self._accepted = True
+        return self.example is not None or self._accepted
