@@ -80,7 +80,9 @@ def options(
             "else sqlite:///recycle.db.",
         ),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error, and the warnings of other libraries.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -89,6 +91,9 @@ def options(
     ] = False,
 ) -> None:
     """Set the global options."""
+    from recycledb.cli.printing import hide_libraries, show_libraries
+
+    (show_libraries if debug else hide_libraries)()
     session.store_option = store
     session.debug = debug
 

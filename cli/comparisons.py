@@ -11,6 +11,7 @@ from recycledb.cli.options import DatasetName, Timeout
 if TYPE_CHECKING:
     from recycledb.cli.printing import Table
     from recycledb.selection.compare import Comparison
+    from recycledb.selection.matrix import Matrix
     from recycledb.selection.picks import Confusion
 
 
@@ -38,6 +39,13 @@ def compare(
             help="Use variants made with this prompt (a prompt_id prefix, or `current`); repeat to compare prompts.",
         ),
     ] = [],  # noqa: B006
+    measure: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME/MODEL",
+            help="Compare measures instead, such as ifd/7b; repeat. Length and a random order stand beside them.",
+        ),
+    ] = [],  # noqa: B006
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write plots to one HTML file that works offline.")
     ] = None,
@@ -52,7 +60,19 @@ def compare(
 
     Example: [bold]recycledb compare 7b --teacher gpt --teacher claude[/bold] ·
     [bold]recycledb compare 7b --prompt current --prompt 3fa9c2[/bold]
+
+    Example: [bold]recycledb compare --measure ifd/7b --measure selectit/7b --plot agreement.html[/bold]
     """
+    if measure:
+        if students or teacher or prompt:
+            raise typer.BadParameter("--measure compares measures; leave out students, --teacher and --prompt")
+        with session.open() as db:
+            matrix = db.compare_measures(
+                *measure, kind=kind or "origin", top=top, dataset=dataset, plot=plot, timeout_s=timeout
+            )
+        _written(plot)
+        emit(matrix.as_dict(), as_json=as_json, show=lambda: _show_matrix(matrix))
+        return
     with session.open() as db:
         found = db.compare(
             *students,
@@ -65,9 +85,31 @@ def compare(
             plot=plot,
             timeout_s=timeout,
         )
+    _written(plot)
+    emit(found.as_dict(), as_json=as_json, show=lambda: _show_comparison(found))
+
+
+def _written(plot: Path | None) -> None:
     if plot is not None:
         stderr().print(f"wrote {plot}", markup=False, soft_wrap=True)
-    emit(found.as_dict(), as_json=as_json, show=lambda: _show_comparison(found))
+
+
+def _show_matrix(found: "Matrix") -> None:
+    out = stdout()
+    out.print(f"Spearman's rank correlation over {found.kind} variants", markup=False)
+    table = _table("", *found.measures)
+    for one in found.measures:
+        numbers = (found.spearman(one, other) for other in found.measures)
+        table.add_row(one, *("–" if value is None else f"{value:.2f}" for value in numbers))
+    out.print(table)
+    table = _table(f"top {found.top}", "n", "k", "in both", "overlap", "chance")
+    for pair in found.pairs:
+        shares = ("–" if value is None else f"{value:.1%}" for value in (pair.overlap, pair.chance))
+        table.add_row(" × ".join(pair.measures), str(pair.n), str(pair.k), str(pair.shared), *shares)
+    out.print()
+    out.print(table)
+    out.print()
+    out.print(f"baselines: {', '.join(found.baselines)}", style="dim", markup=False)
 
 
 def _number(value: float | None) -> str:

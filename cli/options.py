@@ -40,7 +40,40 @@ Card = Annotated[
     typer.Option("--card", metavar="README.md", help="Write a Hugging Face dataset card with the data's lineage."),
 ]
 Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Abort the SQL after this time.")]
-OutFormat = Annotated[str, typer.Option("--format", help="The file's format: alpaca, sharegpt, jsonl or parquet.")]
+OutFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="The file's format: alpaca, sharegpt, jsonl or parquet; preference pairs, with the origin's answer as the rejected one: "
+        "dpo (TRL, messages), dpo-text (TRL, texts) or dpo-llamafactory.",
+    ),
+]
+WithExtra = Annotated[
+    bool, typer.Option("--with-extra", help="Write the other fields of the samples' source rows too (`extra`).")
+]
+Holdout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Write this share of the samples, such as 5%, to FILE.holdout.json instead. Drawn by --seed; adding samples moves none.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="The seed of what is drawn.")]
+
+
+def target(output: Path | None, *, as_json: bool = False) -> Path | None:
+    """Return the file to write: `-` is stdout, which --json also needs."""
+    path = Path("/dev/stdout") if output == Path("-") else output
+    if as_json and goes_to_stdout(path):
+        raise typer.BadParameter("-o - and --json both write to stdout: give -o FILE, or leave out --json")
+    return path
+
+
+def goes_to_stdout(path: Path | None) -> bool:
+    """Return whether a file to write is this process's stdout, so that nothing else may be printed there."""
+    from recycledb.files import is_stdout
+
+    return path is not None and is_stdout(path)
 
 
 def parse_params(texts: list[str]) -> dict[str, str]:

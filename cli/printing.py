@@ -1,10 +1,13 @@
 """All terminal output: consoles, tables and lines that escape control characters and read no markup.
 
+Other libraries' warnings and logs are for their programmers: `hide_libraries` keeps them from the terminal, `--debug` shows them.
+
 Invariant: in text printed by a command, an error, a warning or a library's log, control characters are escaped and brackets are
 not read as markup. Styles are passed as `style=`, never inside a text.
 """
 
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -95,3 +98,41 @@ def make_safe() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+# Libraries that print their logs themselves, and the variables and values that keep them from it. What a user has set stays.
+_OWN_HANDLERS = {
+    "transformers": ("TRANSFORMERS_VERBOSITY", "critical"),
+    "huggingface_hub": ("HF_HUB_VERBOSITY", "critical"),
+    "datasets": ("DATASETS_VERBOSITY", "critical"),
+    "torch": ("TORCH_LOGS", "-all"),
+}
+
+
+class _Log(logging.Handler):
+    """Prints our own warnings as one line each, and the errors that asyncio alone hears of; nothing else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        library = record.name.partition(".")[0]
+        if library == "recycledb" or (library == "asyncio" and record.levelno >= logging.ERROR):
+            error = record.exc_info[1] if record.exc_info else None
+            tell(record.getMessage() + (f": {type(error).__name__}: {error}" if error else ""))
+
+
+def hide_libraries() -> None:
+    """Keep warnings and logs of other libraries from the terminal; their errors are raised, and told in one line of ours."""
+    if not sys.warnoptions:  # set by -W or PYTHONWARNINGS
+        warnings.simplefilter("ignore")
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Log) for handler in root.handlers):
+        root.addHandler(_Log())
+    for library, (variable, value) in _OWN_HANDLERS.items():
+        if library in sys.modules and variable not in os.environ:
+            logging.getLogger(library).setLevel(logging.CRITICAL)
+        os.environ.setdefault(variable, value)
+
+
+def show_libraries() -> None:
+    """Print the warnings of other libraries, and all of our log."""
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("recycledb").setLevel(logging.DEBUG)

@@ -1,8 +1,9 @@
 """Progress of a sync: bars on a terminal, or JSON lines on stderr."""
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def drawn(as_json: bool) -> Iterator["Listener"]:
-    """Yield a listener: bars on a terminal, JSON lines with --json, otherwise nothing."""
+    """Yield a listener: bars on a terminal, lines in a notebook, JSON lines with --json, otherwise nothing."""
     if as_json:
         yield _while_read(_events())
         return
     console = stderr()
+    if console.is_terminal and "JPY_PARENT_PID" in os.environ:  # a notebook's `!`: a terminal that cannot go up a line
+        yield _while_read(_lines())
+        return
     if not console.is_terminal:
         yield lambda progress: None
         return
@@ -91,8 +95,19 @@ def _note(progress: "Event") -> str:
     return ", ".join(parts)
 
 
-def _events(every_s: float = 1.0) -> "Listener":
+def _events() -> "Listener":
     """Return a listener that prints at most one event per step and second to stderr."""
+    return _now_and_then(1.0, lambda progress: json.dumps(progress.as_dict()))
+
+
+def _lines() -> "Listener":
+    """Return a listener that prints a line per step every ten seconds, and one at its end."""
+    from recycledb.sync.notebook import line
+
+    return _now_and_then(10.0, lambda progress: visible_line(line(progress)))
+
+
+def _now_and_then(every_s: float, written: "Callable[[Event], str]") -> "Listener":
     import time
 
     last: dict[tuple[str, str], float] = {}
@@ -101,6 +116,6 @@ def _events(every_s: float = 1.0) -> "Listener":
         key, now = (progress.step, progress.who), time.monotonic()
         if progress.ended or now - last.get(key, 0.0) >= every_s:
             last[key] = now
-            print(json.dumps(progress.as_dict()), file=sys.stderr, flush=True)
+            print(written(progress), file=sys.stderr, flush=True)
 
     return listen

@@ -42,6 +42,8 @@ def _show(found: dict[str, Any]) -> None:
         _show_variant(variant, found["scores"], found["losses"])
         _show_measures([row for row in found["measures"] if row["variant_id"] == variant["variant_id"]])
     _show_derivations(found)
+    for near in found["near_duplicates"]:
+        out.print(f"near-duplicate of sample {near['sample_id'][:12]}, {near['similarity']:.0%} the same", markup=False)
     for text in found["teacher_texts"]:
         _show_text(text)
     out.print()

@@ -10,18 +10,25 @@ from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.cli.options import (
     Card,
     DatasetName,
+    Holdout,
     LlamaFactory,
     OutFormat,
     Params,
     Prompt,
+    Seed,
     Student,
     Teacher,
     Timeout,
+    WithExtra,
+    goes_to_stdout,
     parse_params,
+    target,
 )
 
 if TYPE_CHECKING:
+    from recycledb.cli.printing import Terminal
     from recycledb.selection.diff import Diff
+    from recycledb.selection.output import HeldOut
     from recycledb.selection.select import Selected
 
 # -- recipes
@@ -48,6 +55,10 @@ def recipes(context: typer.Context) -> None:
             kind = " | ".join(parameter.choices) or parameter.type
             default = f" = {parameter.default}" if parameter.default is not None else ""
             out.print(f"    {parameter.name}: {kind}{default}  {parameter.help}", style="dim", markup=False)
+    out.print("every recipe, also your own", style="bold")
+    near = "near_duplicates: keep | drop = keep  drop picks one of each group that `recycledb duplicates` has found, the best ranked"
+    out.print(f"    {near}", style="dim", markup=False)
+    out.print("    prompt: text = current  use variants made with an older prompt", style="dim", markup=False)
 
 
 @recipes_app.command("show")
@@ -79,8 +90,11 @@ def select(
         str | None, typer.Option(metavar="5%|N", help="How many to pick: a share of the samples, or a number.")
     ] = None,
     param: Params = [],  # noqa: B006 — typer copies it
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; - is stdout.")] = None,
     format: OutFormat = "alpaca",
+    with_extra: WithExtra = False,
+    holdout: Holdout = None,
+    seed: Seed = 0,
     name: Annotated[str | None, typer.Option(help="The selection's name. Default: RECIPE-STUDENT.")] = None,
     timeout: Timeout = None,
     llama_factory: LlamaFactory = None,
@@ -97,29 +111,60 @@ def select(
     chosen = _recipe(recipe, sql)
     if output is None and card is not None and llama_factory is None:
         raise typer.BadParameter("--card needs a file to describe: add -o FILE")
+    to = target(output, as_json=as_json)
     with session.open() as db:
         selected = db.select(
             chosen,
             given,
             name=name,
-            out=output,
+            out=to,
             format=format,
+            with_extra=with_extra,
+            holdout=holdout,
+            seed=seed,
             llama_factory=llama_factory,
             card=card,
             timeout_s=timeout,
         )
+    tell_selected(selected, as_json=as_json, quiet_stdout=goes_to_stdout(to))
+
+
+def tell_selected(selected: "Selected", *, as_json: bool, quiet_stdout: bool) -> None:
+    """Print a selection; on stderr if the rows went to stdout."""
     tell_written(selected.beside)
-    emit(selected.as_dict(), as_json=as_json, show=lambda: _show_selected(selected))
-    if selected.note:
-        stderr().print(f"recycledb: {selected.note}", markup=False)
+    out = stderr() if quiet_stdout else stdout()
+    emit(selected.as_dict(), as_json=as_json, show=lambda: _show_selected(selected, out))
+    for message in (selected.note, selected.warning):
+        if message:
+            stderr().print(f"recycledb: {message}", markup=False, soft_wrap=True)
     if selected.not_recorded:
         stderr().print(f"recycledb: selection not recorded: {selected.not_recorded}", markup=False, soft_wrap=True)
 
 
 def tell_written(paths: Sequence[str]) -> None:
-    """Print the names of the additional files that were written."""
+    """Print the names of the additional files that were written, and the command that trains with them."""
+    from recycledb.selection.training import train_command
+
     for path in paths:
         stderr().print(f"wrote {path}", markup=False, soft_wrap=True)
+        if path.endswith(".yaml"):
+            stderr().print(f"  train with: {train_command(Path(path))}", markup=False, soft_wrap=True)
+
+
+def show_files(out: "Terminal", held_out: "HeldOut | None", unpaired: int) -> None:
+    """Print what is not in the first file: rows that are held out, picks without a pair."""
+    if unpaired:
+        out.print(f"  left out {unpaired}: the origin itself, or its very answer, is no pair")
+    if held_out is not None:
+        to = f" in {held_out.file}" if held_out.file else ""
+        out.print(f"  held out {held_out.rows}{to} (samples: {held_out.samples})", markup=False, soft_wrap=True)
+        if held_out.near_duplicates:
+            out.print(
+                f"  with a near-duplicate among those: {held_out.near_duplicates}; "
+                "`recycledb select … --param near_duplicates=drop` avoids that",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _recipe(name: str | None, sql: Path | None) -> str | Path:
@@ -132,8 +177,7 @@ def _recipe(name: str | None, sql: Path | None) -> str | Path:
     raise typer.BadParameter(f"give either a recipe ({', '.join(recipe_names())}) or --sql FILE")
 
 
-def _show_selected(selected: "Selected") -> None:
-    out = stdout()
+def _show_selected(selected: "Selected", out: "Terminal") -> None:
     share = f" ({selected.share:.1%})" if selected.share is not None else ""
     out.print(selected.selection, style="bold", end="")
     out.print(f": {selected.rows} of {selected.samples} samples{share}")
@@ -141,12 +185,15 @@ def _show_selected(selected: "Selected") -> None:
         out.print(f"  {kind:<20} {count:>8}  {count / selected.rows:6.1%}")
     for name, mean in selected.means.items():
         out.print(f"  mean {name:<15} {mean:>8.4f}")
+    if selected.near_duplicates:
+        out.print(f"  near-duplicates left out {selected.near_duplicates}")
     out.print(f"  id     {selected.selection_id}")
     out.print(f"  sha256 {selected.file_sha256 or selected.output_sha256}")
     if selected.file:
         out.print(f"  wrote  {selected.file}", markup=False, soft_wrap=True)
     elif not selected.not_recorded:
         out.print("  recorded; add -o FILE to write it")
+    show_files(out, selected.held_out, selected.unpaired)
 
 
 @app.command()

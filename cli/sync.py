@@ -75,8 +75,8 @@ def sync(
     """Add every row that the configuration asks for and the store does not have.
 
     You can interrupt it at any time: the next run continues from the last committed row.
-    Exit code 3: rows are still missing; 4: it had nothing to do, since only questions are left that failed permanently before
-    (--retry-failed asks them again).
+    Exit code 3: rows are still missing, or most statistics of a student have no value; 4: it had nothing to do, since only
+    questions are left that failed permanently before (--retry-failed asks them again).
 
     Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
     [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
@@ -103,7 +103,7 @@ def sync(
             show_plan(plan, run.target)
         outcome = run.run()
     emit(outcome.as_dict(), as_json=as_json, show=lambda: _show_outcome(outcome))
-    if not outcome.complete:
+    if not outcome.complete or outcome.useless:
         raise typer.Exit(EXIT_FAILED_ONLY if outcome.waits_for_retry else EXIT_MISSING)
 
 
@@ -166,8 +166,8 @@ def _show_outcome(outcome: "Outcome") -> None:
     if outcome.idle and outcome.stopped is None:
         if outcome.complete:
             out.print("nothing to do: the store has every row that the configuration asks for")
-            return
-        out.print("nothing to do" if outcome.left.state == "failed" else "nothing was done")
+        else:
+            out.print("nothing to do" if outcome.left.state == "failed" else "nothing was done")
     if outcome.read:
         out.print(f"extracted {outcome.read:,} stored replies again")
     _show_batches(outcome)
@@ -185,6 +185,7 @@ def _show_outcome(outcome: "Outcome") -> None:
         out.print(f"  most frequent error ({most['count']:,} of {failures:,}): {most['error']}", markup=False)
     _show_augmented(outcome)
     _show_scored(outcome)
+    _show_without_value(outcome)
     if outcome.stopped:
         out.print(outcome.stopped, markup=False)
     if not outcome.complete:
@@ -232,7 +233,7 @@ def _show_scored(outcome: "Outcome") -> None:
         out.print(f"scored under {scored.student}: {scored.statistics:,} statistics{rate}", markup=False)
         for status, count in sorted(scored.without_value.items()):
             out.print(f"  {status}: {count:,} without a value")
-        if scored.warning:
+        if scored.warning and scored.student not in outcome.mostly_without_value:
             out.print(scored.warning, markup=False)
 
     for valued in outcome.valued:
@@ -241,6 +242,12 @@ def _show_scored(outcome: "Outcome") -> None:
             out.print(
                 f"measured {valued.measure} under {valued.student}: {valued.values:,} values{without}", markup=False
             )
+
+
+def _show_without_value(outcome: "Outcome") -> None:
+    """Print which students have hardly a value, whichever run scored them."""
+    for warning in outcome.mostly_without_value.values():
+        stdout().print(warning, markup=False)
 
 
 def _ratings(result: dict[str, Any]) -> str:

@@ -19,14 +19,13 @@ from sqlmodel import SQLModel
 
 from recycledb.cli.commands import app
 from recycledb.config import (
-    AugmentationConfig,
     Config,
-    MeasureConfig,
     StoreSettings,
     StudentConfig,
     SyncSettings,
     TeacherConfig,
 )
+from recycledb.options import AugmentationConfig, MeasureConfig
 from recycledb.store import Store, tables
 
 FOLDER = Path(__file__).parent
@@ -44,7 +43,8 @@ def cli() -> str:
         NOTE,
         _plain(group.help),
         "Exit codes: 0 success; 1 an error, printed as one line (`--debug` adds the traceback); 2 wrong usage; 3 `sync` ended normally, "
-        "but rows are still missing; 4 `sync` had nothing to do, since only questions are left that failed permanently in earlier runs; "
+        "but rows are still missing, or most statistics of a student that it scored have no value; "
+        "4 `sync` had nothing to do, since only questions are left that failed permanently in earlier runs; "
         "130 interrupted by Ctrl-C (in `sync`, by a second one).",
         "A `sync` that exits with 3 may be run again: a limit or budget was reached, a server failed, or a question failed permanently in "
         "this run. After 4, running again changes nothing: `sync --retry-failed` asks those questions again. `sync --json` and "

@@ -14,9 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
@@ -26,17 +24,11 @@ from pydantic import (
 from recycledb import methods
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat
-from recycledb.schema import (
-    DEFAULT_LIMIT,
-    augmentation_id_of,
-    limit_of,
-    plain,
-    student_id_of,
-    teacher_id_of,
-    without_limit,
-)
+from recycledb.options import AugmentationConfig, MeasureConfig, Settings, plain, with_files
+from recycledb.schema import DEFAULT_LIMIT, IDENTITY_LENGTH, content_id, limit_of, teacher_id_of, without_limit
 
 FILE_NAME = "recycledb.toml"
+ENCODER = "encoder"  # in the place of a student's template
 DEFAULT_URL = "sqlite:///recycle.db"
 STEPS = ("compress", "reflect_instruction", "reflect_response", "score")
 DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens": DEFAULT_LIMIT}
@@ -74,12 +66,6 @@ def _wait(value: Any) -> Any:
 
 Seconds = Annotated[float, BeforeValidator(_wait)]
 Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-
-
-class Settings(BaseModel):
-    """A table of the file: immutable; unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class TeacherConfig(Settings):
@@ -203,6 +189,18 @@ class StudentConfig(Settings):
         "An empty list is for a student that is used by measures only.",
     )
 
+    encoder: bool = Field(
+        False,
+        description="Whether it is a sentence encoder (such as all-MiniLM-L6-v2): it gives vectors only, for measures of the method "
+        "`embedding`. Its template is `none`.",
+    )
+
+    @model_validator(mode="after")
+    def _no_losses(self) -> "StudentConfig":
+        if self.encoder and self.stats:
+            raise ValueError("an encoder has no statistics: remove `stats`, or `encoder`")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _one_template(cls, values: Any) -> Any:
@@ -213,107 +211,20 @@ class StudentConfig(Settings):
     @property
     def statistics(self) -> tuple[Stat, ...]:
         """The statistics to compute; with Superfiltering's template those of the answer only."""
+        if self.encoder:
+            return ()
         if self.stats is not None:
             return self.stats
         return (Stat.A_DIRECT, Stat.A_CONDITION) if self.prompt == "none" else tuple(Stat)
 
     def student_id(self, revision: str) -> str:
         """Return the content address of the student; `revision` is a commit, or the hash of a folder's content."""
-        return student_id_of(self.model, revision, self.prompt, self.max_length, self.dtype)
-
-
-class Optioned(Settings):
-    """A table whose other keys are the options of a method."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-    name: str = Field(description="NAME in the table's name.")
-    method: str = Field("", description="The method. Default: the one with the table's name.")
+        return student_id_of(self.model, revision, self.recorded_template, self.max_length, self.dtype)
 
     @property
-    def given(self) -> dict[str, Any]:
-        """The options that the file sets."""
-        return dict(self.model_extra or {})
-
-    def options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the method's options: the defaults, updated by the file's."""
-        return {**defaults, **self.given}
-
-    def _check(self, what: str, known: Mapping[str, Any]) -> None:
-        if self.method not in known:
-            listed = f"use one of {', '.join(known)}" if known else "none is installed; install a package that has one"
-            raise ValueError(f"unknown {what} {self.method!r}: {listed}")
-        defaults = known[self.method].options
-        for key, value in self.given.items():
-            if key not in defaults:
-                listed = ", ".join(defaults) or "none"
-                raise ValueError(f"unknown option {key!r} of {what} {self.method!r}: its options are {listed}")
-            if not isinstance(value, type(defaults[key])) and not (
-                isinstance(defaults[key], float) and isinstance(value, int)
-            ):
-                raise ValueError(
-                    f"{key} = {value!r} is not of type {type(defaults[key]).__name__}, like its default {defaults[key]!r}"
-                )
-
-
-class MeasureConfig(Optioned):
-    """A number that a method computes for each variant under each student."""
-
-    students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The students to measure with. Default: those that a sync scores with."
-    )
-    kinds: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants to measure. Default: all that are scored."
-    )
-
-    @model_validator(mode="after")
-    def _known(self) -> "MeasureConfig":
-        self._check("measure", methods.measures())
-        _require_kinds(self.kinds, list(methods.kinds()))
-        return self
-
-
-class AugmentationConfig(Optioned):
-    """Variants that a transform makes from others, without a model."""
-
-    of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants to use. Default: set by the method."
-    )
-    seed: int = Field(0, description="The seed of all random choices.")
-    rounds: PositiveInt = Field(1, description="How often each variant is used.")
-
-    @model_validator(mode="after")
-    def _known(self) -> "AugmentationConfig":
-        self._check("transform", methods.transforms())
-        made = {transform.kind for transform in methods.transforms().values()}
-        _require_kinds(self.of, [kind for kind in methods.kinds() if kind not in made])
-        return self
-
-    @property
-    def transform(self) -> methods.Transform:
-        """The method."""
-        return methods.transforms()[self.method]
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The kinds of variants that it uses, in an order of their own."""
-        return tuple(sorted(set(self.of or self.transform.of)))
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What changes its variants besides the method's version and the seed."""
-        return {**plain(self.options(self.transform.options)), "of": list(self.sources)}
-
-    @property
-    def augmentation_id(self) -> str:
-        """The content address of all that changes its variants; more rounds add to them and change none."""
-        return augmentation_id_of(self.method, self.transform.version, self.seed, self.parameters)
-
-
-def _require_kinds(given: tuple[str, ...], known: list[str]) -> None:
-    for kind in given:
-        if kind not in known:
-            raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(known)}")
+    def recorded_template(self) -> str:
+        """The template as it is stored: `encoder` for a sentence encoder, whose numbers are of another sort."""
+        return ENCODER if self.encoder else self.prompt
 
 
 class StoreSettings(Settings):
@@ -356,10 +267,10 @@ class Config(Settings):
 
     path: Path | None = None
     store: StoreSettings = StoreSettings()
-    teachers: dict[str, TeacherConfig] = {}
-    students: dict[str, StudentConfig] = {}
-    measures: dict[str, MeasureConfig] = {}
-    augmentations: dict[str, AugmentationConfig] = {}
+    teachers: dict[str, TeacherConfig] = Field({})
+    students: dict[str, StudentConfig] = Field({})
+    measures: dict[str, MeasureConfig] = Field({})
+    augmentations: dict[str, AugmentationConfig] = Field({})
     prompts: dict[StepName, LocalPath] = Field(
         {},
         description="For each step (`compress`, `reflect_instruction`, `reflect_response`, or one of an installed method) a file with "
@@ -422,6 +333,12 @@ class Config(Settings):
         return _checked(StudentConfig, values, f"--student {name}")
 
 
+def student_id_of(model: str, revision: str, prompt: str, max_length: int, dtype: str) -> str:
+    """Return the content address of what changes a student's numbers; a folder counts by its content, not its path."""
+    named = "" if revision.startswith("sha256:") else model
+    return content_id("student", named, revision, prompt, max_length, dtype, length=IDENTITY_LENGTH)
+
+
 def find_file(start: Path | None = None) -> Path | None:
     """Return the nearest recycledb.toml, in this folder or a parent."""
     folder = (start or Path.cwd()).resolve()
@@ -451,9 +368,10 @@ def parse(data: Mapping[str, Any], path: Path) -> Config:
         if isinstance(rows, dict):
             values[table] = {name: _named(name, row, path.parent) for name, row in rows.items()}
     for table in ("measures", "augmentations"):
-        for name, row in values.get(table, {}).items():
+        for name, row in list(values.get(table, {}).items()):
             if isinstance(row, dict):
                 row.setdefault("method", name)
+                values[table][name] = with_files(row, table, path.parent)
     config = _checked(Config, values, str(path))
     prompts = {step: path.parent / file for step, file in config.prompts.items()}
     store = StoreSettings(url=_resolve_url(config.store.url, path.parent))

@@ -226,9 +226,18 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
         "measures": _dicts(store.rows(_MEASURES, s=sample)),
         "derivations": _derivations(store, sample),
         "selections": _dicts(store.rows(_SELECTIONS, s=sample)),
+        "near_duplicates": _dicts(store.rows(_NEAR_DUPLICATES, s=sample)),
         "explanations": explain(store, sample),
     }
 
+
+# Two look-ups by key: an OR would read every pair.
+_NEAR_DUPLICATES = """
+    SELECT other_id AS sample_id, similarity FROM near_duplicates WHERE sample_id = :s
+    UNION ALL
+    SELECT sample_id, similarity FROM near_duplicates WHERE other_id = :s
+    ORDER BY similarity DESC, sample_id
+"""
 
 _PLACES = "SELECT dataset, position, extra FROM dataset_samples WHERE sample_id = :s ORDER BY dataset, position"
 

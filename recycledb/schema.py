@@ -119,23 +119,3 @@ def limit_of(identity: Mapping[str, Any]) -> int:
 def teacher_id_of(identity: Mapping[str, Any]) -> str:
     """Return the content address of what changes a teacher's replies."""
     return content_id("teacher", identity, length=IDENTITY_LENGTH)
-
-
-def student_id_of(model: str, revision: str, prompt: str, max_length: int, dtype: str) -> str:
-    """Return the content address of what changes a student's numbers; a folder counts by its content, not its path."""
-    named = "" if revision.startswith("sha256:") else model
-    return content_id("student", named, revision, prompt, max_length, dtype, length=IDENTITY_LENGTH)
-
-
-def augmentation_id_of(method: str, version: int, seed: int, parameters: Mapping[str, Any]) -> str:
-    """Return the content address of what changes the variants of a transform."""
-    return content_id("augmentation", method, version, seed, parameters, length=IDENTITY_LENGTH)
-
-
-def plain(value: Any) -> Any:
-    """Return a parameter with whole floats as integers: 0 and 0.0 mean the same to a server."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [plain(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

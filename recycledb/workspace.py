@@ -17,7 +17,8 @@ from recycledb.inspection import Status, look, measures, show
 from recycledb.store import Row, Store
 from recycledb.store.batches import listed
 from recycledb.store.verify import Checked
-from recycledb.sync import Listener, Outcome, Plan, Stop, Sync, resolve
+from recycledb.sync import Listener, Outcome, Plan, Stop, Sync, notebook, resolve
+from recycledb.sync.apart import run_async
 from recycledb.sync.progress import silent
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from recycledb.selection.compare import Comparison
     from recycledb.selection.diff import Diff
+    from recycledb.selection.duplicates import Duplicates
+    from recycledb.selection.matrix import Matrix
     from recycledb.selection.published import Imported
     from recycledb.selection.select import Exported, Selected
     from recycledb.store.merge import Merged
@@ -116,12 +119,24 @@ class Workspace:
         return self.prepare_sync(**options).plan()
 
     def sync(self, **options: Any) -> Outcome:
-        """Fill in what is missing. Options as in `prepare_sync`.
+        """Fill in what is missing; in a notebook too, where progress is drawn below the cell. Options as in `prepare_sync`.
 
         >>> db.sync().complete
         True
         """
-        return self.prepare_sync(**options).run()
+        return self.prepare_sync(**{"listener": notebook.listener(), **options}).run()
+
+    async def async_sync(self, **options: Any) -> Outcome:
+        """Fill in what is missing without blocking the running event loop, in which `listener` is called. Options as in `prepare_sync`.
+
+        Cancelling the task requests an orderly stop: replies in flight are awaited and committed before it ends.
+
+        >>> asyncio.run(db.async_sync()).complete
+        True
+        """
+        stop = options.setdefault("stop", Stop())
+        listener = options.pop("listener", silent)
+        return await run_async(lambda relay: self.prepare_sync(listener=relay, **options).run(), stop, listener)
 
     def prepare_sync(
         self,
@@ -228,12 +243,15 @@ class Workspace:
         format: str = "alpaca",
         llama_factory: str | Path | None = None,
         card: str | Path | None = None,
+        with_extra: bool = False,
+        holdout: str | None = None,
+        seed: int = 0,
         timeout_s: float | None = None,
         **parameters: Any,
     ) -> "Selected":
         """Run a recipe (the name of a shipped one, or the Path of a .sql file), record the selection, write its rows to `out`.
 
-        The recipe's parameters are keyword arguments, or are in `given`.
+        The recipe's parameters are keyword arguments, or are in `given`; a parameter called `seed` must be in `given`.
 
         >>> db.select("selective", student="small", out="recycled.json").counts["reflect_both"] > 0
         True
@@ -250,8 +268,42 @@ class Workspace:
             format=format,
             llama_factory=_path(llama_factory),
             card=_path(card),
+            with_extra=with_extra,
+            holdout=holdout,
+            seed=seed,
             timeout_s=timeout_s,
         )
+
+    def mix(
+        self,
+        parts: Mapping[str, str],
+        *,
+        out: str | Path | None = None,
+        llama_factory: str | Path | None = None,
+        card: str | Path | None = None,
+        **options: Any,
+    ) -> "Selected":
+        """Draw from recorded selections by share, and record the result; options as in `recycledb.selection.mix.mix`.
+
+        >>> _ = db.select("cherry", student="large", top="50%", name="hard")
+        >>> db.mix({"selective-small": "50%", "hard": "50%"}, rows=10).rows
+        10
+        """
+        from recycledb.selection.mix import mix
+
+        return mix(
+            self.store, parts, output=_path(out), llama_factory=_path(llama_factory), card=_path(card), **options
+        )
+
+    def duplicates(self, **options: Any) -> "Duplicates":
+        """Find near-duplicate samples and store the pairs; options as in `recycledb.selection.duplicates.find_duplicates`.
+
+        >>> db.duplicates(threshold=0.8).samples
+        40
+        """
+        from recycledb.selection.duplicates import find_duplicates
+
+        return find_duplicates(self.store, **options)
 
     def selections(self) -> list[dict[str, Any]]:
         """Return the recorded selections, oldest first.
@@ -306,6 +358,22 @@ class Workspace:
             from recycledb.reporting.plots import comparison_html
 
             write_text(Path(plot), comparison_html(found))
+        return found
+
+    def compare_measures(self, *measures: str, plot: str | Path | None = None, **options: Any) -> "Matrix":
+        """Compare measures, each NAME/MODEL; options as in `recycledb.selection.matrix.compare_measures`.
+
+        >>> db.compare_measures("ifd/small", "ppl/small").pairs[0].n > 0
+        True
+        """
+        from recycledb.selection.matrix import compare_measures
+
+        found = compare_measures(self.store, measures, **{"pictures": plot is not None, **options})
+        if plot is not None:
+            from recycledb.files import write_text
+            from recycledb.reporting.matrix import matrix_html
+
+            write_text(Path(plot), matrix_html(found))
         return found
 
     def show(self, identifier: str) -> dict[str, Any]:

@@ -64,3 +64,40 @@ def score(model: Any, tokenizer: Any, template: str, max_length: int, texts: Tex
         "Q_condition": loss_from(model, tokenizer.encode(q + t)[:max_length], len(tokenizer.encode(q))) if t else none,
         "A_condition": loss_from(model, tokenizer.encode(p + y)[:max_length], len(tokenizer.encode(p))) if y else none,
     }
+
+
+@torch.no_grad()
+def digit_logs(model: Any, tokenizer: Any, prompt: str) -> list[float]:
+    """Return the log-probabilities of the ten digits after a prompt, from one forward pass over the prompt alone."""
+    logits = model(torch.tensor([tokenizer.encode(prompt)])).logits[0, -1].float()
+    logs = torch.log_softmax(logits, dim=-1)
+    return [float(logs[tokenizer.encode(f"\n{digit}")[-1]]) for digit in range(10)]
+
+
+def selectit(model: Any, tokenizer: Any, texts: Texts, prompts: list[str], alpha: float = 0.2) -> float:
+    """Return SelectIT's sentence-level score as the published code computes it."""
+    question = f"{texts.instruction}\n{texts.input}" if texts.input else texts.instruction
+    tokens = []
+    for prompt in prompts:
+        text = f"{prompt}\n\nInstruction:{question}\nResponse:{texts.output}\nThe answer is: \n"
+        p = torch.tensor(digit_logs(model, tokenizer, text), dtype=torch.float64).exp()[1:6]
+        p = torch.softmax(p / p.sum(), dim=0)
+        base = int(torch.argmax(p))
+        tokens.append((base + 1) * float((p[base] - p).sum()) / 4)
+    scores = torch.tensor(tokens, dtype=torch.float64)
+    return float(scores.mean() / (1 + alpha * scores.std(unbiased=False)))
+
+
+@torch.no_grad()
+def vector(model: Any, tokenizer: Any, text: str, pooling: str, max_length: int) -> torch.Tensor:
+    """Return the unit vector of a text from the hidden states of the last layer."""
+    ids = tokenizer.encode(text)[:max_length]
+    states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0].float()
+    if pooling == "last":
+        pooled = states[-1]
+    elif pooling == "mean":
+        pooled = states.sum(0) / len(ids)
+    else:
+        weights = torch.tensor([t / (len(ids) * (len(ids) + 1) / 2) for t in range(1, len(ids) + 1)])
+        pooled = (weights[:, None] * states).sum(0)
+    return pooled / pooled.norm()

@@ -6,9 +6,11 @@ from typing import Any
 
 from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
-from recycledb.schema import Texts, augmentation_id_of, canonical_json, content_id, random_id, utc_now, variant_id
+from recycledb.options import augmentation_id_of
+from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Store
 from recycledb.store.derivations import derivation_id_of
+from recycledb.store.duplicates import pool_sha256, search_id_of
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
 from recycledb.store.pending import Scope, Wanted
 from recycledb.store.places import Place, replace_places
@@ -21,10 +23,13 @@ from recycledb.store.rows import (
     DatasetImportRow,
     DerivationMemberRow,
     DerivationRow,
+    DuplicatePoolRow,
+    DuplicateSearchRow,
     EmbeddingRow,
     ExtractionRow,
     LossRow,
     MeasureRow,
+    NearDuplicateRow,
     OrderingItemRow,
     OrderingRow,
     PromptRow,
@@ -273,7 +278,22 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
         *(DerivationMemberRow(derivation, ordinal, member) for ordinal, member in enumerate(members)),
     )
     store.insert(conn, rows)
+    duplicate(store, conn, samples)
     return key
+
+
+def duplicate(store: Store, conn: Any, samples: Sequence[str]) -> None:
+    """Write two samples as near-duplicates, by a search that is in use."""
+    now = "2026-01-01T00:00:00.000000Z"
+    search = search_id_of("minhash", 1, "{}")
+    first, second = sorted(samples)
+    rows = (
+        DuplicateSearchRow(search, "minhash", 1, "{}", now),
+        DuplicatePoolRow(search, pool_sha256([first, second]), 2, now),
+        NearDuplicateRow(search, first, second, 0.75),
+    )
+    store.insert(conn, rows)
+    store.ensure_name(conn, "duplicate_search", "duplicates", search)
 
 
 def import_row(dataset: str, rows: int, **more: Any) -> DatasetImportRow:
@@ -324,4 +344,5 @@ VIEWS = (
         "derivations",
         "derivation_members",
     ),
+    *("near_duplicates", "duplicate_groups"),
 )

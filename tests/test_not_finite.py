@@ -19,6 +19,7 @@ from tiny_students import SAMPLES, save_student
 
 from recycledb.cli import run as run_command
 from recycledb.cli.app import session
+from recycledb.config import StudentConfig
 from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind
 from recycledb.reporting.report import write_report
@@ -32,6 +33,7 @@ from recycledb.store import Store
 from recycledb.store.losses import known_pairs
 from recycledb.store.measures import add_facts
 from recycledb.store.places import Place, replace_places
+from recycledb.sync.facts import mostly_without_value
 
 NAN = math.nan
 WORD = "7"  # one token of the tiny tokenizer
@@ -131,11 +133,15 @@ def test_every_command_tells_of_statistics_that_are_no_numbers(
     changed(student, tmp_path / "student", down_proj=5e4)
     with Store.open(store_url) as store:
         (sample, _) = stores.add_samples(store, [stores.texts("apples"), stores.texts("pears")])
-    line = '8 statistics are NaN or infinite and have no value; float16 overflows in this model: set dtype = "bfloat16"'
-    told = here("sync").stdout
-    assert "not_finite: 8 without a value" in told and f"half: {line}" in told
+    remedy = 'float16 overflows in this model: set dtype = "bfloat16"'
+    line = f"8 statistics are NaN or infinite and have no value; {remedy}"
+    most = f"half: 8 of 8 statistics have no value, most of them not_finite: {remedy}"
+    told = here("sync", code=3).stdout
+    assert "not_finite: 8 without a value" in told and told.count(most) == 1
     done = json.loads(here("sync", "--json").stdout)
-    assert (done["complete"], done["statistics"]) == (True, 0)
+    assert (done["complete"], done["statistics"], list(done["mostly_without_value"])) == (True, 0, ["half"])
+    told = here("sync").stdout  # nothing is left to do, so the code is 0; the warning stays
+    assert "nothing to do" in told and told.count(most) == 1
     assert f"half: {line}" in here("status").stdout.replace("\n", " ")
     (row,) = json.loads(here("status", "--json").stdout)["students"]
     assert (row["statistics"], row["without_value"], row["not_finite"]) == (8, 8, 8)
@@ -145,6 +151,15 @@ def test_every_command_tells_of_statistics_that_are_no_numbers(
     found = re.search(r"<th[^>]*>not finite</th>", page)
     assert found, "no column of it in the report"
     assert "nothing was picked" in here("select", "cherry", "--student", "half", "--top", "50%").stderr
+
+
+def test_the_likely_reason_follows_the_commonest_status() -> None:
+    config = StudentConfig(name="7b", model="m", dtype="float16")
+    assert mostly_without_value(config, {"ok": 5, "too_short": 5, "empty": 90}) is None
+    told = mostly_without_value(config, {"ok": 2, "too_short": 386, "not_finite": 3})
+    assert told and "389 of 391" in told and "most of them too_short" in told and "tokenizer is not the one" in told
+    told = mostly_without_value(config, {"ok": 2, "too_long": 4, "too_short": 1})
+    assert told and "5 of 7" in told and f"too_long: max_length = {config.max_length} is reached" in told
 
 
 # ---------------------------------------------------------------- as earlier releases stored them

@@ -1,5 +1,6 @@
 """The front door on the demo's data: every example in its docstrings is run, and each method returns what its command prints."""
 
+import asyncio
 import doctest
 import json
 import os
@@ -36,7 +37,7 @@ def test_examples(folder: Path) -> None:
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     with recycledb.open(create=True) as db:
         for example in examples:
-            example.globs = {"db": db, "recycledb": recycledb}
+            example.globs = {"db": db, "recycledb": recycledb, "asyncio": asyncio}
             runner.run(example)
         frame = db.query("SELECT student, kind, ifd_ppl FROM scores ORDER BY variant_id, student")
         assert frame.to_pandas().shape == frame.to_polars().shape == (len(frame.rows), 3)

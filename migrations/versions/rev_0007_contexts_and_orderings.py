@@ -12,6 +12,9 @@ teacher is in use, that condition is all that changes, so their text is taken fr
 Why `embedding` holds bytes: a vector as one value of little-endian 32-bit floats is read by numpy without parsing.
 Why `ordering`: which samples stand for the others depends on the whole pool, so the order is recorded with the pool's hash; the same pool
 is never put in order twice.
+Why `measures` is replaced: a value may depend on a second variant, the reference; it is current if that one is too.
+Why `duplicate_pool`: a pair of near-duplicates is a row for ever, but whether all pairs of some samples were looked for depends on the
+samples, also after two stores with different samples were merged.
 
 Revision ID: 0007
 """
@@ -34,9 +37,10 @@ def upgrade() -> None:
     op.add_column("attempt", sa.Column("max_tokens", sa.Integer(), nullable=True))
     create_embeddings()
     create_orderings()
+    create_duplicates()
     op.execute("DROP VIEW samples")
     op.execute(SAMPLES)
-    for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS):
+    for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS, NEAR_DUPLICATES, DUPLICATE_GROUPS):
         op.execute(view)
     replace_views_of_teachers()
 
@@ -128,6 +132,85 @@ SELECT o.method || '@' || substr(o.ordering_id, 1, 8) AS ordering, i.rank, i.var
 FROM ordering_item i JOIN ordering o ON o.ordering_id = i.ordering_id
 """
 
+# All numbers about variants: from losses, values and teachers' ratings. A value with a second variant is current only if that one is too.
+MEASURES = """
+CREATE VIEW measures AS
+SELECT s.sample_id, s.variant_id, s.kind, 'ifd' AS measure, s.student AS model, s.ifd_ppl AS value,
+    CASE WHEN s.ifd_ppl IS NULL THEN 'missing' ELSE 'ok' END AS status, s.is_current
+FROM scores s
+UNION ALL
+SELECT s.sample_id, s.variant_id, s.kind, 'rifd', s.student, s.rifd_ppl,
+    CASE WHEN s.rifd_ppl IS NULL THEN 'missing' ELSE 'ok' END, s.is_current
+FROM scores s
+UNION ALL
+SELECT s.sample_id, s.variant_id, s.kind, 'ppl', s.student, s.ppl_A_condition,
+    CASE WHEN s.ppl_A_condition IS NULL THEN 'missing' ELSE 'ok' END, s.is_current
+FROM scores s
+UNION ALL
+SELECT v.sample_id, v.variant_id, v.kind, 'length', s.student,
+    CASE WHEN l.status IN ('ok', 'empty') THEN l.n_tokens END, l.status, v.is_current
+FROM loss l JOIN students s ON s.student_id = l.student_id JOIN variants v ON v.variant_id = l.variant_id WHERE l.stat = 'A_direct'
+UNION ALL
+SELECT v.sample_id, v.variant_id, v.kind, m.name, s.student, x.value, x.status,
+    CASE WHEN m.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'measure')
+        AND (x.other_id = '' OR x.other_id IN (SELECT c.variant_id FROM current_variants c)) THEN v.is_current ELSE 0 END
+FROM value x
+JOIN measure m ON m.measure_id = x.measure_id
+JOIN variants v ON v.variant_id = x.variant_id
+JOIN students s ON s.student_id = x.model_id
+UNION ALL
+SELECT n.sample_id, n.variant_id, n.kind, n.name, n.teacher, n.value, 'ok', n.is_current FROM ratings n
+"""
+
+
+def create_duplicates() -> None:
+    """Create the tables of searches for near-duplicates, of the samples that each looked at, and of the pairs found."""
+    create(
+        "duplicate_search",
+        text("duplicate_search_id"), text("method"), number("version"), text("parameters"), text("created_at"),
+        key=("duplicate_search_id",),
+    )  # fmt: skip
+    search = {"duplicate_search_id": "duplicate_search.duplicate_search_id"}
+    create(
+        "duplicate_pool",
+        text("duplicate_search_id"), text("pool_sha256"), number("pool_size"), text("created_at"),
+        key=("duplicate_search_id", "pool_sha256"),
+        references=search,
+    )  # fmt: skip
+    create(
+        "near_duplicate",
+        text("duplicate_search_id"), text("sample_id"), text("other_id"), real("similarity"),
+        key=("duplicate_search_id", "sample_id", "other_id"),
+        references={**search, "sample_id": "sample.sample_id", "other_id": "sample.sample_id"},
+    )  # fmt: skip
+    op.create_index("ix_near_duplicate_other_id", "near_duplicate", ["other_id"])
+
+
+# Of the last search that was run.
+NEAR_DUPLICATES = """
+CREATE VIEW near_duplicates AS
+SELECT d.sample_id, d.other_id, d.similarity, d.duplicate_search_id
+FROM current_names n JOIN near_duplicate d ON d.duplicate_search_id = n.id
+WHERE n.kind = 'duplicate_search'
+"""
+
+# Each walk begins at a sample that is not the larger of any pair; the smallest id of a group is always such a sample.
+DUPLICATE_GROUPS = """
+CREATE VIEW duplicate_groups AS
+WITH RECURSIVE step AS (
+    SELECT d.sample_id AS here, d.other_id AS there FROM near_duplicates d
+    UNION ALL
+    SELECT d.other_id, d.sample_id FROM near_duplicates d
+),
+walk AS (
+    SELECT d.sample_id AS beginning, d.sample_id FROM near_duplicates d
+    WHERE d.sample_id NOT IN (SELECT e.other_id FROM near_duplicates e)
+    UNION
+    SELECT w.beginning, s.there FROM walk w JOIN step s ON s.here = w.sample_id
+)
+SELECT w.sample_id, min(w.beginning) AS group_id FROM walk w GROUP BY w.sample_id
+"""
+
 
 # -- teachers that differ in nothing but the limit on a reply's length
 
@@ -139,7 +222,7 @@ def replace_views_of_teachers() -> None:
     op.execute(ALIASES.format(identity=IDENTITY_IN_DUCKDB if by_column else IDENTITY_IN_SQLITE))
     op.execute(ALIAS_REPLIES)
     op.execute(TEACHERS)
-    kept = earlier.SCORES, earlier.RATINGS, earlier.MEASURES
+    kept = earlier.SCORES, earlier.RATINGS, MEASURES
     for name in ("measures", "ratings", "sample_scores", "scores", "current_variants", "variants"):
         op.execute(f"DROP VIEW {name}")
     if by_column:

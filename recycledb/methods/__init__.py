@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from recycledb.errors import ConfigError
 from recycledb.methods.definition import (
+    DIGITS,
     READOUT,
     Derived,
     Draw,
@@ -23,19 +24,25 @@ from recycledb.methods.definition import (
     Facts,
     Input,
     Method,
+    Ordering,
     Parts,
+    Placed,
+    Pool,
     Rating,
     Readout,
     Source,
     Statistic,
     StudentMeasure,
     TeacherStep,
+    TextFile,
     Transform,
     VariantKind,
+    Vector,
 )
 from recycledb.schema import ORIGIN
 
 __all__ = [
+    "DIGITS",
     "READOUT",
     "Derived",
     "Draw",
@@ -43,18 +50,24 @@ __all__ = [
     "Facts",
     "Input",
     "Method",
+    "Ordering",
     "Parts",
+    "Placed",
+    "Pool",
     "Rating",
     "Readout",
     "Source",
     "Statistic",
     "StudentMeasure",
     "TeacherStep",
+    "TextFile",
     "Transform",
     "VariantKind",
+    "Vector",
     "kinds",
     "measures",
     "methods",
+    "orderings",
     "statistics",
     "steps",
     "transforms",
@@ -68,10 +81,14 @@ _ORIGIN = VariantKind(ORIGIN, "origin", "the sample as imported")
 
 
 def _built_in() -> tuple[Method, ...]:
+    from recycledb.methods.embedding import EMBEDDING
+    from recycledb.methods.expected import EXPECTED
     from recycledb.methods.ifd import IFD
+    from recycledb.methods.orders import ORDERS
     from recycledb.methods.reflection import REFLECTION
+    from recycledb.methods.selectit import SELECTIT
 
-    return REFLECTION, IFD
+    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS
 
 
 @cache
@@ -110,6 +127,7 @@ def _names(method: Method) -> Iterator[tuple[str, str]]:
     yield from (("step", step.name) for step in method.steps)
     yield from (("measure", measure.name) for measure in method.measures)
     yield from (("transform", transform.name) for transform in method.transforms)
+    yield from (("ordering", ordering.name) for ordering in method.orderings)
 
 
 def _clashes(found: Iterable[Method], method: Method) -> Iterator[tuple[str, str]]:
@@ -190,6 +208,12 @@ def measures() -> Mapping[str, StudentMeasure]:
 def transforms() -> Mapping[str, Transform]:
     """Return all transforms by name."""
     return MappingProxyType({transform.name: transform for method in methods() for transform in method.transforms})
+
+
+@cache
+def orderings() -> Mapping[str, Ordering]:
+    """Return all orderings by name."""
+    return MappingProxyType({ordering.name: ordering for method in methods() for ordering in method.orderings})
 
 
 @cache

@@ -3,8 +3,8 @@
 There are three types of step.
 
 - A `TeacherStep` shows one or more variants of a sample to a chat model and extracts texts (a new variant) or ratings from its reply.
-- A `StudentMeasure` turns a variant into token sequences for a student, stores the student's results as facts (sums of losses, or
-  log-probabilities of given next tokens), and derives a number from these facts with a pure, versioned function.
+- A `StudentMeasure` turns a variant into token sequences for a student, stores the student's results as facts (sums of losses,
+  log-probabilities of given next tokens, or vectors), and derives a number from these facts with a pure, versioned function.
 - A `Transform` makes variants without a model, from one or more variants and a seed.
 
 Invariant: a record holds no state and no connection; its functions are pure. Anything that affects a stored row is either part of its
@@ -21,7 +21,19 @@ from typing import Any, NamedTuple, Protocol
 from recycledb.schema import IDENTITY_LENGTH, ORIGIN, Texts, canonical_json, content_id
 
 READOUT = "readout"  # the `step` of a stored prompt that belongs to a readout
-_PLACEHOLDER = re.compile(r"\{(instruction|input|output)\}")
+_PLACEHOLDER = re.compile(r"\{(instruction|input|output|question|answer|reference)\}")
+DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """The default of an option that is a text file: the configuration names a file, and the option's value is the file's text.
+
+    `named` are texts that can be named instead of a file.
+    """
+
+    text: str
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 class VariantKind(NamedTuple):
@@ -136,8 +148,10 @@ class Statistic:
 class Readout:
     """A fact about a variant: a student's log-probabilities of given next tokens after a prompt.
 
-    `wording` is the complete prompt, with {instruction}, {input} and {output}. `choices` are two to ten texts; each stands for the last
-    token of the tokenizer's encoding of a line break followed by the text, and these tokens must be different.
+    `wording` is the complete prompt. Placeholders: {instruction}, {input} and {output}; {question} is the instruction, followed by a line
+    break and the input if there is one; {answer} is the output; {reference} is the output of the variant that the measure's `reference`
+    names. `choices` are two to ten texts; each stands for the last token of the tokenizer's encoding of a line break followed by the
+    text, and these tokens must be different.
     """
 
     name: str
@@ -154,22 +168,47 @@ class Readout:
         """The content address of wording and choices: equal readouts are one fact, even if several measures use them."""
         return content_id("prompt", READOUT, self.text, length=IDENTITY_LENGTH)
 
-    def prompt(self, texts: Texts) -> str:
+    @property
+    def has_reference(self) -> bool:
+        """Whether the prompt shows a second answer."""
+        return "{reference}" in self.wording
+
+    def prompt(self, texts: Texts, reference: str = "") -> str:
         """Return the wording with its placeholders replaced by these texts; other braces stay unchanged."""
-        values = texts._asdict()
+        question = f"{texts.instruction}\n{texts.input}" if texts.input else texts.instruction
+        values = {**texts._asdict(), "question": question, "answer": texts.output, "reference": reference}
         return _PLACEHOLDER.sub(lambda match: values[match[1]], self.wording)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A fact about a variant: the hidden states of a text's tokens in the last layer, combined into one vector of unit length.
+
+    `pooling` is `mean`, `weighted_mean` (token t of N has the weight t / (1 + … + N)) or `last`; `text` returns the text of the student's
+    template and the variant's texts, and `part` is its name.
+    """
+
+    pooling: str
+    part: str
+    text: Callable[[str, Texts], str]
+
+    @property
+    def key(self) -> str:
+        """Pooling and part: equal ones are one fact."""
+        return f"{self.pooling}/{self.part}"
 
 
 class Facts(NamedTuple):
     """The input of a measure's `value`, for one variant and one student; None for a fact without a number.
 
     `losses` maps a statistic's name to (mean loss in nats, number of tokens); `readouts` maps a readout's name to the log-probabilities
-    of its choices, in the order of the choices.
+    of its choices, in the order of the choices; `vectors` maps a vector's key to its coordinates.
     """
 
     losses: Mapping[str, tuple[float, int] | None]
     readouts: Mapping[str, Sequence[float] | None]
     texts: Texts
+    vectors: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -177,9 +216,10 @@ class StudentMeasure:
     """A number for a variant under a student: the facts that it needs, and the pure function that derives it from them.
 
     Statistics of the same name are the same fact for all measures, so a measure may use the four of IFD without a new forward pass.
-    `readouts` returns the readouts needed for the configuration's options. `value` derives the number from the facts and the options,
-    or None. A change of `value` needs a new `version`; facts are not computed again for it. `options` are the measure's parameters with
-    their defaults.
+    `readouts` and `vectors` return those needed for the configuration's options. `value` derives the number from the facts and the
+    options, or None. A change of `value` needs a new `version`; facts are not computed again for it. `options` are the measure's
+    parameters with their defaults; `check` raises ValueError for values that make no sense. `reference` returns the kind of variant whose
+    output the readouts show as the reference, "" for none: only variants whose sample has one are measured.
     """
 
     name: str
@@ -188,7 +228,10 @@ class StudentMeasure:
     version: int
     statistics: tuple[Statistic, ...] = ()
     readouts: Callable[[Mapping[str, Any]], tuple[Readout, ...]] = lambda options: ()
+    vectors: Callable[[Mapping[str, Any]], tuple[Vector, ...]] = lambda options: ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Mapping[str, Any]], None] = lambda options: None
+    reference: Callable[[Mapping[str, Any]], str] = lambda options: ""
 
 
 class Source(NamedTuple):
@@ -236,9 +279,48 @@ class Transform:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Pool(NamedTuple):
+    """The input of an ordering: different variants, in the order of the recipe's pool query.
+
+    `columns` are the further columns of that query, by name. `vectors` (n, D) are the variants' unit vectors and `queries` (m, D) those of
+    a query set, both as 32-bit numpy arrays; None for an ordering that does not use them.
+    """
+
+    ids: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+    vectors: Any = None
+    queries: Any = None
+
+
+class Placed(NamedTuple):
+    """A variant of an ordering: its place in the pool, from 0, what it adds by the ordering's own objective, and why it stands here."""
+
+    place: int
+    gain: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """Puts a pool of variants in order: for what depends on a whole set and not on single variants, such as diversity.
+
+    `order` yields the variants, the first first, each at most once; it may leave some out. The first k are the choice for k. Equal pools
+    and options must give equal orders, since an ordering is stored and never computed again. `options` are its parameters with their
+    defaults; `vectors` and `queries` say whether it needs those of the pool and of a query set.
+    """
+
+    name: str
+    help: str
+    order: Callable[[Pool, Mapping[str, Any]], Iterable[Placed]]
+    version: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    vectors: bool = False
+    queries: bool = False
+
+
 @dataclass(frozen=True)
 class Method:
-    """A method: the kinds that it makes, and its steps of any of the three types.
+    """A method: the kinds that it makes, its steps of any of the three types, and its orderings.
 
     `statistics` are facts that students compute because a configuration lists them (`stats`), not for a measure's value.
     """
@@ -249,3 +331,4 @@ class Method:
     statistics: tuple[Statistic, ...] = ()
     measures: tuple[StudentMeasure, ...] = ()
     transforms: tuple[Transform, ...] = ()
+    orderings: tuple[Ordering, ...] = ()

@@ -8,10 +8,12 @@ Invariants:
 """
 
 import contextlib
+import logging
 import pickle
 import re
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ from safetensors import SafetensorError, safe_open
 
 from recycledb.errors import RecycledbError
 from recycledb.pretrained import folder
-from recycledb.pretrained.folder import NEVER_RUNS_CODE, Failing
+from recycledb.pretrained.folder import CAUSAL_ONLY, NEVER_RUNS_CODE, Failing
 
 transformers: Any = hugging_face  # only partly typed
 
+log = logging.getLogger(__name__)
+
 _LONGEST_LINE = 300
 _SHOWN = 3  # keys that an error names
+_WORDS = ("A few words.", "几个字", "несколько слов")
 _DAMAGED = "it is truncated or damaged: copy or download it again"
 
 
@@ -34,13 +39,14 @@ def load_tokenizer(model: str, failing: Failing, *, revision: str | None = None)
     """Return the tokenizer of a folder or a Hub model; the model itself is not loaded."""
     with explained(model, failing):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            **_source(model, revision, failing), trust_remote_code=False
+            **_source(model, revision, failing, encoder=True), trust_remote_code=False
         )
-        # Some tokenizer classes load without any file, with an empty vocabulary.
-        knows = tokenizer("A few words.", add_special_tokens=False)["input_ids"]
+        # Some tokenizer classes load without any file, with a vocabulary of special tokens only.
+        knows = any(len(set(tokenizer(text, add_special_tokens=False)["input_ids"])) > 1 for text in _WORDS)
     if not knows:
         raise failing(
-            f"the tokenizer of model {model!r} has an empty vocabulary: its tokenizer.json or tokenizer.model is missing"
+            f"the tokenizer of model {model!r} has an empty vocabulary (its tokenizer.json or tokenizer.model is missing): "
+            "copy the tokenizer files of the model that it was trained from into its folder"
         )
     return tokenizer
 
@@ -52,14 +58,21 @@ def load_model(
     revision: str | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
+    encoder: bool = False,
 ) -> Any:
     """Return the causal language model of a folder or a Hub id, ready for inference, with every weight from its files.
 
-    With `device` None it is spread over all visible GPUs. `dtype` overrides the model's config unless it is "auto".
+    With `device` None it is spread over all visible GPUs. `dtype` overrides the model's config unless it is "auto". With `encoder`, the
+    body of any model is returned, such as a sentence encoder.
     """
-    source = _source(model, revision, failing)
+    source = _source(model, revision, failing, encoder=encoder)
     with explained(model, failing):
-        loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(**source, trust_remote_code=False)
+    if not encoder and (wrong := _not_causal(config)):
+        raise failing(f"model {model!r} {wrong}: {CAUSAL_ONLY}")
+    with explained(model, failing):
+        kind = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
+        loaded, info = kind.from_pretrained(
             **source,
             dtype=dtype,
             device_map="auto" if device is None else None,
@@ -75,17 +88,25 @@ def load_model(
         return (loaded if device is None else loaded.to(device)).eval()
 
 
-def _source(model: str, revision: str | None, failing: Failing) -> dict[str, Any]:
+def _not_causal(config: Any) -> str | None:
+    """Return what a model is, where transformers has no causal language model for it; its own error lists all that it has."""
+    if type(config) not in transformers.AutoModelForCausalLM._model_mapping and not hasattr(config, "auto_map"):
+        return f"is of type {config.model_type!r}, for which transformers has no causal language model"
+    return folder.not_causal(config.to_dict())
+
+
+def _source(model: str, revision: str | None, failing: Failing, *, encoder: bool = False) -> dict[str, Any]:
     """Return where to load from: a folder, or a Hub model at its revision."""
     path = folder.expanded(model, failing)
     try:
         if path.is_dir():
-            folder.check(path, [each.name for each in path.iterdir() if each.is_file()], failing)
+            names = [each.name for each in path.iterdir() if each.is_file()]
+            folder.check(path, names, failing, encoder=encoder)
             return {"pretrained_model_name_or_path": str(path)}
     except OSError as error:  # permission denied, a name too long
         raise failing(f"cannot read model folder {model!r}: {error.strerror or error}") from error
     if folder.is_path(model):
-        raise failing(f"model {model!r} not found: give a folder with config.json and weights, or a Hub id")
+        raise failing(f"model {model!r} not found: {folder.suggestion(path)}")
     return {"pretrained_model_name_or_path": model, "revision": revision}
 
 
@@ -102,13 +123,9 @@ def _has_safetensors(source: dict[str, Any]) -> bool | None:
 
 @contextlib.contextmanager
 def explained(model: str, failing: Failing) -> Iterator[None]:
-    """Turn what Hugging Face's libraries raise into an error of one line, and silence their progress bars and reports."""
-    logging = transformers.utils.logging
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # its report of missing keys is a table of many lines; ours is one
+    """Turn what Hugging Face's libraries raise into an error of one line, and silence them unless our log is at DEBUG."""
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with contextlib.nullcontext() if log.isEnabledFor(logging.DEBUG) else _silent():
             yield
     except RecycledbError:
         raise
@@ -116,10 +133,23 @@ def explained(model: str, failing: Failing) -> Iterator[None]:
         if not folder.is_library_error(error):
             raise
         raise failing(_line(model, error)) from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Silence the progress bars, reports and warnings of Hugging Face's libraries."""
+    reports = transformers.utils.logging
+    bars, verbosity = reports.is_progress_bar_enabled(), reports.get_verbosity()
+    reports.disable_progress_bar()
+    # Its report of missing keys is a table of many lines; ours is one.
+    reports.set_verbosity(max(verbosity, logging.ERROR))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
-        logging.set_verbosity(verbosity)
+        reports.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            reports.enable_progress_bar()
 
 
 def _line(model: str, error: BaseException) -> str:
@@ -137,6 +167,8 @@ def _line(model: str, error: BaseException) -> str:
             f"cannot load model {model!r}: its pickled weights cannot be read; {_DAMAGED}, or convert it to safetensors"
         )
     what = text if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {text}"
+    if "sentencepiece or tiktoken" in text and find_spec("sentencepiece") is None:
+        what = "its tokenizer needs sentencepiece: pip install sentencepiece"
     where = "" if Path(model).exists() else " (there is no such folder, so it was looked up on the Hugging Face Hub)"
     return f"cannot load model {model!r}{where}: {what[:_LONGEST_LINE]}"
 

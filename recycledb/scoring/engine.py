@@ -50,6 +50,10 @@ _WORKERS_AFTER_SECONDS = 15.0
 _MOST_WORKERS = 8
 _WORKER_OVERHEAD_BYTES = 1 << 30
 
+_OTHER_TOKENIZER = (
+    "they do not belong together: copy the tokenizer files that the model was trained with into its folder"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -137,6 +141,11 @@ class Engine:
             raise StudentError(
                 f"max_length is {tokeniser.max_length}, but {name!r} has {limit} positions: set max_length = {limit}"
             )
+        known, rows = int(getattr(tokeniser.tokenizer, "vocab_size", 0)), networks[0].vocabulary
+        if known > rows:  # without added tokens, which the texts need not contain
+            raise StudentError(
+                f"the tokenizer of {name!r} has {known} tokens, but the model {rows}: {_OTHER_TOKENIZER}"
+            )
         kernels: list[Kernel] = [choose(network, tokeniser.max_length) for network in networks]
         shape = _shape(networks[0])
         threads = 1 if shape.parameters < _SINGLE_THREADED_PARAMETERS else None
@@ -194,8 +203,7 @@ class Engine:
         for work in works:
             if int(work.ids.max()) >= self.shape.vocabulary:
                 raise StudentError(
-                    f"the tokenizer gave token {int(work.ids.max())}, but the model has {self.shape.vocabulary}: "
-                    "they do not belong together"
+                    f"the tokenizer gave token {int(work.ids.max())}, but the model has {self.shape.vocabulary}: {_OTHER_TOKENIZER}"
                 )
         return list(by_beginning(works, self.budget) if self._packed else by_length(works, self.budget))
 
@@ -235,7 +243,7 @@ class Engine:
     def _compute(self, batch: Batch, ended: Callable[[], bool]) -> Computed | None:
         lane = self._take()
         try:
-            return None if ended() else Computed(batch, lane.sums(batch.works), lane.kernel)
+            return None if ended() else Computed(batch, lane.outputs(batch.works), lane.kernel)
         finally:
             self._idle.put(lane)
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from recycledb.errors import StudentError, WriteError
 from recycledb.files import make_folder, write_text
-from recycledb.pretrained.folder import check, expanded, is_path
+from recycledb.pretrained.folder import check, expanded, is_path, suggestion
 
 # The files of a folder that transformers reads for a causal language model. Weights in the old format count only where
 # there are none in safetensors, since they are loaded only then.
@@ -57,8 +57,8 @@ class Identity:
     local: bool
 
 
-def identify(model: str, revision: str | None = None) -> Identity:
-    """Return the present identity of `model`, a folder or a Hub id.
+def identify(model: str, revision: str | None = None, *, encoder: bool = False) -> Identity:
+    """Return the present identity of `model`, a folder or a Hub id; with `encoder` it need not be a causal language model.
 
     A folder gives `sha256:<hex>`. A Hub id gives the commit that the local cache has for `revision` (default main),
     else the Hub's: pass it to `Engine.load`, so that no newer commit is scored under this identity. Raises
@@ -67,26 +67,22 @@ def identify(model: str, revision: str | None = None) -> Identity:
     folder = expanded(model, StudentError)
     try:
         if folder.is_dir():
-            return _identify_folder(folder)
+            return _identify_folder(folder, encoder)
         is_file = folder.exists()
     except OSError as error:  # permission denied, a name too long
         raise StudentError(f"cannot read model folder {model!r}: {error.strerror or error}") from error
     if is_path(model) or is_file:
-        raise StudentError(f"model {model!r} is not a folder: give a folder with config.json and weights, or a Hub id")
+        raise StudentError(f"model {model!r} is not a folder: {suggestion(folder)}")
     snapshot = _cached_snapshot(model, revision)
     if snapshot is not None:
         return Identity(snapshot.name, _parameters(_weights(_names(snapshot)), snapshot), local=False)
     return _ask_hub(model, revision)
 
 
-def _identify_folder(folder: Path) -> Identity:
+def _identify_folder(folder: Path, encoder: bool = False) -> Identity:
     names = _names(folder)
     weights = _weights(names)
-    if "config.json" not in names and "adapter_config.json" not in names:
-        raise StudentError(f"model folder {str(folder)!r} has no config.json: is it the folder of a saved model?")
-    if not weights:
-        raise StudentError(f"model folder {str(folder)!r} has no weights (*.safetensors or pytorch_model*.bin)")
-    named = check(folder, names, StudentError)
+    named = check(folder, names, StudentError, encoder=encoder)
     others = [name for name in names if _CONFIGURATION.fullmatch(name) or _TOKENIZER.fullmatch(name)]
     files = sorted({*weights, *named, *others} - {name for name in names if _NOT_NUMBERS.fullmatch(name)})
     lines = [f"{file_digest(folder / name)}  {name}\n" for name in files]

@@ -7,11 +7,10 @@ of texts computed one at a time. The kernels in order of speed:
     padded   right padding without a mask: under causal attention no token sees the tokens to its right
     single   one text at a time through the model's own forward: where neither of the others works
 
-This module does not deal with samples or statistics: it turns `Work` into sums of negative log-likelihoods.
+This module does not deal with samples or statistics: it turns each `Work` into its output.
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recycledb.errors import StudentError
+from recycledb.pretrained.folder import CAUSAL_ONLY
 from recycledb.scoring.attention import (
     NAME,
     Attend,
@@ -29,8 +30,8 @@ from recycledb.scoring.attention import (
     attending,
     find_varlen,
 )
-from recycledb.scoring.heads import token_losses
 from recycledb.scoring.network import Network
+from recycledb.scoring.outputs import Output, read_outputs, whole_output
 from recycledb.scoring.packs import SHARED_MINIMUM, Layout, Work, by_length, lay_out, pad
 from recycledb.scoring.spans import Ids
 
@@ -40,14 +41,16 @@ log = logging.getLogger(__name__)
 # sequences changes them by tenths, rounding in bfloat16 and float16 by hundredths.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 
+_CAUSAL_TRIAL = 24  # tokens: short, since whole logits over a large vocabulary are in memory
+
 
 class Kernel(Protocol):
     """One way to compute a pack; `name` is stored with each number."""
 
     name: str
 
-    def sums(self, works: Sequence[Work]) -> list[float]:
-        """Return each work's sum of its target tokens' negative log-likelihoods, in float64 over float32 terms."""
+    def outputs(self, works: Sequence[Work]) -> list[Output]:
+        """Return each work's output; a sum of losses in float64 over float32 terms."""
         ...
 
 
@@ -59,13 +62,8 @@ class Single:
     def __init__(self, network: Network) -> None:
         self.network = network
 
-    def sums(self, works: Sequence[Work]) -> list[float]:
-        return [self._sum(work) for work in works]
-
-    def _sum(self, work: Work) -> float:
-        ids = torch.from_numpy(work.ids.astype(np.int64)).to(self.network.device)
-        logits = self.network.model(input_ids=ids[None], use_cache=False).logits[0]
-        return float(token_losses(logits[work.start - 1 : -1], ids[work.start :]).double().sum())
+    def outputs(self, works: Sequence[Work]) -> list[Output]:
+        return [whole_output(self.network, work) for work in works]
 
 
 class Padded:
@@ -76,18 +74,10 @@ class Padded:
     def __init__(self, network: Network) -> None:
         self.network = network
 
-    def sums(self, works: Sequence[Work]) -> list[float]:
-        ids, rows, targets = (torch.from_numpy(array).to(self.network.device) for array in pad(works))
-        hidden = self.network.hidden(ids).flatten(0, 1)
-        losses = self.network.losses(hidden[rows.to(hidden.device)], targets)
-        return split_sums(losses, [work.n_tokens for work in works])
-
-
-def split_sums(losses: Tensor, counts: Sequence[int]) -> list[float]:
-    """Return the float64 sums of consecutive runs of (N,) float32 losses."""
-    terms = losses.double().cpu().numpy()
-    ends = np.cumsum(counts)
-    return [float(terms[end - count : end].sum()) for end, count in zip(ends, counts, strict=True)]
+    def outputs(self, works: Sequence[Work]) -> list[Output]:
+        ids, paths = pad(works)
+        hidden = self.network.hidden(torch.from_numpy(ids).to(self.network.device)).flatten(0, 1)
+        return read_outputs(self.network, hidden, works, paths)
 
 
 class Packed:
@@ -98,23 +88,21 @@ class Packed:
         self._varlen = varlen
         self.name = "packed" if varlen is None else f"packed-{varlen[0]}"
 
-    def sums(self, works: Sequence[Work]) -> list[float]:
+    def outputs(self, works: Sequence[Work]) -> list[Output]:
         layout = lay_out(works)
-        found = self._sums(layout)
-        if len(layout.ids) == sum(len(work.ids) for work in works) or np.isfinite(found).all():
+        found = self._outputs(works, layout)
+        if len(layout.ids) == sum(len(work.ids) for work in works) or all(np.isfinite(each).all() for each in found):
             return found
         # A NaN spreads to earlier tokens too, masked or not (0 · NaN is NaN), and so to all sequences that share the prefix.
-        by_pair = dict(zip((work.pair_id for work in works), found, strict=True))
-        odd = [work for work in works if not math.isfinite(by_pair[work.pair_id])]
+        by_key = dict(zip((work.key for work in works), found, strict=True))
+        odd = [work for work in works if not np.isfinite(by_key[work.key]).all()]
         for batch in by_length(odd, len(layout.ids)):
-            apart = self._sums(lay_out(batch.works, share=False))
-            by_pair.update(zip((work.pair_id for work in batch.works), apart, strict=True))
-        return [by_pair[work.pair_id] for work in works]
+            apart = self._outputs(batch.works, lay_out(batch.works, share=False))
+            by_key.update(zip((work.key for work in batch.works), apart, strict=True))
+        return [by_key[work.key] for work in works]
 
-    def _sums(self, layout: Layout) -> list[float]:
-        hidden = self.hidden(layout)
-        rows, targets = (torch.from_numpy(array).to(hidden.device) for array in (layout.rows, layout.targets))
-        return split_sums(self.network.losses(hidden[rows], targets), layout.counts)
+    def _outputs(self, works: Sequence[Work], layout: Layout) -> list[Output]:
+        return read_outputs(self.network, self.hidden(layout), works, layout.paths)
 
     def hidden(self, layout: Layout) -> Tensor:
         """Return the last hidden states of a pack: (T, H)."""
@@ -128,7 +116,15 @@ class Packed:
 
 
 def choose(network: Network, max_length: int) -> Kernel:
-    """Return the fastest kernel that reproduces this network's own hidden states on generated texts."""
+    """Return the fastest kernel that reproduces this network's own hidden states on generated texts.
+
+    Raises StudentError where the model is not causal: then no kernel, the slowest neither, gives the losses of a language model.
+    """
+    if sees_later_tokens(network):
+        raise StudentError(
+            f"model {network.model.name_or_path!r} sees later tokens (other words at the end of a text change its predictions before), "
+            f"so its losses mean nothing: {CAUSAL_ONLY}"
+        )
     if network.head is None or _depends_on_length(network.model.config, max_length):
         return Single(network)
     works = _trial(network, max_length)
@@ -143,6 +139,19 @@ def choose(network: Network, max_length: int) -> Kernel:
             return Padded(network)
     log.warning("%s is affected by padding on the right: texts are scored one by one", type(network.model).__name__)
     return Single(network)
+
+
+@torch.inference_mode()
+def sees_later_tokens(network: Network) -> bool:
+    """Return whether another second half of a generated text changes the model's logits of the first half."""
+    generator = np.random.default_rng(0)
+    first, *ends = generator.integers(0, network.vocabulary, (3, _CAUSAL_TRIAL // 2))
+    logits = [
+        network.model(input_ids=_tensor(np.append(first, end), network), use_cache=False).logits[0, : len(first)]
+        for end in ends
+    ]
+    finite = torch.stack(logits).isfinite().all(-1).all(0)  # losses that are not finite have a status of their own
+    return not close(logits[0][finite], logits[1][finite], network.dtype)
 
 
 def _depends_on_length(config: Any, max_length: int) -> bool:
@@ -206,7 +215,7 @@ def try_packed(
 
 def _pads(network: Network, works: Sequence[Work], expected: Sequence[Tensor]) -> bool:
     """Return whether padding on the right leaves hidden states unchanged."""
-    ids, _, _ = pad(works)
+    ids, _ = pad(works)
     states = network.hidden(torch.from_numpy(ids).to(network.device))
     pairs = zip(states, expected, strict=True)
     return all(close(padded[: len(truth)], truth, network.dtype) for padded, truth in pairs)

@@ -1,6 +1,6 @@
 """Where packs are computed: a lane is one replica of the model, and computes one pack at a time.
 
-Invariant: a lane returns a sum for every work of a pack, however little memory there is: a pack that does not fit is
+Invariant: a lane returns an output for every work of a pack, however little memory there is: a pack that does not fit is
 halved, and so is the lane's budget for later packs. A single text that does not fit ends the run with a StudentError.
 """
 
@@ -19,6 +19,7 @@ from recycledb.errors import StudentError
 from recycledb.pretrained.loader import is_out_of_memory
 from recycledb.scoring.frames import Failure, Ready, Setup, read_frame, write_frame
 from recycledb.scoring.kernels import Kernel
+from recycledb.scoring.outputs import Output
 from recycledb.scoring.packs import Work
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ class Lane(Protocol):
 
     kernel: str
 
-    def sums(self, batch: Sequence[Work]) -> list[float]:
-        """Return each work's sum of losses."""
+    def outputs(self, batch: Sequence[Work]) -> list[Output]:
+        """Return each work's output."""
         ...
 
     def close(self) -> None:
@@ -49,7 +50,7 @@ class LocalLane:
         self._device = device
         self._budget: int | None = None  # tokens; None until memory has run out once
 
-    def sums(self, batch: Sequence[Work]) -> list[float]:
+    def outputs(self, batch: Sequence[Work]) -> list[Output]:
         if self._budget is not None and len(batch) > 1 and size(batch) > self._budget:
             return self._halves(batch)
         try:
@@ -65,12 +66,12 @@ class LocalLane:
         self._kernel = None
 
     @torch.inference_mode()
-    def _compute(self, batch: Sequence[Work]) -> list[float]:
+    def _compute(self, batch: Sequence[Work]) -> list[Output]:
         if self._kernel is None:
             raise StudentError("the engine is closed")
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)  # OpenMP keeps this setting per thread
-        return self._kernel.sums(batch)
+        return self._kernel.outputs(batch)
 
     def _shrink(self, batch: Sequence[Work]) -> None:
         if len(batch) == 1:
@@ -83,9 +84,9 @@ class LocalLane:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _halves(self, batch: Sequence[Work]) -> list[float]:
+    def _halves(self, batch: Sequence[Work]) -> list[Output]:
         middle = len(batch) // 2
-        return self.sums(batch[:middle]) + self.sums(batch[middle:])
+        return self.outputs(batch[:middle]) + self.outputs(batch[middle:])
 
 
 class WorkerLane:
@@ -109,10 +110,10 @@ class WorkerLane:
         assert isinstance(ready, Ready)
         self.kernel = ready.kernel
 
-    def sums(self, batch: Sequence[Work]) -> list[float]:
+    def outputs(self, batch: Sequence[Work]) -> list[Output]:
         self._ask(list(batch))
-        sums: list[float] = self._reply()
-        return sums
+        outputs: list[Output] = self._reply()
+        return outputs
 
     def close(self) -> None:
         self._process.kill()  # it holds no state, and may be in the middle of a pack
@@ -151,14 +152,19 @@ def _open(stream: IO[bytes] | None) -> IO[bytes]:
 
 
 def _worker_environment(threads: int) -> dict[str, str]:
-    """Return the environment of a worker: this package importable, its number of threads, and malloc settings.
+    """Return the environment of a worker: this package importable, its number of threads, malloc settings, and other libraries silent.
 
     Every layer allocates and frees large tensors; by default malloc maps and unmaps memory for each of them, which was
     measured to take a tenth of the time, so freed memory is kept instead.
     """
     package_root = str(Path(__file__).parents[2])
     paths = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.environ | {
+    silent = (
+        {} if log.isEnabledFor(logging.DEBUG) else {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "critical"}
+    )
+    return {
+        **silent,
+        **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

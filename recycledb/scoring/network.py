@@ -8,6 +8,7 @@ large vocabulary are never in memory. No KV cache is used: with one, packed posi
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -77,6 +78,19 @@ class Network:
         ]
         return torch.cat(parts) if parts else rows.new_empty(0, dtype=torch.float32)
 
+    def log_probabilities(self, rows: Tensor, choices: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return log-probabilities of given tokens after each row: (N, H) hidden rows and N lists of ids to N float32 tensors."""
+        step, found = chunk_rows(self.vocabulary, rows.device), []
+        for i in range(0, len(rows), step):
+            part = rows[i : i + step]
+            if self.linear is not None:
+                logits = linear(part, self.linear.weight, self.linear.bias)
+            else:
+                logits = self.head(inputs_embeds=part[None], use_cache=False).logits[0]
+            logs = torch.log_softmax(logits.float(), -1)
+            found += [row[list(ids)] for row, ids in zip(logs, choices[i : i + step], strict=True)]
+        return found
+
 
 def resolve_dtype(name: str) -> torch.dtype:
     """Return torch's dtype of that name; raise StudentError for one that is not supported."""
@@ -135,7 +149,13 @@ def split(model: Any) -> Network:
         vocabulary=embeddings.weight.shape[0],
     )
     if network.head is not None and not _makes_the_whole(network):
-        log.warning("%s cannot be split into body and head; texts are scored one by one", type(model).__name__)
+        # A model whose logits are not finite is told of by the status of its statistics.
+        finite = bool(_whole_logits(model, embeddings)[1].isfinite().all())
+        log.log(
+            logging.WARNING if finite else logging.INFO,
+            "%s cannot be split into body and head; texts are scored one by one",
+            type(model).__name__,
+        )
         return Network(model, None, None, network.device, network.dtype, network.vocabulary)
     return replace(network, linear=_linear_head(network)) if network.head is not None else network
 

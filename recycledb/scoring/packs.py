@@ -22,16 +22,27 @@ SHARED_MINIMUM = 16
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A token sequence to be scored from index `start` on; `pair_id` is the hash of both."""
+    """A token sequence, and what is wanted of it; `pair_id` is the hash of the sequence and of `start`.
+
+    Without `choices` and `pooling`, the sum of the losses of the tokens from index `start` on. With `choices`, the log-probabilities of
+    these tokens after the whole sequence. With `pooling`, the vector that its tokens' hidden states are combined into.
+    """
 
     pair_id: str
     ids: Ids
     start: int
+    choices: tuple[int, ...] = ()
+    pooling: str = ""
 
     @property
     def n_tokens(self) -> int:
-        """Return the number of target tokens."""
-        return len(self.ids) - self.start
+        """Return the number of target tokens; 0 if none of the sequence's tokens is a target."""
+        return 0 if self.choices or self.pooling else len(self.ids) - self.start
+
+    @property
+    def key(self) -> str:
+        """What it computes: equal keys mean equal work. (A sum of losses is known by its `pair_id` alone.)"""
+        return f"{self.pair_id}/{self.pooling}{','.join(map(str, self.choices))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +64,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sequences packed end to end: T rows of tokens with their positions, and for each target the row that predicts it."""
+    """Sequences packed end to end: T rows of tokens with their positions."""
 
     ids: Index  # (T,)
     positions: Index  # (T,)
     blocks: tuple[Block, ...]
-    rows: Index  # (N,) the row whose hidden state predicts the target
-    targets: Index  # (N,) the target's token id
-    counts: tuple[int, ...]  # how many of the N belong to each work; sums to N
     paths: tuple[Index, ...]  # of each work, the row of every position
 
 
@@ -78,7 +86,7 @@ def by_length(works: Iterable[Work], budget: int) -> Iterator[Batch]:
     shows early.
     """
     batch: list[Work] = []
-    for work in sorted(works, key=lambda work: (-len(work.ids), work.pair_id)):
+    for work in sorted(works, key=lambda work: (-len(work.ids), work.key)):
         if batch and len(batch[0].ids) * (len(batch) + 1) > budget:
             yield Batch(batch, sum(len(work.ids) for work in batch))
             batch = []
@@ -91,7 +99,7 @@ def by_beginning(works: Iterable[Work], budget: int) -> Iterator[Batch]:
     """Yield packs of sequences sorted by their tokens, so that shared prefixes are adjacent, of at most `budget` new tokens."""
     batch: list[Work] = []
     size = 0
-    for work in sorted(works, key=lambda work: (work.ids.astype(">i4").tobytes(), work.start)):
+    for work in sorted(works, key=lambda work: (work.ids.astype(">i4").tobytes(), work.start, work.key)):
         new = len(work.ids) - (shared_length(batch[-1].ids, work.ids) if batch else 0)
         if batch and size + new > budget:
             yield Batch(batch, size)
@@ -115,7 +123,6 @@ def lay_out(works: Sequence[Work], *, share: bool = True) -> Layout:
     ids: list[Ids] = []
     positions: list[Index] = []
     blocks: list[Block] = []
-    rows: list[Index] = []
     paths: list[Index] = []
     path: Index = np.empty(0, np.int64)
     total = 0
@@ -127,19 +134,9 @@ def lay_out(works: Sequence[Work], *, share: bool = True) -> Layout:
             ids.append(work.ids[shared:])
             positions.append(np.arange(shared, len(work.ids)))
             blocks.append(Block(total, total + new, _ranges(path)))
-        rows.append(path[work.start - 1 : -1])
         paths.append(path)
         total += new
-    targets = np.concatenate([work.ids[work.start :] for work in works])
-    return Layout(
-        np.concatenate(ids).astype(np.int64),
-        np.concatenate(positions),
-        tuple(blocks),
-        np.concatenate(rows),
-        targets.astype(np.int64),
-        tuple(work.n_tokens for work in works),
-        tuple(paths),
-    )
+    return Layout(np.concatenate(ids).astype(np.int64), np.concatenate(positions), tuple(blocks), tuple(paths))
 
 
 def _ranges(path: Index) -> tuple[tuple[int, int], ...]:
@@ -150,14 +147,13 @@ def _ranges(path: Index) -> tuple[tuple[int, int], ...]:
     return tuple((int(path[begin]), int(path[end - 1]) + 1) for begin, end in zip(begins, ends, strict=True))
 
 
-def pad(works: Sequence[Work]) -> tuple[Index, Index, Index]:
+def pad(works: Sequence[Work]) -> tuple[Index, list[Index]]:
     """Lay sequences side by side, padded on the right with token 0.
 
-    Returns ids (B, T), the rows of the flattened (B * T) hidden states that predict a target (N,), and the targets (N,).
+    Returns ids (B, T), and for each work the row of every position in the flattened (B * T) hidden states.
     """
     width = max(len(work.ids) for work in works)
     ids = np.zeros((len(works), width), np.int64)
     for row, work in zip(ids, works, strict=True):
         row[: len(work.ids)] = work.ids
-    rows = [i * width + np.arange(work.start - 1, len(work.ids) - 1) for i, work in enumerate(works)]
-    return ids, np.concatenate(rows), np.concatenate([work.ids[work.start :] for work in works]).astype(np.int64)
+    return ids, [i * width + np.arange(len(work.ids)) for i, work in enumerate(works)]

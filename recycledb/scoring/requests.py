@@ -3,28 +3,35 @@
 from dataclasses import dataclass
 from typing import Any
 
-from recycledb.methods import Readout
+from recycledb.methods import Readout, Vector
 from recycledb.schema import LossStatus, Texts
+from recycledb.scoring.outputs import Output
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Statistics (by name) and readouts to compute for one variant's texts; each result has its `key`."""
+    """Statistics (by name), readouts and vectors to compute for one variant's texts; each result has its `key`.
+
+    `reference` is the answer that readouts with {reference} show.
+    """
 
     key: Any
     texts: Texts
     stats: tuple[str, ...]
     readouts: tuple[Readout, ...] = ()
+    vectors: tuple[Vector, ...] = ()
+    reference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """One statistic: the sum and number of the target tokens' negative log-likelihoods, or the status that says why not.
 
-    Or one choice of a readout: `stat` is the readout's prompt_id, and the sum is minus the choice's log-probability.
+    Or a readout (`stat` is its prompt_id, `output` the log-probabilities of its choices, `n_tokens` the prompt's), or a vector (`stat` is
+    its key, `output` the unit vector with the norm behind it, `n_tokens` the text's).
 
-    `loss_sum` is the float64 sum of float32 terms in nats, None unless `status` is OK; with NOT_FINITE only the sum is
-    missing. `kernel` says how it was computed (`known` where the store had the sum), so that a number can be traced.
+    `loss_sum` is the float64 sum of float32 terms in nats; `output` holds it too. Both are None unless `status` is OK.
+    `kernel` says how it was computed (`known` where the store had the sum), so that a number can be traced.
     """
 
     key: Any
@@ -36,8 +43,7 @@ class Result:
     status: LossStatus
     pair_id: str | None
     kernel: str
-    choice: int | None = None
-    start: int = 0  # tokens before the target
+    output: Output | None = None
 
 
 @dataclass(frozen=True, slots=True)

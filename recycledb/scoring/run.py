@@ -1,8 +1,8 @@
-"""One run of the engine over a stream of requests: known sums, packs in progress, and the requests that wait for them.
+"""One run of the engine over a stream of requests: known sums of losses, packs in progress, and the requests that wait for them.
 
-Invariant: each request gets exactly one result for each statistic in it; each distinct work is computed at most once in
+Invariant: each request gets exactly one result for each statistic, readout and vector in it; each distinct work is computed at most once in
 a run, whichever requests contain it and whenever they come. How it is computed is up to the engine's lanes, which get
-packs and return sums.
+packs and return the output of each work.
 """
 
 import time
@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from recycledb.schema import LossStatus, is_mean_loss
+from recycledb.scoring.outputs import Output
 from recycledb.scoring.packs import Batch, Work
 from recycledb.scoring.requests import Progress, Request, Result
 from recycledb.scoring.spans import Span
@@ -26,10 +29,10 @@ Known = Callable[[Sequence[str]], Mapping[str, tuple[float, int]]]
 
 
 class Computed(NamedTuple):
-    """A pack with each work's sum of losses, and how they were computed."""
+    """A pack with each work's output, and how they were computed."""
 
     batch: Batch
-    sums: list[float]
+    outputs: list[Output]
     kernel: str
 
 
@@ -49,7 +52,7 @@ class Run:
         self._progress = progress
         self._peak = peak
         self._stop_asked, self._cancelled = stopped, False
-        self._sums: dict[str, float] = {}
+        self._outputs: dict[str, Output] = {}
         self._waiting: dict[str, list[tuple[Any, Span]]] = defaultdict(list)
         self._computing: set[Future[Computed | None]] = set()
         self._started = time.monotonic()
@@ -99,26 +102,31 @@ class Run:
     def _admit(self, window: list[tuple[Request, list[Span]]]) -> tuple[list[Result], list[Work]]:
         """Return the results that need no computation, and the work that does."""
         pairs = [(request.key, span) for request, spans in window for span in spans]
-        found = self._known_sums([span.pair_id for _, span in pairs if span.pair_id is not None])
+        found = self._known_outputs([span for _, span in pairs])
         results: list[Result] = []
         works: list[Work] = []
         for key, span in pairs:
             if span.pair_id is None:
                 results.append(_result(key, span, None, "none"))
-            elif span.pair_id in found:
-                results.append(_result(key, span, found[span.pair_id], "known"))
+            elif span.key in found:
+                results.append(_result(key, span, found[span.key], "known"))
             else:
-                if span.pair_id not in self._waiting:
-                    works.append(Work(span.pair_id, span.ids, span.start))
-                self._waiting[span.pair_id].append((key, span))
+                if span.key not in self._waiting:
+                    works.append(Work(span.pair_id, span.ids, span.start, span.choices, span.pooling))
+                self._waiting[span.key].append((key, span))
         return results, works
 
-    def _known_sums(self, pair_ids: Sequence[str]) -> dict[str, float]:
-        distinct = dict.fromkeys(pair_ids)
-        found = {pair: self._sums[pair] for pair in distinct if pair in self._sums}
-        unknown = [pair for pair in distinct if pair not in found and pair not in self._waiting]
+    def _known_outputs(self, spans: Sequence[Span]) -> dict[str, Output]:
+        """Return outputs that need no computation, by the spans' keys: of this run, and sums of losses that the store has."""
+        distinct = {span.key: span for span in spans if span.pair_id is not None}
+        found = {key: self._outputs[key] for key in distinct if key in self._outputs}
+        unknown = {
+            span.pair_id: key
+            for key, span in distinct.items()
+            if span.pair_id is not None and span.is_loss and key not in found and key not in self._waiting
+        }
         if self._known is not None and unknown:
-            found |= {pair: loss_sum for pair, (loss_sum, _) in self._known(unknown).items()}
+            found |= {unknown[pair]: np.array([total]) for pair, (total, _) in self._known(list(unknown)).items()}
         return found
 
     def _finished(self) -> list[Result]:
@@ -129,14 +137,14 @@ class Run:
             computed = future.result()
             if computed is None:
                 continue
-            batch, sums, kernel = computed
+            batch, outputs, kernel = computed
             self._tokens += batch.tokens
-            for work, loss_sum in zip(batch.works, sums, strict=True):
+            for work, output in zip(batch.works, outputs, strict=True):
                 if self._known is None:  # else `known` finds it once it is yielded; millions would fill memory
-                    self._sums[work.pair_id] = loss_sum
-                self._targets += work.n_tokens
-                waiting = self._waiting.pop(work.pair_id)
-                results += [_result(key, span, loss_sum, kernel) for key, span in waiting]
+                    self._outputs[work.key] = output
+                self._targets += work.n_tokens or bool(work.choices)
+                waiting = self._waiting.pop(work.key)
+                results += [_result(key, span, output, kernel) for key, span in waiting]
         return results
 
     def _report(self, results: list[Result]) -> Iterator[list[Result]]:
@@ -151,20 +159,23 @@ class Run:
         yield results
 
 
-def _result(key: Any, span: Span, loss_sum: float | None, kernel: str) -> Result:
+def _result(key: Any, span: Span, output: Output | None, kernel: str) -> Result:
     status = span.status
-    if loss_sum is not None and not is_mean_loss(loss_sum / span.n_tokens):
-        status, loss_sum = LossStatus.NOT_FINITE, None
+    if output is not None and not _is_usable(span, output):
+        status, output = LossStatus.NOT_FINITE, None
     return Result(
         key=key,
         stat=span.stat,
-        loss_sum=loss_sum,
+        loss_sum=float(output[0]) if output is not None and span.is_loss else None,
         n_tokens=span.n_tokens,
         truncated=span.truncated,
         merged=span.merged,
         status=status,
         pair_id=span.pair_id,
         kernel=kernel,
-        choice=span.choice,
-        start=span.start,
+        output=output,
     )
+
+
+def _is_usable(span: Span, output: Output) -> bool:
+    return is_mean_loss(output[0] / span.n_tokens) if span.is_loss else bool(np.isfinite(output).all())

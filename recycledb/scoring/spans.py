@@ -15,7 +15,7 @@ This module imports neither torch nor transformers; `encode` is a parameter.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recycledb import methods
-from recycledb.methods import Parts, Readout, Statistic
+from recycledb.methods import Parts, Readout, Statistic, Vector
 from recycledb.schema import PAIR_ID_LENGTH, LossStatus, Texts
 
 Ids = npt.NDArray[np.int32]
@@ -36,10 +36,12 @@ _NO_IDS: Ids = np.empty(0, np.int32)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A statistic, or one choice of a readout, as tokens: the loss is averaged over `ids[start:]`, each conditioned on all before it.
+    """A statistic, a readout or a vector as tokens.
 
-    `ids` is empty and `pair_id` None unless `status` is OK. Equal work has equal `pair_id`. `stat` is the name of the statistic, or the
-    readout's prompt_id; `choice` the number of the readout's choice, None for a statistic.
+    Of a statistic, the loss is averaged over `ids[start:]`, each token conditioned on all before it. A readout has `choices`, whose
+    log-probabilities are read after `ids`, and a vector has the `pooling` of the hidden states of `ids`; there `start` is `len(ids)`.
+    `ids` is empty and `pair_id` None unless `status` is OK. `stat` is the name of the statistic, the readout's prompt_id, or the vector's
+    key.
     """
 
     stat: str
@@ -49,20 +51,33 @@ class Span:
     merged: bool
     status: LossStatus
     pair_id: str | None
-    choice: int | None = None
+    choices: tuple[int, ...] = ()
+    pooling: str = ""
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether it is a statistic."""
+        return not self.choices and not self.pooling
+
+    @property
+    def key(self) -> str:
+        """What it computes: equal work has an equal key (as in `packs.Work`)."""
+        return f"{self.pair_id}/{self.pooling}{','.join(map(str, self.choices))}"
 
     @property
     def n_tokens(self) -> int:
-        """Return the number of averaged tokens."""
-        return len(self.ids) - self.start if self.status is LossStatus.OK else 0
+        """Return the number of averaged tokens; of a readout or a vector, the number of tokens that the model reads."""
+        return len(self.ids) - self.start if self.is_loss and self.status is LossStatus.OK else len(self.ids)
 
 
 class Item(NamedTuple):
-    """What to compute for one variant: its texts, the names of statistics, and readouts."""
+    """What to compute for one variant: its texts, the names of statistics, readouts with a reference's answer, and vectors."""
 
     texts: Texts
     stats: Sequence[str]
     readouts: Sequence[Readout] = ()
+    vectors: Sequence[Vector] = ()
+    reference: str = ""
 
 
 def pair_id(ids: Ids, start: int) -> str:
@@ -79,23 +94,27 @@ def spans(encode: Encode, template: str, max_length: int, texts: Texts, stats: S
 def batch_spans(
     encode_many: EncodeMany, template: str, max_length: int, items: Iterable[Item], choices: Choices | None = None
 ) -> list[list[Span]]:
-    """Return the spans of every item, statistics first; each distinct string is encoded once, all in one call.
+    """Return the spans of every item: statistics, readouts, vectors; each distinct string is encoded once, all in one call.
 
     `choices` gives the token ids of a readout's choices; it is needed only where there are readouts.
     """
     items = list(items)
     parts = [[(stat, _statistic(stat).parts(template, item.texts)) for stat in item.stats] for item in items]
-    prompts = [[(readout, readout.prompt(item.texts)) for readout in item.readouts] for item in items]
+    prompts = [[(each, each.prompt(item.texts, item.reference)) for each in item.readouts] for item in items]
+    pooled = [[(each, each.text(template, item.texts)) for each in item.vectors] for item in items]
     strings = dict.fromkeys(text for item in parts for _, part in item for text in _needed(part))
     strings |= dict.fromkeys(
         text for item in prompts for readout, prompt in item for text in (prompt, prompt + readout.choices[0])
     )
+    strings |= dict.fromkeys(text for item in pooled for _, text in item if text)
     encoded = dict(zip(strings, encode_many(list(strings)), strict=True)) if strings else {}
-    found = [[_span(encoded.__getitem__, max_length, stat, part) for stat, part in item] for item in parts]
-    for of_item, asked in zip(found, prompts, strict=True):
+    encode = encoded.__getitem__
+    found = [[_span(encode, max_length, stat, part) for stat, part in item] for item in parts]
+    for of_item, asked, wanted in zip(found, prompts, pooled, strict=True):
         for readout, prompt in asked:
             assert choices is not None
-            of_item.extend(_choices(encoded.__getitem__, max_length, readout, prompt, choices(readout.choices)))
+            of_item.append(_readout(encode, max_length, readout, prompt, tuple(choices(readout.choices))))
+        of_item.extend(_vector(encode, max_length, vector, text) for vector, text in wanted)
     return found
 
 
@@ -130,20 +149,26 @@ def _span(encode: Encode, max_length: int, stat: str, parts: Parts) -> Span:
     return Span(stat, _NO_IDS, start, truncated, merged, status, None)
 
 
-def _choices(encode: Encode, max_length: int, readout: Readout, prompt: str, ids: Sequence[int]) -> Iterator[Span]:
-    """Yield a span of one token for each choice, after the prompt's own tokens: the log-probability is minus its loss.
+def _readout(encode: Encode, max_length: int, readout: Readout, prompt: str, ids: tuple[int, ...]) -> Span:
+    """Return the span of a prompt, after which the choices are read.
 
     A prompt is never truncated, since the question is at its end: one that is too long is not computed.
     """
-    context = list(encode(prompt))
-    merged = list(encode(prompt + readout.choices[0])[: len(context)]) != context
-    status = (
-        LossStatus.OK if 0 < len(context) < max_length else LossStatus.TOO_LONG if context else LossStatus.TOO_SHORT
-    )
-    for number, token in enumerate(ids):
-        if status is not LossStatus.OK:
-            yield Span(readout.prompt_id, _NO_IDS, len(context), False, merged, status, None, number)
-        else:
-            sequence = np.asarray([*context, token], np.int32)
-            pair = pair_id(sequence, len(context))
-            yield Span(readout.prompt_id, sequence, len(context), False, merged, status, pair, number)
+    context = np.asarray(encode(prompt), np.int32)
+    merged = list(encode(prompt + readout.choices[0])[: len(context)]) != context.tolist()
+    if not 0 < len(context) <= max_length:
+        status = LossStatus.TOO_LONG if len(context) else LossStatus.TOO_SHORT
+        return Span(readout.prompt_id, _NO_IDS, len(context), False, merged, status, None, ids)
+    pair = pair_id(context, len(context))
+    return Span(readout.prompt_id, context, len(context), False, merged, LossStatus.OK, pair, ids)
+
+
+def _vector(encode: Encode, max_length: int, vector: Vector, text: str) -> Span:
+    """Return the span of a text whose hidden states are pooled; it is truncated at the end."""
+    whole = encode(text) if text else ()
+    if not len(whole):
+        return Span(vector.key, _NO_IDS, 0, False, False, LossStatus.EMPTY, None, pooling=vector.pooling)
+    ids = np.asarray(whole[:max_length], np.int32)
+    truncated = len(whole) > max_length
+    pair = pair_id(ids, len(ids))
+    return Span(vector.key, ids, len(ids), truncated, False, LossStatus.OK, pair, pooling=vector.pooling)

@@ -35,7 +35,10 @@ class Tokeniser:
 
     def spans(self, requests: Sequence[Request]) -> list[list[Span]]:
         """Return the spans of each request, every distinct string tokenised once."""
-        items = [Item(request.texts, request.stats, request.readouts) for request in requests]
+        items = [
+            Item(request.texts, request.stats, request.readouts, request.vectors, request.reference)
+            for request in requests
+        ]
         return batch_spans(self._encode, self.prompt, self.max_length, items, self.choices)
 
     def choices(self, texts: tuple[str, ...]) -> list[int]:
@@ -88,10 +91,10 @@ def count_tokens(
         number += len(window)
         for span in (span for item in tokeniser.spans(window) for span in item):
             statistics += 1
-            if span.pair_id is not None and span.pair_id not in seen:
-                seen.add(span.pair_id)
+            if span.pair_id is not None and span.key not in seen:
+                seen.add(span.key)
                 tokens += len(span.ids)
-                targets += span.n_tokens
+                targets += span.n_tokens if span.is_loss else bool(span.choices)
     return TokenCount(number, statistics, len(seen), tokens, targets)
 
 

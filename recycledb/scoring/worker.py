@@ -9,6 +9,7 @@ that reads the input then ends the process at once, even in the middle of a pack
 a pack without a result was simply not computed. The engine handles the signals that end a run.
 """
 
+import logging
 import os
 import queue
 import signal
@@ -27,6 +28,8 @@ def main() -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # service managers send them to every process of a service
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
+    # The engine's process has said what there is to say about this model.
+    logging.getLogger().addHandler(logging.NullHandler())
     # Output that a library prints must not end up between the frames.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -64,14 +67,14 @@ def _load(setup: Setup) -> Any:
     return LocalLane(choose(network, setup.max_length), device)
 
 
-def _answer(lane: Any, batch: Sequence[Work]) -> list[float] | Failure:
+def _answer(lane: Any, batch: Sequence[Work]) -> Any:
     try:
-        sums: list[float] = lane.sums(batch)
+        outputs = lane.outputs(batch)
     except StudentError as error:
         return Failure(str(error), known=True)
     except Exception as error:  # the engine raises it again: every pack must get a result
         return Failure(f"{type(error).__name__}: {error}", known=False)
-    return sums
+    return outputs
 
 
 if __name__ == "__main__":

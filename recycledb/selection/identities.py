@@ -65,6 +65,11 @@ def find_student(store: Store, name: str | None, *, template: str | None = None)
     raise SelectionError(f"several students have scores; give --student: {_list(there)}")
 
 
+def name_of(store: Store, student: str) -> str:
+    """Return the name of a student, by its id."""
+    return next((each.name for each in students(store) if each.identity == student), student)
+
+
 def find_teacher(store: Store, name: str | None, *, offer_best: bool = False) -> Identity | None:
     """Return the teacher of that name, or the only one, or None if no teacher has made variants."""
     if name is not None:

@@ -20,6 +20,8 @@ and the default `none` is NULL. A user's file need not declare its parameters: `
 `:top_count` or `:top_percent` have those types; any other value is a number if it looks like one (20, -3, 0.5, 1e-3), else text.
 1e10 and 007, which may be digits of an id, are text unless declared `number`; a declared `text` is never converted.
 
+A recipe that picks from an ordering of a pool has two statements (see `recycledb.selection.orderings`).
+
 Columns: `variant_id`; `rank`, which orders the output rows ascending (without it they are in dataset order); `reason`, why the
 variant was picked; any other number is averaged for the summary.
 
@@ -37,6 +39,7 @@ from typing import Any
 
 from recycledb.errors import SelectionError
 from recycledb.selection import identities
+from recycledb.selection.orderings import OrderCall, parse_order
 from recycledb.store import Meaning, Store
 from recycledb.store.statement import parameters_in
 
@@ -76,6 +79,7 @@ class Recipe:
     description: str
     sql: str
     parameters: tuple[Parameter, ...]
+    order: OrderCall | None = None
 
     @property
     def declares(self) -> frozenset[str]:
@@ -152,8 +156,10 @@ def parse(name: str, sql: str) -> Recipe:
     known = {parameter.name for parameter in declared} | {
         f"{parameter.name}_{part}" for parameter in declared if parameter.type == "top" for part in ("count", "percent")
     }
+    order = parse_order(name, sql)
+    known |= {"ordering"} if order is not None else set()
     suggested = dict.fromkeys(_suggested(used) for used in parameters_in(sql) if used not in known)
-    return Recipe(name, found[1] if found else "", sql, (*declared, *suggested))
+    return Recipe(name, found[1] if found else "", sql, (*declared, *suggested), order)
 
 
 def _declared(recipe: str, match: re.Match[str]) -> Parameter:
@@ -193,13 +199,19 @@ def bind(store: Store, recipe: Recipe, given: Given) -> Bound:
             raise SelectionError(f"recipe {recipe.name} has no parameter {name!r} (it has: {has})")
     bound = Bound(said={PROMPT: "+".join(each.identity for each in as_if)} if as_if else {})
     ids: dict[str, str | None] = {}
+    students = [each.name for each in recipe.parameters if each.type in ("student", "small-student")]
+    learner = "student" if "student" in students or len(students) != 1 else students[0]
     for parameter in sorted(recipe.parameters, key=lambda parameter: parameter.type.startswith("teacher")):
         text = given.get(parameter.name, parameter.default)
         value: Any = None
         if text == "none" and parameter.default == "none":
             pass
         elif parameter.type in ("student", "small-student"):
-            value, ids["student"] = _student(store, parameter, text)
+            value, identity = _student(store, parameter, text)
+            if parameter.name == learner:
+                ids["student"] = identity
+            else:  # a second student, such as an encoder
+                bound.said[f"{parameter.name}_id"] = identity
         elif parameter.type.startswith("teacher"):
             value, ids["teacher"] = _teacher(store, parameter, text, bound.said)
             if value is not None and ids["teacher"] is not None:

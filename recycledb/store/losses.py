@@ -43,3 +43,23 @@ def known_pairs(store: Store, student: str, pairs: Sequence[str]) -> dict[str, t
         rows = store.rows(sql, student=student, **{f"p{i}": pair for i, pair in enumerate(part)})
         found.update({row[0]: (float(row[1]), int(row[2])) for row in rows})
     return found
+
+
+def count_statuses(store: Store, students: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return how many statistics and readouts each student (id) has of each status; a sum that is no number counts as not_finite."""
+    if not students:
+        return {}
+    names = ", ".join(f":s{i}" for i in range(len(students)))
+    sql = f"""
+        SELECT student_id, status, sum(n) AS n FROM (
+            SELECT student_id, count(*) AS n,
+                CASE WHEN {is_number("l")} THEN 'ok' WHEN status IN ('ok', 'imported') THEN 'not_finite' ELSE status END AS status
+            FROM loss l WHERE student_id IN ({names}) GROUP BY 1, 3
+            UNION ALL
+            SELECT student_id, count(*) AS n, status FROM readout WHERE student_id IN ({names}) GROUP BY 1, 3
+        ) u GROUP BY 1, 2
+    """
+    found: dict[str, dict[str, int]] = {}
+    for row in store.rows(sql, **{f"s{i}": student for i, student in enumerate(students)}):
+        found.setdefault(row.student_id, {})[row.status] = int(row.n)
+    return found

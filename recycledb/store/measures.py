@@ -1,29 +1,35 @@
 """Facts and values of student measures: find, count and store them.
 
-Invariant: a fact (a row of `loss` or `readout`) or a value (a row of `value`) either exists or is missing; it never changes. A value is
-pending once every fact that its measure needs of the variant exists; computing it needs no model.
+Invariant: a fact (a row of `loss`, `readout` or `embedding`) or a value (a row of `value`) either exists or is missing; it never
+changes. A value is pending once every fact that its measure needs of the variant exists; computing it needs no model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from recycledb.store import SQLRow, Store
 from recycledb.store.pending import ALL_SAMPLES, Scope, candidates, listed
-from recycledb.store.rows import LossRow, ReadoutRow
+from recycledb.store.rows import EmbeddingRow, LossRow, ReadoutRow
 
 
 class Need(NamedTuple):
-    """The facts that a student needs: the variants in scope, the statistics, and the readouts by their prompt ids."""
+    """The facts that a student needs: the variants in scope, the statistics, the readouts by their prompt ids, the vectors by their keys.
+
+    `reference` is the kind of variant whose output the readouts show, "" for none; then variants of samples without one are left out, and
+    so are the references themselves. `origin` is the only variant of its kind; of others the current one with the smallest id is meant.
+    """
 
     scope: Scope
     student_id: str
     stats: tuple[str, ...]
     prompts: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
+    reference: str = ""
 
     @property
     def facts(self) -> int:
         """The number of facts of a variant when none is missing."""
-        return len(self.stats) + len(self.prompts)
+        return len(self.stats) + len(self.prompts) + len(self.vectors)
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -33,6 +39,8 @@ class Need(NamedTuple):
             "student": self.student_id,
             **{f"stat_{i}": stat for i, stat in enumerate(self.stats)},
             **{f"readout_{i}": prompt for i, prompt in enumerate(self.prompts)},
+            **{f"vector_{i}": key for i, key in enumerate(self.vectors)},
+            **({"reference": self.reference} if self.reference else {}),
         }
 
 
@@ -45,14 +53,34 @@ class Lacking(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """The existing facts of one variant: rows of `loss` by statistic, rows of `readout` by prompt."""
+    """The existing facts of one variant: rows of `loss` by statistic, of `readout` by prompt, of `embedding` by the vector's key."""
 
     losses: dict[str, SQLRow]
     readouts: dict[str, SQLRow]
+    vectors: dict[str, SQLRow]
 
 
-def _present(need: Need, variant: str) -> str:
-    """Return SQL for the number of needed facts that a variant has."""
+def _referred(need: Need, samples: str) -> str:
+    """Return the CTEs up to `subject`: the variants in the scope, each with the id of its reference, '' for none."""
+    first = candidates(need.scope, samples)
+    if not need.reference:
+        return f"{first}, subject AS (SELECT c.variant_id, '' AS reference_id FROM candidate c)"
+    return f"""
+        {first},
+        reference AS MATERIALIZED (
+            SELECT r.sample_id, min(r.variant_id) AS reference_id FROM current_variants r
+            WHERE r.kind = :reference AND r.sample_id IN (SELECT sample_id FROM candidate) GROUP BY r.sample_id
+        ),
+        subject AS (
+            SELECT c.variant_id, r.reference_id FROM candidate c JOIN reference r ON r.sample_id = c.sample_id
+            WHERE c.variant_id <> r.reference_id
+        )
+    """
+
+
+def _present(need: Need, subject: str) -> str:
+    """Return SQL for the number of needed facts that a variant has; `subject` is the alias of its row."""
+    variant = f"{subject}.variant_id"
     counts = []
     if need.stats:
         names = ", ".join(f":stat_{i}" for i in range(len(need.stats)))
@@ -63,18 +91,25 @@ def _present(need: Need, variant: str) -> str:
         names = ", ".join(f":readout_{i}" for i in range(len(need.prompts)))
         counts.append(
             f"(SELECT count(*) FROM readout o WHERE o.student_id = :student AND o.variant_id = {variant} "
-            f"AND o.reference_id = '' AND o.prompt_id IN ({names}))"
+            f"AND o.reference_id = {subject}.reference_id AND o.prompt_id IN ({names}))"
+        )
+    if need.vectors:
+        names = ", ".join(f":vector_{i}" for i in range(len(need.vectors)))
+        counts.append(
+            f"(SELECT count(*) FROM embedding b WHERE b.student_id = :student AND b.variant_id = {variant} "
+            f"AND b.pooling || '/' || b.part IN ({names}))"
         )
     return " + ".join(counts) or "0"
 
 
 def _lacking(need: Need, samples: str) -> str:
     return f"""
-        {candidates(need.scope, samples)},
-        counted AS (SELECT c.variant_id, {_present(need, "c.variant_id")} AS present FROM candidate c),
+        {_referred(need, samples)},
+        counted AS (SELECT c.variant_id, c.reference_id, {_present(need, "c")} AS present FROM subject c),
         lacking AS MATERIALIZED (SELECT * FROM counted WHERE present < {need.facts})
-        SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, k.present
-        FROM lacking k JOIN variant v ON v.variant_id = k.variant_id
+        SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, k.present, k.reference_id,
+            coalesce(r.output, '') AS reference
+        FROM lacking k JOIN variant v ON v.variant_id = k.variant_id LEFT JOIN variant r ON r.variant_id = k.reference_id
     """
 
 
@@ -103,18 +138,25 @@ def count_lacking(store: Store, need: Need) -> Lacking:
     return Lacking(*(int(number or 0) for number in store.rows(sql, **need.parameters)[0]))
 
 
-def facts_of(store: Store, need: Need, variants: Sequence[str]) -> dict[str, Facts]:
-    """Return the needed facts that exist, by variant."""
-    found = {variant: Facts({}, {}) for variant in variants}
-    for table, key, names in (("loss", "stat", need.stats), ("readout", "prompt_id", need.prompts)):
-        for marks, values in _parts(variants if names else ()):
-            sql = f"SELECT * FROM {table} WHERE student_id = :student AND variant_id IN ({marks})"
-            more = " AND reference_id = ''" if table == "readout" else ""
-            for row in store.rows(sql + more, student=need.student_id, **values):
-                facts = found[row.variant_id]
-                if getattr(row, key) in names:
-                    (facts.losses if table == "loss" else facts.readouts)[getattr(row, key)] = row
+def facts_of(store: Store, need: Need, references: Mapping[str, str]) -> dict[str, Facts]:
+    """Return the needed facts that exist, by variant; `references` has the id of each variant's reference, '' for none."""
+    found = {variant: Facts({}, {}, {}) for variant in references}
+    for row in _rows_of(store, "loss", need, references if need.stats else ()):
+        if row.stat in need.stats:
+            found[row.variant_id].losses[row.stat] = row
+    for row in _rows_of(store, "readout", need, references if need.prompts else ()):
+        if row.prompt_id in need.prompts and row.reference_id == references[row.variant_id]:
+            found[row.variant_id].readouts[row.prompt_id] = row
+    for row in _rows_of(store, "embedding", need, references if need.vectors else ()):
+        if (key := f"{row.pooling}/{row.part}") in need.vectors:
+            found[row.variant_id].vectors[key] = row
     return found
+
+
+def _rows_of(store: Store, table: str, need: Need, variants: Iterable[str]) -> Iterator[SQLRow]:
+    for marks, values in _parts(list(variants)):
+        sql = f"SELECT * FROM {table} WHERE student_id = :student AND variant_id IN ({marks})"
+        yield from store.rows(sql, student=need.student_id, **values)
 
 
 def _parts(ids: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -128,14 +170,14 @@ def _parts(ids: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _valueless(need: Need, samples: str) -> str:
     return f"""
-        {candidates(need.scope, samples)},
+        {_referred(need, samples)},
         valueless AS MATERIALIZED (
-            SELECT c.variant_id FROM candidate c
+            SELECT c.variant_id, c.reference_id FROM subject c
             WHERE NOT EXISTS (
                 SELECT 1 FROM value x WHERE x.measure_id = :measure AND x.model_id = :student
-                AND x.variant_id = c.variant_id AND x.other_id = ''
+                AND x.variant_id = c.variant_id AND x.other_id = c.reference_id
             )
-            AND {_present(need, "c.variant_id")} >= {need.facts}
+            AND {_present(need, "c")} >= {need.facts}
         )
     """
 
@@ -147,7 +189,8 @@ def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str
     those, values = listed(samples)
     sql = f"""
         {_valueless(need, those)}
-        SELECT v.variant_id, v.instruction, v.input, v.output FROM valueless k JOIN variant v ON v.variant_id = k.variant_id
+        SELECT v.variant_id, v.instruction, v.input, v.output, k.reference_id
+        FROM valueless k JOIN variant v ON v.variant_id = k.variant_id
     """
     return store.rows(sql, measure=measure, **need.parameters, **values)
 
@@ -158,7 +201,7 @@ def count_values(store: Store, need: Need, measure: str) -> int:
     return int(store.rows(sql, measure=measure, **need.parameters)[0][0])
 
 
-def add_facts(store: Store, facts: Sequence[LossRow | ReadoutRow]) -> None:
+def add_facts(store: Store, facts: Sequence[LossRow | ReadoutRow | EmbeddingRow]) -> None:
     """Commit facts."""
     with store.write() as conn:
         store.insert(conn, facts)

@@ -40,7 +40,8 @@ KEYS = 1_000  # in one IN list
 TABLES = (
     "prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample", "variant", "dataset", "place", "closing",
     "dataset_import", "attempt", "reply", "repeated_reply", "batch", "batch_event", "derivation_member", "extraction", "rating", "loss",
-    "readout", "embedding", "value", "ordering", "ordering_item", "selection", "selection_item", "name",
+    "readout", "embedding", "value", "ordering", "ordering_item",
+    "duplicate_search", "duplicate_pool", "near_duplicate", "selection", "selection_item", "name",
 )  # fmt: skip
 
 Tell = Callable[[str, int], None]  # a table's name and how many of its rows are new so far
@@ -107,6 +108,7 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
         ):
             work.copy_owned(table, owner)
         work.copy_lists("ordering", "ordering_item")
+        work.copy_duplicates()
         work.copy_lists("selection", "selection_item")
         work.copy_names()
     return work.result
@@ -238,6 +240,12 @@ class _Merge:
             self._write(conn, "batch", self._select("batch", handed_over))
             self._write(conn, "batch_event", self._select("batch_event", _Where()))
 
+    def copy_duplicates(self) -> None:
+        """Copy the searches for near-duplicates; a set of samples that is in neither store has not been searched here either."""
+        self.copy("duplicate_search")
+        for table in ("duplicate_pool", "near_duplicate"):
+            self.copy_owned(table, "duplicate_search")
+
     def copy_lists(self, table: str, items: str) -> None:
         """Copy missing selections or orderings, each with its items in one transaction."""
         key = f"{table}_id"
@@ -259,17 +267,12 @@ class _Merge:
             here = {(kind, name): key for kind, name, key in _stream(conn, current)}
             same = teachers.identities(conn)
             renamed = teachers.named_here(here, there, same)
-            new = [row for row in rows if row[:2] not in here and not (row[0] == "teacher" and row[1] in renamed)]
-            self._write(conn, "name", iter(new))
+            names = {("teacher", name) for name in renamed}
+            self._write(conn, "name", (row for row in rows if row[:2] not in here and row[:2] not in names))
             for name, key in renamed.items():
                 self.target.ensure_name(conn, "teacher", name, key)
-        here = {**{("teacher", name): key for name, key in renamed.items()}, **here}
-        self.result.clashes = [
-            NameClash(*name, here[name], key)
-            for name, key in sorted(there.items())
-            if here.get(name, key) != key
-            and not (name[0] == "teacher" and key in same and same.get(here[name]) == same[key])
-        ]
+        clashing = teachers.clashing(here, there, same)
+        self.result.clashes = [NameClash(*name, here[name], there[name]) for name in clashing]
 
     # -- datasets
 

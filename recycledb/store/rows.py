@@ -349,6 +349,34 @@ class OrderingItemRow(NamedTuple):
     reason: str | None = None
 
 
+class DuplicateSearchRow(NamedTuple):
+    """A row of `duplicate_search`."""
+
+    duplicate_search_id: str
+    method: str
+    version: int
+    parameters: str
+    created_at: str
+
+
+class DuplicatePoolRow(NamedTuple):
+    """A row of `duplicate_pool`."""
+
+    duplicate_search_id: str
+    pool_sha256: str
+    pool_size: int
+    created_at: str
+
+
+class NearDuplicateRow(NamedTuple):
+    """A row of `near_duplicate`."""
+
+    duplicate_search_id: str
+    sample_id: str
+    other_id: str
+    similarity: float
+
+
 class SelectionRow(NamedTuple):
     """A row of `selection`."""
 
@@ -411,6 +439,9 @@ StoredRow = (
     | EmbeddingRow
     | OrderingRow
     | OrderingItemRow
+    | DuplicateSearchRow
+    | DuplicatePoolRow
+    | NearDuplicateRow
     | SelectionRow
     | SelectionItemRow
     | NameRow
@@ -445,6 +476,9 @@ ROWS: Mapping[str, type[StoredRow]] = {
     "embedding": EmbeddingRow,
     "ordering": OrderingRow,
     "ordering_item": OrderingItemRow,
+    "duplicate_search": DuplicateSearchRow,
+    "duplicate_pool": DuplicatePoolRow,
+    "near_duplicate": NearDuplicateRow,
     "selection": SelectionRow,
     "selection_item": SelectionItemRow,
     "name": NameRow,

@@ -493,3 +493,7 @@ class Name(SQLModel, table=True):
     since: str = Field(primary_key=True)
     id: str
     digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+# More tables, on the metadata that is named above.
+from recycledb.store.duplicate_tables import DuplicatePool, DuplicateSearch, NearDuplicate  # noqa: E402, F401

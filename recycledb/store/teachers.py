@@ -97,3 +97,13 @@ def named_here(here: Names, there: Names, same: Mapping[str, str]) -> dict[str, 
             if equal:
                 found[name] = equal[0]
     return found
+
+
+def clashing(here: Names, there: Names, same: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the names that stand for different things here and there; rows of one teacher are the same thing."""
+    found = (name for name, key in there.items() if here.get(name, key) != key)
+    return sorted(
+        name
+        for name in found
+        if not (name[0] == "teacher" and same.get(here[name], here[name]) == same.get(there[name]))
+    )

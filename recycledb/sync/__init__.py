@@ -17,16 +17,17 @@ from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.reflection.teachers.contract import missing_key
 from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_S, Store, derivations
-from recycledb.store.losses import count_scores
+from recycledb.store.losses import count_scores, count_statuses
 from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
 from recycledb.store.questions import count_questions, count_under_way
 from recycledb.store.workers import beat, end_worker, start_worker
+from recycledb.sync.apart import in_loop, run_apart
 from recycledb.sync.attempts import TeacherRun
 from recycledb.sync.augmentation import Augmented, Augmenting
 from recycledb.sync.budget import Budget, measure, require_prices
 from recycledb.sync.extraction import read_all
-from recycledb.sync.facts import Scored, StudentRun
+from recycledb.sync.facts import Scored, StudentRun, mostly_without_value
 from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
 from recycledb.sync.progress import Asked, Listener, Progress, commonest, silent
@@ -57,6 +58,12 @@ class Outcome:
     stopped: str | None = None
     left: Plan = field(default_factory=Plan)
     unused: list[Unused] = field(default_factory=list)  # that changes of the configuration left, before the run
+    mostly_without_value: dict[str, str] = field(default_factory=dict)  # what to do, by the student's name
+
+    @property
+    def useless(self) -> list[str]:
+        """The students that this run scored, and most of whose statistics have no value."""
+        return [s.student for s in self.scored if s.statistics and s.student in self.mostly_without_value]
 
     @property
     def complete(self) -> bool:
@@ -110,6 +117,7 @@ class Outcome:
             "augmentations": [asdict(a) for a in self.augmented],
             "statistics": sum(s.statistics for s in self.scored),
             "students": [asdict(s) for s in self.scored],
+            "mostly_without_value": self.mostly_without_value,
             "measures": [asdict(v) for v in self.valued],
             "batches": asdict(self.batches) if self.batches else None,
             "stopped": self.stopped,
@@ -131,7 +139,7 @@ class Sync:
         limit: int | None = None,
         max_cost: float | None = None,
         retry_failed: bool = False,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
         listener: Listener = silent,
         open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
         batch_options: Mapping[str, Any] | None = None,
@@ -139,7 +147,7 @@ class Sync:
         self.store, self.target, self.limit = store, target.within(store), limit
         self.budget = _budget(self.target, max_cost)
         self.retry_before = utc_now() if retry_failed else ""
-        self.stop, self.listener, self.open_teacher = stop or threading.Event(), listener, open_teacher
+        self.stop, self.listener, self.open_teacher = stop or Stop(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
         self.outcome = Outcome()
         self._plan: Plan | None = None  # the last one counted
@@ -171,12 +179,25 @@ class Sync:
         return [] if missing is None else [missing]
 
     def run(self) -> Outcome:
-        """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome."""
+        """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome.
+
+        Where an event loop runs already, as in a notebook, this is done in another thread; the loop is blocked all the same.
+        """
+        if in_loop():
+            return run_apart(self._run_telling, self.stop, self.listener)
+        return self._run()
+
+    def _run_telling(self, listener: Listener) -> Outcome:
+        self.listener = listener
+        return self._run()
+
+    def _run(self) -> Outcome:
         plan, self._plan = self._plan or make(self.store, self.target, self.retry_before), None  # good for one run
         self.outcome.unused = list(plan.unused) or self._unused(plan)  # before the names change
         self.target.register(self.store)
         if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
             self.outcome.left = plan
+            self._look_for_values()
             return self.outcome
         if self.stop.is_set():  # during planning
             self.outcome.left, self.outcome.stopped = plan, STOPPED
@@ -193,7 +214,19 @@ class Sync:
             self.outcome.stopped = self.outcome.stopped or STOPPED
         left = make(self.store, self.target).without_left_alone({a.name: a.left_alone for a in self.outcome.augmented})
         self.outcome.left = self._with_money(left)
+        self._look_for_values()
         return self.outcome
+
+    def _look_for_values(self) -> None:
+        """Note the students most of whose statistics have no value, whichever run computed them."""
+        students = [each for each in self.target.all_students if self.target.score or self.target.measures_of(each)]
+        found = count_statuses(self.store, [each.student_id for each in students])
+        for each in students:
+            if warning := mostly_without_value(each.config, found.get(each.student_id, {})):
+                self.outcome.mostly_without_value[each.config.name] = warning
+        for scored in self.outcome.scored:
+            if scored.student in self.outcome.mostly_without_value:
+                scored.warning = self.outcome.mostly_without_value[scored.student]
 
     @property
     def _ended(self) -> bool:
@@ -343,9 +376,19 @@ class Sync:
         return found
 
     def _score_under(self, student: Student, needs: Sequence[Need], total: int) -> Scored:
-        readouts = [readout for measured in self.target.measures_of(student) for readout in measured.readouts]
+        measures = self.target.measures_of(student)
+        readouts = [readout for measured in measures for readout in measured.readouts]
+        vectors = [vector for measured in measures for vector in measured.vectors]
         scoring = StudentRun(
-            self.store, student, needs, readouts, total=total, limit=self.limit, stop=self.stop, listener=self.listener
+            self.store,
+            student,
+            needs,
+            readouts,
+            vectors,
+            total=total,
+            limit=self.limit,
+            stop=self.stop,
+            listener=self.listener,
         )
         self.outcome.scored.append(scoring.result)
         scored = scoring.run()

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Never
 
-from recycledb.config import AugmentationConfig
 from recycledb.errors import MethodError, RecycledbError
 from recycledb.methods import Derived, Source
+from recycledb.options import AugmentationConfig
 from recycledb.reflection.teachers.contract import storable
 from recycledb.schema import Texts, canonical_json
 from recycledb.store import Store, derivations

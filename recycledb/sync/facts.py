@@ -1,27 +1,32 @@
-"""Facts: load a student once, run the variants that lack statistics or readouts through it, commit pack by pack.
+"""Facts: load a student once, run the variants that lack statistics, readouts or vectors through it, commit pack by pack.
 
 Invariant: facts are committed as soon as their pack is computed, so a kill loses only the packs being computed.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from recycledb.methods import Readout
+from recycledb.config import StudentConfig
+from recycledb.methods import Readout, Vector
 from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.requests import Request, Result
 from recycledb.store import Store
 from recycledb.store.losses import known_pairs
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
 from recycledb.store.places import iter_places
-from recycledb.store.rows import LossRow, ReadoutRow
+from recycledb.store.rows import EmbeddingRow, LossRow, ReadoutRow
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.student import Student
+from recycledb.vectors import encoded
 
 if TYPE_CHECKING:
+    from recycledb.scoring.encoder import Encoder
     from recycledb.scoring.engine import Engine
     from recycledb.scoring.requests import Progress as EngineProgress
+
+WITHOUT_VALUE = (LossStatus.NOT_FINITE, LossStatus.TOO_LONG, LossStatus.TOO_SHORT)  # where there is a text
 
 
 @dataclass
@@ -39,19 +44,46 @@ class Scored:
 
 def not_finite(student: str, count: int, dtype: str) -> str:
     """Return one line about statistics that are not finite: the student, how many, and what to do."""
-    remedy = (
-        f'float16 overflows in this model: set dtype = "bfloat16" or "float32" under [students.{student}]'
-        if dtype == "float16"
-        else f"its weights hold NaN or overflow {dtype}: check or download the model again"
-    )
-    return f"{student}: {count:,} statistics are NaN or infinite and have no value; {remedy}"
+    return f"{student}: {count:,} statistics are NaN or infinite and have no value; {_remedy(student, dtype)}"
 
 
-def load_engine(student: Student) -> "Engine":
+def mostly_without_value(config: StudentConfig, statuses: Mapping[str, int]) -> str | None:
+    """Return one line where most of a student's statistics, by status, have no value though there is a text; else None."""
+    without = {status: statuses.get(status, 0) for status in WITHOUT_VALUE}
+    count = sum(without.values())
+    total = count + statuses.get(LossStatus.OK, 0)
+    if 2 * count <= total:
+        return None
+    commonest = max(WITHOUT_VALUE, key=without.__getitem__)
+    reasons = {
+        LossStatus.NOT_FINITE: _remedy(config.name, config.dtype),
+        LossStatus.TOO_LONG: f"max_length = {config.max_length} is reached before the target; "
+        f"set a larger one under [students.{config.name}]",
+        LossStatus.TOO_SHORT: "the target is a single token or none: either the texts are that short, or the tokenizer is not the one "
+        "that the model was trained with",
+    }
+    return f"{config.name}: {count:,} of {total:,} statistics have no value, most of them {commonest.value}: {reasons[commonest]}"
+
+
+def _remedy(student: str, dtype: str) -> str:
+    """Return what to do about losses that are not finite."""
+    if dtype == "float16":
+        return f'float16 overflows in this model: set dtype = "bfloat16" or "float32" under [students.{student}]'
+    return f"its weights hold NaN or overflow {dtype}: check or download the model again"
+
+
+def load_engine(student: Student) -> "Engine | Encoder":
     """Load a student's model; StudentError when that fails."""
+    config = student.config
+    if config.encoder:
+        from recycledb.scoring.encoder import Encoder
+
+        revision = None if student.identity.local else student.identity.revision
+        return Encoder.load(
+            config.model, revision=revision, max_length=config.max_length, dtype=config.dtype, device=config.device
+        )
     from recycledb.scoring.engine import Engine
 
-    config = student.config
     return Engine.load(
         config.model,
         revision=None if student.identity.local else student.identity.revision,
@@ -71,29 +103,29 @@ class StudentRun:
         student: Student,
         needs: Sequence[Need],
         readouts: Sequence[Readout] = (),
+        vectors: Sequence[Vector] = (),
         *,
         total: int,
         limit: int | None,
         stop: threading.Event,
         listener: Listener,
     ) -> None:
-        """Set up a run over `needs`, in their order; `readouts` are those whose prompt ids the needs hold."""
+        """Set up a run over `needs`, in their order; `readouts` and `vectors` are those whose prompt ids and keys the needs hold."""
         self.store, self.student, self.needs = store, student, needs
         self.readouts = {readout.prompt_id: readout for readout in readouts}
+        self.vectors = {vector.key: vector for vector in vectors}
         self.limit, self.stop, self.listener = limit, stop, listener
         self.result = Scored(student.config.name)
         self.progress = Progress("score", student.config.name, total)
-        self._choices: dict[tuple[str, str], list[Result]] = {}  # of incomplete readouts, by variant and prompt
 
     def run(self) -> Scored:
         """Compute and commit the missing facts; return the counts."""
         known = lambda pairs: known_pairs(self.store, self.student.student_id, pairs)  # noqa: E731
         with load_engine(self.student) as engine:
             for results in engine.score(self._requests(), known, self._note, self.stop.is_set):
-                losses = [self._loss(result) for result in results if result.choice is None]
-                readouts = [self._readout(choices) for choices in self._complete(results)]
-                add_facts(self.store, [*losses, *readouts])
-                self._count(results, len(losses) + len(readouts))
+                rows = [self._row(result) for result in results]
+                add_facts(self.store, sorted(rows, key=lambda row: type(row).__name__))  # inserted table by table
+                self._count(results)
         if self.stop.is_set():
             self.result.stopped = "stopped on request"
         self.result.seconds = self.progress.seconds
@@ -120,27 +152,24 @@ class StudentRun:
 
     def _lacking(self, need: Need, samples: Sequence[str]) -> Iterator[Request]:
         rows = lacking_facts(self.store, need, samples)
-        there = facts_of(self.store, need, [row.variant_id for row in rows])
+        there = facts_of(self.store, need, {row.variant_id: row.reference_id for row in rows})
         for row in rows:
             facts = there[row.variant_id]
             stats = tuple(stat for stat in need.stats if stat not in facts.losses)
             readouts = tuple(self.readouts[prompt] for prompt in need.prompts if prompt not in facts.readouts)
-            yield Request(row.variant_id, Texts(row.instruction, row.input, row.output), stats, readouts)
+            vectors = tuple(self.vectors[key] for key in need.vectors if key not in facts.vectors)
+            texts = Texts(row.instruction, row.input, row.output)
+            yield Request((row.variant_id, row.reference_id), texts, stats, readouts, vectors, row.reference)
 
-    def _complete(self, results: Sequence[Result]) -> Iterator[list[Result]]:
-        """Yield the choices of each readout that these results complete."""
-        for result in results:
-            if result.choice is not None:
-                key = (result.key, result.stat)
-                choices = self._choices.setdefault(key, [])
-                choices.append(result)
-                if len(choices) == len(self.readouts[result.stat].choices):
-                    yield self._choices.pop(key)
+    def _row(self, result: Result) -> LossRow | ReadoutRow | EmbeddingRow:
+        if result.stat in self.readouts:
+            return self._readout(result)
+        return self._embedding(result) if result.stat in self.vectors else self._loss(result)
 
     def _loss(self, result: Result) -> LossRow:
         return LossRow(
             student_id=self.student.student_id,
-            variant_id=result.key,
+            variant_id=result.key[0],
             stat=result.stat,
             loss_sum=result.loss_sum,
             n_tokens=result.n_tokens,
@@ -151,31 +180,46 @@ class StudentRun:
             kernel=result.kernel,
         )
 
-    def _readout(self, choices: list[Result]) -> ReadoutRow:
+    def _readout(self, result: Result) -> ReadoutRow:
         """Return the row of a readout: all log-probabilities, or none and the status that says why."""
-        choices.sort(key=lambda result: result.choice or 0)
-        first = next((result for result in choices if result.loss_sum is None), choices[0])
-        logs = [None if first.loss_sum is None or result.loss_sum is None else -result.loss_sum for result in choices]
-        logs += [None] * (10 - len(logs))
+        logs: list[float | None] = [None] * 10
+        if result.output is not None:
+            logs[: len(result.output)] = result.output.tolist()
         return ReadoutRow(
             student_id=self.student.student_id,
-            prompt_id=first.stat,
-            variant_id=first.key,
-            reference_id="",
+            prompt_id=result.stat,
+            variant_id=result.key[0],
+            reference_id=result.key[1] if self.readouts[result.stat].has_reference else "",
             lp0=logs[0], lp1=logs[1], lp2=logs[2], lp3=logs[3], lp4=logs[4],
             lp5=logs[5], lp6=logs[6], lp7=logs[7], lp8=logs[8], lp9=logs[9],
-            n_tokens=first.start,
-            merged=first.merged,
-            status=first.status.value,
-            pair_id=first.pair_id,
-            kernel=first.kernel,
+            n_tokens=result.n_tokens,
+            merged=result.merged,
+            status=result.status.value,
+            pair_id=result.pair_id,
+            kernel=result.kernel,
         )  # fmt: skip
 
-    def _count(self, results: Sequence[Result], facts: int) -> None:
-        self.result.statistics += facts
-        self.progress.done += facts
+    def _embedding(self, result: Result) -> EmbeddingRow:
+        vector = self.vectors[result.stat]
+        return EmbeddingRow(
+            student_id=self.student.student_id,
+            pooling=vector.pooling,
+            part=vector.part,
+            variant_id=result.key[0],
+            vector=None if result.output is None else encoded(result.output[:-1]),
+            norm=None if result.output is None else float(result.output[-1]),
+            n_tokens=result.n_tokens,
+            truncated=result.truncated,
+            status=result.status.value,
+            pair_id=result.pair_id,
+            kernel=result.kernel,
+        )
+
+    def _count(self, results: Sequence[Result]) -> None:
+        self.result.statistics += len(results)
+        self.progress.done += len(results)
         for result in results:
-            if result.loss_sum is None and not result.choice:
+            if result.output is None:
                 status = result.status.value
                 self.result.without_value[status] = self.result.without_value.get(status, 0) + 1
         self.listener(self.progress)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recycledb import methods
-from recycledb.config import Config, MeasureConfig, StudentConfig
+from recycledb.config import Config, StudentConfig
 from recycledb.errors import ConfigError, MethodError
-from recycledb.methods import Readout, StudentMeasure
+from recycledb.methods import Readout, StudentMeasure, Vector
+from recycledb.options import MeasureConfig
 from recycledb.schema import IDENTITY_LENGTH, LossStatus, Texts, canonical_json, content_id, utc_now
 from recycledb.store import Store
 from recycledb.store import measures as stored
@@ -23,6 +24,7 @@ from recycledb.store.places import iter_places
 from recycledb.store.rows import MeasureRow, PromptRow, ValueRow
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.student import Student
+from recycledb.vectors import decoded
 
 PAGE = 2_000  # samples whose values are computed at once
 
@@ -52,12 +54,19 @@ class Measured:
         return self.method.readouts(self.options)
 
     @property
+    def vectors(self) -> tuple[Vector, ...]:
+        """The vectors that the method needs with these options."""
+        return self.method.vectors(self.options)
+
+    @property
     def parameters(self) -> str:
-        """Everything that changes its values besides the method's version, as JSON: options, statistics, and prompts of readouts."""
-        facts = {
+        """Everything that changes its values besides the method's version, as JSON: options and facts."""
+        facts: dict[str, Any] = {
             "prompts": [readout.prompt_id for readout in self.readouts],
             "statistics": [each.name for each in self.method.statistics],
         }
+        if self.vectors:
+            facts["vectors"] = [vector.key for vector in self.vectors]
         return canonical_json({**facts, "options": self.options})
 
     @property
@@ -72,6 +81,8 @@ class Measured:
             student_id,
             tuple(each.name for each in self.method.statistics),
             tuple(readout.prompt_id for readout in self.readouts),
+            tuple(vector.key for vector in self.vectors),
+            self.method.reference(self.options),
         )
 
     def register(self, store: Store, conn: Any) -> None:
@@ -153,11 +164,11 @@ def fill_values(
 
 def _values(store: Store, measured: Measured, need: Need, samples: Sequence[str]) -> Iterator[ValueRow]:
     lacking = stored.lacking_values(store, need, measured.measure_id, samples)
-    facts = stored.facts_of(store, need, [row.variant_id for row in lacking])
+    facts = stored.facts_of(store, need, {row.variant_id: row.reference_id for row in lacking})
     for row in lacking:
         found = facts[row.variant_id]
         value, status = _value(measured, found, Texts(row.instruction, row.input, row.output))
-        yield ValueRow(measured.measure_id, need.student_id, row.variant_id, other_id="", value=value, status=status)
+        yield ValueRow(measured.measure_id, need.student_id, row.variant_id, row.reference_id, value, status)
 
 
 def _value(measured: Measured, found: Facts, texts: Texts) -> tuple[float | None, str]:
@@ -174,7 +185,9 @@ def _value(measured: Measured, found: Facts, texts: Texts) -> tuple[float | None
     if number is not None:
         return None, LossStatus.NOT_FINITE.value
     wrong = [
-        row.status for row in (*found.losses.values(), *found.readouts.values()) if row.status not in ("ok", "imported")
+        row.status
+        for row in (*found.losses.values(), *found.readouts.values(), *found.vectors.values())
+        if row.status not in ("ok", "imported")
     ]
     return None, wrong[0] if wrong else UNUSABLE
 
@@ -184,7 +197,8 @@ def _facts(measured: Measured, found: Facts, texts: Texts) -> methods.Facts:
         name: None if row.loss_sum is None else (row.loss_sum / row.n_tokens, row.n_tokens)
         for name, row in found.losses.items()
     }
-    return methods.Facts(losses, dict(_readouts(measured, found.readouts)), texts)
+    vectors = {key: None if row.vector is None else decoded(row.vector) for key, row in found.vectors.items()}
+    return methods.Facts(losses, dict(_readouts(measured, found.readouts)), texts, vectors)
 
 
 def _readouts(measured: Measured, rows: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, ...] | None]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from recycledb import methods
 from recycledb.errors import StudentError
-from recycledb.methods import Readout, TeacherStep
+from recycledb.methods import Readout, TeacherStep, Vector
 from recycledb.reflection.teachers.prices import dearest
 from recycledb.schema import Texts
 from recycledb.store import Store, derivations
@@ -259,7 +259,7 @@ def _measure(
     lacking = count_lacking(store, need)
     tokens, counted = None, 0
     if exact and lacking.facts:
-        tokens, counted = _tokens(store, student, need, measured.readouts, lacking.characters)
+        tokens, counted = _tokens(store, student, need, lacking.characters, measured.readouts, measured.vectors)
     values = count_values(store, need, measured.measure_id)
     return MeasurePlan(
         measured.config.name, student.config.name, lacking.variants, lacking.facts, values, coming, tokens, counted
@@ -352,26 +352,33 @@ def _score(
 ) -> ScorePlan:
     variants, statistics, characters = found
     need = target.own_need(student)
-    tokens, counted = _tokens(store, student, need, (), characters) if exact and statistics else (None, 0)
+    tokens, counted = _tokens(store, student, need, characters) if exact and statistics else (None, 0)
     follow = coming * len(student.stats)
     return ScorePlan(student.config.name, variants, statistics, follow, characters, tokens, counted)
 
 
 def _tokens(
-    store: Store, student: Student, need: Need, readouts: Sequence[Readout], characters: int
+    store: Store,
+    student: Student,
+    need: Need,
+    characters: int,
+    readouts: Sequence[Readout] = (),
+    vectors: Sequence[Vector] = (),
 ) -> tuple[int | None, int]:
     """Return the tokens that a student has to process, by its own tokenizer, and the number of variants tokenised."""
     from recycledb.scoring.requests import Request
     from recycledb.scoring.tokeniser import count_tokens
 
     rows = some_lacking(store, need, SAMPLE)
-    there = facts_of(store, need, [row.variant_id for row in rows])
+    there = facts_of(store, need, {row.variant_id: row.reference_id for row in rows})
     requests = [
         Request(
             row.variant_id,
             Texts(row.instruction, row.input, row.output),
             tuple(stat for stat in need.stats if stat not in there[row.variant_id].losses),
             tuple(each for each in readouts if each.prompt_id not in there[row.variant_id].readouts),
+            tuple(each for each in vectors if each.key not in there[row.variant_id].vectors),
+            row.reference,
         )
         for row in rows
     ]

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from recycledb import methods
-from recycledb.config import FILE_NAME, AugmentationConfig, Config, StudentConfig, TeacherConfig
+from recycledb.config import FILE_NAME, Config, StudentConfig, TeacherConfig
 from recycledb.errors import ConfigError
+from recycledb.options import AugmentationConfig
 from recycledb.reflection import prompts
 from recycledb.schema import canonical_json, utc_now
 from recycledb.scoring.identity import identify
@@ -146,7 +147,7 @@ class Target:
             name=config.name,
             model=config.model,
             revision=identity.revision,
-            prompt=config.prompt,
+            prompt=config.recorded_template,
             max_length=config.max_length,
             dtype=config.dtype,
             parameters=identity.parameters,
@@ -195,7 +196,7 @@ def resolve(
 
     def identified(each: StudentConfig) -> Student:
         if each.name not in known:
-            known[each.name] = Student(each, identify(each.model, each.revision))
+            known[each.name] = Student(each, identify(each.model, each.revision, encoder=each.encoder))
         return known[each.name]
 
     given = config.get_students() if students is None else students

@@ -1,0 +1,158 @@
+"""Tables of recycledb.toml whose keys are the options of a method: measures and augmentations.
+
+An option that is a file (`TextFile`) has the file's text as its value, so that a measure depends on what the file says and not on where
+it is.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from recycledb import methods
+from recycledb.errors import ConfigError
+from recycledb.schema import IDENTITY_LENGTH, content_id
+
+
+class Settings(BaseModel):
+    """A table of the file: immutable; unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Optioned(Settings):
+    """A table whose other keys are the options of a method."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    name: str = Field(description="NAME in the table's name.")
+    method: str = Field("", description="The method. Default: the one with the table's name.")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that the file sets."""
+        return dict(self.model_extra or {})
+
+    def options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the method's options: the defaults, updated by the file's."""
+        return {key: _default(value) for key, value in defaults.items()} | self.given
+
+    def _check(self, what: str, known: Mapping[str, Any]) -> None:
+        if self.method not in known:
+            listed = f"use one of {', '.join(known)}" if known else "none is installed; install a package that has one"
+            raise ValueError(f"unknown {what} {self.method!r}: {listed}")
+        defaults = known[self.method].options
+        for key, value in self.given.items():
+            if key not in defaults:
+                listed = ", ".join(defaults) or "none"
+                raise ValueError(f"unknown option {key!r} of {what} {self.method!r}: its options are {listed}")
+            default = _default(defaults[key])
+            if not isinstance(value, type(default)) and not (isinstance(default, float) and isinstance(value, int)):
+                raise ValueError(
+                    f"{key} = {value!r} is not of type {type(default).__name__}, like its default {default!r}"
+                )
+
+
+class MeasureConfig(Optioned):
+    """A number that a method computes for each variant under each student."""
+
+    students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="The students to measure with. Default: those that a sync scores with."
+    )
+    kinds: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="The kinds of variants to measure. Default: all that are scored."
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "MeasureConfig":
+        self._check("measure", methods.measures())
+        _require_kinds(self.kinds, list(methods.kinds()))
+        measure = methods.measures()[self.method]
+        measure.check(self.options(measure.options))
+        return self
+
+
+class AugmentationConfig(Optioned):
+    """Variants that a transform makes from others, without a model."""
+
+    of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="The kinds of variants to use. Default: set by the method."
+    )
+    seed: int = Field(0, description="The seed of all random choices.")
+    rounds: PositiveInt = Field(1, description="How often each variant is used.")
+
+    @model_validator(mode="after")
+    def _known(self) -> "AugmentationConfig":
+        self._check("transform", methods.transforms())
+        made = {transform.kind for transform in methods.transforms().values()}
+        _require_kinds(self.of, [kind for kind in methods.kinds() if kind not in made])
+        return self
+
+    @property
+    def transform(self) -> methods.Transform:
+        """The method."""
+        return methods.transforms()[self.method]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The kinds of variants that it uses, in an order of their own."""
+        return tuple(sorted(set(self.of or self.transform.of)))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What changes its variants besides the method's version and the seed."""
+        return {**plain(self.options(self.transform.options)), "of": list(self.sources)}
+
+    @property
+    def augmentation_id(self) -> str:
+        """The content address of all that changes its variants; more rounds add to them and change none."""
+        return augmentation_id_of(self.method, self.transform.version, self.seed, self.parameters)
+
+
+def _require_kinds(given: tuple[str, ...], known: list[str]) -> None:
+    for kind in given:
+        if kind not in known:
+            raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(known)}")
+
+
+def augmentation_id_of(method: str, version: int, seed: int, parameters: Mapping[str, Any]) -> str:
+    """Return the content address of what changes the variants of a transform."""
+    return content_id("augmentation", method, version, seed, parameters, length=IDENTITY_LENGTH)
+
+
+def with_files(row: Mapping[str, Any], table: str, folder: Path) -> dict[str, Any]:
+    """Return a table's values with each option that is a file replaced by the file's text; `folder` is that of the configuration.
+
+    Raises ConfigError for a file that cannot be read.
+    """
+    known: Mapping[str, Any] = methods.measures() if table == "measures" else methods.transforms()
+    method = row.get("method")
+    defaults = known[method].options if isinstance(method, str) and method in known else {}
+    values = dict(row)
+    for key, default in defaults.items():
+        if isinstance(default, methods.TextFile) and isinstance(row.get(key), str):
+            path = folder / Path(row[key]).expanduser()
+            if row[key] in default.named:
+                values[key] = default.named[row[key]]
+                continue
+            try:
+                values[key] = path.read_bytes().decode("utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "not UTF-8 text"
+                named = f"; {key} may also be one of {', '.join(default.named)}" if default.named else ""
+                raise ConfigError(f"{table}.{row.get('name')}: {key}: {path}: {reason}{named}") from error
+    return values
+
+
+def _default(value: Any) -> Any:
+    return value.text if isinstance(value, methods.TextFile) else value
+
+
+def plain(value: Any) -> Any:
+    """Return a parameter with whole floats as integers: 0 and 0.0 mean the same to a server."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,150 @@
+"""Measures through sync: what a change makes missing, and that exactly this is computed; their numbers against naive loops."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import naive
+import pytest
+import torch
+from stores import add_samples
+from tiny_students import SAMPLES, save_student, transformers
+
+from recycledb import config, methods
+from recycledb.errors import ConfigError
+from recycledb.schema import Texts
+from recycledb.store import Store
+from recycledb.workspace import Workspace
+
+torch.set_num_threads(1)
+MAX_LENGTH = 200
+PROMPTS = ["Rate from 1 to 5 how well it answers.", "Rate the text from 1 to 5.", "From 1 to 5, how good?"]
+KNOWN = [texts for texts in SAMPLES if texts.instruction and texts.output and len("".join(texts)) < 120]
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("students")
+    return {name: save_student(folder / name, name) for name in ("llama", "gpt2")}
+
+
+class Project:
+    """A store with a configuration that changes."""
+
+    def __init__(self, folder: Path, url: str, students: Mapping[str, Path]) -> None:
+        self.folder, self.url, self.students = folder, url, students
+        self.prompts, self.names, self.options = PROMPTS[:2], ["llama"], {"alpha": 0.2}
+
+    def workspace(self, store: Store) -> Workspace:
+        """Return the workspace with the configuration as it is now."""
+        (self.folder / "prompts.txt").write_text("\n".join(self.prompts) + "\n", encoding="utf-8")
+        tables = {
+            "students": {
+                name: {"model": str(path), "max_length": MAX_LENGTH, "device": "cpu", "stats": []}
+                for name, path in self.students.items()
+            },
+            "measures": {"selectit": {"prompts": "prompts.txt", "students": self.names, **self.options}},
+            "sync": {"students": self.names},
+        }
+        return Workspace(store, config.parse(tables, self.folder / "recycledb.toml"))
+
+    def step(self, store: Store) -> tuple[int, int]:
+        """Sync, and return how many readouts and values were added; they are those that the plan had counted."""
+        workspace = self.workspace(store)
+        plan = workspace.plan()
+        before = counts(store)
+        outcome = workspace.sync()
+        assert outcome.complete, outcome
+        added = tuple(now - then for now, then in zip(counts(store), before, strict=True))
+        assert sum(each.facts for each in plan.measures) == added[0]
+        assert workspace.plan().as_dict()["measures"] and not any(
+            (each.facts, each.values) != (0, 0) for each in workspace.plan().measures
+        )
+        return added[0], added[1]
+
+
+def counts(store: Store) -> tuple[int, int]:
+    [(readouts, values)] = store.rows("SELECT (SELECT count(*) FROM readout), (SELECT count(*) FROM value)")
+    return int(readouts), int(values)
+
+
+@pytest.mark.parametrize("store_url", ["sqlite", "duckdb"], indirect=True)
+def test_a_change_computes_exactly_what_it_makes_missing(
+    store_url: str, students: dict[str, Path], tmp_path: Path
+) -> None:
+    project, n = Project(tmp_path, store_url, students), len(KNOWN)
+    with Store.open(store_url) as store:
+        add_samples(store, KNOWN)
+        assert project.step(store) == (2 * n, n)
+        add_samples(store, [Texts(f"Say {i}", "", "Fine.") for i in range(3)], "more")
+        assert project.step(store) == (6, 3)
+        n += 3
+        project.prompts = PROMPTS
+        assert project.step(store) == (n, n)  # the new prompt's readouts; all values, of the new measure
+        project.names = ["llama", "gpt2"]
+        assert project.step(store) == (3 * n, n)
+        project.options = {"alpha": 0.7}
+        assert project.step(store) == (0, 2 * n)
+        project.options = {"alpha": 0.2}
+        assert project.step(store) == (0, 0)  # back to a measure that was there
+        for name, path in students.items():
+            agrees(store, name, path)
+
+
+def agrees(store: Store, name: str, path: Path) -> None:
+    """Compare the values of a student with the naive loop."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    words = transformers.AutoTokenizer.from_pretrained(path)
+    rows = store.rows(
+        """
+        SELECT v.instruction, v.input, v.output, m.value FROM measures m JOIN variants v ON v.variant_id = m.variant_id
+        WHERE m.measure = 'selectit' AND m.model = :name AND m.is_current = 1 AND m.status = 'ok'
+        """,
+        name=name,
+    )
+    assert len(rows) >= len(KNOWN)
+    for row in rows:
+        assert row.value == pytest.approx(naive.selectit(model, words, Texts(*row[:3]), PROMPTS), abs=1e-4)
+
+
+def test_a_reference_is_part_of_the_value(sqlite_url: str, students: dict[str, Path], tmp_path: Path) -> None:
+    """With `reference = "origin"` the origin itself is not measured, and the value says which variant it was compared with."""
+    from scored_stores import add_all_kinds, add_teachers
+
+    tables = {
+        "students": {"llama": {"model": str(students["llama"]), "max_length": 500, "device": "cpu", "stats": []}},
+        "measures": {"selfj": {"method": "expected", "reference": "origin", "kinds": ["origin", "reflect_both"]}},
+        "sync": {"students": ["llama"]},
+    }
+    with Store.open(sqlite_url) as store:
+        samples = add_samples(store, KNOWN[:2])
+        add_teachers(store, "gpt")
+        made = add_all_kinds(store, samples)
+        workspace = Workspace(store, config.parse(tables, tmp_path / "recycledb.toml"))
+        # Without a teacher in the configuration only origins are in scope, and these are the references themselves.
+        assert [(each.facts, each.values) for each in workspace.plan().measures] == [(0, 0)]
+        assert made and workspace.sync().complete and counts(store) == (0, 0)
+
+
+def test_options_are_checked_where_the_configuration_is_read(tmp_path: Path) -> None:
+    def parsed(**measure: Any) -> config.Config:
+        return config.parse({"measures": {"m": measure}}, tmp_path / "recycledb.toml")
+
+    with pytest.raises(ConfigError, match=r"measures.m.*scale = \[5, 1\]"):
+        parsed(method="selectit", scale=[5, 1])
+    with pytest.raises(ConfigError, match=r"prompts: .*nowhere.txt: No such file"):
+        parsed(method="selectit", prompts="nowhere.txt")
+    with pytest.raises(ConfigError, match=r"prompts: .*deita_qualty: No such file.*selfj, selfj_reference"):
+        parsed(method="expected", prompts="deita_qualty")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        parsed(method="expected", prompts="latin.txt")
+    (tmp_path / "bom.txt").write_bytes("\ufeffRate {answer}".encode())
+    given = parsed(method="expected", prompts="bom.txt").measures["m"]
+    assert given.options(methods.measures()["expected"].options)["prompts"] == "Rate {answer}"
+    assert (
+        parsed(method="expected", prompts="deita_quality", scale=[1, 6])
+        .measures["m"]
+        .given["prompts"]
+        .endswith("Quality: ")
+    )
