@@ -1,7 +1,9 @@
 """All commands on one app, sorted for `--help` in the order in which they are used."""
 
 from recycledb.cli import (
+    adding,
     comparisons,
+    datasets,
     demo,
     exports,
     measures,
@@ -19,6 +21,8 @@ from recycledb.cli.app import app, session
 COMMANDS = (
     demo,
     stores,
+    adding,
+    datasets,
     sync,
     status,
     selections,

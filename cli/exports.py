@@ -77,7 +77,7 @@ def export(
 def _show_exported(exported: "Exported", out: "Terminal") -> None:
     out.print(f"wrote {exported.rows} {exported.kind} to {exported.file}", markup=False, soft_wrap=True)
     out.print(f"  sha256 {exported.sha256}")
-    show_files(out, exported.held_out, exported.unpaired)
+    show_files(out, exported.held_out, exported.unpaired, exported.contexts_left_out)
 
 
 @app.command("import-scores")

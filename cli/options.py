@@ -29,6 +29,10 @@ Prompt = Annotated[
     ),
 ]
 DatasetName = Annotated[str | None, typer.Option("--dataset", help="Only samples of this dataset.")]
+DatasetNames = Annotated[
+    list[str] | None,
+    typer.Option("--dataset", metavar="NAME", help="Only samples that are in this dataset; repeatable."),
+]
 LlamaFactory = Annotated[
     Path | None,
     typer.Option(
@@ -44,7 +48,8 @@ OutFormat = Annotated[
     str,
     typer.Option(
         "--format",
-        help="The file's format: alpaca, sharegpt, jsonl or parquet; preference pairs, with the origin's answer as the rejected one: "
+        help="The file's format: alpaca, sharegpt, messages (OpenAI), llamafactory (with system and history), jsonl or parquet; "
+        "preference pairs, with the origin's answer as the rejected one: "
         "dpo (TRL, messages), dpo-text (TRL, texts) or dpo-llamafactory.",
     ),
 ]

@@ -24,8 +24,7 @@ def show_plan(plan: "Plan", target: "Target") -> None:
         out.print("recycledb.toml has no teacher and no student: add [teachers.NAME] or [students.NAME]")
     elif plan.ready == 0 and plan.calls == 0:
         out.print("nothing is missing" if plan.state == "complete" else "nothing to do")
-    if plan.unread:
-        out.print(f"{plan.unread:,} stored replies to extract again with the current extractor (no requests)")
+    _show_unread(plan, target)
     if any(ask.calls for ask in plan.asks):
         table = Table(
             "step", "teacher", *right("ready", "follow-up (max)", "prompt tokens", "completion tokens", "USD"), box=None
@@ -73,6 +72,15 @@ def _show_changes(plan: "Plan") -> None:
         )
     for line in (*(each.line for each in plan.unused), *(f"warning: {text}" for text in plan.warnings)):
         out.print(line, markup=False)
+
+
+def _show_unread(plan: "Plan", target: "Target") -> None:
+    """Say how many stored replies are read by a newer version, and what may come of it."""
+    if plan.unread:
+        out = stdout()
+        out.print(f"{plan.unread:,} stored replies to extract again with the current extractor (no requests)")
+        if target.reflect:
+            out.print("texts that it reads differently than before may lead to new questions")
 
 
 def _show_waiting(plan: "Plan") -> None:

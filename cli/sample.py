@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.schema import context_messages
 from recycledb.terminal import visible_line
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def _show(found: dict[str, Any]) -> None:
         extra = json.loads(place["extra"])
         note = f"  {json.dumps(extra, ensure_ascii=False)}" if extra else ""
         out.print(f"  {place['dataset']} at {place['position']}{note}", markup=False)
+    for role, text in context_messages(found["context"]):
+        out.print(f"context, {role}", style="dim")
+        out.text(text)
     for variant in found["variants"]:
         _show_variant(variant, found["scores"], found["losses"])
         _show_measures([row for row in found["measures"] if row["variant_id"] == variant["variant_id"]])

@@ -151,8 +151,13 @@ def tell_written(paths: Sequence[str]) -> None:
             stderr().print(f"  train with: {train_command(Path(path))}", markup=False, soft_wrap=True)
 
 
-def show_files(out: "Terminal", held_out: "HeldOut | None", unpaired: int) -> None:
+def show_files(out: "Terminal", held_out: "HeldOut | None", unpaired: int, contexts_left_out: int = 0) -> None:
     """Print what is not in the first file: rows that are held out, picks without a pair."""
+    if contexts_left_out:
+        what = (
+            f"the context of {contexts_left_out:,} rows (system prompt, earlier turns), for which Alpaca has no place"
+        )
+        out.print(f"  left out {what}: --format sharegpt, messages or llamafactory has one")
     if unpaired:
         out.print(f"  left out {unpaired}: the origin itself, or its very answer, is no pair")
     if held_out is not None:
@@ -193,7 +198,7 @@ def _show_selected(selected: "Selected", out: "Terminal") -> None:
         out.print(f"  wrote  {selected.file}", markup=False, soft_wrap=True)
     elif not selected.not_recorded:
         out.print("  recorded; add -o FILE to write it")
-    show_files(out, selected.held_out, selected.unpaired)
+    show_files(out, selected.held_out, selected.unpaired, selected.contexts_left_out)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.cli.options import DatasetNames
 from recycledb.cli.plans import right, show_plan
 
 if TYPE_CHECKING:
@@ -10,13 +11,13 @@ if TYPE_CHECKING:
 
 
 @app.command()
-def status(as_json: Json = False) -> None:
+def status(dataset: DatasetNames = None, as_json: Json = False) -> None:
     """Show what the store has and what is missing, per step, teacher and student.
 
     Example: [bold]recycledb status --json[/bold]
     """
     with session.open() as db:
-        found = db.look()
+        found = db.look(dataset or ())
     emit(found.as_dict(), as_json=as_json, show=lambda: _show_status(found))
 
 

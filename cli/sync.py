@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.cli.options import DatasetNames
 from recycledb.cli.plans import show_plan
 from recycledb.cli.progress import drawn
 
@@ -62,6 +63,7 @@ def sync(
     measure: Measures = None,
     teacher: Teacher = None,
     student: Students = None,
+    dataset: DatasetNames = None,
     limit: Limit = None,
     max_cost: MaxCost = None,
     retry_failed: RetryFailed = False,
@@ -88,6 +90,7 @@ def sync(
             measures=measure or (),
             students=student or (),
             overrides={"template": template, "max_length": max_length, "dtype": dtype, "device": device},
+            datasets=dataset or (),
             lazy=lazy,
             limit=limit,
             max_cost=max_cost,

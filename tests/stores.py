@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recycledb.methods.ifd import Stat
-from recycledb.methods.reflection import Kind, Step
+from recycledb.methods.reflection import VERSION, Kind, Step
 from recycledb.options import augmentation_id_of
 from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Store
@@ -48,7 +48,7 @@ from recycledb.sync.measures import measure_id_of
 TEACHER = "7ea000000001"
 STUDENT = "57d000000001"
 PROMPTS = {step: content_id("prompt", step, length=12) for step in Step}
-EXTRACTOR = 1
+EXTRACTOR = VERSION
 VERSIONS = dict.fromkeys(Step, EXTRACTOR)
 ALL_STEPS = tuple(Step)
 
@@ -257,7 +257,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     key = variant_id(samples[0], "pair", made, members[0], derivation)
     ordering = content_id("ordering", "random", 1, canonical_json(parameters), "00" * 32)
     rows = (
-        RatingRow(text_id, 1, members[0], "score", 4.0, now),
+        RatingRow(text_id, EXTRACTOR, members[0], "score", 4.0, now),
         MeasureRow(measure, f"m-{name}", "digits", 1, "{}", now),
         ReadoutRow(
             *(student, prompt, members[0], ""),
@@ -344,5 +344,5 @@ VIEWS = (
         "derivations",
         "derivation_members",
     ),
-    *("near_duplicates", "duplicate_groups"),
+    *("near_duplicates", "duplicate_groups", "embeddings", "orderings", "ordering_items"),
 )

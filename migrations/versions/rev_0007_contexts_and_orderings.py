@@ -13,6 +13,8 @@ Why `embedding` holds bytes: a vector as one value of little-endian 32-bit float
 Why `ordering`: which samples stand for the others depends on the whole pool, so the order is recorded with the pool's hash; the same pool
 is never put in order twice.
 Why `measures` is replaced: a value may depend on a second variant, the reference; it is current if that one is too.
+Why `dataset_import.parts`: a file is added to a dataset at the position at which the files before it end, and is found again by its path.
+An import of format `removed` stands for the removal of a dataset, which the view `datasets` no longer shows.
 Why `duplicate_pool`: a pair of near-duplicates is a row for ever, but whether all pairs of some samples were looked for depends on the
 samples, also after two stores with different samples were merged.
 
@@ -43,6 +45,7 @@ def upgrade() -> None:
     for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS, NEAR_DUPLICATES, DUPLICATE_GROUPS):
         op.execute(view)
     replace_views_of_teachers()
+    add_parts_of_datasets()
 
 
 def create_embeddings() -> None:
@@ -160,6 +163,31 @@ JOIN variants v ON v.variant_id = x.variant_id
 JOIN students s ON s.student_id = x.model_id
 UNION ALL
 SELECT n.sample_id, n.variant_id, n.kind, n.name, n.teacher, n.value, 'ok', n.is_current FROM ratings n
+"""
+
+
+def add_parts_of_datasets() -> None:
+    """Add the list of files of an import; hide removed datasets."""
+    op.add_column("dataset_import", text("parts", nullable=True))
+    op.execute("DROP VIEW datasets")
+    op.execute(DATASETS)
+
+
+# A dataset that was removed is shown again when it has samples again: a merge may bring an older import that comes after the removal.
+DATASETS = """
+CREATE VIEW datasets AS
+SELECT i.dataset, i.source, i.format, i.added_at, i.sha256, i.rows, i.rejected, i.cut
+FROM dataset_import i
+WHERE i.format <> 'removed'
+AND NOT EXISTS (
+    SELECT 1 FROM dataset_import later
+    WHERE later.dataset = i.dataset AND later.format <> 'removed'
+    AND (later.added_at > i.added_at OR (later.added_at = i.added_at AND later.import_id > i.import_id))
+)
+AND (
+    i.dataset NOT IN (SELECT r.dataset FROM dataset_import r WHERE r.format = 'removed')
+    OR EXISTS (SELECT 1 FROM dataset_samples s WHERE s.dataset = i.dataset)
+)
 """
 
 

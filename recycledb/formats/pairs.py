@@ -13,6 +13,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from recycledb.formats.contexts import system_and_history
+from recycledb.schema import context_messages
+
 PAIR_FORMATS = ("dpo", "dpo-text", "dpo-llamafactory")
 PAIR = "\0pair"  # the key of a row's Pair: no column of a query has such a name
 
@@ -44,16 +47,14 @@ def _texts(row: Mapping[str, Any], pair: Pair) -> dict[str, Any]:
 
 def _ranking(row: Mapping[str, Any], pair: Pair) -> dict[str, Any]:
     """LLaMA-Factory has one system prompt, and earlier turns as pairs of question and answer."""
-    messages = _context(pair)
-    system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
-    turns = [message["content"] for message in messages if message["role"] != "system"]
+    system, history = system_and_history(context_messages(pair.context))
     return {
         "instruction": row["instruction"],
         "input": row["input"],
         "chosen": row["output"],
         "rejected": pair.rejected,
         "system": system,
-        "history": [[*each] for each in zip(turns[::2], turns[1::2], strict=False)],
+        "history": history,
     }
 
 

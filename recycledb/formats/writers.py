@@ -19,10 +19,11 @@ import zstandard
 from recycledb.errors import FormatError
 from recycledb.files import writing
 from recycledb.formats.arrow import write_parquet
+from recycledb.formats.contexts import CONTEXT, context_column, llama_factory_row, message_row, sharegpt_turns
 from recycledb.formats.pairs import PAIR, PAIR_FORMATS, pair_row
 from recycledb.formats.values import flat, plain
 
-OUT_FORMATS = ("alpaca", "sharegpt", "jsonl", "parquet", *PAIR_FORMATS)
+OUT_FORMATS = ("alpaca", "sharegpt", "messages", "llamafactory", "jsonl", "parquet", *PAIR_FORMATS)
 TEXT_FIELDS = ("instruction", "input", "output")
 PACKED = (".gz", ".zst")
 EXTRA = "\0extra"  # the key of a row's extra fields, a mapping: no column of a query has such a name
@@ -47,7 +48,8 @@ def write_hashed(path: Path, rows: Rows, format: str) -> Hashes:
 
     A row has instruction, input and output; for a preference pair also its Pair. Its other columns are written by jsonl and parquet and
     omitted by the others; the fields of its mapping EXTRA are written by all, with the prefix `extra_` where the format has a
-    column of that name. In sharegpt the human's turn is the instruction and, on the lines after it, the input.
+    column of that name. In sharegpt and messages the human's turn is the instruction and, on the lines after it, the input. Where
+    a row's CONTEXT goes is in `contexts`.
     Raises WriteError if the file cannot be written and FormatError if a row lacks a text; the previous file is then unchanged.
     """
     if format not in OUT_FORMATS:
@@ -75,6 +77,17 @@ def _write_alpaca(stream: IO[bytes], rows: Rows) -> None:
 
 def _write_sharegpt(stream: IO[bytes], rows: Rows) -> None:
     for part in _json_list(rows, _sharegpt_layout):
+        stream.write(part)
+
+
+def _write_messages(stream: IO[bytes], rows: Rows) -> None:
+    for number, row in enumerate(_whole(rows)):
+        found = message_row(row)
+        stream.write(_json_line(number, found | extra_fields(row, found)))
+
+
+def _write_llama_factory(stream: IO[bytes], rows: Rows) -> None:
+    for part in _json_list(rows, _llama_factory_layout):
         stream.write(part)
 
 
@@ -115,6 +128,8 @@ def _as_tuples(rows: Rows, columns: list[str]) -> Iterator[list[Any]]:
 _WRITERS: dict[str, Callable[[IO[bytes], Rows], None]] = {
     "alpaca": _write_alpaca,
     "sharegpt": _write_sharegpt,
+    "messages": _write_messages,
+    "llamafactory": _write_llama_factory,
     "jsonl": _write_jsonl,
     "parquet": _write_parquet,
     **{format: _pair_writer(format) for format in PAIR_FORMATS},
@@ -154,10 +169,13 @@ def extra_fields(row: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
     return {names[name]: plain(value) for name, value in extra.items()}
 
 
+def _llama_factory_layout(row: Mapping[str, Any]) -> str:
+    found = llama_factory_row(row)
+    return _object_layout(found | extra_fields(row, found))
+
+
 def _sharegpt_layout(row: Mapping[str, Any]) -> str:
-    asked = "\n".join(text for text in (row["instruction"], row["input"]) if text)
-    turns = (("human", asked), ("gpt", row["output"]))
-    lines = (f'{{"from": "{role}", "value": {_quoted(text)}}}' for role, text in turns)
+    lines = (_quoted(turn) for turn in sharegpt_turns(row))
     extra = extra_fields(row, ("conversations",)).items()
     more = "".join(f",\n        {_quoted(name)}: {_quoted(value)}" for name, value in extra)
     return '{\n        "conversations": [\n            ' + ",\n            ".join(lines) + f"\n        ]{more}\n    }}"
@@ -169,8 +187,9 @@ def _quoted(value: Any) -> str:
 
 def _full_row(row: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: row[name] for name in TEXT_FIELDS} | {
-        name: plain(value) for name, value in row.items() if name not in (*TEXT_FIELDS, EXTRA, PAIR)
+        name: plain(value) for name, value in row.items() if name not in (*TEXT_FIELDS, EXTRA, PAIR, CONTEXT)
     }
+    own |= context_column(row)
     return own | extra_fields(row, own)
 
 

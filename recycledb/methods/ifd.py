@@ -24,12 +24,16 @@ from typing import Final
 
 from recycledb.errors import ConfigError
 from recycledb.methods.definition import Method, Parts, Statistic
-from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, Texts
+from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, Texts, context_messages
 
 _CONSTANTS: Final = json.loads(resources.files(__package__).joinpath("templates.json").read_text("utf-8"))
 _REVERSE: Final[str] = _CONSTANTS["reverse"]
 
 TEMPLATES: Final[tuple[str, ...]] = tuple(name for name in _CONSTANTS if name != "reverse")
+
+# A conversation in a template: what stands before the first turn unless a system prompt replaces it, the forms of turns, and what joins
+# them. Joined in this way, a question and its answer are what `forward_prompt` and the answer are.
+_TURNS: Final = json.loads(resources.files(__package__).joinpath("turns.json").read_text("utf-8"))
 
 
 class Stat(StrEnum):
@@ -49,9 +53,22 @@ def _form(template: str, form: str) -> str:
 
 
 def forward_prompt(template: str, texts: Texts) -> str:
-    """Return p, the context of A_condition: the template's form with input if the sample has an input."""
-    form = _form(template, "input" if texts.input else "no_input")
-    return form.format(instruction=texts.instruction, input=texts.input)
+    """Return p, the context of A_condition: the template's form with input if the sample has an input, after the sample's context.
+
+    A system prompt takes the place of the template's own first sentences; earlier turns have the form in which they would be scored.
+    """
+    which = "input" if texts.input else "no_input"
+    form = _form(template, which)
+    if texts.context is None:
+        return form.format(instruction=texts.instruction, input=texts.input)
+    turns = _TURNS[template]
+    preamble, joint = turns["preamble"][which], turns["joint"]
+    messages = context_messages(texts.context)
+    if messages[0][0] != "system" and preamble:
+        messages.insert(0, ("system", preamble))
+    before = joint.join(turns[role].format(content=content) for role, content in messages)
+    asked = form.removeprefix(preamble + joint if preamble else "")
+    return f"{before}{joint}{asked.format(instruction=texts.instruction, input=texts.input)}"
 
 
 def reverse_prompt(template: str, texts: Texts) -> str:

@@ -179,8 +179,8 @@ class _Report:
     def _extraction(self) -> str:
         rows = self._rows("""
             SELECT r.step, e.variant_id IS NOT NULL, e.reason, count(*)
-            FROM extraction e JOIN reply r ON r.text_id = e.text_id
-            WHERE e.extractor = (SELECT max(x.extractor) FROM extraction x)
+            FROM extractions e JOIN reply r ON r.text_id = e.text_id
+            WHERE e.is_current = 1
             GROUP BY 1, 2, 3 ORDER BY 1
         """)
         read: Counter[str] = Counter()

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from recycledb import methods
+from recycledb.methods import context
 from recycledb.reporting.page import packed_block
 
 BLOCK = 250  # samples of one block: about 300 KB compressed
@@ -108,10 +109,12 @@ def blocks(conn: Connection, samples: Samples) -> Iterator[str]:
     for number, start in enumerate(range(0, len(samples.order), BLOCK)):
         part = samples.order[start : start + BLOCK]
         texts = _texts(conn, [variant[0] for row in part for variant in samples.variants[row[0]]])
+        contexts = _contexts(conn, [row[0] for row in part])
         packed = []
         for sample, dataset, position in part:
             variants = samples.variants[sample]
-            packed.append({"id": sample, "v": [_text(variant, texts) for variant in variants]})
+            before = {"c": contexts[sample]} if sample in contexts else {}
+            packed.append({"id": sample, "v": [_text(variant, texts) for variant in variants], **before})
             index.append(
                 [
                     _first_words(texts, variants),
@@ -134,6 +137,13 @@ def _texts(conn: Connection, variants: Sequence[str]) -> dict[str, tuple[str, st
         sql = f"SELECT variant_id, instruction, input, output FROM variant WHERE variant_id IN ({marks})"
         found.update({row[0]: (row[1], row[2], row[3]) for row in conn.exec_driver_sql(sql, part)})
     return found
+
+
+def _contexts(conn: Connection, samples: Sequence[str]) -> dict[str, str]:
+    """Return the contexts of the samples that have one, as text."""
+    marks = ", ".join("?" * len(samples))
+    sql = f"SELECT sample_id, context FROM sample WHERE context IS NOT NULL AND sample_id IN ({marks})"
+    return {row[0]: context.shown(row[1]) for row in conn.exec_driver_sql(sql, tuple(samples))}
 
 
 def _text(variant: _Variant, texts: dict[str, tuple[str, str, str]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recycledb.errors import SelectionError
-from recycledb.store import Meaning, Store
+from recycledb.store import Meaning, Store, datasets
 
 PREFIX = 4  # minimum digits of an id's prefix
 CURRENT = "current"
@@ -121,9 +121,9 @@ def not_in_use(store: Store, teacher: Identity | None) -> tuple[Meaning, ...]:
 
 def find_dataset(store: Store, name: str) -> str:
     """Return the dataset's name; SelectionError if there is no such dataset."""
-    there = [row[0] for row in store.rows("SELECT dataset FROM dataset ORDER BY dataset")]
+    there = datasets.names(store)
     if name not in there:
-        raise SelectionError(f"no dataset {name!r}; there are: {', '.join(there) or 'none'}")
+        raise SelectionError(datasets.unknown(name, there))
     return name
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from recycledb.errors import SelectionError
 from recycledb.formats import OUT_FORMATS
+from recycledb.formats.contexts import CONTEXT, WITHOUT_CONTEXT
 from recycledb.formats.pairs import PAIR, PAIR_FORMATS
 from recycledb.formats.writers import Hashes, write_hashed
 from recycledb.schema import ORIGIN
@@ -105,6 +106,7 @@ class Delivered:
     content_sha256: str
     file_sha256: str | None
     unpaired: int  # picks that are no pair
+    contexts_left_out: int  # rows whose context the format cannot hold
     held_out: HeldOut | None = None
 
 
@@ -119,7 +121,9 @@ def deliver(store: Store, output: Output, rows: Iterable[Mapping[str, Any]]) -> 
         samples = {row["sample_id"] for row in split.held_out}
         close = _close(store, split.samples, samples)
         held = HeldOut(str(file) if file else None, len(split.held_out), len(samples), found.file, close)
-    return Delivered(split.rows, hashes.content, hashes.file if output.file else None, split.unpaired, held)
+    return Delivered(
+        split.rows, hashes.content, hashes.file if output.file else None, split.unpaired, split.contexts_left_out, held
+    )
 
 
 def write_more(store: Store, output: Output, written: Written, student: str | None) -> tuple[str, ...]:
@@ -144,6 +148,7 @@ class _Split:
         self.output = output
         self.rows = 0
         self.unpaired = 0
+        self.contexts_left_out = 0
         self.samples: set[str] = set()
         self.held_out: list[Mapping[str, Any]] = []
 
@@ -154,7 +159,9 @@ class _Split:
         for row in rows:
             if pairs and (row["kind"] == ORIGIN or row[PAIR].rejected == row["output"]):
                 self.unpaired += 1
-            elif percent is not None and is_held_out(row["sample_id"], percent, seed):
+                continue
+            self.contexts_left_out += self.output.format in WITHOUT_CONTEXT and CONTEXT in row
+            if percent is not None and is_held_out(row["sample_id"], percent, seed):
                 self.held_out.append(row)
             else:
                 self.rows += 1

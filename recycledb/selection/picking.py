@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from recycledb.errors import QueryError, SelectionError
+from recycledb.formats.contexts import CONTEXT
 from recycledb.formats.pairs import PAIR, PAIR_FORMATS, Pair
 from recycledb.formats.writers import EXTRA
 from recycledb.selection.output import Output
@@ -95,13 +96,10 @@ def places_in_cut(recipe: Recipe, columns: list[str], cut: Any, samples: int) ->
     return count if percent is None else int(percent * samples / 100)
 
 
-# The extra fields at a sample's first open position, and what stands before its question with its own answer.
+# The extra fields at a sample's first open position.
 _EXTRA = """
     LEFT JOIN sample_order o ON o.place = p.place
     LEFT JOIN dataset_samples e ON e.dataset = o.dataset AND e.position = o.position
-"""
-_ORIGIN = """
-    LEFT JOIN sample s ON s.sample_id = v.sample_id
 """
 
 
@@ -117,11 +115,12 @@ def picked_rows(
     sql = f"""
         SELECT {", ".join(f"picked.{_quoted(column)}" for column in taken)},
             v.sample_id, v.kind, v.teacher_id, v.instruction, v.input, v.output,
-            {"e.extra" if output.with_extra else "NULL"}, {"s.output, s.context" if pairs else "NULL, NULL"}
+            {"e.extra" if output.with_extra else "NULL"}, {"s.output" if pairs else "NULL"}, s.context
         FROM (\n{_body(recipe)}\n) AS picked
         LEFT JOIN variant v ON v.variant_id = picked.variant_id
         LEFT JOIN ({_PLACES}) AS p ON p.sample_id = v.sample_id
-        {_EXTRA if output.with_extra else ""} {_ORIGIN if pairs else ""}
+        LEFT JOIN sample s ON s.sample_id = v.sample_id
+        {_EXTRA if output.with_extra else ""}
         ORDER BY {rank}p.place NULLS LAST, v.variant_id
     """
     values = {**bound.values, "sight": bound.said.get("dataset")}
@@ -147,6 +146,7 @@ def picked_rows(
         lineage = dict(zip(LINEAGE, (sample, pick["variant_id"], kind, teachers.get(teacher)), strict=True))
         more = {EXTRA: json.loads(extra or "{}")} if output.with_extra else {}
         more |= {PAIR: Pair(rejected, context)} if pairs else {}
+        more |= {CONTEXT: context} if context is not None else {}
         yield dict(zip(TEXTS, texts, strict=True)) | lineage | {key: pick[key] for key in taken[1:]} | more
 
 

@@ -56,6 +56,7 @@ class Selected:
     beside: tuple[str, ...] = ()  # further files written: LLaMA-Factory's, a card
     near_duplicates: int = 0  # left out, with near_duplicates=drop
     unpaired: int = 0  # picks that a file of preference pairs leaves out: origins, unchanged answers
+    contexts_left_out: int = 0  # rows whose system prompt and earlier turns the format cannot hold
     held_out: HeldOut | None = None  # the second file of a hold-out split
     warning: str | None = None
 
@@ -149,6 +150,7 @@ def run(store: Store, running: Running, output: Output, limit: TimeLimit) -> Sel
         note=None if picks.items else _why_nothing(recipe, bound, running.samples),
         near_duplicates=picks.dropped,
         unpaired=done.unpaired,
+        contexts_left_out=done.contexts_left_out,
         held_out=done.held_out,
         warning=running.warning,
     )
@@ -305,6 +307,7 @@ class Exported:
     beside: tuple[str, ...] = ()  # further files written: LLaMA-Factory's, a card
     unpaired: int = 0  # rewrites that a file of preference pairs leaves out: their answer is the sample's own
     held_out: HeldOut | None = None  # the second file of a hold-out split
+    contexts_left_out: int = 0  # rows whose system prompt and earlier turns the format cannot hold
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -368,7 +371,8 @@ def export(
         held_out=_held_out(wanted, done.held_out),
     )
     beside = write_more(store, wanted, written, learner)
-    return Exported(kind, maker, dataset, done.rows, format, str(output), sha256, beside, done.unpaired, done.held_out)
+    left_out = (done.unpaired, done.held_out, done.contexts_left_out)
+    return Exported(kind, maker, dataset, done.rows, format, str(output), sha256, beside, *left_out)
 
 
 def _require_rows(sandbox: Sandbox, bound: Bound) -> None:

@@ -18,7 +18,7 @@ from recycledb.errors import SelectionError
 from recycledb.files import write_text
 from recycledb.store import Store
 
-SUFFIXES = {"jsonl": ".jsonl", "parquet": ".parquet"}  # of the others .json
+SUFFIXES = {"jsonl": ".jsonl", "messages": ".jsonl", "parquet": ".parquet"}  # of the others .json
 LOADED = {"parquet": (".parquet",)}  # the suffixes by which LLaMA-Factory knows a format
 LOADED_AS_JSON = (".json", ".jsonl")
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -27,6 +27,14 @@ SHAREGPT = {
     "columns": {"messages": "conversations"},
     "tags": {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"},
 }
+MESSAGES = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages"},
+    "tags": {
+        "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system",
+    },
+}  # fmt: skip
+HISTORY = {"columns": {**COLUMNS, "system": "system", "history": "history"}}
 RANKING = {
     "ranking": True,
     "columns": {
@@ -146,14 +154,20 @@ def _entry(folder: Path, file: Path, format: str) -> dict[str, Any]:
     file = file.resolve()
     inside = file.is_relative_to(folder.resolve())
     name = str(file.relative_to(folder.resolve())) if inside else str(file)
-    shapes: dict[str, dict[str, Any]] = {"sharegpt": SHAREGPT, "dpo-llamafactory": RANKING}
-    shape = shapes.get(format, {"columns": COLUMNS})
-    return {"file_name": name, **shape}
+    return {"file_name": name, **_SHAPES.get(format, {"columns": COLUMNS})}
+
+
+_SHAPES: dict[str, dict[str, Any]] = {
+    "sharegpt": SHAREGPT,
+    "messages": MESSAGES,
+    "llamafactory": HISTORY,
+    "dpo-llamafactory": RANKING,
+}
 
 
 def _entries_of(folder: Path, file: Path) -> list[dict[str, Any]]:
     """Return the entries that this module writes for a file, in any format: those that it may replace."""
-    return [_entry(folder, file, format) for format in ("alpaca", "sharegpt", "dpo-llamafactory")]
+    return [_entry(folder, file, format) for format in ("alpaca", *_SHAPES)]
 
 
 def _training(store: Store, training: Path, names: list[str], student: str, format: str) -> str:

@@ -271,8 +271,7 @@ class _Merge:
             self._write(conn, "name", (row for row in rows if row[:2] not in here and row[:2] not in names))
             for name, key in renamed.items():
                 self.target.ensure_name(conn, "teacher", name, key)
-        clashing = teachers.clashing(here, there, same)
-        self.result.clashes = [NameClash(*name, here[name], there[name]) for name in clashing]
+        self.result.clashes = [NameClash(*each) for each in teachers.clashing(here, there, same)]
 
     # -- datasets
 
@@ -497,5 +496,5 @@ def _shown(history: _History) -> str:
 def _refuse(dataset: str, why: str) -> None:
     raise StoreError(
         f"nothing was merged: dataset {dataset!r} has diverged between the two stores ({why}); `recycledb add` the same "
-        f"file as --dataset {dataset} to both (choose the store with --store), then merge again"
+        f"file as --dataset {dataset} to both, or `recycledb dataset remove` it from both (choose the store with --store), then merge again"
     )

@@ -14,10 +14,11 @@ from typing import NamedTuple
 from recycledb import methods
 from recycledb.methods import Input, TeacherStep
 from recycledb.schema import ORIGIN
+from recycledb.store.conditions import OfTeacher
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wanted(OfTeacher):
     """The teacher's work that a configuration asks for: the teacher, the steps with their prompts, and the extractor versions."""
 
     teacher_id: str
@@ -27,13 +28,12 @@ class Wanted:
     run_started: str | None = None  # errors since this time count against max_attempts; None: none do
     max_attempts: int = 5
     lazy_student: str | None = None  # if set, `Input.lazy` applies, with this student's scores
-    aliases: tuple[
-        str, ...
-    ] = ()  # further ids of the teacher, whose replies count too (see `recycledb.store.teachers`)
+    aliases: tuple[str, ...] = ()  # further ids of the teacher, whose replies count too
     limit: int | None = (
-        None  # the longest reply allowed now; 0 for no limit; None: no reply that was cut off is asked for again
+        None  # the longest reply allowed now; 0: no limit; None: what was cut off is not asked for again
     )
     limits: Mapping[str, int] = field(default_factory=dict)  # by teacher id, for attempts without a limit of their own
+    datasets: tuple[str, ...] = ()  # only questions about samples in these; none: in all
 
     def retrying(self, before: str) -> "Wanted":
         """Return a copy in which questions that failed before that time are retried."""
@@ -48,49 +48,6 @@ class Wanted:
         """The wanted steps."""
         return tuple(methods.steps()[name] for name in self.prompts)
 
-    @property
-    def teacher_ids(self) -> tuple[str, ...]:
-        """All ids of the teacher."""
-        return (self.teacher_id, *self.aliases)
-
-    @property
-    def is_teacher(self) -> str:
-        """The end of a condition on a teacher's id: equal to :teacher, or one of its ids."""
-        return f"IN ({', '.join((':teacher', *self._aliases))})" if self.aliases else "= :teacher"
-
-    @property
-    def _aliases(self) -> list[str]:
-        return [f":teacher_{i}" for i in range(len(self.aliases))]
-
-    def by_teacher(self, alias: str) -> str:
-        """Return the condition that a row of `variant` was made by the teacher: of the aliases' replies, those of `alias_replies`."""
-        if not self.aliases:
-            return f"{alias}.teacher_id = :teacher"
-        aliases = ", ".join(self._aliases)
-        return f"""({alias}.teacher_id = :teacher OR ({alias}.teacher_id IN ({aliases}) AND NOT EXISTS (
-            SELECT 1 FROM reply mine JOIN reply r ON r.variant_id = mine.variant_id AND r.step = mine.step
-                AND r.prompt_id = mine.prompt_id AND coalesce(r.others, '') = coalesce(mine.others, '')
-            WHERE mine.text_id = {alias}.text_id AND r.status = 'ok'
-            AND (r.teacher_id = :teacher OR (r.teacher_id IN ({aliases}) AND r.teacher_id < mine.teacher_id))
-        )))"""
-
-    def cut_off(self, reply: str) -> str:
-        """Return the condition that a failed reply was cut off at a limit below that of now; "" where none can be."""
-        if self.limit is None:
-            return ""
-        below = f"AND {self.asked_limit} < {self.limit:d}" if self.limit else ""
-        return f"""({reply}.finish_reason = 'length' AND EXISTS (
-            SELECT 1 FROM attempt t WHERE t.attempt_id = {reply}.attempt_id AND {self.asked_limit} > 0 {below}
-        ))"""
-
-    @property
-    def asked_limit(self) -> str:
-        """The limit of an attempt `t`; 0 for none."""
-        former = " ".join(f"WHEN '{each}' THEN {limit:d}" for each, limit in self.limits.items())
-        return (
-            f"coalesce(t.max_tokens, CASE t.teacher_id {former} ELSE 0 END)" if former else "coalesce(t.max_tokens, 0)"
-        )
-
     @cached_property
     def parameters(self) -> dict[str, object]:
         """The values that the statements below bind; for all steps, since conditions may refer to any."""
@@ -101,6 +58,7 @@ class Wanted:
             "run_started": self.run_started,
             "max_attempts": self.max_attempts,
             **({"lazy_student": self.lazy_student} if self.lazy_student else {}),
+            **named_datasets(self.datasets),
             **{f"prompt_{step}": self.prompts.get(step, "") for step in methods.steps()},
             **{f"version_{step}": self.versions[step] for step in methods.steps()},
         }
@@ -113,14 +71,36 @@ OPEN_PLACES = """
     )
 """
 
-PLACES_AFTER = f"""
-    SELECT dataset, position, sample_id FROM ({OPEN_PLACES}) o
-    WHERE (o.dataset, o.position) > (:after_dataset, :after_position)
-    ORDER BY o.dataset, o.position LIMIT :page
-"""
 
-# Subquery of the sample ids to consider (one column, sample_id): all samples in datasets, for counting; `listed` gives one page.
-ALL_SAMPLES = f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o"
+def places_after(datasets: Sequence[str] = ()) -> str:
+    """Return SQL for a page of positions, of all datasets or of these."""
+    return f"""
+        SELECT dataset, position, sample_id FROM ({OPEN_PLACES}) o
+        WHERE (o.dataset, o.position) > (:after_dataset, :after_position) {_in_datasets("AND o.dataset", datasets)}
+        ORDER BY o.dataset, o.position LIMIT :page
+    """
+
+
+def samples_in(datasets: Sequence[str] = ()) -> str:
+    """Return SQL for the sample ids to consider (one column, sample_id), for counting: all in datasets, or all in these.
+
+    `listed` gives one page.
+    """
+    return f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o {_in_datasets('WHERE o.dataset', datasets)}"
+
+
+def named_datasets(datasets: Sequence[str]) -> dict[str, str]:
+    """Return the values that statements about these datasets bind."""
+    return {f"dataset_{i}": name for i, name in enumerate(datasets)}
+
+
+def _in_datasets(column: str, datasets: Sequence[str]) -> str:
+    return f"{column} IN ({', '.join(f':{name}' for name in named_datasets(datasets))})" if datasets else ""
+
+
+def context_of(alias: str) -> str:
+    """Return SQL for the context of the sample that a row, with this alias, belongs to."""
+    return f"(SELECT whole.context FROM sample whole WHERE whole.sample_id = {alias}.sample_id) AS context"
 
 
 def listed(samples: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -233,7 +213,7 @@ def questions(wanted: Wanted, samples: str) -> str:
         return f"""
             WITH seen(sample_id) AS ({samples})
             SELECT v.variant_id, v.sample_id, v.kind, '' AS step, '' AS prompt_id, '' AS others,
-                v.instruction, v.input, v.output, 0 AS attempts
+                v.instruction, v.input, v.output, NULL AS context, 0 AS attempts
             FROM variant v WHERE 1 = 0
         """
     tables = "".join(f", {name} AS ({sql})" for name, sql in _lazy_tables(wanted))
@@ -241,7 +221,7 @@ def questions(wanted: Wanted, samples: str) -> str:
         {chain(wanted, samples)}, member AS ({_ORIGINS} UNION ALL SELECT * FROM usable){tables},
         ask AS ({" UNION ALL ".join(asks)}),
         open_question AS MATERIALIZED (SELECT a.* FROM ask a WHERE {_unanswered(wanted)})
-        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.others, v.instruction, v.input, v.output,
+        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.others, v.instruction, v.input, v.output, {context_of("a")},
             (SELECT count(*) FROM attempt t WHERE {_same_question(wanted, "t")}) AS attempts
         FROM open_question a JOIN variant v ON v.variant_id = a.variant_id
     """
@@ -353,8 +333,15 @@ def under_way(wanted: Wanted) -> str:
             sum(CASE WHEN t.worker_id IN (SELECT worker_id FROM worker WHERE ended_at IS NULL) THEN 1 ELSE 0 END) AS in_processes
         FROM attempt t
         WHERE t.teacher_id {wanted.is_teacher} AND t.prompt_id IN ({_wanted_prompts(wanted)})
-        AND {unanswered("t")}
+        AND {unanswered("t")} {f"AND {in_datasets('t.variant_id', wanted.datasets)}" if wanted.datasets else ""}
     """
+
+
+def in_datasets(variant: str, datasets: Sequence[str]) -> str:
+    """Return the condition that a variant's sample is in a dataset, or in one of these."""
+    return (
+        f"EXISTS (SELECT 1 FROM variant v WHERE v.variant_id = {variant} AND v.sample_id IN ({samples_in(datasets)}))"
+    )
 
 
 def open_among(wanted: Wanted, questions: int) -> str:
@@ -387,7 +374,7 @@ def unread_page(versions: Mapping[str, int]) -> str:
     """Return SQL for at most :page of those replies, with the variant that each is about."""
     return f"""
         SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id, coalesce(r.others, '') AS others,
-            v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output
+            v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, {context_of("v")}
         FROM reply r JOIN variant v ON v.variant_id = r.variant_id
         WHERE r.text_id IN ({unread(versions)} ORDER BY r.text_id LIMIT :page) ORDER BY r.text_id
     """
@@ -399,8 +386,8 @@ def failed(wanted: Wanted) -> str:
         SELECT count(*) FROM (
             SELECT DISTINCT r.variant_id, r.step, r.prompt_id, coalesce(r.others, '') AS others FROM reply r
             WHERE r.status = 'failed' AND r.teacher_id {wanted.is_teacher} AND r.prompt_id IN ({_wanted_prompts(wanted)})
+            AND {in_datasets("r.variant_id", wanted.datasets)}
             {_for_good(wanted, "r")}
-            AND EXISTS (SELECT 1 FROM variant v WHERE v.variant_id = r.variant_id AND v.sample_id IN ({ALL_SAMPLES}))
             AND NOT EXISTS (
                 SELECT 1 FROM reply s WHERE s.variant_id = r.variant_id AND s.step = r.step
                 AND s.teacher_id {wanted.is_teacher} AND s.prompt_id = r.prompt_id
@@ -419,11 +406,12 @@ class Scope(NamedTuple):
     wanted: Wanted | None
     kinds: tuple[str, ...] = ()
     augmentations: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()  # only of samples in these; none: in all
 
     @property
     def parameters(self) -> dict[str, object]:
         """The values that its statement binds."""
-        return dict(self.wanted.parameters) if self.wanted else {}
+        return {**(self.wanted.parameters if self.wanted else {}), **named_datasets(self.datasets)}
 
 
 def candidates(scope: Scope, samples: str) -> str:
@@ -448,7 +436,7 @@ def _derived(augmentations: Sequence[str], kinds: Sequence[str]) -> str:
     """
 
 
-def count_unscored(wanted: Wanted | None, stats: Sequence[int], augmentations: Sequence[str] = ()) -> str:
+def count_unscored(scope: Scope, stats: Sequence[int]) -> str:
     """Return SQL for how much students lack (:student_0 with `stats[0]` statistics, and so on), found in one scan of the variants.
 
     One row; for each student the number of variants that lack a statistic, of missing statistics, and of the variants' characters.
@@ -475,7 +463,7 @@ def count_unscored(wanted: Wanted | None, stats: Sequence[int], augmentations: S
         for value in ("1", f"{n} - present_{i}", length)
     )
     return f"""
-        {candidates(Scope(wanted, augmentations=tuple(augmentations)), ALL_SAMPLES)},
+        {candidates(scope, samples_in(scope.datasets))},
         lacking AS MATERIALIZED (SELECT c.variant_id FROM candidate c WHERE {lacking}),
         counted AS MATERIALIZED (SELECT k.variant_id, {present} FROM lacking k)
         SELECT {sums} FROM counted k JOIN variant v ON v.variant_id = k.variant_id

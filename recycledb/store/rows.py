@@ -27,6 +27,7 @@ class DatasetImportRow(NamedTuple):
     rejected: int
     cut: int
     added_at: str
+    parts: str | None = None
 
 
 class SampleRow(NamedTuple):

@@ -16,7 +16,6 @@ metadata.naming_convention = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
 }
 
-
 # A token count as a server reports it; SQLite's INTEGER has 64 bits anyway.
 _Count = Integer().with_variant(BigInteger(), "duckdb", "postgresql")
 
@@ -30,7 +29,7 @@ class Dataset(SQLModel, table=True):
 
 
 class DatasetImport(SQLModel, table=True):
-    """One `add` that changed a dataset."""
+    """One `add` that changed a dataset, or its removal (format `removed`)."""
 
     __tablename__ = "dataset_import"
 
@@ -43,6 +42,10 @@ class DatasetImport(SQLModel, table=True):
     rejected: int
     cut: int = Field(description="conversations of which only the first turn pair was used")
     added_at: str
+    parts: str | None = Field(
+        default=None,
+        description="JSON list of the files, in order: path, hash, how read, numbers; NULL in earlier releases",
+    )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
@@ -176,11 +179,8 @@ class Attempt(SQLModel, table=True):
         default=None,
         description="ids of the further variants that the question shows, in order, joined by commas; NULL for none",
     )
-    max_tokens: int | None = Field(
-        default=None,
-        description="the longest reply that the request allowed, in tokens; 0 for no limit; NULL in rows from before "
-        "revision 0007, whose limit is in their teacher's parameters",
-    )
+    # The longest reply allowed; 0 for no limit; NULL (before revision 0007): as in its teacher's parameters.
+    max_tokens: int | None = None
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 

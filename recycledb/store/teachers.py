@@ -99,11 +99,7 @@ def named_here(here: Names, there: Names, same: Mapping[str, str]) -> dict[str, 
     return found
 
 
-def clashing(here: Names, there: Names, same: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the names that stand for different things here and there; rows of one teacher are the same thing."""
-    found = (name for name, key in there.items() if here.get(name, key) != key)
-    return sorted(
-        name
-        for name in found
-        if not (name[0] == "teacher" and same.get(here[name], here[name]) == same.get(there[name]))
-    )
+def clashing(here: Names, there: Names, same: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
+    """Return (kind, name, id here, id there) where these are different things; rows of one teacher are the same thing."""
+    found = sorted((*name, here[name], key) for name, key in there.items() if here.get(name, key) != key)
+    return [each for each in found if not (each[0] == "teacher" and same.get(each[2], each[2]) == same.get(each[3]))]

@@ -282,7 +282,7 @@ class Batches:
     def _ready(self, limit: int | None) -> Iterator[Ready]:
         """Yield open questions in dataset order, until the limit or the budget is reached."""
         count = 0
-        for samples in iter_places(self.store):
+        for samples in iter_places(self.store, datasets=self.wanted.datasets):
             rows = pending_questions(self.store, self.wanted, samples)
             beside = texts_beside(self.store, rows)
             for row in rows:
@@ -291,9 +291,7 @@ class Batches:
                 if limit is not None and count >= limit:
                     self.asked.stopped = f"the limit of {limit} calls is reached"
                     return
-                messages = render(
-                    self.target.prompts[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
-                )
+                messages = render(self.target.prompts[row.step], (Texts.of(row), *beside[row.others]))
                 reserved = self.budget.most(messages)
                 if not self.budget.reserve(reserved):
                     self.asked.stopped = self.budget.reached

@@ -74,10 +74,19 @@ class Measured:
         """The content address of its name, method, version and parameters."""
         return measure_id_of(self.config.name, self.method.name, self.method.version, self.parameters)
 
-    def need(self, student_id: str, wanted: Wanted | None, augmentations: tuple[str, ...] = ()) -> Need:
-        """Return the facts that it needs of a student, also for variants from the teacher and from these augmentations (ids)."""
+    def need(
+        self,
+        student_id: str,
+        wanted: Wanted | None,
+        augmentations: tuple[str, ...] = (),
+        datasets: tuple[str, ...] = (),
+    ) -> Need:
+        """Return the facts that it needs of a student, also for variants from the teacher and from these augmentations (ids).
+
+        With `datasets`, only for variants of samples in these.
+        """
         return Need(
-            Scope(wanted, self.config.kinds, augmentations),
+            Scope(wanted, self.config.kinds, augmentations, datasets),
             student_id,
             tuple(each.name for each in self.method.statistics),
             tuple(readout.prompt_id for readout in self.readouts),
@@ -145,7 +154,7 @@ def fill_values(
     progress = Progress(
         "measure", f"{measured.config.name}/{student}", stored.count_values(store, need, measured.measure_id)
     )
-    for samples in iter_places(store, page=PAGE):
+    for samples in iter_places(store, PAGE, need.scope.datasets):
         if stop.is_set():
             break
         rows = list(_values(store, measured, need, samples))
@@ -167,7 +176,7 @@ def _values(store: Store, measured: Measured, need: Need, samples: Sequence[str]
     facts = stored.facts_of(store, need, {row.variant_id: row.reference_id for row in lacking})
     for row in lacking:
         found = facts[row.variant_id]
-        value, status = _value(measured, found, Texts(row.instruction, row.input, row.output))
+        value, status = _value(measured, found, Texts.of(row))
         yield ValueRow(measured.measure_id, need.student_id, row.variant_id, row.reference_id, value, status)
 
 

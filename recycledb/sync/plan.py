@@ -215,7 +215,8 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     augmentations = _augmentations(store, target)
     if wanted is None or teacher is None or not target.reflect:
         coming = _derived_at_most(target, augmentations, [])
-        return _with_facts(Plan(augmentations=augmentations), store, target, coming, exact)
+        unread = count_unread(store, methods.versions())
+        return _with_facts(Plan(augmentations=augmentations, unread=unread), store, target, coming, exact)
     measured = measure(store, teacher, wanted, target.prompts, exact=exact)
     asks = _asks(store, target, wanted.retrying(retry_before), measured)
     # Only kinds that are scored bring statistics.
@@ -275,7 +276,7 @@ def _augmentations(store: Store, target: Target) -> list[AugmentPlan]:
         AugmentPlan(
             each.name,
             each.method,
-            derivations.count_waiting(store, each.augmentation_id, each.sources, each.rounds, as_if),
+            derivations.count_waiting(store, each.augmentation_id, each.sources, each.rounds, as_if, target.datasets),
         )
         for each in target.augmentations
     ]
@@ -340,7 +341,7 @@ def _ask(
 
 def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
     students = [(student.student_id, student.stats) for student in target.students]
-    counts = count_scores(store, target.wanted, students, target.augmentation_ids)
+    counts = count_scores(store, target.wanted, students, target.augmentation_ids, target.datasets)
     return [
         _score(store, target, student, found, coming, exact)
         for student, found in zip(target.students, counts, strict=True)
@@ -374,7 +375,7 @@ def _tokens(
     requests = [
         Request(
             row.variant_id,
-            Texts(row.instruction, row.input, row.output),
+            Texts.of(row),
             tuple(stat for stat in need.stats if stat not in there[row.variant_id].losses),
             tuple(each for each in readouts if each.prompt_id not in there[row.variant_id].readouts),
             tuple(each for each in vectors if each.key not in there[row.variant_id].vectors),

@@ -41,6 +41,7 @@ class Target:
     augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
     augment: bool = False  # whether transforms are run
     known: Known | None = None  # the rows of the teacher in the store that it is for; None before `within`
+    datasets: tuple[str, ...] = ()  # only what concerns samples in these; none: in all
 
     def within(self, store: Store) -> "Target":
         """Return the target for a store, in which the teacher may have an older id, or several."""
@@ -72,6 +73,7 @@ class Target:
             prompts={step: prompt.prompt_id for step, prompt in self.prompts.items()},
             max_attempts=self.teacher.max_attempts,
             lazy_student=self.students[0].student_id if self.lazy else None,
+            datasets=self.datasets,
         )
 
     @property
@@ -88,23 +90,28 @@ class Target:
 
     def own_need(self, student: Student) -> Need:
         """Return the statistics that are configured for a student."""
-        return Need(Scope(self.wanted, augmentations=self.augmentation_ids), student.student_id, student.stats)
+        scope = Scope(self.wanted, augmentations=self.augmentation_ids, datasets=self.datasets)
+        return Need(scope, student.student_id, student.stats)
 
     def need(self, measured: Measured, student: Student) -> Need:
         """Return the facts that a measure needs of a student."""
-        return measured.need(student.student_id, self.wanted, self.augmentation_ids)
+        return measured.need(student.student_id, self.wanted, self.augmentation_ids, self.datasets)
 
     def measures_of(self, student: Student) -> list[Measured]:
         """Return the measures that are taken under a student."""
         return [each for each in self.measures if any(student.student_id == s.student_id for s in each.students)]
 
-    def register(self, store: Store) -> None:
-        """Write the identities of this target, and point the names to them."""
+    def register(self, store: Store, *, readers: bool = True) -> None:
+        """Write the identities of this target, and point the names to them.
+
+        Without `readers`, those of the extractor versions stay as they are: until all replies are read by the current versions, the
+        results of the versions before are in use, and selections find them.
+        """
         if self.known is None and self.teacher is not None:
-            self.within(store).register(store)
+            self.within(store).register(store, readers=readers)
             return
         with store.write() as conn:
-            for name, version in methods.version_names().items():
+            for name, version in methods.version_names().items() if readers else ():
                 store.ensure_name(conn, "extractor", name, str(version))
             if self.teacher is not None:
                 self._register_teacher(store, conn, self.teacher)
