@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from recycledb import methods
-from recycledb.config import student_id_of, teacher_id_of
+from recycledb.config import student_id_of
 from recycledb.options import augmentation_id_of
 from recycledb.reflection.prompts import prompt_id_of
 from recycledb.schema import (
@@ -24,6 +24,7 @@ from recycledb.schema import (
     content_id,
     context_json,
     context_messages,
+    teacher_id_of,
 )
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify

@@ -72,13 +72,13 @@ def test_two_copies_of_one_second_have_two_names(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
-    """A folder on a disk of its own of 32 MB, where this user may mount one."""
+    """A folder on a disk of its own of 48 MB, where this user may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = (
         shutil.which("mount")
         and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], check=False, capture_output=True
+            ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)], check=False, capture_output=True
         ).returncode
     )
     if not mounted:

@@ -37,7 +37,10 @@ def teachers(store: Store, *, in_use: bool = True) -> list[Identity]:
         """
         SELECT t.teacher, t.teacher_id FROM teachers t
         WHERE (:every = 1 OR t.teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher'))
-        AND EXISTS (SELECT 1 FROM variant v WHERE v.teacher_id = t.teacher_id)
+        AND t.teacher_id NOT IN (SELECT x.teacher_id FROM teacher_aliases x)
+        AND (EXISTS (SELECT 1 FROM variant v WHERE v.teacher_id = t.teacher_id) OR EXISTS (
+            SELECT 1 FROM teacher_aliases y JOIN variant v ON v.teacher_id = y.teacher_id WHERE y.same_id = t.teacher_id
+        ))
         ORDER BY t.teacher, t.teacher_id
         """,
         every=0 if in_use else 1,
@@ -72,6 +75,9 @@ def name_of(store: Store, student: str) -> str:
 def find_teacher(store: Store, name: str | None, *, offer_best: bool = False) -> Identity | None:
     """Return the teacher of that name, or the only one, or None if no teacher has made variants."""
     if name is not None:
+        aliases = store.rows("SELECT x.teacher_id, x.teacher FROM teacher_aliases x")
+        # By the id of a row that now counts as another's, as `name@1a2b3c4d` or whole.
+        name = next((x.teacher for x in aliases if name.rpartition("@")[2] in (x.teacher_id, x.teacher_id[:8])), name)
         return _named(
             store,
             "teacher",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from recycledb.config import TeacherConfig
 from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
+from recycledb.reflection.teachers.contract import missing_key
 from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_S, Store, derivations
 from recycledb.store.losses import count_scores, count_statuses
@@ -29,10 +30,11 @@ from recycledb.sync.extraction import read_all
 from recycledb.sync.facts import Scored, StudentRun, mostly_without_value
 from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
-from recycledb.sync.progress import Asked, Listener, Progress, silent
+from recycledb.sync.progress import Asked, Listener, Progress, commonest, silent
 from recycledb.sync.stop import Stop, at_once
 from recycledb.sync.student import Student
 from recycledb.sync.target import Target, resolve
+from recycledb.sync.unused import Unused, find_unused
 
 if TYPE_CHECKING:
     from recycledb.sync.batches import Batched
@@ -55,6 +57,7 @@ class Outcome:
     batches: "Batched | None" = None
     stopped: str | None = None
     left: Plan = field(default_factory=Plan)
+    unused: list[Unused] = field(default_factory=list)  # that changes of the configuration left, before the run
     mostly_without_value: dict[str, str] = field(default_factory=dict)  # what to do, by the student's name
 
     @property
@@ -65,8 +68,12 @@ class Outcome:
     @property
     def complete(self) -> bool:
         """Whether nothing is missing: no row to fill in, no question that failed permanently or whose reply is awaited."""
-        left = self.left
-        return not (left.ready or left.failed or left.in_batches or left.in_processes)
+        return self.left.state == "complete"
+
+    @property
+    def waits_for_retry(self) -> bool:
+        """Whether the run had nothing to do because only questions that failed permanently before are left."""
+        return self.idle and self.stopped is None and self.left.state == "failed"
 
     @property
     def spent_usd(self) -> float | None:
@@ -89,8 +96,10 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as a JSON object."""
         asked = [asdict(a) for a in self.asked]
+        most = commonest(self.asked)
         counts = ("asked", "answered", "failed", "errors", "variants", "ratings", "unusable")
         totals = {key: sum(a[key] for a in asked) for key in counts}
+        left = self.left.as_dict()
         spent, unknown = self.spent_usd, sum(a.unknown for a in self.asked)
         return {
             "read": self.read,
@@ -104,6 +113,7 @@ class Outcome:
             "cost_unknown": unknown,
             "reasons": {key: sum(a.reasons.get(key, 0) for a in self.asked) for a in self.asked for key in a.reasons},
             "examples": {key: text for a in reversed(self.asked) for key, text in a.examples.items()},
+            "commonest_error": {"error": most[1], "count": most[0]} if most else None,
             "augmentations": [asdict(a) for a in self.augmented],
             "statistics": sum(s.statistics for s in self.scored),
             "students": [asdict(s) for s in self.scored],
@@ -112,7 +122,9 @@ class Outcome:
             "batches": asdict(self.batches) if self.batches else None,
             "stopped": self.stopped,
             "complete": self.complete,
-            "left": self.left.as_dict(),
+            **{key: left[key] for key in ("state", "pending", "failed_permanently")},
+            "left": left,
+            "unused": [asdict(each) for each in self.unused],
         }
 
 
@@ -132,8 +144,8 @@ class Sync:
         open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
         batch_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.store, self.target, self.limit = store, target, limit
-        self.budget = _budget(target, max_cost)
+        self.store, self.target, self.limit = store, target.within(store), limit
+        self.budget = _budget(self.target, max_cost)
         self.retry_before = utc_now() if retry_failed else ""
         self.stop, self.listener, self.open_teacher = stop or Stop(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
@@ -144,6 +156,7 @@ class Sync:
     def plan(self) -> Plan:
         """Count what is missing; ConfigError where a budget is set and some earlier requests have no price."""
         plan = self._with_money(make(self.store, self.target, self.retry_before, exact=True))
+        plan = replace(plan, unused=self._unused(plan), warnings=self._warnings(plan))
         if plan.spending is not None:
             require_prices(plan.spending)
         self._plan = plan
@@ -155,6 +168,15 @@ class Sync:
         if self.budget and self.budget.store_limit is not None:
             spending = measure(self.store, self.budget.store_limit, self.target.teachers)
         return replace(plan, spending=spending, max_cost_usd=self.budget.limit if self.budget else None)
+
+    def _unused(self, plan: Plan) -> list[Unused]:
+        """Return what changes of the configuration leave unused, as long as the names still show it or rows are missing for it."""
+        return find_unused(self.store, self.target, plan.lacking)
+
+    def _warnings(self, plan: Plan) -> list[str]:
+        teacher = self.target.teacher if self.target.reflect and plan.calls else None
+        missing = missing_key(teacher) if teacher is not None else None
+        return [] if missing is None else [missing]
 
     def run(self) -> Outcome:
         """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome.
@@ -171,6 +193,7 @@ class Sync:
 
     def _run(self) -> Outcome:
         plan, self._plan = self._plan or make(self.store, self.target, self.retry_before), None  # good for one run
+        self.outcome.unused = list(plan.unused) or self._unused(plan)  # before the names change
         # Whatever part is synced, since a new version's results are in use for all parts once its name is registered.
         self.outcome.read = read_all(self.store, self.stop).read
         self.target.register(self.store, readers=not self.stop.is_set())
@@ -395,4 +418,5 @@ def _budget(target: Target, max_cost: float | None) -> Budget | None:
     """Return the budgets of a run; None where it asks no teacher."""
     if target.teacher is None or not target.reflect:
         return None
-    return Budget(target.teacher, max_cost, store_limit=target.budget_usd, teachers=target.teachers)
+    ids = target.known.ids if target.known else ()
+    return Budget(target.teacher, max_cost, store_limit=target.budget_usd, teachers=target.teachers, teacher_ids=ids)

@@ -17,7 +17,7 @@ from recycledb.store import Store, derivations
 from recycledb.store.losses import count_scores
 from recycledb.store.measures import Need, count_lacking, count_values, facts_of, some_lacking
 from recycledb.store.pending import Wanted
-from recycledb.store.questions import count_failed, count_questions, count_under_way
+from recycledb.store.questions import CutOff, count_cut_off, count_failed, count_questions, count_under_way
 from recycledb.store.replies import count_unread, reply_history
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
@@ -25,6 +25,7 @@ from recycledb.sync.measures import Measured
 from recycledb.sync.student import Student
 from recycledb.sync.target import Target
 from recycledb.sync.tokens import Measure, measure
+from recycledb.sync.unused import Unused
 
 SAMPLE = 2_000  # variants whose tokens are counted; the total is extrapolated where there are more
 
@@ -102,11 +103,35 @@ class Plan:
     measures: list[MeasurePlan] = field(default_factory=list)
     unread: int = 0  # stored replies that the current reader has not read: no request needed
     failed: int = 0  # questions that failed permanently; asked again with --retry-failed
+    # Among the ready questions: those whose reply was cut off at a lower limit than that of now.
+    cut_off: CutOff = field(default_factory=CutOff)
+    limit: int = 0  # the longest reply allowed now; 0 for no limit
     in_batches: int = 0  # questions in a submitted batch
     in_processes: int = 0  # questions in flight in another process
     counted_by: str | None = None  # how tokens were estimated from characters
     spending: Spending | None = None  # of the store so far, where it has a budget
     max_cost_usd: float | None = None  # the budget of this run
+    unused: Sequence[Unused] = ()  # rows that a change of the configuration leaves unused
+    warnings: Sequence[str] = ()
+
+    @property
+    def lacking(self) -> set[str]:
+        """The names of the steps and students that lack rows now."""
+        return {
+            *(ask.step for ask in self.asks if ask.ready),
+            *(score.student for score in self.scores if score.statistics),
+            *(measure.student for measure in self.measures if measure.facts),
+        }
+
+    @property
+    def pending(self) -> int:
+        """Rows that can be filled in now, or whose replies are awaited."""
+        return self.ready + self.in_batches + self.in_processes
+
+    @property
+    def state(self) -> str:
+        """What is missing: "complete" (nothing), "missing" (another sync can add rows), "failed" (only what failed permanently)."""
+        return "missing" if self.pending else "failed" if self.failed else "complete"
 
     @property
     def ready(self) -> int:
@@ -139,7 +164,14 @@ class Plan:
             "statistics": sum(score.statistics for score in self.scores),
             "statistics_to_follow": sum(score.follow for score in self.scores),
             "unread": self.unread,
+            "state": self.state,
+            "pending": self.pending,
             "failed": self.failed,
+            "failed_permanently": self.failed,
+            "cut_off": self.cut_off.questions,
+            "max_tokens": self.limit or None,
+            "unused": [asdict(each) for each in self.unused],
+            "warnings": list(self.warnings),
             "in_batches": self.in_batches,
             "in_processes": self.in_processes,
             **money(self.spending),
@@ -182,6 +214,7 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     A student's tokens are counted for `tokenised` variants and extrapolated where there are more.
     """
     sample = tokenised if exact else 0
+    target = target.within(store)
     wanted, teacher = target.wanted, target.teacher
     augmentations = _augmentations(store, target)
     if wanted is None or teacher is None or not target.reflect:
@@ -201,6 +234,8 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
         augmentations=augmentations,
         unread=count_unread(store, wanted.versions),
         failed=count_failed(store, wanted),
+        cut_off=count_cut_off(store, wanted.retrying(retry_before)),
+        limit=teacher.limit,
         in_batches=in_batches,
         in_processes=in_processes,
         counted_by=measured.source if any(ask.calls for ask in asks) else None,
@@ -265,7 +300,7 @@ def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> li
     counted = count_questions(store, wanted)
     ready = {step.name: counted.get(step.name, (0, 0)) for step in wanted.steps}
     follow = _follow(wanted, ready)
-    history = reply_history(store, wanted.teacher_id) if counted else {}
+    history = reply_history(store, wanted.teacher_ids) if counted else {}
     return [_ask(target, step, ready[step], follow[step], history.get(step), measured) for step in target.prompts]
 
 

@@ -19,6 +19,7 @@ from recycledb.store import Meaning, Store
 from recycledb.store.measures import Need
 from recycledb.store.pending import Scope, Wanted
 from recycledb.store.rows import AugmentationRow, PromptRow, StudentRow, TeacherRow
+from recycledb.store.teachers import Known, find
 from recycledb.sync.measures import Measured
 from recycledb.sync.measures import resolve as resolve_measures
 from recycledb.sync.student import Student
@@ -39,7 +40,20 @@ class Target:
     measures: Sequence[Measured] = ()
     augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
     augment: bool = False  # whether transforms are run
+    known: Known | None = None  # the rows of the teacher in the store that it is for; None before `within`
     datasets: tuple[str, ...] = ()  # only what concerns samples in these; none: in all
+
+    def within(self, store: Store) -> "Target":
+        """Return the target for a store, in which the teacher may have an older id, or several."""
+        if self.teacher is None or self.known is not None:
+            return self
+        return replace(self, known=find(store, self.teacher.name, self.teacher.identity))
+
+    @property
+    def teacher_id(self) -> str:
+        """The teacher's id in the store."""
+        assert self.teacher is not None
+        return self.known.teacher_id if self.known else self.teacher.teacher_id
 
     @property
     def augmentation_ids(self) -> tuple[str, ...]:
@@ -52,7 +66,10 @@ class Target:
         if self.teacher is None:
             return None
         return Wanted(
-            teacher_id=self.teacher.teacher_id,
+            teacher_id=self.teacher_id,
+            aliases=self.known.aliases if self.known else (),
+            limit=self.teacher.limit,
+            limits=self.known.limits if self.known else {},
             prompts={step: prompt.prompt_id for step, prompt in self.prompts.items()},
             max_attempts=self.teacher.max_attempts,
             lazy_student=self.students[0].student_id if self.lazy else None,
@@ -90,6 +107,9 @@ class Target:
         Without `readers`, those of the extractor versions stay as they are: until all replies are read by the current versions, the
         results of the versions before are in use, and selections find them.
         """
+        if self.known is None and self.teacher is not None:
+            self.within(store).register(store, readers=readers)
+            return
         with store.write() as conn:
             for name, version in methods.version_names().items() if readers else ():
                 store.ensure_name(conn, "extractor", name, str(version))
@@ -106,7 +126,7 @@ class Target:
         """Return the names that variants depend on and that will change their meaning once this target is registered."""
         meanings = [Meaning("extractor", name, str(version)) for name, version in methods.version_names().items()]
         if self.teacher is not None:
-            meanings.append(Meaning("teacher", self.teacher.name, self.teacher.teacher_id))
+            meanings.append(Meaning("teacher", self.teacher.name, self.teacher_id))
             meanings += [Meaning("prompt", step, prompt.prompt_id) for step, prompt in self.prompts.items()]
         meanings += [Meaning("augmentation", each.name, each.augmentation_id) for each in self.augmentations]
         in_use = {(row.kind, row.name, row.id) for row in store.rows("SELECT kind, name, id FROM current_names")}
@@ -114,11 +134,14 @@ class Target:
 
     def _register_teacher(self, store: Store, conn: Connection, teacher: TeacherConfig) -> None:
         now = utc_now()
-        identity = canonical_json(teacher.identity)
-        model = teacher.identity["model"]
-        row = TeacherRow(teacher.teacher_id, teacher.name, teacher.provider, model, parameters=identity, created_at=now)
-        store.insert(conn, [row])
-        store.ensure_name(conn, "teacher", teacher.name, teacher.teacher_id)
+        if self.teacher_id == teacher.teacher_id:
+            identity = canonical_json(teacher.identity)
+            model = teacher.identity["model"]
+            row = TeacherRow(
+                self.teacher_id, teacher.name, teacher.provider, model, parameters=identity, created_at=now
+            )
+            store.insert(conn, [row])
+        store.ensure_name(conn, "teacher", teacher.name, self.teacher_id)
         for step, prompt in self.prompts.items():
             store.insert(conn, [PromptRow(prompt.prompt_id, step, prompt.text, prompt.source, now)])
             store.ensure_name(conn, "prompt", step, prompt.prompt_id)
