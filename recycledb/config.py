@@ -260,6 +260,12 @@ class Config(Settings):
                     raise ValueError(
                         f"measures.{measure.name} has the student {name!r}, but there is no [students.{name}]"
                     )
+        for augmentation in self.augmentations.values():
+            for key, name in augmentation.tokenizers.items():
+                if name not in self.students:
+                    raise ValueError(
+                        f"augmentations.{augmentation.name} has {key} = {name!r}, but there is no [students.{name}]"
+                    )
         return self
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:

@@ -23,20 +23,18 @@ KEYS = 2_000  # of one IN list
 
 @dataclass(frozen=True)
 class Round:
-    """A round of an augmentation, and the kinds of variants that it uses."""
+    """A round of an augmentation, and the kinds of variants that it uses; called, it draws a number (`recycledb.methods.Draw`)."""
 
     augmentation_id: str
     method: str
     kinds: tuple[str, ...]
     number: int
 
-    def place(self, variant: str) -> bytes:
-        """Return the sort key of a variant in this round."""
-        return hashlib.sha256(
-            canonical_json([self.method, self.augmentation_id, self.number, variant]).encode()
-        ).digest()
+    def place(self, *key: object) -> bytes:
+        """Return the sort key of a variant in this round, or of what else has this key."""
+        return hashlib.sha256(canonical_json([self.method, self.augmentation_id, self.number, *key]).encode()).digest()
 
-    def draw(self, n: int, *key: object) -> int:
+    def __call__(self, n: int, *key: object) -> int:
         """Return a number from 0 to n - 1 that depends on the augmentation, the round and the key alone."""
         if n < 1:
             raise ValueError(f"draw({n}): n must be at least 1")

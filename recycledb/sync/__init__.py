@@ -328,12 +328,13 @@ class Sync:
 
     def _augment(self) -> None:
         """Run the transforms that have sources waiting, one augmentation after the other."""
-        for config in self.target.augmentations:
+        for augmentation in self.target.augmentations:
             if self.stop.is_set():
                 return
-            total = derivations.count_waiting(self.store, config.augmentation_id, config.sources, config.rounds)
+            key, kinds = augmentation.augmentation_id, augmentation.sources
+            total = derivations.count_waiting(self.store, key, kinds, augmentation.rounds)
             if total:
-                work = Augmenting(self.store, config, total=total, stop=self.stop, listener=self.listener)
+                work = Augmenting(self.store, augmentation, total=total, stop=self.stop, listener=self.listener)
                 self.outcome.augmented.append(work.result)
                 work.run()
 
