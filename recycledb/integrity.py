@@ -19,7 +19,7 @@ from recycledb.reflection.prompts import prompt_id_of
 from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json, content_id
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
-from recycledb.store.derivations import derivation_id_of
+from recycledb.store.derivations import derivation_id_of, stored
 from recycledb.store.rows import ReplyRow
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, Relation, RowOf, Rule
@@ -40,6 +40,7 @@ def check(store: Store) -> Checked:
         walked.ids = walked.rows
     with checked.reading("derivations"), store.read():
         checked.findings += _derivations(store)
+        checked.findings += _untrue(store)
         walked = next(walked for walked in checked.tables if walked.table == "derivation")
         walked.ids = walked.rows
     with checked.reading("counts of tokens"):
@@ -455,6 +456,26 @@ def _derivations(store: Store) -> Iterator[str]:
                 yield f"derivation {key} {what}"
     if wrong > verify.REPORTED:
         yield f"derivation: {wrong - verify.REPORTED} more findings like these"
+
+
+def _untrue(store: Store) -> Iterator[str]:
+    """Yield which variants are not what their transform makes of their members, or state what is not true."""
+    transforms = methods.transforms()
+    wrong = 0
+    for row in stored(store, list(transforms)):
+        parameters = _object(row.parameters)
+        if parameters is None or not row.members:
+            continue  # already reported
+        try:
+            what = transforms[row.method].verify(row.members, parameters, row.texts)
+        except Exception as error:  # of a package, or of parameters that no transform writes
+            what = f"cannot be verified: {type(error).__name__}: {error}"
+        if what is not None:
+            wrong += 1
+            if wrong <= verify.REPORTED:
+                yield f"the variant of derivation {row.derivation_id} {what}"
+    if wrong > verify.REPORTED:
+        yield f"derivation: {wrong - verify.REPORTED} more variants like these"
 
 
 def _odd_counts(store: Store) -> Iterator[str]:

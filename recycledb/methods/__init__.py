@@ -86,11 +86,13 @@ def _built_in() -> tuple[Method, ...]:
     from recycledb.methods.embedding import EMBEDDING
     from recycledb.methods.expected import EXPECTED
     from recycledb.methods.ifd import IFD
+    from recycledb.methods.mosaic import MOSAIC
     from recycledb.methods.orders import ORDERS
     from recycledb.methods.reflection import REFLECTION
+    from recycledb.methods.ruler import RULER
     from recycledb.methods.selectit import SELECTIT
 
-    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS
+    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS, RULER, MOSAIC
 
 
 @cache
