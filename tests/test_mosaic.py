@@ -188,27 +188,27 @@ def true_rows(url: str) -> dict[str, tuple[str, ...]]:
     return {key: tuple(value) for key, value in members.items()}
 
 
-AUGMENTATIONS = {"ruler": {"rounds": 2}, "mosaic": {"most": 4, "seed": 1}}
+AUGMENTATIONS = {"ruler": {"rate": 1}, "mosaic": {"most": 4, "seed": 1}}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_added_samples_and_closed_members_change_no_row_and_every_row_is_true(backend: str, tmp_path: Path) -> None:
     url = new(f"{backend}:///{tmp_path}/store.db")
-    put(url, range(24))
+    put(url, range(12))
     assert {each.name: each.sources for each in sync(url, tmp_path, augmentations=AUGMENTATIONS).augmented} == {
-        "ruler": 48,
-        "mosaic": 24,
+        "ruler": 12,
+        "mosaic": 12,
     }
     first = true_rows(url)
-    put(url, range(24, 30), "e")
-    assert {each.sources for each in sync(url, tmp_path, augmentations=AUGMENTATIONS).augmented} == {12, 6}
+    put(url, range(12, 16), "e")
+    assert {each.sources for each in sync(url, tmp_path, augmentations=AUGMENTATIONS).augmented} == {4}
     second = true_rows(url)
     assert first.items() < second.items()
 
     group = next(members for members in first.values() if len(members) > 2)
     gone = rows(url, f"SELECT sample_id FROM variant WHERE variant_id = '{group[1]}'")[0]["sample_id"]
     [place] = rows(url, f"SELECT position FROM dataset_samples WHERE sample_id = '{gone}'")
-    put(url, [number for number in range(24) if number != place["position"]])
+    put(url, [number for number in range(12) if number != place["position"]])
     [freed] = sync(url, tmp_path, augmentations=AUGMENTATIONS).augmented
     assert (freed.name, freed.sources) == ("mosaic", len(group) - 1)
     third = true_rows(url)
@@ -218,7 +218,7 @@ def test_added_samples_and_closed_members_change_no_row_and_every_row_is_true(ba
                         "WHERE v.kind = 'mosaic' AND v.is_current = 1")  # fmt: skip
     used = Counter(key for row in current for key in third[row["derivation_id"]])
     assert set(used.values()) == {1}
-    assert len(used) == 29  # all but the one whose sample is in no dataset
+    assert len(used) == 15  # all but the one whose sample is in no dataset
 
     made = rows(url, "SELECT v.variant_id, v.sample_id, d.derivation_id FROM variants v JOIN derivations d ON d.variant_id = v.variant_id "
                      "WHERE v.kind = 'mosaic' AND v.is_current = 1")  # fmt: skip
@@ -232,8 +232,8 @@ def test_added_samples_and_closed_members_change_no_row_and_every_row_is_true(ba
 
 
 def test_merged_stores_hold_the_rows_of_both_and_make_none_twice(tmp_path: Path) -> None:
-    urls = [new(f"{backend}:///{tmp_path}/{name}.db") for backend, name in zip(BACKENDS, "ab", strict=True)]
-    for url, numbers, dataset in zip(urls, (range(8), range(8, 20)), "de", strict=True):
+    urls = [new(f"sqlite:///{tmp_path}/{name}.db") for name in "ab"]
+    for url, numbers, dataset in zip(urls, (range(4), range(4, 9)), "de", strict=True):
         put(url, numbers, dataset)
         sync(url, tmp_path, augmentations=AUGMENTATIONS)
     parts = [true_rows(url) for url in urls]
