@@ -23,7 +23,7 @@ from recycledb.integrity import check
 from recycledb.methods import Derived, Source, TextFile, Tokenizer, phrases
 from recycledb.methods.mosaic import MASKOUT, MOSAIC, PERMUTE, answered, make, masked, verify
 from recycledb.schema import Texts, canonical_json
-from recycledb.store import Store
+from recycledb.store import Store, derivations
 from recycledb.store.derivations import Round
 from recycledb.store.merge import merge
 from recycledb.store.places import Place, replace_places
@@ -162,30 +162,42 @@ def sync(url: str, folder: Path, **tables: Any) -> Outcome:
         return Sync(store, resolve(configured(folder, **tables))).run()
 
 
-def put(url: str, numbers: Sequence[int], dataset: str = "d") -> None:
-    with Store.open(url) as store, store.write() as conn:
+def put(store: Store, numbers: Sequence[int], dataset: str = "d") -> None:
+    with store.write() as conn:
         replace_places(store, conn, dataset, (Place(place, sample(i)) for place, i in enumerate(numbers)))
 
 
-def true_rows(url: str) -> dict[str, tuple[str, ...]]:
+def filled(path: Path, numbers: Sequence[int], dataset: str = "d") -> str:
+    """Make a SQLite store of these samples; return its URL."""
+    url = new(f"sqlite:///{path}")
+    with Store.open(url) as store:
+        put(store, numbers, dataset)
+    return url
+
+
+def true_rows(store: Store) -> dict[str, tuple[str, ...]]:
     """Have a second opinion on every stored row; return the members of each derivation."""
     texts = {
-        row["variant_id"]: Texts(row["instruction"], row["input"], row["output"])
-        for row in rows(url, "SELECT * FROM variant")
+        row.variant_id: Texts(row.instruction, row.input, row.output) for row in store.rows("SELECT * FROM variant")
     }
     members: dict[str, list[str]] = {}
-    for row in rows(url, "SELECT * FROM derivation_members ORDER BY derivation_id, ordinal"):
-        members.setdefault(row["derivation_id"], []).append(row["variant_id"])
-    for row in rows(url, "SELECT * FROM derivations WHERE variant_id IS NOT NULL"):
-        parents, made = [texts[key] for key in members[row["derivation_id"]]], texts[row["variant_id"]]
-        parameters = json.loads(row["parameters"])
-        wrong = (
+    for row in store.rows("SELECT * FROM derivation_members ORDER BY derivation_id, ordinal"):
+        members.setdefault(row.derivation_id, []).append(row.variant_id)
+    for row in store.rows("SELECT * FROM derivations WHERE variant_id IS NOT NULL"):
+        parents, made = [texts[key] for key in members[row.derivation_id]], texts[row.variant_id]
+        parameters = json.loads(row.parameters)
+        false = (
             ruler_wrong(parents[0], parameters, made)
-            if row["augmentation"] == "ruler"
+            if row.augmentation == "ruler"
             else mosaic_wrong(parents, parameters, made)
         )
-        assert wrong is None, (wrong, row)
+        assert false is None, (false, row)
     return {key: tuple(value) for key, value in members.items()}
+
+
+def true_rows_at(url: str) -> dict[str, tuple[str, ...]]:
+    with Store.open(url) as store:
+        return true_rows(store)
 
 
 AUGMENTATIONS = {"ruler": {"rate": 1}, "mosaic": {"most": 4, "seed": 1}}
@@ -194,61 +206,58 @@ AUGMENTATIONS = {"ruler": {"rate": 1}, "mosaic": {"most": 4, "seed": 1}}
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_added_samples_and_closed_members_change_no_row_and_every_row_is_true(backend: str, tmp_path: Path) -> None:
     url = new(f"{backend}:///{tmp_path}/store.db")
-    put(url, range(12))
-    assert {each.name: each.sources for each in sync(url, tmp_path, augmentations=AUGMENTATIONS).augmented} == {
-        "ruler": 12,
-        "mosaic": 12,
-    }
-    first = true_rows(url)
-    put(url, range(12, 16), "e")
-    assert {each.sources for each in sync(url, tmp_path, augmentations=AUGMENTATIONS).augmented} == {4}
-    second = true_rows(url)
-    assert first.items() < second.items()
-
-    group = next(members for members in first.values() if len(members) > 2)
-    gone = rows(url, f"SELECT sample_id FROM variant WHERE variant_id = '{group[1]}'")[0]["sample_id"]
-    [place] = rows(url, f"SELECT position FROM dataset_samples WHERE sample_id = '{gone}'")
-    put(url, [number for number in range(12) if number != place["position"]])
-    [freed] = sync(url, tmp_path, augmentations=AUGMENTATIONS).augmented
-    assert (freed.name, freed.sources) == ("mosaic", len(group) - 1)
-    third = true_rows(url)
-    assert second.items() < third.items()
-    assert {key for members in third.keys() - second.keys() for key in third[members]} == {*group} - {group[1]}
-    current = rows(url, "SELECT d.derivation_id FROM variants v JOIN derivations d ON d.variant_id = v.variant_id "
-                        "WHERE v.kind = 'mosaic' AND v.is_current = 1")  # fmt: skip
-    used = Counter(key for row in current for key in third[row["derivation_id"]])
-    assert set(used.values()) == {1}
-    assert len(used) == 15  # all but the one whose sample is in no dataset
-
-    made = rows(url, "SELECT v.variant_id, v.sample_id, d.derivation_id FROM variants v JOIN derivations d ON d.variant_id = v.variant_id "
-                     "WHERE v.kind = 'mosaic' AND v.is_current = 1")  # fmt: skip
-    of = next(row for row in made if len(third[row["derivation_id"]]) > 1)
+    target = resolve(configured(tmp_path, augmentations=AUGMENTATIONS))
     with Store.open(url) as store:
-        assert check(store).findings == []
-        shown = show(store, of["variant_id"])
-    [lineage] = [each for each in shown["derivations"] if each["variant_id"] == of["variant_id"]]
-    assert [each["variant_id"] for each in lineage["members"]] == list(third[of["derivation_id"]])
-    assert shown["sample_id"] == of["sample_id"]
+        put(store, range(12))
+        outcome = Sync(store, target).run()
+        assert {each.name: each.sources for each in outcome.augmented} == {"ruler": 12, "mosaic": 12}
+        first = true_rows(store)
+        group = next(members for members in first.values() if len(members) > 2)
+        [gone] = store.rows("SELECT sample_id FROM variant WHERE variant_id = :v", v=group[1])
+        [place] = store.rows("SELECT position FROM dataset_samples WHERE sample_id = :s", s=gone.sample_id)
+
+        put(store, [number for number in range(12) if number != place.position])
+        put(store, range(12, 16), "e")
+        outcome = Sync(store, target).run()
+        freed = len(group) - 1
+        assert {each.name: each.sources for each in outcome.augmented} == {"ruler": 4, "mosaic": 4 + freed}
+        second = true_rows(store)
+        assert first.items() < second.items()
+        current = store.rows(
+            "SELECT d.derivation_id FROM variants v JOIN derivations d ON d.variant_id = v.variant_id "
+            "WHERE v.kind = 'mosaic' AND v.is_current = 1"
+        )
+        used = Counter(key for row in current for key in second[row.derivation_id])
+        assert set(used.values()) == {1}
+        assert len(used) == 15  # all but the one whose sample is in no dataset
+
+        stored = list(derivations.stored(store, ["mosaic", "ruler"], page=5))
+        assert {each.derivation_id: len(each.members) for each in stored} == {
+            key: len(value) for key, value in second.items()
+        }
+        if backend == "sqlite":  # what follows differs by no SQL
+            assert check(store).findings == []
+            key = next(row.derivation_id for row in current if len(second[row.derivation_id]) > 1)
+            [made] = store.rows("SELECT variant_id, sample_id FROM variant WHERE derivation_id = :d", d=key)
+            shown = show(store, made.variant_id)
+            [lineage] = [each for each in shown["derivations"] if each["derivation_id"] == key]
+            assert tuple(each["variant_id"] for each in lineage["members"]) == second[key]
+            assert shown["sample_id"] == made.sample_id == lineage["members"][0]["sample_id"]
 
 
 def test_merged_stores_hold_the_rows_of_both_and_make_none_twice(tmp_path: Path) -> None:
-    urls = [new(f"sqlite:///{tmp_path}/{name}.db") for name in "ab"]
-    for url, numbers, dataset in zip(urls, (range(4), range(4, 9)), "de", strict=True):
-        put(url, numbers, dataset)
+    urls = [filled(tmp_path / f"{name}.db", numbers, name) for name, numbers in (("a", range(4)), ("b", range(4, 9)))]
+    for url in urls:
         sync(url, tmp_path, augmentations=AUGMENTATIONS)
-    parts = [true_rows(url) for url in urls]
     with Store.open(urls[0]) as store, Store.open(urls[1]) as other:
+        parts = true_rows(store), true_rows(other)
         merge(store, other)
-    assert true_rows(urls[0]) == parts[0] | parts[1]
-    with Store.open(urls[0]) as store:
-        target = resolve(configured(tmp_path, augmentations=AUGMENTATIONS))
-        assert make_plan(store, target).ready == 0
-        assert check(store).findings == []
+        assert true_rows(store) == parts[0] | parts[1]
+        assert make_plan(store, resolve(configured(tmp_path, augmentations=AUGMENTATIONS))).ready == 0
 
 
 def test_a_student_scores_them_and_its_tokenizer_counts(tmp_path: Path) -> None:
-    url = new(f"sqlite:///{tmp_path}/store.db")
-    put(url, range(6))
+    url = filled(tmp_path / "store.db", range(6))
     for name in ("small", "moved"):
         save_student(tmp_path / name, "llama") if name == "small" else shutil.copytree(
             tmp_path / "small", tmp_path / name
@@ -271,7 +280,7 @@ def test_a_student_scores_them_and_its_tokenizer_counts(tmp_path: Path) -> None:
         row["variant_id"]: Texts(row["instruction"], row["input"], row["output"])
         for row in rows(url, "SELECT * FROM variant")
     }
-    found = true_rows(url)
+    found = true_rows_at(url)
     order = sorted(
         {key for members in found.values() for key in members}, key=Round(_augmentation(url), "mosaic", (), 0).place
     )
@@ -282,7 +291,7 @@ def test_a_student_scores_them_and_its_tokenizer_counts(tmp_path: Path) -> None:
     assert scored == [{"kind": "mosaic", "n": len(found)}, {"kind": "origin", "n": 6}]
 
     sync(url, tmp_path, **tables("moved"))  # the same files elsewhere: the same augmentation
-    assert true_rows(url) == found
+    assert true_rows_at(url) == found
     [row] = rows(url, "SELECT parameters FROM augmentation")
     assert json.loads(row["parameters"])["tokenizer"].startswith("sha256:")
     with pytest.raises(ConfigError, match=r"augmentations.mosaic has tokenizer = 'x', but there is no \[students.x\]"):
@@ -305,8 +314,7 @@ def _walk(url: str, order: list[str], sizes: dict[str, int], most: int) -> list[
 
 
 def test_a_check_finds_a_false_row(tmp_path: Path) -> None:
-    url = new(f"sqlite:///{tmp_path}/store.db")
-    put(url, range(12))
+    url = filled(tmp_path / "store.db", range(12))
     sync(url, tmp_path, augmentations=AUGMENTATIONS)
     for kind, column, change in (
         ("ruler", "output", "output || '!'"),
@@ -345,8 +353,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
 
 
 def test_phrases_of_ones_own_are_used_and_are_part_of_the_identity(tmp_path: Path) -> None:
-    url = new(f"sqlite:///{tmp_path}/store.db")
-    put(url, range(8))
+    url = filled(tmp_path / "store.db", range(8))
     (tmp_path / "own.txt").write_text(
         OPTIONS["phrases"].replace("= general\n-\n", "= general\nBitte alles beantworten.\n"), "utf-8"
     )
@@ -355,4 +362,4 @@ def test_phrases_of_ones_own_are_used_and_are_part_of_the_identity(tmp_path: Pat
     ]
     assert [outcome.augmented[0].sources for outcome in outcomes] == [8, 8]
     assert len(rows(url, "SELECT augmentation_id FROM augmentation")) == 2
-    true_rows(url)
+    true_rows_at(url)
