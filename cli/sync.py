@@ -252,7 +252,7 @@ def _show_augmented(outcome: "Outcome") -> None:
             out.print(f"augmented by {made.name}: {made.variants:,} new variants from {made.sources:,}", markup=False)
         for reason, count in sorted(made.reasons.items()):
             out.print(f"  {reason}: {count:,} without a variant", markup=False)
-        if made.left_alone:
+        if made.left_alone and made.sources:
             out.print(f"  {made.left_alone:,} left over for the next group", markup=False)
 
 

@@ -294,6 +294,12 @@ class Config(Settings):
             for name in names:
                 if name not in self.students:
                     raise ValueError(f"{place} has {no_table('students', name, self.students)}")
+        for augmentation in self.augmentations.values():
+            for key, name in augmentation.tokenizers.items():
+                if name not in self.students:
+                    raise ValueError(
+                        f"augmentations.{augmentation.name}.{key} is {no_table('students', name, self.students)}"
+                    )
         return self
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:

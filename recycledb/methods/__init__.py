@@ -35,6 +35,7 @@ from recycledb.methods.definition import (
     StudentMeasure,
     TeacherStep,
     TextFile,
+    Tokenizer,
     Transform,
     VariantKind,
     Vector,
@@ -61,6 +62,7 @@ __all__ = [
     "StudentMeasure",
     "TeacherStep",
     "TextFile",
+    "Tokenizer",
     "Transform",
     "VariantKind",
     "Vector",
@@ -84,11 +86,13 @@ def _built_in() -> tuple[Method, ...]:
     from recycledb.methods.embedding import EMBEDDING
     from recycledb.methods.expected import EXPECTED
     from recycledb.methods.ifd import IFD
+    from recycledb.methods.mosaic import MOSAIC
     from recycledb.methods.orders import ORDERS
     from recycledb.methods.reflection import REFLECTION
+    from recycledb.methods.ruler import RULER
     from recycledb.methods.selectit import SELECTIT
 
-    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS
+    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS, RULER, MOSAIC
 
 
 @cache

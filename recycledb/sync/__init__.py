@@ -351,16 +351,17 @@ class Sync:
 
     def _augment(self) -> None:
         """Run the transforms that have sources waiting, one augmentation after the other."""
-        for config in self.target.augmentations:
+        for augmentation in self.target.augmentations:
             if self.stop.is_set():
                 return
+            key, kinds = augmentation.augmentation_id, augmentation.sources
             total = derivations.count_waiting(
-                self.store, config.augmentation_id, config.sources, config.rounds, datasets=self.target.datasets
+                self.store, key, kinds, augmentation.rounds, datasets=self.target.datasets
             )
             if total:
                 work = Augmenting(
                     self.store,
-                    config,
+                    augmentation,
                     datasets=self.target.datasets,
                     total=total,
                     stop=self.stop,

@@ -11,15 +11,16 @@ from sqlalchemy import Connection
 from recycledb import methods
 from recycledb.config import FILE_NAME, Config, StudentConfig, TeacherConfig
 from recycledb.errors import ConfigError
-from recycledb.options import AugmentationConfig
 from recycledb.reflection import prompts
 from recycledb.schema import canonical_json, utc_now
 from recycledb.scoring.identity import identify
 from recycledb.store import Meaning, Store
 from recycledb.store.measures import Need
 from recycledb.store.pending import Scope, Wanted
-from recycledb.store.rows import AugmentationRow, PromptRow, StudentRow, TeacherRow
+from recycledb.store.rows import PromptRow, StudentRow, TeacherRow
 from recycledb.store.teachers import Known, find
+from recycledb.sync.augmentation import Augmentation
+from recycledb.sync.augmentation import resolve as resolve_augmentations
 from recycledb.sync.measures import Measured
 from recycledb.sync.measures import resolve as resolve_measures
 from recycledb.sync.student import Student
@@ -38,7 +39,7 @@ class Target:
     budget_usd: float | None = None  # for the cost of all requests of the store
     teachers: Sequence[TeacherConfig] = ()  # all that are configured, for their prices
     measures: Sequence[Measured] = ()
-    augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
+    augmentations: Sequence[Augmentation] = ()  # whose variants are scored
     augment: bool = False  # whether transforms are run
     known: Known | None = None  # the rows of the teacher in the store that it is for; None before `within`
     datasets: tuple[str, ...] = ()  # only what concerns samples in these; none: in all
@@ -120,7 +121,7 @@ class Target:
             for measured in self.measures:
                 measured.register(store, conn)
             for augmentation in self.augmentations:
-                self._register_augmentation(store, conn, augmentation)
+                augmentation.register(store, conn)
 
     def not_in_use(self, store: Store) -> list[Meaning]:
         """Return the names that variants depend on and that will change their meaning once this target is registered."""
@@ -162,20 +163,6 @@ class Target:
         )
         store.insert(conn, [row])
         store.ensure_name(conn, "student", config.name, student.student_id)
-
-    @staticmethod
-    def _register_augmentation(store: Store, conn: Connection, config: AugmentationConfig) -> None:
-        row = AugmentationRow(
-            augmentation_id=config.augmentation_id,
-            name=config.name,
-            method=config.method,
-            version=config.transform.version,
-            seed=config.seed,
-            parameters=canonical_json(config.parameters),
-            created_at=utc_now(),
-        )
-        store.insert(conn, [row])
-        store.ensure_name(conn, "augmentation", config.name, config.augmentation_id)
 
 
 def resolve(
@@ -221,7 +208,7 @@ def resolve(
         budget_usd=config.sync.budget_usd,
         teachers=tuple(config.teachers.values()),
         measures=resolve_measures(config, measures, chosen, identified) if only in (None, "measure") else (),
-        augmentations=() if only == "reflect" else tuple(config.augmentations.values()),
+        augmentations=() if only == "reflect" else resolve_augmentations(config, identified),
         augment=only in (None, "augment"),
     )
     return target if target.score or target.lazy else replace(target, students=[])
