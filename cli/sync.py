@@ -211,7 +211,8 @@ def _show_outcome(outcome: "Outcome") -> None:
     for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
         example = result["examples"][reason].partition(": ")[2]
         out.print(f"  {reason}: {count:,}" + (f", for example: {example}" if example else ""), markup=False)
-    if most := result["commonest_error"]:
+    most = result["commonest_error"]
+    if most and result["reasons"][most["error"].partition(":")[0]] > most["count"]:  # else the line above has it
         failures = sum(result["reasons"].values())
         out.print(f"  most frequent error ({most['count']:,} of {failures:,}): {most['error']}", markup=False)
     _show_augmented(outcome)
