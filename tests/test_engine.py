@@ -577,6 +577,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.long
 def test_memory_stays_bounded_for_a_large_vocabulary() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     done = forks.run([sys.executable, "-c", _MEASURE], env=environment, modules=forks.MODELS)

@@ -243,6 +243,7 @@ def test_every_moment_of_a_merge_is_sound_and_any_stop_is_made_good(desk: Desk) 
     assert contents(target) == contents(source)
 
 
+@pytest.mark.default_cases("wal")
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_the_source_may_be_written_meanwhile(desk: Desk, tmp_path: Path, journal: str) -> None:
     backend = SQLite(tmp_path / "live.db")
@@ -425,6 +426,7 @@ def test_equal_answers_are_one_text_and_two_payments(desk: Desk, first: str, sec
     assert not any(merge(two, one).rows.values())
 
 
+@pytest.mark.long
 def test_payments_of_three_stores_meet_by_any_way(desk: Desk) -> None:
     one, two, three = desk.store(), desk.store("duckdb"), desk.store()
     for store in (one, two, three):
