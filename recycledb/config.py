@@ -24,7 +24,7 @@ from pydantic import (
 from recycledb import methods
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat
-from recycledb.options import AugmentationConfig, MeasureConfig, Settings, plain, with_files
+from recycledb.options import AugmentationConfig, JudgingConfig, MeasureConfig, Settings, plain, with_files
 from recycledb.schema import IDENTITY_LENGTH, content_id
 
 FILE_NAME = "recycledb.toml"
@@ -35,11 +35,16 @@ DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens":
 
 
 def _step(name: str) -> str:
-    return _one_of(name, tuple(methods.steps()))
+    return _one_of(name, _own_steps())
 
 
 def _step_or_score(name: str) -> str:
-    return _one_of(name, (*methods.steps(), methods.SCORE))
+    return _one_of(name, (*_own_steps(), methods.SCORE))
+
+
+def _own_steps() -> tuple[str, ...]:
+    """Return the steps that [sync] and [prompts] can name; those without inputs belong to measures and judgings."""
+    return tuple(step.name for step in methods.steps().values() if step.inputs)
 
 
 def _one_of(name: str, steps: tuple[str, ...]) -> str:
@@ -260,6 +265,7 @@ class Config(Settings):
     students: dict[str, StudentConfig] = Field({})
     measures: dict[str, MeasureConfig] = Field({})
     augmentations: dict[str, AugmentationConfig] = Field({})
+    judgings: dict[str, JudgingConfig] = Field({})
     prompts: dict[StepName, LocalPath] = Field(
         {},
         description="For each step (`compress`, `reflect_instruction`, `reflect_response`, or one of an installed method) a file with "
@@ -280,6 +286,14 @@ class Config(Settings):
                     raise ValueError(
                         f"measures.{measure.name} has the student {name!r}, but there is no [students.{name}]"
                     )
+        for table, each in (
+            *(("measures", m) for m in self.measures.values()),
+            *(("judgings", j) for j in self.judgings.values()),
+        ):
+            if each.teacher is not None and each.teacher not in self.teachers:
+                raise ValueError(
+                    f"{table}.{each.name} has the teacher {each.teacher!r}, but there is no [teachers.{each.teacher}]"
+                )
         return self
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:
@@ -357,14 +371,15 @@ def load(path: Path | None = None) -> Config:
 def parse(data: Mapping[str, Any], path: Path) -> Config:
     """Check a configuration's tables and return it; ConfigError names the key that is wrong."""
     values: dict[str, Any] = {**data, "path": path}
-    for table in ("teachers", "students", "measures", "augmentations"):
+    for table in ("teachers", "students", "measures", "augmentations", "judgings"):
         rows = values.get(table, {})
         if isinstance(rows, dict):
             values[table] = {name: _named(name, row, path.parent) for name, row in rows.items()}
-    for table in ("measures", "augmentations"):
+    for table in ("measures", "augmentations", "judgings"):
         for name, row in list(values.get(table, {}).items()):
             if isinstance(row, dict):
-                row.setdefault("method", name)
+                if table != "judgings":
+                    row.setdefault("method", name)
                 values[table][name] = with_files(row, table, path.parent)
     config = _checked(Config, values, str(path))
     prompts = {step: path.parent / file for step, file in config.prompts.items()}

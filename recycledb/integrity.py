@@ -20,13 +20,14 @@ from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json, co
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of
-from recycledb.store.rows import ReplyRow
+from recycledb.store.rows import ReplyRow, TeacherMeasureRow
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, Relation, RowOf, Rule
 from recycledb.sync.measures import measure_id_of
+from recycledb.sync.raters import teacher_measure_id_of
 from recycledb.sync.replies import reply_id_of
 
-NAMED = ("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation")
+NAMED = ("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation", "rating", "judging")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _RANDOM = re.compile(r"[0-9a-f]{32}")
 
@@ -133,6 +134,10 @@ def _measure(row: RowOf) -> str:
     return measure_id_of(row["name"], row["method"], row["version"], row["parameters"])
 
 
+def _teacher_measure(row: RowOf) -> str:
+    return teacher_measure_id_of(TeacherMeasureRow(**{name: row[name] for name in TeacherMeasureRow._fields}))
+
+
 def _wrong_value(row: RowOf) -> Iterator[str]:
     if (row["status"] == LossStatus.OK) != (row["value"] is not None and math.isfinite(row["value"])):
         yield f"is {row['status']}, with the value {row['value']}"
@@ -205,6 +210,7 @@ RULES = {
     "augmentation": Rule("augmentation_id", _augmentation, _wrong_augmentation),
     "derivation": Rule(wrong=_wrong_derivation),
     "measure": Rule("measure_id", _measure),
+    "teacher_measure": Rule("measure_id", _teacher_measure),
     "value": Rule(wrong=_wrong_value),
     "readout": Rule(wrong=_wrong_readout),
     "embedding": Rule(wrong=_wrong_embedding),
@@ -373,6 +379,13 @@ _RELATIONS = (
     _named("selection", "selection"),
     _named("measure", "measure"),
     _named("augmentation", "augmentation"),
+    Relation(
+        "of name mean a rating or judging that does not exist",
+        """
+        SELECT count(*) FROM name n WHERE n.kind IN ('rating', 'judging')
+        AND NOT EXISTS (SELECT 1 FROM teacher_measure t WHERE t.measure_id = n.id)
+        """,
+    ),
 )
 
 

@@ -5,6 +5,8 @@ A prompt file is plain text:
 - A line `<<system>>` or `<<user>>` begins a message; without such a line the whole file is the user message.
 - `{instruction}`, `{input}` and `{output}` are replaced by the texts of the variant that is asked about. If a step shows several
   variants, `{instruction_2}`, `{input_2}`, `{output_2}` are those of the second, and so on.
+- In the prompts of measures and judgings also: `{question}` is the instruction, followed by a line break and the input if there is one,
+  `{answer}` the output; `{answer_1}`, `{question_2}`, `{answer_2}` and so on; `{reference}` is the output of the second variant.
 - `{{#input}} … {{/input}}` is omitted if the variant has no input. A section marker alone on its line is removed with its
   newline.
 
@@ -77,7 +79,7 @@ def prompt_id_of(step: str, text: str) -> str:
 
 def render(prompt: PromptText, shown: Sequence[Texts]) -> list[dict[str, str]]:
     """Return the chat messages that ask `prompt` about the variants shown, as {"role", "content"} dictionaries."""
-    values = dict(_values(shown))
+    values = dict([*_values(shown), *_more_values(shown)])
     return [
         {"role": role, "content": _fill(_drop_sections(text, keep=bool(shown[0].input)), values)}
         for role, text in prompt.messages
@@ -88,6 +90,18 @@ def _values(shown: Sequence[Texts]) -> Iterator[tuple[str, str]]:
     for number, texts in enumerate(shown, 1):
         for name, value in zip(Texts._fields, texts, strict=True):
             yield (name if number == 1 else f"{name}_{number}"), value
+
+
+def _more_values(shown: Sequence[Texts]) -> Iterator[tuple[str, str]]:
+    """Yield the further placeholders of steps that measures and judgings ask."""
+    for number, texts in enumerate(shown, 1):
+        question = f"{texts.instruction}\n{texts.input}" if texts.input else texts.instruction
+        for name, value in (("question", question), ("answer", texts.output)):
+            if number == 1:
+                yield name, value
+            yield f"{name}_{number}", value
+        if number == 2:
+            yield "reference", texts.output
 
 
 def _read(step: str, path: Path) -> str:
@@ -111,7 +125,8 @@ def _check_placeholders(step: TeacherStep, text: str, source: str) -> None:
     if depth:
         raise ConfigError(f"prompt {source} for {step.name}: {{{{#input}}}} is not closed by {{{{/input}}}}")
     named = set(_PLACEHOLDER.findall(_SECTION_MARK.sub("", text)))
-    placeholders = [name for name, _ in _values([Texts("", "", "")] * step.shown)]
+    most = [Texts("", "", "")] * step.shown
+    placeholders = [name for name, _ in (*_values(most), *(() if step.inputs else _more_values(most)))]
     for name in sorted(named.difference(placeholders)):
         known = ", ".join(f"{{{each}}}" for each in placeholders)
         raise ConfigError(f"prompt {source} for {step.name} has an unknown placeholder {{{name}}}; use {known}")

@@ -40,7 +40,7 @@ KEYS = 1_000  # in one IN list
 TABLES = (
     "prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample", "variant", "dataset", "place", "closing",
     "dataset_import", "attempt", "reply", "repeated_reply", "batch", "batch_event", "derivation_member", "extraction", "rating", "loss",
-    "readout", "embedding", "value", "ordering", "ordering_item", "selection", "selection_item", "name",
+    "readout", "embedding", "value", "ordering", "ordering_item", "teacher_measure", "selection", "selection_item", "name",
 )  # fmt: skip
 
 Tell = Callable[[str, int], None]  # a table's name and how many of its rows are new so far
@@ -86,7 +86,16 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
     with _snapshot(source, target.backend.path.parent) as conn:
         work = _Merge(target, conn, tell)
         work.check_datasets()
-        for table in ("prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample"):
+        for table in (
+            "prompt",
+            "teacher",
+            "teacher_measure",
+            "student",
+            "measure",
+            "augmentation",
+            "derivation",
+            "sample",
+        ):
             work.copy(table)
         work.copy("variant", "kind", (ORIGIN,))
         work.copy_datasets()

@@ -9,11 +9,15 @@ wanted steps need. They use only SQL that SQLite and DuckDB share.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from recycledb import methods
 from recycledb.methods import Input, TeacherStep
+from recycledb.methods.judging import ANSWER, ANSWERS
 from recycledb.schema import ORIGIN
+
+if TYPE_CHECKING:
+    from recycledb.store.subjects import Subjects
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Wanted:
     run_started: str | None = None  # errors since this time count against max_attempts; None: none do
     max_attempts: int = 5
     lazy_student: str | None = None  # if set, `Input.lazy` applies, with this student's scores
+    subjects: "Subjects | None" = None  # what its one step, which has no inputs, is asked about
 
     def retrying(self, before: str) -> "Wanted":
         """Return a copy in which questions that failed before that time are retried."""
@@ -45,6 +50,7 @@ class Wanted:
     def parameters(self) -> dict[str, object]:
         """The values that the statements below bind; for all steps, since conditions may refer to any."""
         return {
+            **(self.subjects.parameters if self.subjects else {}),
             "teacher": self.teacher_id,
             "retry_before": self.retry_before,
             "run_started": self.run_started,
@@ -178,17 +184,23 @@ def questions(wanted: Wanted, samples: str) -> str:
     texts of the first variant, and the number of attempts so far.
     """
     asks = list(_asks(wanted))
-    if not asks:
+    if not asks and wanted.subjects is None:
         return f"""
             WITH seen(sample_id) AS ({samples})
             SELECT v.variant_id, v.sample_id, v.kind, '' AS step, '' AS prompt_id, '' AS others,
                 v.instruction, v.input, v.output, 0 AS attempts
             FROM variant v WHERE 1 = 0
         """
-    tables = "".join(f", {name} AS ({sql})" for name, sql in _lazy_tables(wanted))
+    if wanted.subjects is not None:
+        before = wanted.subjects.ctes(samples, wanted.steps[0].name)
+    else:
+        tables = "".join(f", {name} AS ({sql})" for name, sql in _lazy_tables(wanted))
+        before = f"""
+            {chain(wanted, samples)}, member AS ({_ORIGINS} UNION ALL SELECT * FROM usable){tables},
+            ask AS ({" UNION ALL ".join(asks)})
+        """
     return f"""
-        {chain(wanted, samples)}, member AS ({_ORIGINS} UNION ALL SELECT * FROM usable){tables},
-        ask AS ({" UNION ALL ".join(asks)}),
+        {before},
         open_question AS MATERIALIZED (SELECT a.* FROM ask a WHERE {_unanswered(wanted)})
         SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.others, v.instruction, v.input, v.output,
             (SELECT count(*) FROM attempt t WHERE {_same_question(wanted, "t")}) AS attempts
@@ -374,18 +386,20 @@ def candidates(scope: Scope, samples: str) -> str:
     found = [_ORIGINS if ORIGIN in kinds else f"{_ORIGINS} AND 1 = 0"]
     if scope.wanted is not None:
         found.append(f"SELECT * FROM usable WHERE kind IN ({_quoted(kinds)})")
-    if scope.augmentations:
+    if scope.augmentations or ANSWER in kinds:
         found.append(_derived(scope.augmentations, kinds))
     first = chain(scope.wanted, samples) if scope.wanted is not None else f"WITH seen(sample_id) AS ({samples})"
     return f"{first}, candidate AS ({' UNION ALL '.join(found)})"
 
 
 def _derived(augmentations: Sequence[str], kinds: Sequence[str]) -> str:
-    """Return SQL for the keys of the current variants that these augmentations made."""
+    """Return SQL for the keys of the current variants that these augmentations made, and of models' answers."""
+    answers = f"SELECT augmentation_id FROM augmentation WHERE method = '{ANSWERS}'" if ANSWER in kinds else "''"
     return f"""
         SELECT {_KEYS} FROM {_OF_SEEN} CROSS JOIN derivation d
         WHERE v.sample_id = seen.sample_id AND v.kind IN ({_quoted(kinds)})
-        AND d.derivation_id = v.derivation_id AND d.augmentation_id IN ({_quoted(augmentations)})
+        AND d.derivation_id = v.derivation_id
+        AND (d.augmentation_id IN ({_quoted(augmentations) or "''"}) OR d.augmentation_id IN ({answers}))
         AND EXISTS (SELECT 1 FROM current_variants c WHERE c.variant_id = v.variant_id)
     """
 

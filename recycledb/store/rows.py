@@ -349,6 +349,21 @@ class OrderingItemRow(NamedTuple):
     reason: str | None = None
 
 
+class TeacherMeasureRow(NamedTuple):
+    """A row of `teacher_measure`."""
+
+    measure_id: str
+    name: str
+    method: str
+    teacher_id: str
+    prompt_id: str
+    first_kind: str
+    second_kind: str
+    low: float | None
+    high: float | None
+    created_at: str
+
+
 class SelectionRow(NamedTuple):
     """A row of `selection`."""
 
@@ -411,6 +426,7 @@ StoredRow = (
     | EmbeddingRow
     | OrderingRow
     | OrderingItemRow
+    | TeacherMeasureRow
     | SelectionRow
     | SelectionItemRow
     | NameRow
@@ -445,6 +461,7 @@ ROWS: Mapping[str, type[StoredRow]] = {
     "embedding": EmbeddingRow,
     "ordering": OrderingRow,
     "ordering_item": OrderingItemRow,
+    "teacher_measure": TeacherMeasureRow,
     "selection": SelectionRow,
     "selection_item": SelectionItemRow,
     "name": NameRow,

@@ -454,6 +454,24 @@ class OrderingItem(SQLModel, table=True):
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
+class TeacherMeasure(SQLModel, table=True):
+    """A measure that a teacher takes: ratings of single variants, or judgements of ordered pairs of variants of a sample."""
+
+    __tablename__ = "teacher_measure"
+
+    measure_id: str = Field(primary_key=True)
+    name: str
+    method: str = Field(description="`judging` for pairs, else the method of the measure")
+    teacher_id: str = Field(foreign_key="teacher.teacher_id")
+    prompt_id: str = Field(foreign_key="prompt.prompt_id")
+    first_kind: str = Field(description="for pairs the first kind, or `answer/AUTHOR`; else ''")
+    second_kind: str = Field(description="for pairs the second kind; else that of the reference, '' for none")
+    low: float | None = Field(sa_type=Double, description="the lowest number of the scale; NULL for pairs")
+    high: float | None = Field(sa_type=Double)
+    created_at: str
+    digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
 class Selection(SQLModel, table=True):
     """A recorded selection: the recipe that was run, and its result."""
 
@@ -484,7 +502,10 @@ class SelectionItem(SQLModel, table=True):
 
 
 class Name(SQLModel, table=True):
-    """From `since`, `name` stands for `id`: a teacher, student, prompt (by step), selection, measure, augmentation or extractor version."""
+    """From `since`, `name` stands for `id`.
+
+    It is that of a teacher, student, prompt (by step), selection, measure, rating, judging, augmentation or extractor version.
+    """
 
     kind: str = Field(primary_key=True)
     name: str = Field(primary_key=True)

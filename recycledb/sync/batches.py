@@ -11,7 +11,7 @@ unnamed temporary files, which a kill does not leave behind.
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from tempfile import TemporaryFile
@@ -49,6 +49,12 @@ class Batched:
     taken: int = 0  # batches
     waiting: int = 0  # batches that are not finished yet
     cut_short: list[str] = field(default_factory=list)  # what is wrong with output files that will be fetched again
+
+    def after(self, earlier: "Batched | None") -> "Batched":
+        """Return the counts that begin with those of an earlier visit in the same run."""
+        if earlier is None:
+            return self
+        return replace(earlier, cut_short=list(earlier.cut_short))
 
 
 @dataclass

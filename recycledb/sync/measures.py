@@ -120,7 +120,7 @@ def resolve(
         if name not in config.measures:
             known = ", ".join(config.measures) or "none"
             raise ConfigError(f"no measure {name!r} in {config.path} (configured: {known}); add [measures.{name}]")
-    chosen = [each for each in config.measures.values() if not names or each.name in names]
+    chosen = [each for each in config.measures.values() if not each.by_teacher and (not names or each.name in names)]
     return tuple(
         Measured(each, tuple(identified(config.students[name]) for name in each.students) or tuple(students))
         for each in chosen
