@@ -26,7 +26,7 @@ def run() -> int:
     import typer
 
     from recycledb.cli import commands
-    from recycledb.cli.printing import make_safe, show_traceback, show_usage_error, tell
+    from recycledb.cli.printing import discard, is_closed, make_safe, show_traceback, show_usage_error, tell
     from recycledb.errors import RecycledbError
 
     wrong_use = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not export
@@ -35,14 +35,19 @@ def run() -> int:
         _require_utf8(sys.argv[1:])
         left = commands.app(standalone_mode=False)  # returns the code of typer.Exit
         code = left if isinstance(left, int) else 0
+        sys.stdout.flush()
     except RecycledbError as error:
         if commands.session.debug:
             show_traceback(error)
         else:
             tell("; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 1
-    except SystemExit as exit_:  # raised by a library, or for a closed pipe
-        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except (SystemExit, BrokenPipeError) as exit_:  # raised by a library, or for a closed pipe
+        if is_closed(exit_):
+            discard()
+            return 0
+        told = exit_.code if isinstance(exit_, SystemExit) else 1
+        code = told if isinstance(told, int) else int(told is not None)
     except (
         Exception
     ) as error:  # wrong usage; anything else is a bug, and its traceback is printed with control characters escaped

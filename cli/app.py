@@ -119,6 +119,16 @@ def stdout() -> "Terminal":
     return Terminal()
 
 
+def warn_of_params(config: "Config") -> None:
+    """Print a line for each parameter of a teacher that its API does not know."""
+    from recycledb.cli.printing import tell
+    from recycledb.suggestions import unknown_params
+
+    for teacher in config.teachers.values():
+        for each in unknown_params(teacher.provider, teacher.params):
+            tell(f"warning: [teachers.{teacher.name}] {each}")
+
+
 def emit(result: Any, *, as_json: bool, show: Callable[[], None]) -> None:
     """Print a command's result: as JSON, or by calling `show`.
 

@@ -1,10 +1,13 @@
 """All commands on one app, sorted for `--help` in the order in which they are used."""
 
 from recycledb.cli import (
+    adding,
     comparisons,
+    datasets,
     demo,
     exports,
     measures,
+    mixing,
     queries,
     report,
     sample,
@@ -18,6 +21,8 @@ from recycledb.cli.app import app, session
 COMMANDS = (
     demo,
     stores,
+    adding,
+    datasets,
     sync,
     status,
     selections,
@@ -25,6 +30,7 @@ COMMANDS = (
     comparisons,
     exports,
     measures,
+    mixing,
     sample,
     report,
 )  # importing a module registers its commands
@@ -38,6 +44,8 @@ ORDER = (
     "query",
     "select",
     "selections",
+    "mix",
+    "duplicates",
     "diff",
     "compare",
     "export",

@@ -5,37 +5,60 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import Json, app, emit, session, stderr, stdout
 from recycledb.cli.options import DatasetName, Timeout
 
 if TYPE_CHECKING:
     from recycledb.cli.printing import Table
     from recycledb.selection.compare import Comparison
+    from recycledb.selection.matrix import Matrix
     from recycledb.selection.picks import Confusion
+
+
+Students = Annotated[
+    list[str],
+    typer.Argument(metavar="STUDENT STUDENT…", help="Students to compare.", autocompletion=completion.stored_student),
+]
+Metric = Annotated[
+    str,
+    typer.Option(
+        help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ followed by a statistic: ppl_A_direct …",
+        autocompletion=completion.metric,
+    ),
+]
 
 
 @app.command()
 def compare(
-    students: Annotated[list[str], typer.Argument(metavar="STUDENT STUDENT…", help="Students to compare.")] = [],  # noqa: B006 — typer copies it
+    students: Students = [],  # noqa: B006 — typer copies it
     *,
-    metric: Annotated[
-        str,
-        typer.Option(
-            help="ifd_ppl, rifd_ppl, ifd_loss, rifd_loss, or ppl_/loss_ followed by a statistic: ppl_A_direct …"
-        ),
-    ] = "ifd_ppl",
-    kind: Annotated[str | None, typer.Option(help="One kind of variant. Default: all scored kinds.")] = None,
+    metric: Metric = "ifd_ppl",
+    kind: Annotated[
+        str | None,
+        typer.Option(help="One kind of variant. Default: all scored kinds.", autocompletion=completion.scored_kind),
+    ] = None,
     top: Annotated[str, typer.Option(metavar="5%|N", help="Count the overlap of the top N or the top share.")] = "5%",
     dataset: DatasetName = None,
     teacher: Annotated[
         list[str],
-        typer.Option(help="Use this teacher's variants; repeat to compare teachers. Default: the only teacher."),
+        typer.Option(
+            help="Use this teacher's variants; repeat to compare teachers. Default: the only teacher.",
+            autocompletion=completion.stored_teacher,
+        ),
     ] = [],  # noqa: B006
     prompt: Annotated[
         list[str],
         typer.Option(
             metavar="current|ID[+ID…]",
             help="Use variants made with this prompt (a prompt_id prefix, or `current`); repeat to compare prompts.",
+        ),
+    ] = [],  # noqa: B006
+    measure: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME/MODEL",
+            help="Compare measures instead, such as ifd/7b; repeat. Length and a random order stand beside them.",
         ),
     ] = [],  # noqa: B006
     plot: Annotated[
@@ -52,7 +75,19 @@ def compare(
 
     Example: [bold]recycledb compare 7b --teacher gpt --teacher claude[/bold] ·
     [bold]recycledb compare 7b --prompt current --prompt 3fa9c2[/bold]
+
+    Example: [bold]recycledb compare --measure ifd/7b --measure selectit/7b --plot agreement.html[/bold]
     """
+    if measure:
+        if students or teacher or prompt:
+            raise typer.BadParameter("--measure compares measures; leave out students, --teacher and --prompt")
+        with session.open() as db:
+            matrix = db.compare_measures(
+                *measure, kind=kind or "origin", top=top, dataset=dataset, plot=plot, timeout_s=timeout
+            )
+        _written(plot)
+        emit(matrix.as_dict(), as_json=as_json, show=lambda: _show_matrix(matrix))
+        return
     with session.open() as db:
         found = db.compare(
             *students,
@@ -65,9 +100,31 @@ def compare(
             plot=plot,
             timeout_s=timeout,
         )
+    _written(plot)
+    emit(found.as_dict(), as_json=as_json, show=lambda: _show_comparison(found))
+
+
+def _written(plot: Path | None) -> None:
     if plot is not None:
         stderr().print(f"wrote {plot}", markup=False, soft_wrap=True)
-    emit(found.as_dict(), as_json=as_json, show=lambda: _show_comparison(found))
+
+
+def _show_matrix(found: "Matrix") -> None:
+    out = stdout()
+    out.print(f"Spearman's rank correlation over {found.kind} variants", markup=False)
+    table = _table("", *found.measures)
+    for one in found.measures:
+        numbers = (found.spearman(one, other) for other in found.measures)
+        table.add_row(one, *("–" if value is None else f"{value:.2f}" for value in numbers))
+    out.print(table)
+    table = _table(f"top {found.top}", "n", "k", "in both", "overlap", "chance")
+    for pair in found.pairs:
+        shares = ("–" if value is None else f"{value:.1%}" for value in (pair.overlap, pair.chance))
+        table.add_row(" × ".join(pair.measures), str(pair.n), str(pair.k), str(pair.shared), *shares)
+    out.print()
+    out.print(table)
+    out.print()
+    out.print(f"baselines: {', '.join(found.baselines)}", style="dim", markup=False)
 
 
 def _number(value: float | None) -> str:
@@ -79,7 +136,7 @@ def _table(*columns: str) -> "Table":
 
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 or column == "kind" else "right")
     return table
 
 
@@ -89,6 +146,10 @@ def _show_comparison(found: "Comparison") -> None:
     teachers = {side.teacher for side in found.sides}
     made = f", teacher {found.sides[0].teacher}" if len(teachers) == 1 and found.sides[0].teacher else ""
     out.print(f"{found.metric} of {' and '.join(found.labels)}{under} on {found.samples} samples{made}", markup=False)
+    for side in found.without_values:
+        out.print(
+            f"{side} has no value of {found.metric}: `recycledb sync` computes those that are missing", style="yellow"
+        )
     table = _table("", "kind", "n", "missing", "mean", "median", "sd", "quartiles", "below 1")
     for each in found.summaries:
         quartiles = f"{_number(each.quartile_1)}–{_number(each.quartile_3)}"
@@ -101,10 +162,10 @@ def _show_comparison(found: "Comparison") -> None:
         table.add_row(" × ".join(row.sides), row.kind, str(row.n), *numbers)
     out.print()
     out.print(table)
-    table = _table(f"top {found.top}", "kind", "k", "in both", "overlap")
+    table = _table(f"top {found.top}", "kind", "k", "in both", "overlap", "by chance")
     for overlap in found.top_overlaps:
-        share = "–" if overlap.overlap is None else f"{overlap.overlap:.1%}"
-        table.add_row(" × ".join(overlap.sides), overlap.kind, str(overlap.k), str(overlap.shared), share)
+        shares = ["–" if each is None else f"{each:.1%}" for each in (overlap.overlap, overlap.chance)]
+        table.add_row(" × ".join(overlap.sides), overlap.kind, str(overlap.k), str(overlap.shared), *shares)
     out.print()
     out.print(table)
     for confusion in found.confusions:
@@ -134,6 +195,6 @@ def _show_disagreements(found: "Comparison") -> None:
             f"{name} {value:.3f} (percentile {100 * share:.0f})"
             for name, value, share in zip(found.labels, each.values, each.percentiles, strict=True)
         )
-        out.print(f"  {each.sample_id[:12]}  {each.kind}: {values}", markup=False, soft_wrap=True)
+        out.print(f"  {each.sample_id[:12]}  {each.kind}: {values}", markup=False, soft_wrap=not out.is_terminal)
         for words in each.words:
             out.print(f"      {words}", style="dim", no_wrap=True, overflow="ellipsis")

@@ -5,11 +5,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recycledb.cli.app import Json, app, emit, session, stdout
-from recycledb.cli.options import Card, DatasetName, LlamaFactory, OutFormat, Prompt, Teacher, Timeout
-from recycledb.cli.selections import tell_written
+from recycledb.cli import completion
+from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+from recycledb.cli.options import (
+    Card,
+    DatasetName,
+    Holdout,
+    LlamaFactory,
+    OutFormat,
+    Prompt,
+    Seed,
+    Teacher,
+    Timeout,
+    WithExtra,
+    goes_to_stdout,
+    target,
+)
+from recycledb.cli.selections import show_files, tell_written
 
 if TYPE_CHECKING:
+    from recycledb.cli.printing import Terminal
     from recycledb.selection.published import Imported
     from recycledb.selection.select import Exported
 
@@ -17,15 +32,28 @@ if TYPE_CHECKING:
 @app.command()
 def export(
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write; - is stdout.")],
     kind: Annotated[
-        str, typer.Option(help="The kind of variant: origin, compressed, reflect_instruction …")
+        str,
+        typer.Option(
+            help="The kind of variant: origin, compressed, reflect_instruction …",
+            autocompletion=completion.kind,
+        ),
     ] = "origin",
     teacher: Teacher = None,
     prompt: Prompt = None,
     dataset: DatasetName = None,
     format: OutFormat = "alpaca",
-    student: Annotated[str | None, typer.Option(help="The student to train; used by --llama-factory only.")] = None,
+    with_extra: WithExtra = False,
+    holdout: Holdout = None,
+    seed: Seed = 0,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="The student to train; used by --llama-factory only.",
+            autocompletion=completion.stored_student,
+        ),
+    ] = None,
     timeout: Timeout = None,
     llama_factory: LlamaFactory = None,
     card: Card = None,
@@ -35,27 +63,32 @@ def export(
 
     Example: [bold]recycledb export --kind reflect_both -o reflected.json[/bold]
     """
+    to = target(output, as_json=as_json) or output
     with session.open() as db:
         exported = db.export(
-            output,
+            to,
             kind=kind,
             teacher=teacher,
             prompt=prompt,
             dataset=dataset,
             format=format,
+            with_extra=with_extra,
+            holdout=holdout,
+            seed=seed,
             student=student,
             llama_factory=llama_factory,
             card=card,
             timeout_s=timeout,
         )
     tell_written(exported.beside)
-    emit(exported.as_dict(), as_json=as_json, show=lambda: _show_exported(exported))
+    out = stderr() if goes_to_stdout(to) else stdout()
+    emit(exported.as_dict(), as_json=as_json, show=lambda: _show_exported(exported, out))
 
 
-def _show_exported(exported: "Exported") -> None:
-    out = stdout()
+def _show_exported(exported: "Exported", out: "Terminal") -> None:
     out.print(f"wrote {exported.rows} {exported.kind} to {exported.file}", markup=False, soft_wrap=True)
     out.print(f"  sha256 {exported.sha256}")
+    show_files(out, exported.held_out, exported.unpaired, exported.contexts_left_out)
 
 
 @app.command("import-scores")
@@ -65,12 +98,30 @@ def import_scores(
         typer.Argument(metavar="FILE", help="JSON lines or Parquet, or a folder of files as published on the Hub."),
     ],
     *,
-    dataset: Annotated[str, typer.Option(help="The dataset that the rows of FILE belong to, in its order.")],
-    kind: Annotated[str, typer.Option(help="The kind of variant that was scored: origin, reflect_both …")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="The dataset that the rows of FILE belong to, in its order.",
+            autocompletion=completion.dataset,
+        ),
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="The kind of variant that was scored: origin, reflect_both …",
+            autocompletion=completion.scored_kind,
+        ),
+    ],
     student: Annotated[str, typer.Option(help="The name of the student to create.")],
     teacher: Teacher = None,
     template: Annotated[
-        str, typer.Option("--template", "--prompt", help="The template that the scores were computed with.")
+        str,
+        typer.Option(
+            "--template",
+            "--prompt",
+            help="The template that the scores were computed with.",
+            autocompletion=completion.template,
+        ),
     ] = "vicuna",
     max_length: Annotated[int, typer.Option(min=1, help="The number of tokens that texts were truncated to.")] = 2048,
     as_json: Json = False,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from recycledb.cli.app import Json, app, emit, session, stdout
-from recycledb.cli.plans import right
+from recycledb.cli.plans import folded, right
 
 
 @app.command()
@@ -26,7 +26,7 @@ def _show(found: list[dict[str, Any]]) -> None:
     if not found:
         out.print("no measures yet; run `recycledb sync` to compute those in recycledb.toml")
         return
-    table = Table("measure", "model", *right("values", "min", "mean", "max"), "no value", box=None)
+    table = Table("measure", "model", *right("values", "min", "mean", "max"), folded("no value"), box=None)
     for row in found:
         numbers = [_number(row[key]) for key in ("min", "mean", "max")]
         without = ", ".join(f"{count:,} {status}" for status, count in row["without_number"].items())

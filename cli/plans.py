@@ -24,8 +24,7 @@ def show_plan(plan: "Plan", target: "Target") -> None:
         out.print("recycledb.toml has no teacher and no student: add [teachers.NAME] or [students.NAME]")
     elif plan.ready == 0 and plan.calls == 0:
         out.print("nothing is missing" if not plan.failed else "nothing to do")
-    if plan.unread:
-        out.print(f"{plan.unread:,} stored replies to extract again with the current extractor (no requests)")
+    _show_unread(plan, target)
     if any(ask.calls for ask in plan.asks):
         table = Table(
             "step", "teacher", *right("ready", "follow-up (max)", "prompt tokens", "completion tokens", "USD"), box=None
@@ -59,6 +58,15 @@ def show_plan(plan: "Plan", target: "Target") -> None:
         out.print(f"prompt tokens by {plan.counted_by}{_at_most(plan)}", markup=False)
     _show_budget(plan)
     _show_waiting(plan)
+
+
+def _show_unread(plan: "Plan", target: "Target") -> None:
+    """Say how many stored replies are read by a newer version, and what may come of it."""
+    if plan.unread:
+        out = stdout()
+        out.print(f"{plan.unread:,} stored replies to extract again with the current extractor (no requests)")
+        if target.reflect:
+            out.print("texts that it reads differently than before may lead to new questions")
 
 
 def _show_waiting(plan: "Plan") -> None:
@@ -100,6 +108,13 @@ def right(*headers: str) -> list[Any]:
     from rich.table import Column
 
     return [Column(header, justify="right") for header in headers]
+
+
+def folded(header: str) -> Any:
+    """Return a column of long texts, which are wrapped where the terminal is narrow."""
+    from rich.table import Column
+
+    return Column(header, overflow="fold")
 
 
 def _about(tokens: int | None) -> str:

@@ -8,20 +8,26 @@ not read as markup. Styles are passed as `style=`, never inside a text.
 
 import logging
 import os
+import re
+import select
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from recycledb.terminal import visible, visible_line
 
 PIPED_WIDTH = 200  # columns when the output is not a terminal
+SHORTEST = 16  # the fewest columns to which a long text in a table is wrapped
 
 
 class Terminal(Console):
@@ -39,6 +45,13 @@ class Terminal(Console):
         """Print a text of several lines, without wrapping."""
         super().print(text, **{"soft_wrap": True, **options})
 
+    def heading(self, title: Text, characters: str = "─") -> None:
+        """Print a title followed by a line; a title that is too long for that is wrapped, not cut."""
+        if title.cell_len + 2 <= self.width:
+            self.rule(title, align="left", characters=characters)
+        else:
+            super().print(title, overflow="fold")
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape a string before rich measures its width."""
         return super().render_str(visible(text), **options)
@@ -51,7 +64,11 @@ class Terminal(Console):
 
 
 class Table(RichTable):
-    """rich's table without borders; a string in a cell is one line."""
+    """rich's table without borders, in which no name and no number is ever cut; a string in a cell is one line.
+
+    Where it is too wide, in this order: headings are wrapped, columns with overflow="fold" are wrapped, columns stand closer,
+    and at last those that do not fit follow in another table, which begins with the same names.
+    """
 
     def __init__(self, *headers: Any, box: None = None, **options: Any) -> None:
         super().__init__(*headers, box=box, **options)
@@ -63,6 +80,123 @@ class Table(RichTable):
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         """Add a row."""
         super().add_row(*(visible_line(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Any]:
+        """Draw it at its own width if there is room, else as said above."""
+        room, columns = options.max_width, self.columns
+        if sum(_width(each, _heading(each)) for each in columns) + 2 * len(columns) <= room:
+            return super().__rich_console__(console, options)
+        names = next((i for i, each in enumerate(columns) if each.justify == "right"), len(columns))
+        widths = [_width(each, *_words(_heading(each))) for each in columns]
+        folds = {i for i, each in enumerate(columns) if each.overflow == "fold"}
+        if (
+            sum(widths[:names]) + 2 * names + max(widths[names:], default=0) > room
+        ):  # else names stay whole on their line
+            folds |= set(range(names))
+        least = [min(width, SHORTEST) if i in folds else width for i, width in enumerate(widths)]
+        every = list(range(len(columns)))
+        for each, gap in ((widths, 2), (least, 2), (widths, 1), (least, 1)):
+            if sum(each) + gap * (len(columns) - 1) <= room:
+                return [self._part(every, _filled(each, widths, room - gap * (len(columns) - 1)), gap)]
+        return self._parts(names, least, widths, room)
+
+    def _parts(self, names: int, least: list[int], widths: list[int], room: int) -> Iterable[RenderableType]:
+        """Yield tables that fit one above the other, each with the columns of names."""
+        left = list(range(names, len(least)))
+        while left:
+            part, used = list(range(names)), sum(least[:names]) + 2 * names
+            while left and (len(part) == names or used + least[left[0]] <= room):
+                used += least[left[0]] + 2
+                part.append(left.pop(0))
+            inner = room - 2 * (len(part) - 1)
+            fitting = _filled([least[i] for i in part], [widths[i] for i in part], inner)
+            fitting[-1] = max(
+                1, min(fitting[-1], inner - sum(fitting[:-1]))
+            )  # one column may be wider than the terminal
+            yield self._part(part, fitting, 2)
+            if left:
+                yield Text("")
+
+    def _part(self, chosen: Sequence[int], widths: Sequence[int], gap: int) -> RichTable:
+        """Return some of the columns at the given widths."""
+        part = RichTable(box=None, header_style=self.header_style, pad_edge=False, padding=(0, gap, 0, 0))
+        for i, width in zip(chosen, widths, strict=True):
+            column = self.columns[i]
+            heading = _wrapped(_heading(column), width)
+            part.add_column(heading, justify=column.justify, style=column.style, width=width, overflow="fold")
+        for cells in zip(*(self.columns[i].cells for i in chosen), strict=True):
+            part.add_row(*cells)
+        return part
+
+
+def _heading(column: Column) -> str:
+    return str(column.header)
+
+
+def _words(heading: str) -> list[str]:
+    """Split a heading where it may be wrapped: at spaces, and after underscores."""
+    return re.findall(r"[^\s_]+_*|_+", heading)
+
+
+def _width(column: Column, *headings: str) -> int:
+    return max(map(cell_len, (*headings, *map(str, column.cells), "")))
+
+
+def _wrapped(heading: str, width: int) -> str:
+    lines = [""]
+    for word in _words(heading):
+        glue = "" if not lines[-1] or lines[-1].endswith("_") else " "
+        if lines[-1] and cell_len(lines[-1] + glue + word) > width:
+            lines.append(word)
+        else:
+            lines[-1] += glue + word
+    return "\n".join(lines)
+
+
+def _filled(least: Sequence[int], widths: Sequence[int], room: int) -> list[int]:
+    """Share out what is left of the room to the columns that are narrower than their texts."""
+    found, left = list(least), room - sum(least)
+    for i, width in enumerate(widths):
+        more = max(0, min(width - found[i], left))
+        found[i] += more
+        left -= more
+    return found
+
+
+def is_closed(error: BaseException) -> bool:
+    """Tell whether an error comes from writing to a pipe that nobody reads any more, as `recycledb … | head` leaves it."""
+    # rich and typer end the process for it, with an exit code of their own.
+    return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
+
+
+def discard() -> None:
+    """Send what is still to be printed nowhere, also what Python prints when it ends."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            if not _takes_text(descriptor):
+                os.dup2(nowhere, descriptor)
+
+
+def _takes_text(descriptor: int) -> bool:
+    """Tell whether a descriptor still has a reader: a closed pipe reports an error."""
+    if not hasattr(select, "poll"):  # Windows
+        return descriptor != 1
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Let a command go on when nobody reads its output any more: it has work to do, or an exit code to give."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        if not is_closed(error):
+            raise
+        discard()
 
 
 def tell(text: str) -> None:

@@ -28,30 +28,19 @@ def drawn(as_json: bool) -> Iterator["Listener"]:
     if not console.is_terminal:
         yield lambda progress: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from recycledb.cli.bars import Bars
 
-    columns = (
-        TextColumn("{task.description:<34}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:>10}", markup=False),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
     tasks: dict[tuple[str, str], Any] = {}
-    bars = Progress(*columns, console=console)
+    bars = Bars(console)
 
     def draw(progress: "Event") -> None:
         key = (progress.step, progress.who)
-        if key not in tasks:
-            tasks[key] = bars.add_task(visible_line(f"{progress.step} · {progress.who}"), rate="", note="")
-        bars.update(
-            tasks[key],
-            completed=progress.done + progress.failed,
-            total=max(progress.total, progress.done + progress.failed),
-            rate=f"{progress.rate:,.1f}/s",
-            note=_note(progress),
-        )
+        done = progress.done + progress.failed
+        now: dict[str, Any] = {"completed": done, "total": max(progress.total, done), "facts": _facts(progress)}
+        if key in tasks:
+            bars.update(tasks[key], **now)
+        else:
+            tasks[key] = bars.add_task(visible_line(f"{progress.step} · {progress.who}"), **now)
 
     bars.start()
     try:
@@ -76,23 +65,21 @@ def _while_read(listener: "Listener") -> "Listener":
     return listen
 
 
-def _note(progress: "Event") -> str:
-    from recycledb.sync.budget import described
-
-    parts = []
+def _facts(progress: "Event") -> dict[str, str]:
+    """Return what is said of a step, by the column of `bars`."""
+    facts = {"rate": f"{progress.rate:,.1f}/s"}
     if progress.failed:
-        parts.append(f"{progress.failed:,} failed")
+        facts["failed"] = f"{progress.failed:,} failed"
     if progress.in_flight:
-        parts.append(f"{progress.in_flight:,} in flight")
+        facts["in flight"] = f"{progress.in_flight:,} in flight"
     if progress.tokens and progress.seconds:
         per_minute = progress.step != "score"
         rate = progress.tokens / progress.seconds * (60 if per_minute else 1)
-        parts.append(f"{rate:,.0f} tokens/{'min' if per_minute else 's'}")
-    if progress.utilisation is not None:
-        parts.append(f"{progress.utilisation:.0%} of peak")
-    if cost := described(progress.cost_usd, progress.cost_unknown):
-        parts.append(cost)
-    return ", ".join(parts)
+        facts["tokens"] = f"{rate:,.0f} tokens/{'min' if per_minute else 's'}"
+    known = f"${progress.cost_usd:,.4f}" if progress.cost_usd else ""
+    lacking = f"{progress.cost_unknown:,} of unknown cost" if progress.cost_unknown else ""
+    facts["cost"] = " + ".join(part for part in (known, lacking) if part)
+    return facts
 
 
 def _events() -> "Listener":

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from recycledb.cli import completion
 from recycledb.cli.app import app, session, stderr
 from recycledb.cli.options import Params, parse_params
 from recycledb.errors import SelectionError
@@ -23,10 +24,12 @@ def query(
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", help="table, json, jsonl, csv or parquet. Default: by the extension of --output, else table."
+            "--format",
+            help="table, json, jsonl, csv or parquet. Default: by the extension of --output, else table.",
+            autocompletion=completion.format_query,
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; - is stdout.")] = None,
     param: Params = [],  # noqa: B006 — typer copies it
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Abort the query after this time.")] = None,
     allow_external: Annotated[
@@ -42,6 +45,7 @@ def query(
 
     text = _sql_text(sql, file)
     parameters = values_of(text, parse_params(param))
+    output = None if output == Path("-") else output
     width = queries.terminal_width() if sys.stdout.isatty() else None
     with (
         session.open() as db,

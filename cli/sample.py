@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.schema import context_messages
 from recycledb.terminal import visible_line
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-SCORES = ("ifd_ppl", "rifd_ppl", "ppl_A_condition", "ppl_A_direct", "ppl_Q_condition", "ppl_Q_direct")
+SCORES = {"ifd_ppl": "IFD", "rifd_ppl": "rIFD"} | {
+    name: name for name in ("ppl_A_condition", "ppl_A_direct", "ppl_Q_condition", "ppl_Q_direct")
+}  # columns and their headings
 
 
 @app.command()
@@ -38,10 +41,15 @@ def _show(found: dict[str, Any]) -> None:
         extra = json.loads(place["extra"])
         note = f"  {json.dumps(extra, ensure_ascii=False)}" if extra else ""
         out.print(f"  {place['dataset']} at {place['position']}{note}", markup=False)
+    for role, text in context_messages(found["context"]):
+        out.print(f"context, {role}", style="dim")
+        out.text(text)
     for variant in found["variants"]:
         _show_variant(variant, found["scores"], found["losses"])
         _show_measures([row for row in found["measures"] if row["variant_id"] == variant["variant_id"]])
     _show_derivations(found)
+    for near in found["near_duplicates"]:
+        out.print(f"near-duplicate of sample {near['sample_id'][:12]}, {near['similarity']:.0%} the same", markup=False)
     for text in found["teacher_texts"]:
         _show_text(text)
     out.print()
@@ -54,7 +62,7 @@ def _show_variant(variant: dict[str, Any], scores: list[dict[str, Any]], losses:
     by = f" · {variant['teacher']}" if variant["teacher"] else ""
     old = "" if variant["is_current"] else " · superseded"
     rest = f"{by}{old} · {variant['variant_id'][:12]}"
-    out.rule(_title(variant["kind"], rest), align="left", characters="─")
+    out.heading(_title(variant["kind"], rest))
     for label in ("instruction", "input", "output"):
         if variant[label]:
             out.print(label, style="dim")
@@ -86,7 +94,7 @@ def _score_table(rows: list[dict[str, Any]]) -> Any:
 
     from recycledb.cli.printing import Table
 
-    headers = [Column(name.replace("_ppl", "").upper() if "ifd" in name else name, justify="right") for name in SCORES]
+    headers = [Column(SCORES[name], justify="right") for name in SCORES]
     table = Table("student", *headers, box=None, header_style="dim")
     for row in rows:
         table.add_row(row["student"], *(_number(row[name]) for name in SCORES))
@@ -103,7 +111,7 @@ def _show_derivations(found: dict[str, Any]) -> None:
     for derivation in found["derivations"]:
         old = "" if derivation["is_current"] else " · superseded"
         rest = f" · round {derivation['round']}{old} · {derivation['derivation_id'][:12]}"
-        out.rule(_title(derivation["augmentation"], rest), align="left", characters="┄")
+        out.heading(_title(derivation["augmentation"], rest), "┄")
         if derivation["reason"] is not None:
             out.print(f"no variant: {derivation['reason']}", markup=False)
         else:
@@ -124,7 +132,7 @@ def _show_text(text: dict[str, Any]) -> None:
     if text["reason"]:
         extraction = f"{extraction}: {text['reason']}"
     title = f"{text['step']} · {text['teacher']} · attempt {text['attempt']} · {text['status']}"
-    out.rule(_title(title, f" · {text['text_id'][:12]}"), align="left", characters="┄")
+    out.heading(_title(title, f" · {text['text_id'][:12]}"), "┄")
     paid = [
         f"{text[key]:,} {what} tokens"
         for key, what in (("prompt_tokens", "prompt"), ("completion_tokens", "completion"))
@@ -152,10 +160,12 @@ def _costs(texts: list[dict[str, Any]]) -> str:
 
 
 def _show_selections(found: dict[str, Any]) -> None:
+    from recycledb.methods.ifd import spelled
+
     out = stdout()
     kinds = {variant["variant_id"]: variant["kind"] for variant in found["variants"]}
     for item in found["selections"]:
-        reason = f": {item['reason']}" if item["reason"] else ""
+        reason = f": {spelled(item['reason'])}" if item["reason"] else ""
         kind = kinds[item["variant_id"]]
         out.print(
             f"picked by {item['selection']} ({item['recipe']}) at position {item['position']} as {kind}{reason}",

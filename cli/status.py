@@ -2,21 +2,23 @@
 
 from typing import TYPE_CHECKING, Any
 
-from recycledb.cli.app import Json, app, emit, session, stdout
-from recycledb.cli.plans import right, show_plan
+from recycledb.cli.app import Json, app, emit, session, stdout, warn_of_params
+from recycledb.cli.options import DatasetNames
+from recycledb.cli.plans import folded, right, show_plan
 
 if TYPE_CHECKING:
     from recycledb.inspection import Status
 
 
 @app.command()
-def status(as_json: Json = False) -> None:
+def status(dataset: DatasetNames = None, as_json: Json = False) -> None:
     """Show what the store has and what is missing, per step, teacher and student.
 
     Example: [bold]recycledb status --json[/bold]
     """
     with session.open() as db:
-        found = db.look()
+        warn_of_params(db.config)
+        found = db.look(dataset or ())
     emit(found.as_dict(), as_json=as_json, show=lambda: _show_status(found))
 
 
@@ -45,7 +47,7 @@ def _show_batch_list(found: list[dict[str, Any]]) -> None:
         *right("requests", "answered", "failed"),
         "remote id",
         "updated",
-        "detail",
+        folded("detail"),
         box=None,
     )
     for row in found:
@@ -61,7 +63,7 @@ def _show_status(status: "Status") -> None:
 
     out, found = stdout(), status.facts
     out.print(f"{found['store']} ({found['backend']}, schema {found['schema']})", markup=False)
-    table = Table("dataset", *right("positions", "samples"), "format", "source", box=None)
+    table = Table("dataset", *right("positions", "samples"), "format", folded("source"), box=None)
     for row in found["datasets"]:
         table.add_row(row["dataset"], f"{row['places']:,}", f"{row['samples']:,}", row["format"], row["source"])
     out.print(table)
@@ -79,8 +81,11 @@ def _show_status(status: "Status") -> None:
         out.print(budget_line(status.spending), markup=False)
     if found["selections"]:
         out.print(f"selections: {found['selections']:,}")
+    for problem in found["problems"]:
+        what = next(f"{kind} {name}" for kind, name in problem.items() if kind != "reason")
+        out.print(f"{what} cannot be used: {problem['reason']}", style="yellow")
     out.print()
-    out.print("missing", style="bold")
+    out.print("missing" if not found["problems"] else "missing, without what cannot be used", style="bold")
     if status.plan is None or status.target is None:
         out.print(f"unknown: {found['missing_unknown']}", markup=False)
     else:
@@ -144,7 +149,12 @@ def _student_table(rows: list[dict[str, Any]]) -> Any:
     from recycledb.cli.printing import Table
 
     table = Table(
-        "student", *right("statistics", "no value", "truncated", "merged"), "template", "dtype", "model", box=None
+        "student",
+        *right("statistics", "no value", "truncated", "merged"),
+        "template",
+        "dtype",
+        folded("model"),
+        box=None,
     )
     for row in rows:
         numbers = [f"{row[key] or 0:,}" for key in ("statistics", "without_value", "truncated", "merged")]

@@ -1,19 +1,15 @@
-"""Commands that create, fill, upgrade and check a store: init, add, db."""
+"""Commands that create, upgrade and check a store: init, db."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recycledb.cli.app import Json, app, emit, session, stderr, stdout
+from recycledb.cli.app import Json, app, emit, session, stdout
 from recycledb.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recycledb.additions import Added
     from recycledb.store.verify import Checked
-
-SHOWN_REJECTIONS = 10
 
 TEMPLATE = """\
 # The state that `recycledb sync` brings about: it adds the rows that are missing, and never asks or computes twice.
@@ -85,59 +81,6 @@ def _seen_from(folder: Path, url: str, path: Path) -> str:
     return f"{url.partition(':///')[0]}:///{there.relative_to(here) if there.is_relative_to(here) else there}"
 
 
-@app.command()
-def add(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="JSON, JSONL or Parquet; plain, gzip or zstd.")],
-    dataset: Annotated[str | None, typer.Option(help="The dataset's name. Default: the name of each file.")] = None,
-    format: Annotated[str, typer.Option(help="The format of the files: auto, alpaca, sharegpt or messages.")] = "auto",
-    max_row_mb: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Largest row accepted, unpacked, in MiB. Default: 64.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Add samples from files. Re-running adds only new samples.
-
-    Examples: [bold]recycledb add data.json[/bold] · [bold]recycledb add part-*.jsonl.gz --dataset mine[/bold]
-    """
-    from recycledb.formats import FORMATS
-
-    if format not in FORMATS:
-        raise typer.BadParameter(f"{format!r} is not one of {', '.join(FORMATS)}", param_hint="--format")
-    console = stderr()
-    with session.open(create=True) as db, console.status("reading …") as status:
-        reports = db.add(
-            *paths,
-            dataset=dataset,
-            format=format,
-            max_row_mb=max_row_mb,
-            progress=lambda rows: status.update(f"{rows:,} rows read"),
-        )
-    for report in reports:
-        _tell_rejections(report)
-    emit(reports.as_dict(), as_json=as_json, show=lambda: _tell(reports))
-
-
-def _tell_rejections(report: "Added") -> None:
-    console = stderr()
-    for rejection in report.rejections[:SHOWN_REJECTIONS]:
-        console.print(f"{rejection.source}: row {rejection.position}: {rejection.reason}", markup=False)
-    if report.rejected > SHOWN_REJECTIONS:
-        console.print(f"… and {report.rejected - SHOWN_REJECTIONS:,} more rejected rows (--json lists them)")
-
-
-def _tell(reports: "Sequence[Added]") -> None:
-    out = stdout()
-    for report in reports:
-        parts = [f"{report.added:,} added", f"{report.already_there:,} already there", f"{report.rejected:,} rejected"]
-        if report.places_closed:
-            parts.append(f"{report.places_closed:,} positions replaced or removed")
-        out.print(f"{report.dataset}: {', '.join(parts)}", markup=False)
-        if report.cut:
-            out.print(f"  {report.cut:,} conversations have more than one pair of turns; only the first pair is used")
-        if report.placeholders:
-            out.print(f"  {report.placeholders:,} input placeholders (like “No input”) are stored as an empty input")
-
-
 db = typer.Typer(help="Upgrade or check the store.", no_args_is_help=True)
 app.add_typer(db, name="db")
 
@@ -175,11 +118,13 @@ def check(as_json: Json = False) -> None:
 
     Example: [bold]recycledb db check[/bold]
     """
+    from recycledb.cli.printing import unread
     from recycledb.errors import StoreError
 
     with session.open() as db:
         checked = db.check()
-    emit({"store": session.url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
+    with unread():
+        emit({"store": session.url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
     if checked.findings:
         raise StoreError(f"{len(checked.findings)} problems found in {session.url}")
 

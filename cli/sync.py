@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.cli import completion
+from recycledb.cli.app import Json, app, emit, session, stdout, warn_of_params
+from recycledb.cli.options import DatasetNames
 from recycledb.cli.plans import show_plan
 from recycledb.cli.progress import drawn
 
@@ -26,11 +28,24 @@ Only = Annotated[
     ),
 ]
 Measures = Annotated[
-    list[str] | None, typer.Option(help="Only this one of the measures in recycledb.toml; repeatable.")
+    list[str] | None,
+    typer.Option(
+        help="Only this one of the measures in recycledb.toml; repeatable.", autocompletion=completion.measure
+    ),
 ]
-Teacher = Annotated[str | None, typer.Option(help="A teacher in recycledb.toml, or a model at $OPENAI_BASE_URL.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        help="A teacher in recycledb.toml, or a model at $OPENAI_BASE_URL.",
+        autocompletion=completion.configured_teacher,
+    ),
+]
 Students = Annotated[
-    list[str] | None, typer.Option(help="A student in recycledb.toml, or NAME=HF_ID_OR_PATH; repeatable.")
+    list[str] | None,
+    typer.Option(
+        help="A student in recycledb.toml, or NAME=HF_ID_OR_PATH; repeatable.",
+        autocompletion=completion.configured_student,
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most N teacher calls, and N variants per student.")]
 MaxCost = Annotated[
@@ -48,7 +63,13 @@ Lazy = Annotated[
     typer.Option("--lazy", help="Reflect on the response only for the instruction that the first student selects."),
 ]
 Template = Annotated[
-    str | None, typer.Option("--template", "--prompt", help="The students' template: vicuna, alpaca, wizardlm or none.")
+    str | None,
+    typer.Option(
+        "--template",
+        "--prompt",
+        help="The students' template: vicuna, alpaca, wizardlm or none.",
+        autocompletion=completion.template,
+    ),
 ]
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Truncate the students' sequences to N tokens.", metavar="N")
@@ -62,13 +83,17 @@ def sync(
     measure: Measures = None,
     teacher: Teacher = None,
     student: Students = None,
+    dataset: DatasetNames = None,
     limit: Limit = None,
     max_cost: MaxCost = None,
     retry_failed: RetryFailed = False,
     lazy: Lazy = False,
     template: Template = None,
     max_length: MaxLength = None,
-    dtype: Annotated[str | None, typer.Option(help="The students' precision: float32, bfloat16 or float16.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="The students' precision: float32, bfloat16 or float16.", autocompletion=completion.dtype),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="The students' device: cpu, cuda, cuda:1 …")] = None,
     as_json: Json = False,
 ) -> None:
@@ -80,13 +105,17 @@ def sync(
     Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
     [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
     """
+    from recycledb.cli.printing import unread
+
     with session.open() as db, _stoppable() as stop, drawn(as_json) as listener:
+        warn_of_params(db.config)
         run = db.prepare_sync(
             only=only,
             teacher=teacher,
             measures=measure or (),
             students=student or (),
             overrides={"template": template, "max_length": max_length, "dtype": dtype, "device": device},
+            datasets=dataset or (),
             lazy=lazy,
             limit=limit,
             max_cost=max_cost,
@@ -99,9 +128,11 @@ def sync(
             emit(plan.as_dict(), as_json=as_json, show=lambda: show_plan(plan, run.target))
             return
         if not as_json:
-            show_plan(plan, run.target)
+            with unread():
+                show_plan(plan, run.target)
         outcome = run.run()
-    emit(outcome.as_dict(), as_json=as_json, show=lambda: _show_outcome(outcome))
+    with unread():
+        emit(outcome.as_dict(), as_json=as_json, show=lambda: _show_outcome(outcome))
     if not outcome.complete or outcome.useless:
         raise typer.Exit(EXIT_MISSING)
 

@@ -24,8 +24,18 @@ from pydantic import (
 from recycledb import methods
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat
-from recycledb.options import AugmentationConfig, JudgingConfig, MeasureConfig, Settings, plain, with_files
+from recycledb.options import (
+    AugmentationConfig,
+    JudgingConfig,
+    Listed,
+    MeasureConfig,
+    Names,
+    Settings,
+    plain,
+    with_files,
+)
 from recycledb.schema import IDENTITY_LENGTH, content_id
+from recycledb.suggestions import did_you_mean, explained, no_table
 
 FILE_NAME = "recycledb.toml"
 ENCODER = "encoder"  # in the place of a student's template
@@ -49,7 +59,7 @@ def _own_steps() -> tuple[str, ...]:
 
 def _one_of(name: str, steps: tuple[str, ...]) -> str:
     if name not in steps:
-        raise ValueError(f"unknown step {name!r}: use one of {', '.join(steps)}")
+        raise ValueError(f"unknown step {name!r}{did_you_mean(name, steps)}: use one of {', '.join(steps)}")
     return name
 
 
@@ -147,6 +157,13 @@ class TeacherConfig(Settings):
         return {key: value for key, value in merged.items() if value != "unset"}
 
     @property
+    def sent_params(self) -> dict[str, Any]:
+        """The parameters as a server gets them: `extra_body` is for its own, and is sent as its contents."""
+        params = self.request_params
+        own = params.pop("extra_body", {})
+        return {**params, **own}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What changes this teacher's replies: not its server, rate limits or prices."""
         model = self.model or self.name
@@ -177,7 +194,7 @@ class StudentConfig(Settings):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="The precision of the computation.")
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1` … Default: CUDA if available.")
-    stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...] | None, Field(strict=False)] = Field(
+    stats: Annotated[tuple[Annotated[Stat, Field(strict=False)], ...] | None, Field(strict=False), Listed] = Field(
         None,
         description="The statistics to compute. Default: all four; for the template `none` only those of the answer. "
         "An empty list is for a student that is used by measures only.",
@@ -234,15 +251,13 @@ class StoreSettings(Settings):
 class SyncSettings(Settings):
     """What a sync adds to the store."""
 
-    steps: Annotated[tuple[Annotated[str, AfterValidator(_step_or_score)], ...], Field(strict=False)] = Field(
+    steps: Annotated[tuple[Annotated[str, AfterValidator(_step_or_score)], ...], Field(strict=False), Listed] = Field(
         STEPS,
         description="The steps to run; steps of installed methods run only if listed. Without `compress`, the teacher is shown "
         "the input beside the instruction.",
     )
     teacher: str | None = Field(None, description="The teacher to ask. Default: the only one in this file.")
-    students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The students to score with. Default: all in this file."
-    )
+    students: Names = Field((), description="The students to score with. Default: all in this file.")
     budget_usd: Dollars | None = Field(
         None,
         description="Limit for the cost of all requests of the store, over all teachers and runs. A request of unknown cost (lost, in "
@@ -276,24 +291,19 @@ class Config(Settings):
     @model_validator(mode="after")
     def _references(self) -> "Config":
         if self.sync.teacher and self.sync.teacher not in self.teachers:
-            raise ValueError(f"sync.teacher is {self.sync.teacher!r}, but there is no [teachers.{self.sync.teacher}]")
-        for name in self.sync.students:
-            if name not in self.students:
-                raise ValueError(f"sync.students has {name!r}, but there is no [students.{name}]")
-        for measure in self.measures.values():
-            for name in measure.students:
+            raise ValueError(f"sync.teacher is {no_table('teachers', self.sync.teacher, self.teachers)}")
+        lists = {"sync.students": self.sync.students}
+        lists |= {f"measures.{each.name}.students": each.students for each in self.measures.values()}
+        for place, names in lists.items():
+            for name in names:
                 if name not in self.students:
-                    raise ValueError(
-                        f"measures.{measure.name} has the student {name!r}, but there is no [students.{name}]"
-                    )
+                    raise ValueError(f"{place} has {no_table('students', name, self.students)}")
         for table, each in (
             *(("measures", m) for m in self.measures.values()),
             *(("judgings", j) for j in self.judgings.values()),
         ):
             if each.teacher is not None and each.teacher not in self.teachers:
-                raise ValueError(
-                    f"{table}.{each.name} has the teacher {each.teacher!r}, but there is no [teachers.{each.teacher}]"
-                )
+                raise ValueError(f"{table}.{each.name}.teacher has {no_table('teachers', each.teacher, self.teachers)}")
         return self
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:
@@ -308,7 +318,7 @@ class Config(Settings):
         if not (os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")):
             known = ", ".join(self.teachers) or "none"
             raise ConfigError(
-                f"no teacher {name!r} in {where} (it has: {known}); "
+                f"no teacher {name!r} in {where}{did_you_mean(name, self.teachers)}; it has: {known}; "
                 "to use a model of that name at a server, set OPENAI_BASE_URL and OPENAI_API_KEY"
             )
         return TeacherConfig(name=name, model=name)
@@ -327,7 +337,8 @@ class Config(Settings):
             known = ", ".join(self.students) or "none"
             where = self.path or FILE_NAME
             raise ConfigError(
-                f"no student {name!r} in {where} (it has: {known}); for a new one give --student {name}=MODEL"
+                f"no student {name!r} in {where}{did_you_mean(name, self.students)}; it has: {known}; "
+                f"for a new one give --student {name}=MODEL"
             )
         base = self.students[name].model_dump() if name in self.students else {"name": name}
         if "template" in given:  # the other name of `prompt`
@@ -362,7 +373,7 @@ def load(path: Path | None = None) -> Config:
     if path is None:
         return Config()
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:  # not UTF-8, not TOML, or an integer of thousands of digits
         raise ConfigError(f"{path}: {error}") from error
     return parse(data, path)
@@ -406,9 +417,7 @@ def _checked(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "unknown key"
+        message = explained(cls, first)
         raise ConfigError(f"{where}: {place}: {message}" if place else f"{where}: {message}") from error
 
 

@@ -93,6 +93,14 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def is_stdout(path: Path) -> bool:
+    """Return whether a path means this process's standard output, as /dev/stdout and /dev/fd/1 do."""
+    try:
+        return _own_descriptor(_followed(path)) == 1
+    except OSError:  # an endless chain of links, which writing reports
+        return False
+
+
 # --- the target of a write ------------------------------------------------------------------------
 
 

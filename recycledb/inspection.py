@@ -5,16 +5,21 @@ would join more than is needed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
+from recycledb import methods
 from recycledb.config import Config
 from recycledb.errors import RecycledbError, StoreError
 from recycledb.methods.ifd import is_number
+from recycledb.reflection import prompts
+from recycledb.scoring.identity import identify
 from recycledb.selection.explain import explain
 from recycledb.store import SQLRow, Store
 from recycledb.store.measures import summary
 from recycledb.store.migrate import HEAD
+from recycledb.store.pending import in_datasets, named_datasets, samples_in
 from recycledb.store.spending import Spending, known, unknown
 from recycledb.store.statement import tokens
 from recycledb.sync.budget import measure
@@ -56,55 +61,135 @@ class Status:
         return self.facts
 
 
-def look(store: Store, config: Config) -> Status:
-    """Return what is in the store and what the configuration still needs; Ctrl-C stops the statements.
+def look(store: Store, config: Config, datasets: tuple[str, ...] = ()) -> Status:
+    """Return what is in the store, or in these datasets, and what the configuration still needs; Ctrl-C stops the statements.
 
-    If the target cannot be resolved (a model's folder is gone), the error is in `missing_unknown`.
+    A student or prompt file that cannot be used (a model's folder is gone) is in `problems` and `missing_unknown`, and what is missing
+    is that of the others. If nothing can be resolved, `missing` is None.
     """
     spending = spending_of(store, config)
+    problems: list[dict[str, str]] = []
+    found: Target | RecycledbError
     try:
-        target = resolve(config)
+        found = replace(resolve(config), datasets=datasets)
     except RecycledbError as error:
-        wrong = error  # the except clause deletes its own name
-        return Status(store.stoppable(lambda: status(store, wrong, None, spending)), None, None, spending)
+        found, problems = error, []
+        with suppress(RecycledbError):  # what else is wrong hides nothing of the store either
+            rest, problems = _without_problems(config)
+            others = replace(resolve(rest), datasets=datasets)
+            if problems and (others.teacher or others.all_students):
+                found = others
+    if isinstance(found, RecycledbError):
+        return Status(
+            store.stoppable(lambda: status(store, found, None, spending, datasets, problems)), None, None, spending
+        )
+    target = found
     plan = store.stoppable(lambda: make(store, target))
-    return Status(store.stoppable(lambda: status(store, target, plan, spending)), target, plan, spending)
+    return Status(
+        store.stoppable(lambda: status(store, target, plan, spending, datasets, problems)), target, plan, spending
+    )
+
+
+def _without_problems(config: Config) -> tuple[Config, list[dict[str, str]]]:
+    """Return a configuration without the students and prompt files that cannot be used, and these, each with its reason.
+
+    With a bad prompt file no teacher step is left: what later steps need depends on it. So it is if the student of `lazy` is bad.
+    """
+    problems = []
+    scoring = [each.name for each in config.get_students()]
+    measured = [name for each in config.measures.values() for name in each.students]
+    bad, steps = set(), [step for step in config.sync.steps if step != methods.SCORE]
+    for name in dict.fromkeys((*scoring, *measured)):
+        try:
+            student = config.students[name]
+            identify(student.model, student.revision, encoder=student.encoder)
+        except RecycledbError as error:
+            bad.add(name)
+            problems.append({"student": name, "reason": str(error)})
+    asking = not (config.sync.lazy and bad.intersection(scoring[:1]))
+    for step in steps if config.teachers else ():
+        try:
+            prompts.load(methods.steps()[step], config.prompts.get(step))
+        except RecycledbError as error:
+            asking = False
+            problems.append({"prompt": step, "reason": str(error)})
+    left = tuple(name for name in scoring if name not in bad)
+    measures = {
+        name: each.model_copy(update={"students": tuple(student for student in each.students if student not in bad)})
+        for name, each in config.measures.items()
+        if set(each.students or left) - bad
+    }
+    sync = {"students": left, "steps": config.sync.steps if asking else tuple({*config.sync.steps} & {methods.SCORE})}
+    students = {name: each for name, each in config.students.items() if name not in bad and (left or name in measured)}
+    if not left:  # none is to score; those that are left are for measures only
+        sync["steps"] = tuple(step for step in sync["steps"] if step != methods.SCORE)
+    parts = {"students": students, "measures": measures, "sync": config.sync.model_copy(update=sync)}
+    return config.model_copy(update=parts), problems
 
 
 def status(
-    store: Store, target: Target | RecycledbError, plan: Plan | None = None, spending: Spending | None = None
+    store: Store,
+    target: Target | RecycledbError,
+    plan: Plan | None = None,
+    spending: Spending | None = None,
+    datasets: tuple[str, ...] = (),
+    problems: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
     """Return what is in the store, by dataset, kind, step and student, and what `target` still needs; `plan` is that, if already made.
 
-    If the target could not be resolved (a model's folder is gone), its error is in `missing_unknown`.
+    With `datasets`, all of it but the budget and the selections is of samples in these. If the target could not be resolved (a model's
+    folder is gone), its error is in `missing_unknown`; `problems` are the students and prompt files that are not part of the target
+    because they cannot be used.
     """
-    replies = _replies(store)
+    of = _Of(store, datasets)
+    replies = _replies(of)
     costs = [step["cost_usd"] for step in replies["teachers"] if step["cost_usd"] is not None]
     total = sum(costs) if costs else None
     result: dict[str, Any] = {
         "store": str(store.backend.path),
         "backend": store.backend.name,
         "schema": HEAD,
-        "datasets": _dicts(store.rows(_DATASETS)),
-        "samples": store.rows("SELECT count(*) FROM sample")[0][0],
+        "datasets": [row for row in _dicts(store.rows(_DATASETS)) if not datasets or row["dataset"] in datasets],
+        "samples": of.rows("SELECT count(*) FROM sample v WHERE {samples}")[0][0],
         "variants": {
-            row[0]: row[1] for row in store.rows("SELECT kind, count(*) FROM variant GROUP BY kind ORDER BY kind")
+            row[0]: row[1]
+            for row in of.rows("SELECT v.kind, count(*) FROM variant v WHERE {samples} GROUP BY v.kind ORDER BY v.kind")
         },
         **replies,
-        "students": _dicts(store.rows(_STUDENTS)),
-        "measures": _dicts(store.rows(_VALUES)),
+        "students": _dicts(of.rows(_STUDENTS)),
+        "measures": _dicts(of.rows(_VALUES)),
         "selections": store.rows("SELECT count(*) FROM selection")[0][0],
         "cost_usd": total,  # the sum of the known costs
         "cost_unknown": sum(step["cost_unknown"] for step in replies["teachers"]),
         **money(spending),
         "selected": _dicts(store.rows(_SELECTED, total=total)),
+        "problems": list(problems),
         "missing": None,
     }
+    if problems:
+        result["missing_unknown"] = "; ".join(each["reason"] for each in problems)
     if isinstance(target, RecycledbError):
         result["missing_unknown"] = str(target)
     else:
         result["missing"] = (plan or make(store, target)).as_dict()
     return result
+
+
+@dataclass(frozen=True)
+class _Of:
+    """The store, or the part of it that is about samples in some datasets."""
+
+    store: Store
+    datasets: tuple[str, ...]
+
+    def rows(self, sql: str) -> Sequence[SQLRow]:
+        """Run a statement in which `{samples}` restricts the samples of `v`, and `{of_TABLE}` the variants of a table."""
+        everything = not self.datasets
+        conditions = {"samples": "1 = 1" if everything else f"v.sample_id IN ({samples_in(self.datasets)})"}
+        for table in ("t", "l", "w", "r"):
+            there = "1 = 1" if everything else in_datasets(f"{table}.variant_id", self.datasets)
+            conditions[f"of_{table}"] = there
+        return self.store.rows(sql.format(**conditions), **named_datasets(self.datasets))
 
 
 _DATASETS = """
@@ -122,16 +207,17 @@ _REPLIES = f"""
         sum({unknown("t")}) AS cost_unknown
     FROM teacher_texts t
     LEFT JOIN extractions e ON e.text_id = t.text_id AND e.is_current = 1
+    WHERE {{of_t}}
     GROUP BY t.teacher, t.step, t.status, e.reason ORDER BY t.teacher, t.step, e.reason
 """
 _COLUMN_OF = {"ok": "ok", "failed": "failed", "error": "errors", "sent": "unanswered", "lost": "unanswered"}
 
 
-def _replies(store: Store) -> dict[str, list[dict[str, Any]]]:
+def _replies(of: _Of) -> dict[str, list[dict[str, Any]]]:
     """Return the counts of attempts by teacher and step, and why replies could not be used."""
     steps: dict[tuple[str, str], dict[str, Any]] = {}
     reasons: dict[tuple[str, str, str], int] = {}
-    for row in store.rows(_REPLIES):
+    for row in of.rows(_REPLIES):
         counts = ("attempts", "ok", "failed", "errors", "unanswered", "unusable", "cost_unknown")
         sums = ("prompt_tokens", "completion_tokens", "cost_usd")
         empty = {"teacher": row.teacher, "step": row.step, **dict.fromkeys(counts, 0), **dict.fromkeys(sums)}
@@ -171,7 +257,7 @@ _STUDENTS = f"""
         SELECT student_id, count(*) AS statistics, sum(CASE WHEN {is_number("l")} THEN 0 ELSE 1 END) AS without_value,
             sum(CASE WHEN {is_number("l")} OR status NOT IN ('ok', 'imported', 'not_finite') THEN 0 ELSE 1 END) AS not_finite,
             sum(CASE WHEN truncated THEN 1 ELSE 0 END) AS truncated, sum(CASE WHEN merged THEN 1 ELSE 0 END) AS merged
-        FROM loss l GROUP BY student_id
+        FROM loss l WHERE {{of_l}} GROUP BY student_id
     ) l ON l.student_id = s.student_id ORDER BY s.student
 """
 
@@ -222,9 +308,18 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
         "measures": _dicts(store.rows(_MEASURES, s=sample)),
         "derivations": _derivations(store, sample),
         "selections": _dicts(store.rows(_SELECTIONS, s=sample)),
+        "near_duplicates": _dicts(store.rows(_NEAR_DUPLICATES, s=sample)),
         "explanations": explain(store, sample),
     }
 
+
+# Two look-ups by key: an OR would read every pair.
+_NEAR_DUPLICATES = """
+    SELECT other_id AS sample_id, similarity FROM near_duplicates WHERE sample_id = :s
+    UNION ALL
+    SELECT sample_id, similarity FROM near_duplicates WHERE other_id = :s
+    ORDER BY similarity DESC, sample_id
+"""
 
 _PLACES = "SELECT dataset, position, extra FROM dataset_samples WHERE sample_id = :s ORDER BY dataset, position"
 
@@ -257,12 +352,16 @@ _LOSSES = """
 
 _VALUES = """
     SELECT m.name AS measure, s.student AS model, m.method, m.version, x.variants, x.numbers
-    FROM (SELECT measure_id, model_id, count(*) AS variants, count(value) AS numbers FROM value GROUP BY measure_id, model_id) x
+    FROM (
+        SELECT w.measure_id, w.model_id, count(*) AS variants, count(w.value) AS numbers FROM value w WHERE {of_w}
+        GROUP BY w.measure_id, w.model_id
+    ) x
     JOIN measure m ON m.measure_id = x.measure_id
     JOIN students s ON s.student_id = x.model_id
     WHERE m.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'measure')
     UNION ALL
-    SELECT r.name, r.teacher, r.step, max(r.extractor), count(*), count(*) FROM ratings r WHERE r.is_current = 1
+    SELECT r.name, r.teacher, r.step, max(r.extractor), count(*), count(*) FROM ratings r
+    WHERE r.is_current = 1 AND {of_r}
     GROUP BY r.name, r.teacher, r.step
     ORDER BY 1, 2
 """

@@ -16,10 +16,19 @@ from recycledb import methods
 from recycledb.config import student_id_of, teacher_id_of
 from recycledb.options import augmentation_id_of
 from recycledb.reflection.prompts import prompt_id_of
-from recycledb.schema import ORIGIN, LossStatus, ReplyStatus, canonical_json, content_id
+from recycledb.schema import (
+    ORIGIN,
+    LossStatus,
+    ReplyStatus,
+    canonical_json,
+    content_id,
+    context_json,
+    context_messages,
+)
 from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of
+from recycledb.store.duplicates import search_id_of
 from recycledb.store.rows import ReplyRow, TeacherMeasureRow
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, Relation, RowOf, Rule
@@ -27,7 +36,10 @@ from recycledb.sync.measures import measure_id_of
 from recycledb.sync.raters import teacher_measure_id_of
 from recycledb.sync.replies import reply_id_of
 
-NAMED = ("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation", "rating", "judging")
+NAMED = (
+    *("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation", "duplicate_search"),
+    *("rating", "judging"),
+)
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _RANDOM = re.compile(r"[0-9a-f]{32}")
 
@@ -111,6 +123,15 @@ def _wrong_variant(row: RowOf) -> Iterator[str]:
         yield "does not say what it was made from"
 
 
+def _wrong_sample(row: RowOf) -> Iterator[str]:
+    try:
+        good = row["context"] is None or context_json(context_messages(row["context"])) == row["context"]
+    except (ValueError, TypeError, KeyError):
+        good = False
+    if not good:
+        yield "has a context that is no list of messages as it is written here"
+
+
 def _wrong_place(row: RowOf) -> Iterator[str]:
     if _object(row["extra"]) is None:
         yield "has extra fields that are not a JSON object"
@@ -163,6 +184,15 @@ def _ordering(row: RowOf) -> str:
     return content_id("ordering", row["method"], row["version"], row["parameters"], row["pool_sha256"])
 
 
+def _duplicate_search(row: RowOf) -> str:
+    return search_id_of(row["method"], row["version"], row["parameters"])
+
+
+def _wrong_near_duplicate(row: RowOf) -> Iterator[str]:
+    if not row["sample_id"] < row["other_id"] or not 0 < row["similarity"] <= 1:
+        yield f"has two ids in the wrong order, or the similarity {row['similarity']}"
+
+
 def _wrong_derivation(row: RowOf) -> Iterator[str]:
     if _object(row["parameters"]) is None:
         yield "has parameters that are no JSON object"
@@ -200,6 +230,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 RULES = {
     **verify.RULES,
+    "sample": verify.RULES["sample"]._replace(wrong=_wrong_sample),
     "variant": verify.RULES["variant"]._replace(wrong=_wrong_variant),
     "prompt": Rule("prompt_id", _prompt),
     "teacher": Rule("teacher_id", _teacher, _wrong_teacher),
@@ -215,6 +246,8 @@ RULES = {
     "readout": Rule(wrong=_wrong_readout),
     "embedding": Rule(wrong=_wrong_embedding),
     "ordering": Rule("ordering_id", _ordering),
+    "duplicate_search": Rule("duplicate_search_id", _duplicate_search),
+    "near_duplicate": Rule(wrong=_wrong_near_duplicate),
     "place": Rule(wrong=_wrong_place),
     "selection": Rule(wrong=_wrong_selection),
     "name": Rule(wrong=_wrong_name),
@@ -379,6 +412,7 @@ _RELATIONS = (
     _named("selection", "selection"),
     _named("measure", "measure"),
     _named("augmentation", "augmentation"),
+    _named("duplicate_search", "duplicate_search"),
     Relation(
         "of name mean a rating or judging that does not exist",
         """

@@ -8,11 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from recycledb import methods
 from recycledb.errors import ConfigError
 from recycledb.schema import IDENTITY_LENGTH, content_id
+from recycledb.suggestions import did_you_mean
+
+# Where a list is expected, a text is a list of one.
+Listed = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+Names = Annotated[tuple[str, ...], Field(strict=False), Listed]
 
 
 class Settings(BaseModel):
@@ -41,12 +46,13 @@ class Optioned(Settings):
     def _check(self, what: str, known: Mapping[str, Any]) -> None:
         if self.method not in known:
             listed = f"use one of {', '.join(known)}" if known else "none is installed; install a package that has one"
-            raise ValueError(f"unknown {what} {self.method!r}: {listed}")
+            raise ValueError(f"unknown {what} {self.method!r}{did_you_mean(self.method, known)}: {listed}")
         defaults = known[self.method].options
         for key, value in self.given.items():
             if key not in defaults:
                 listed = ", ".join(defaults) or "none"
-                raise ValueError(f"unknown option {key!r} of {what} {self.method!r}: its options are {listed}")
+                meant = did_you_mean(key, (*defaults, *type(self).model_fields))
+                raise ValueError(f"unknown option {key!r} of {what} {self.method!r}{meant}: its options are {listed}")
             default = _default(defaults[key])
             if not isinstance(value, type(default)) and not (isinstance(default, float) and isinstance(value, int)):
                 raise ValueError(
@@ -60,12 +66,8 @@ class MeasureConfig(Optioned):
     teacher: str | None = Field(
         None, description="For `rating`: the teacher to ask. Default: that of [sync], or the only one in this file."
     )
-    students: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The students to measure with. Default: those that a sync scores with."
-    )
-    kinds: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants to measure. Default: all that are scored."
-    )
+    students: Names = Field((), description="The students to measure with. Default: those that a sync scores with.")
+    kinds: Names = Field((), description="The kinds of variants to measure. Default: all that are scored.")
 
     @model_validator(mode="after")
     def _known(self) -> "MeasureConfig":
@@ -129,9 +131,7 @@ def measures_by_name() -> Mapping[str, methods.StudentMeasure | methods.TeacherM
 class AugmentationConfig(Optioned):
     """Variants that a transform makes from others, without a model."""
 
-    of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="The kinds of variants to use. Default: set by the method."
-    )
+    of: Names = Field((), description="The kinds of variants to use. Default: set by the method.")
     seed: int = Field(0, description="The seed of all random choices.")
     rounds: PositiveInt = Field(1, description="How often each variant is used.")
 
@@ -166,7 +166,7 @@ class AugmentationConfig(Optioned):
 def _require_kinds(given: tuple[str, ...], known: list[str]) -> None:
     for kind in given:
         if kind not in known:
-            raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(known)}")
+            raise ValueError(f"unknown kind {kind!r}{did_you_mean(kind, known)}: use one of {', '.join(known)}")
 
 
 def augmentation_id_of(method: str, version: int, seed: int, parameters: Mapping[str, Any]) -> str:

@@ -9,9 +9,10 @@ everything that needs these names, the command line's help included, starts quic
 import hashlib
 import json
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 CONTENT_ID_LENGTH = 32  # 128 bits: samples, variants, replies
 IDENTITY_LENGTH = 12  # 48 bits: the few teachers, students and prompts of a store
@@ -50,12 +51,62 @@ def is_mean_loss(value: float) -> bool:
     return LEAST_MEAN_LOSS <= value <= MOST_MEAN_LOSS  # False for NaN
 
 
-class Texts(NamedTuple):
-    """The three texts of a sample or a variant; `input` is empty where there is none."""
-
+class _Texts(NamedTuple):
     instruction: str
     input: str
     output: str
+
+
+class Texts(_Texts):
+    """The three texts of a sample or a variant; `input` is empty where there is none.
+
+    `context` is what stands before the question: a system prompt and earlier turns, as JSON (see `context_json`), or None. It belongs to
+    the sample, so all variants of a sample have the same one. It is not one of the three: iterating, `_fields` and `_asdict` leave it out.
+    """
+
+    context: str | None = None
+
+    def __new__(cls, instruction: str, input: str, output: str, context: str | None = None) -> Self:
+        """Return texts; `context` as `context_json` returns it."""
+        texts = super().__new__(cls, instruction, input, output)
+        if context is not None:
+            texts.context = context
+        return texts
+
+    @classmethod
+    def of(cls, row: Any) -> Self:
+        """Return the texts of a database row that has them and the context as attributes."""
+        return cls(row.instruction, row.input, row.output, row.context)
+
+    def __eq__(self, other: object) -> bool:
+        return tuple.__eq__(self, other) is True and getattr(other, "context", None) == self.context
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return tuple.__hash__(self) if self.context is None else hash((*self, self.context))
+
+    def __repr__(self) -> str:
+        more = "" if self.context is None else f", context={self.context!r}"
+        return f"Texts(instruction={self.instruction!r}, input={self.input!r}, output={self.output!r}{more})"
+
+    def _replace(self, /, **fields: Any) -> Self:
+        """Return a copy with other texts, in the same context unless `context` is given."""
+        return type(self)(**{**self._asdict(), "context": self.context, **fields})
+
+
+def context_json(messages: Sequence[tuple[str, str]]) -> str | None:
+    """Return messages, given as (role, content), in the form that `sample.context` has; None if there are none.
+
+    The roles are system, user and assistant.
+    """
+    return canonical_json([{"role": role, "content": content} for role, content in messages]) if messages else None
+
+
+def context_messages(context: str | None) -> list[tuple[str, str]]:
+    """Return the messages of a context as (role, content)."""
+    return [(each["role"], each["content"]) for each in json.loads(context)] if context else []
 
 
 def canonical_json(value: Any) -> str:
@@ -77,8 +128,8 @@ def random_id() -> str:
 
 
 def sample_id(texts: Texts) -> str:
-    """Return the id of the sample with these texts."""
-    return content_id("sample", *texts)
+    """Return the id of the sample with these texts; the context is part of it only where there is one."""
+    return content_id("sample", *texts) if texts.context is None else content_id("sample", *texts, texts.context)
 
 
 def variant_id(sample: str, kind: str, texts: Texts, parent: str | None = None, reply: str | None = None) -> str:

@@ -49,3 +49,9 @@ def _json_escape(found: re.Match[str]) -> str:
     if number < 0x10000:
         return f"\\u{number:04x}"
     return f"\\u{0xD800 + (number - 0x10000 >> 10):04x}\\u{0xDC00 + (number - 0x10000 & 0x3FF):04x}"
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text on one line, of at most `most` characters; one that was cut ends in an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"

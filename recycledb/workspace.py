@@ -5,17 +5,21 @@ as an object whose `as_dict()` returns it. The commands call these methods, or t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from recycledb.additions import Additions, add
+from recycledb.additions import Additions, Options, add
 from recycledb.config import Config, load
 from recycledb.formats import MAX_ROW
 from recycledb.formats.arrow import to_table
 from recycledb.inspection import Status, look, measures, show
 from recycledb.store import Row, Store
 from recycledb.store.batches import listed
+from recycledb.store.datasets import Removals
+from recycledb.store.datasets import find as find_datasets
+from recycledb.store.datasets import listed as listed_datasets
+from recycledb.store.datasets import remove as remove_datasets
 from recycledb.store.verify import Checked
 from recycledb.sync import Listener, Outcome, Plan, Stop, Sync, notebook, resolve
 from recycledb.sync.apart import run_async
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
     from recycledb.selection.compare import Comparison
     from recycledb.selection.diff import Diff
+    from recycledb.selection.duplicates import Duplicates
+    from recycledb.selection.matrix import Matrix
     from recycledb.selection.published import Imported
     from recycledb.selection.select import Exported, Selected
     from recycledb.store.merge import Merged
@@ -95,18 +101,47 @@ class Workspace:
         *paths: str | Path,
         dataset: str | None = None,
         format: str = "auto",
+        mapping: Mapping[str, str] | None = None,
+        turns: str | None = None,
+        context: str | None = None,
+        encoding: str | None = None,
         max_row_mb: int | None = None,
+        append: bool = False,
+        replace: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Additions:
-        """Add samples from files; return one report for each dataset. Re-running adds only new samples.
+        """Add samples from files or from the Hub; return one report for each dataset. Re-running adds only new samples.
 
-        `progress` is called with the number of rows read so far.
+        `mapping` gives the files' own names of fields ({"instruction": "prompt", "output": "completion"}); `turns` (first, last or all)
+        and `context` (keep or drop) say what is taken of conversations: docs/formats.md. Other files than a dataset was made from are
+        refused, unless `append` adds them to its files or `replace` puts them in their place. `progress` is called with the number of
+        rows read so far.
 
         >>> db.add("samples.json")[0].added
         40
         """
         largest = MAX_ROW if max_row_mb is None else max_row_mb << 20
-        return add(self.store, [Path(path) for path in paths], dataset, format, progress, largest)
+        options = Options(format, mapping or {}, turns, context, encoding, largest)
+        given = [path if isinstance(path, str) else Path(path) for path in paths]
+        return add(self.store, given, dataset, progress=progress, append=append, replace=replace, options=options)
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """Return the datasets with their samples and the files that they were made from; without those that were removed.
+
+        >>> [(row["dataset"], row["samples"]) for row in db.datasets()]
+        [('samples', 40)]
+        """
+        return listed_datasets(self.store)
+
+    def remove_datasets(self, *names: str) -> Removals:
+        """Take datasets out: their samples are no longer asked about, scored, selected or exported. No row is deleted.
+
+        >>> db.add("samples.json", dataset="wrong")[0].added
+        0
+        >>> db.remove_datasets("wrong").only_here
+        0
+        """
+        return remove_datasets(self.store, names)
 
     def plan(self, **options: Any) -> Plan:
         """Count what the configuration asks for and the store lacks; nothing is written or asked. Options as in `prepare_sync`.
@@ -144,6 +179,7 @@ class Workspace:
         students: Sequence[str] = (),
         measures: Sequence[str] = (),
         overrides: Mapping[str, Any] | None = None,
+        datasets: Sequence[str] = (),
         lazy: bool = False,
         limit: int | None = None,
         max_cost: float | None = None,
@@ -153,11 +189,14 @@ class Workspace:
     ) -> Sync:
         """Return a sync that can be planned (`plan()`) and run (`run()`); `listener` is called with its progress.
 
-        Students are names of the configuration, or NAME=MODEL; `overrides` sets their prompt, max_length, dtype or device.
+        Students are names of the configuration, or NAME=MODEL; `overrides` sets their prompt, max_length, dtype or device. `datasets`
+        restricts it to samples that are in one of these.
         """
+        only_in = find_datasets(self.store, datasets)
         given = {key: value for key, value in (overrides or {}).items() if value is not None}
         chosen = self.config.get_students(tuple(students), **given) if students or given else None
         target = resolve(self.config, only=only, teacher=teacher, students=chosen, lazy=lazy, measures=measures)
+        target = replace(target, datasets=only_in)
         return Sync(
             self.store, target, limit=limit, max_cost=max_cost, retry_failed=retry_failed, stop=stop, listener=listener
         )
@@ -241,12 +280,15 @@ class Workspace:
         format: str = "alpaca",
         llama_factory: str | Path | None = None,
         card: str | Path | None = None,
+        with_extra: bool = False,
+        holdout: str | None = None,
+        seed: int = 0,
         timeout_s: float | None = None,
         **parameters: Any,
     ) -> "Selected":
         """Run a recipe (the name of a shipped one, or the Path of a .sql file), record the selection, write its rows to `out`.
 
-        The recipe's parameters are keyword arguments, or are in `given`.
+        The recipe's parameters are keyword arguments, or are in `given`; a parameter called `seed` must be in `given`.
 
         >>> db.select("selective", student="small", out="recycled.json").counts["reflect_both"] > 0
         True
@@ -263,8 +305,42 @@ class Workspace:
             format=format,
             llama_factory=_path(llama_factory),
             card=_path(card),
+            with_extra=with_extra,
+            holdout=holdout,
+            seed=seed,
             timeout_s=timeout_s,
         )
+
+    def mix(
+        self,
+        parts: Mapping[str, str],
+        *,
+        out: str | Path | None = None,
+        llama_factory: str | Path | None = None,
+        card: str | Path | None = None,
+        **options: Any,
+    ) -> "Selected":
+        """Draw from recorded selections by share, and record the result; options as in `recycledb.selection.mix.mix`.
+
+        >>> _ = db.select("cherry", student="large", top="50%", name="hard")
+        >>> db.mix({"selective-small": "50%", "hard": "50%"}, rows=10).rows
+        10
+        """
+        from recycledb.selection.mix import mix
+
+        return mix(
+            self.store, parts, output=_path(out), llama_factory=_path(llama_factory), card=_path(card), **options
+        )
+
+    def duplicates(self, **options: Any) -> "Duplicates":
+        """Find near-duplicate samples and store the pairs; options as in `recycledb.selection.duplicates.find_duplicates`.
+
+        >>> db.duplicates(threshold=0.8).samples
+        40
+        """
+        from recycledb.selection.duplicates import find_duplicates
+
+        return find_duplicates(self.store, **options)
 
     def selections(self) -> list[dict[str, Any]]:
         """Return the recorded selections, oldest first.
@@ -321,6 +397,22 @@ class Workspace:
             write_text(Path(plot), comparison_html(found))
         return found
 
+    def compare_measures(self, *measures: str, plot: str | Path | None = None, **options: Any) -> "Matrix":
+        """Compare measures, each NAME/MODEL; options as in `recycledb.selection.matrix.compare_measures`.
+
+        >>> db.compare_measures("ifd/small", "ppl/small").pairs[0].n > 0
+        True
+        """
+        from recycledb.selection.matrix import compare_measures
+
+        found = compare_measures(self.store, measures, **{"pictures": plot is not None, **options})
+        if plot is not None:
+            from recycledb.files import write_text
+            from recycledb.reporting.matrix import matrix_html
+
+            write_text(Path(plot), matrix_html(found))
+        return found
+
     def show(self, identifier: str) -> dict[str, Any]:
         """Return everything about one sample, by a unique prefix of an id, and why selections picked it or not.
 
@@ -330,17 +422,17 @@ class Workspace:
         """
         return self.store.stoppable(lambda: show(self.store, identifier))
 
-    def status(self) -> dict[str, Any]:
-        """Return what is there and what is missing, or in `missing_unknown` why that cannot be determined.
+    def status(self, datasets: Sequence[str] = ()) -> dict[str, Any]:
+        """Return what is there and what is missing, or in `missing_unknown` why that cannot be determined; of all datasets, or of these.
 
         >>> db.status()["samples"]
         40
         """
-        return self.look().as_dict()
+        return self.look(datasets).as_dict()
 
-    def look(self) -> Status:
+    def look(self, datasets: Sequence[str] = ()) -> Status:
         """Return the status together with the plan and the spending that it was computed from."""
-        return look(self.store, self.config)
+        return look(self.store, self.config, find_datasets(self.store, datasets))
 
     def check(self) -> Checked:
         """Verify the store: the digest and id of every row, and the references between rows.

@@ -70,11 +70,13 @@ class CommandServer:
         """Start the command."""
         return forks.start([*RUN_COMMAND, *arguments], cwd=cwd, env=env, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
 
-    def run_on_terminal(self, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> tuple[int, bytes]:
-        """Run the command once with a terminal for its stdout and stderr; return its exit code and every byte that came."""
+    def run_on_terminal(
+        self, arguments: list[str], cwd: Path, env: Mapping[str, str], *, columns: int = 120, code: str | None = None
+    ) -> tuple[int, bytes]:
+        """Run the command, or `code`, on a terminal for its stdout and stderr; return its exit code and every byte that came."""
         master, terminal = pty.openpty()
         tty.setraw(terminal)  # which leaves newlines as they are
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         came: list[bytes] = []
         end = b"\0the end\0"
 
@@ -84,7 +86,7 @@ class CommandServer:
 
         reader = threading.Thread(target=read)
         reader.start()
-        command = [*RUN_COMMAND, *arguments]
+        command = [*RUN_COMMAND, *arguments] if code is None else [sys.executable, "-c", code]
         try:
             with forks.start(command, cwd=cwd, env=env, stdin=DEVNULL, stdout=terminal, stderr=terminal) as process:
                 code = process.wait()

@@ -13,7 +13,9 @@ from typing import Any
 import stores
 import zstandard
 
+from recycledb import methods
 from recycledb.methods.ifd import Stat
+from recycledb.methods.reflection import Step
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import export, select
 from recycledb.store import Store, upgrade
@@ -49,7 +51,9 @@ def score(store: Store) -> None:
 
 def selected(store: Store, folder: Path) -> dict[str, Any]:
     """Return what is selected and exported, as rows and hashes of bytes, and how much is missing of what the store was filled for."""
-    want, stats = stores.wanted(), tuple(stat.value for stat in Stat)
+    [[version]] = store.rows("SELECT max(extractor) FROM extraction")
+    want = stores.wanted(versions=methods.versions() | dict.fromkeys(Step, version))  # what it was filled for
+    stats = tuple(stat.value for stat in Stat)
     questions = {step: list(found) for step, found in sorted(count_questions(store, want).items())}
     lacks = {
         "questions": questions,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import stores
 
 from recycledb.methods.ifd import Stat
-from recycledb.methods.reflection import Kind, Step
+from recycledb.methods.reflection import VERSION, Kind, Step
 from recycledb.schema import Texts, content_id, utc_now, variant_id
 from recycledb.store import Store
 from recycledb.store.rows import ExtractionRow, PromptRow, ReplyRow, TeacherRow, VariantRow
@@ -16,7 +16,7 @@ STEP_OF = {
     Kind.REFLECT_RESPONSE: Step.REFLECT_RESPONSE,
     Kind.REFLECT_BOTH: Step.REFLECT_RESPONSE,
 }
-EXTRACTOR = 1
+EXTRACTOR = VERSION
 Means = Mapping[Stat, float | None]
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from recycledb.methods.ifd import Stat
-from recycledb.methods.reflection import Kind, Step
+from recycledb.methods.reflection import VERSION, Kind, Step
 from recycledb.options import augmentation_id_of
 from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_now, variant_id
 from recycledb.store import Store
 from recycledb.store.derivations import derivation_id_of
+from recycledb.store.duplicates import pool_sha256, search_id_of
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
 from recycledb.store.pending import Scope, Wanted
 from recycledb.store.places import Place, replace_places
@@ -22,10 +23,13 @@ from recycledb.store.rows import (
     DatasetImportRow,
     DerivationMemberRow,
     DerivationRow,
+    DuplicatePoolRow,
+    DuplicateSearchRow,
     EmbeddingRow,
     ExtractionRow,
     LossRow,
     MeasureRow,
+    NearDuplicateRow,
     OrderingItemRow,
     OrderingRow,
     PromptRow,
@@ -46,7 +50,7 @@ from recycledb.sync.raters import teacher_measure_id_of
 TEACHER = "7ea000000001"
 STUDENT = "57d000000001"
 PROMPTS = {step: content_id("prompt", step, length=12) for step in Step}
-EXTRACTOR = 1
+EXTRACTOR = VERSION
 VERSIONS = dict.fromkeys(Step, EXTRACTOR)
 ALL_STEPS = tuple(Step)
 
@@ -260,7 +264,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     key = variant_id(samples[0], "pair", made, members[0], derivation)
     ordering = content_id("ordering", "random", 1, canonical_json(parameters), "00" * 32)
     rows = (
-        RatingRow(text_id, 1, members[0], "score", 4.0, now),
+        RatingRow(text_id, EXTRACTOR, members[0], "score", 4.0, now),
         MeasureRow(measure, f"m-{name}", "digits", 1, "{}", now),
         ReadoutRow(
             *(student, prompt, members[0], ""),
@@ -282,6 +286,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
         *(DerivationMemberRow(derivation, ordinal, member) for ordinal, member in enumerate(members)),
     )
     store.insert(conn, rows)
+    duplicate(store, conn, samples)
     return key
 
 
@@ -289,6 +294,20 @@ def rater_row(name: str, teacher: str, prompt: str) -> TeacherMeasureRow:
     """Return the row of a rating measure."""
     row = TeacherMeasureRow("", f"r-{name}", "rating", teacher, prompt, "", "", 0.0, 5.0, utc_now())
     return row._replace(measure_id=teacher_measure_id_of(row))
+
+
+def duplicate(store: Store, conn: Any, samples: Sequence[str]) -> None:
+    """Write two samples as near-duplicates, by a search that is in use."""
+    now = "2026-01-01T00:00:00.000000Z"
+    search = search_id_of("minhash", 1, "{}")
+    first, second = sorted(samples)
+    rows = (
+        DuplicateSearchRow(search, "minhash", 1, "{}", now),
+        DuplicatePoolRow(search, pool_sha256([first, second]), 2, now),
+        NearDuplicateRow(search, first, second, 0.75),
+    )
+    store.insert(conn, rows)
+    store.ensure_name(conn, "duplicate_search", "duplicates", search)
 
 
 def import_row(dataset: str, rows: int, **more: Any) -> DatasetImportRow:
@@ -339,4 +358,5 @@ VIEWS = (
         "derivations",
         "derivation_members",
     ),
+    *("near_duplicates", "duplicate_groups", "embeddings", "orderings", "ordering_items"),
 )

@@ -16,7 +16,7 @@ from tiny_students import save_student
 from toy_method import FAULTS, install
 
 from recycledb.reflection.teachers.recorded import recorded_line
-from recycledb.schema import Texts, canonical_json, content_id, variant_id
+from recycledb.schema import Texts, canonical_json, content_id, context_json, variant_id
 from recycledb.store import Store
 from recycledb.store.places import Place, replace_places
 
@@ -338,6 +338,27 @@ def test_a_variant_that_gives_none_has_its_reason_on_record(tmp_path: Path) -> N
 
 
 # -- with a teacher
+
+
+def test_samples_with_different_contexts_are_not_joined(tmp_path: Path) -> None:
+    install(tmp_path)
+    url = new(f"sqlite:///{tmp_path}/store.db")
+    configure(url, PAIRS, "rounds = 1")
+    contexts = [context_json([("system", str(number % 2))]) for number in range(30)]
+    with Store.open(url) as store, store.write() as conn:
+        places = (Place(i, sample(i)._replace(context=context)) for i, context in enumerate(contexts))
+        replace_places(store, conn, "d", places)
+    made = sync(url)["augmentations"][0]
+    assert made["variants"] > 0 and made["reasons"].keys() == {"contexts"}
+    sql = """
+        SELECT d.derivation_id, count(DISTINCT s.context) AS contexts, d.reason FROM derivation d
+        JOIN derivation_member m ON m.derivation_id = d.derivation_id JOIN variant v ON v.variant_id = m.variant_id
+        JOIN sample s ON s.sample_id = v.sample_id GROUP BY d.derivation_id, d.reason
+    """
+    found = rows(url, sql)
+    assert {row["contexts"] > 1 for row in found} == {True, False}
+    assert all((row["contexts"] > 1) == (row["reason"] is not None) for row in found)
+    sound(url)
 
 
 def test_reflections_are_sources_as_soon_as_they_are_there(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_a_sound_store_is_sound_and_every_row_was_looked_at(url: str) -> None:
             "measure",
             "augmentation",
             "derivation",
+            "duplicate_search",
         ),
     }
     assert checked.schema_objects > 30 and checked.references > 20 and checked.relations > 10

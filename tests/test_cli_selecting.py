@@ -88,7 +88,7 @@ def test_select_writes_records_and_says(cli: Cli, here: Here, url: str, tmp_path
 
 def test_select_says_what_is_wrong(here: Here) -> None:
     assert said(here, "select", "selective") == ("recycledb: several students have scores; give --student: 13b, 7b")
-    assert "no recipe 'select'; there are" in said(here, "select", "select")
+    assert "no recipe 'select' (did you mean 'selective'?); there are" in said(here, "select", "select")
     assert "for a file give --sql mine.sql" in said(here, "select", "mine.sql")
     assert "cannot be read as a recipe" in said(here, "select", "--sql", "absent.sql")
     assert "--param keep: give NAME=VALUE" in said(here, "select", "cherry", "--param", "keep")
@@ -136,7 +136,9 @@ def test_compare_prints_numbers_and_json(cli: Cli, here: Here, url: str) -> None
     found = json.loads(here("compare", "7b", "13b", "--kind", "origin", "--metric", "rifd_ppl", "--json").stdout)
     assert [row["n"] for row in found["summaries"]] == [4, 4]
     assert "points" not in found
-    assert "no student '70b' in the store; there are: 13b, 7b" in said(here, "compare", "7b", "70b")
+    assert "no student '70b' in the store (did you mean '7b'?); there are: 13b, 7b" in said(
+        here, "compare", "7b", "70b"
+    )
 
 
 def test_teachers_and_prompts_are_compared_by_name(here: Here, url: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from hypothesis import strategies as st
 
 from recycledb.errors import SelectionError
 from recycledb.methods.reflection import Kind, Step
+from recycledb.reporting.charts import Flow, flow_chart
+from recycledb.reporting.plots import comparison_html
 from recycledb.schema import utc_now
-from recycledb.selection.agreement import inversions, kendall, pearson, ranks
-from recycledb.selection.compare import MAX_POINTS, compare
+from recycledb.selection.agreement import inversions, kendall, overlaps, pearson, ranks
+from recycledb.selection.compare import MAX_POINTS, WORDS_CHARACTERS, compare
 from recycledb.selection.explain import explain
+from recycledb.selection.picks import NODES
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import export, select
 from recycledb.store import Store
@@ -240,3 +244,43 @@ def test_a_teacher_under_older_parameters_can_be_named(store: Store) -> None:
     assert selected.rows > 0
     [text] = [each["text"] for each in explain(store, samples[0]) if each["selection"] == selected.selection]
     assert "missing" not in text
+
+
+def test_the_overlap_by_chance_holds_for_lists_that_end_where_ifd_below_1_does() -> None:
+    """Against the mean over many rankings that have nothing to do with each other."""
+    rng = np.random.default_rng(3)
+    n, below = 60, (20, 45)
+    shares = (0.1, 0.25, 0.5, 1.0)
+    sums = np.zeros(len(shares))
+    for _ in range(400):
+        both = tuple(
+            rng.permutation(np.concatenate([rng.uniform(0.1, 0.99, m), rng.uniform(1.01, 2, n - m)])) for m in below
+        )
+        found = overlaps(("a", "b"), "origin", (both[0], both[1]), "ifd_ppl", shares)
+        sums += [each.overlap or 0.0 for each in found]
+    assert [each.chance for each in found] == pytest.approx(sums / 400, abs=0.03)
+    assert found[-1].k == 45 and found[-1].chance == pytest.approx(20 / 60)  # not 100%, nor 75%
+    assert found[0].chance == pytest.approx(0.1)
+
+
+def test_a_side_without_values_is_named_and_cut_texts_end_in_an_ellipsis(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path}/s.db", create=True) as store:
+        scored.two_students(store, ["word " * 100 + "end", "pears"])
+        scored.add_students(store, "empty")
+        found = compare(store, ["7b", "empty"], pictures=True)
+        whole = compare(store, ["7b", "13b"], pictures=True)
+    assert found.without_values == ["empty"] and whole.without_values == []
+    page = comparison_html(found)
+    assert "empty has no value of ifd_ppl" in page and page.count("no variant has a value on all sides") == 2
+    words = set(whole.words.values())
+    assert {each for each in words if each.endswith("…")} == {each for each in words if "word word" in each}
+    assert all(len(each) <= WORDS_CHARACTERS for each in words) and any("pears" in each for each in words)
+
+
+def test_both_decision_trees_have_their_nodes_in_one_order() -> None:
+    first = flow_chart([Flow("samples", "otherwise", 9), Flow("samples", "ifd(Q) > ifd(ori)", 1)], "", NODES)
+    second = flow_chart([Flow("samples", "ifd(Q) > ifd(ori)", 9), Flow("samples", "otherwise", 1)], "", NODES)
+    for text in (first, second):
+        assert text.index("<text") < text.index(">ifd(Q) &gt; ifd(ori)</text>") < text.index(">otherwise</text>")
+        heights = [float(y) for y in re.findall(r'class="node [^"]*" x="[1-9][\d.]*" y="([\d.]+)"', text)]
+        assert heights == sorted(heights) and len(heights) == 2

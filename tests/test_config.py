@@ -106,7 +106,10 @@ def test_urls_that_name_no_relative_file_stay(url: str, tmp_path: Path) -> None:
         ("[students.7b]\nmodel = 'x'\nmax_length = 0.5", "students.7b.max_length: "),
         ("[students.7b]\nmodel = 'x'\nstats = ['A']", "students.7b.stats.0: "),
         ("[prompts]\nrewrite = 'x.txt'", "prompts.rewrite: "),
-        ("[sync]\nsteps = ['reflect']", "sync.steps.0: unknown step 'reflect': use one of compress, "),
+        (
+            "[sync]\nsteps = ['reflect']",
+            "sync.steps.0: unknown step 'reflect' (did you mean 'reflect_response'?): use one of compress, ",
+        ),
         ("[sync]\nteacher = 'gpt'", "sync.teacher is 'gpt', but there is no [teachers.gpt]"),
         ("[sync]\nstudents = ['7b']", "sync.students has '7b', but there is no [students.7b]"),
         ("[sync\n", "line 1"),

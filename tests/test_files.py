@@ -267,7 +267,7 @@ OUTPUTS = {  # by what is written: the arguments that write it, OUT being the fi
     "report": ["report", "-o", "OUT"],
     "compare": ["compare", "7b", "13b", "--plot", "OUT"],
     "card": ["export", "-o", "/dev/null", "--card", "OUT"],
-    "dataset_info.json": ["export", "-o", "/dev/null", "--llama-factory", "."],
+    "dataset_info.json": ["export", "-o", "../rows.json", "--llama-factory", "."],
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from recycledb import methods
 from recycledb.methods.ifd import Stat
-from recycledb.methods.reflection import Kind, Step
+from recycledb.methods.reflection import VERSION, Kind, Step
 from recycledb.store import Store
 
 HEAD = (
@@ -84,7 +84,7 @@ def test_the_methods_that_ship() -> None:
     assert list(methods.kinds()) == list(Kind) and list(methods.steps()) == list(Step)
     assert list(methods.statistics()) == list(Stat)
     assert methods.scored_kinds() == ("origin", "reflect_instruction", "reflect_response", "reflect_both")
-    assert dict(methods.version_names()) == {"extractor": 1}
+    assert dict(methods.version_names()) == {"extractor": VERSION}
 
 
 def test_a_readout_fills_in_texts_and_leaves_other_braces() -> None:

@@ -355,3 +355,26 @@ def test_pictures_are_drawn(chromium: Browser, written: tuple[Store, Path], tmp_
     assert chromium.evaluate("document.querySelectorAll('circle title').length") >= every
     assert chromium.evaluate("document.querySelectorAll('main img, main script').length") == 0
     look(chromium)
+
+
+@pytest.mark.browser
+def test_the_pages_can_be_read_on_a_telephone(chromium: Browser, written: tuple[Store, Path], tmp_path: Path) -> None:
+    store, report = written
+    students = [row[0] for row in store.rows("SELECT student FROM students")]
+    plots = tmp_path / "compare.html"
+    plots.write_text(comparison_html(compare(store, students, pictures=True)), encoding="utf-8")
+    smallest = """Math.min(...[...document.querySelectorAll('figure svg text')].map((text) => {
+        const svg = text.ownerSVGElement;
+        return parseFloat(getComputedStyle(text).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    }))"""
+    narrowest = """Math.min(...[...document.querySelectorAll('.scroll td')]
+        .filter((cell) => cell.getClientRects().length && cell.textContent.length > 30)
+        .map((cell) => cell.getBoundingClientRect().width))"""
+    for path in (plots, report):
+        for width in (390, 1200):
+            chromium.open(path, width=width)
+            look(chromium)
+            assert chromium.evaluate(smallest) >= 9  # pixels
+            assert chromium.evaluate(narrowest) >= 150
+            assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+            chromium.screenshot(tmp_path / f"{path.stem}-{width}.png")

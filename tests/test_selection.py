@@ -419,9 +419,9 @@ def test_explain_says_the_ratios_the_branch_and_the_bound(store: Store) -> None:
     assert [each["selection"] for each in said] == ["mine", "one", None]
     text = said[0]["text"]
     assert "mine (selective; student 7b, teacher gpt): picked reflect_both" in text
-    assert "ifd(Q) 0.7634 > ifd(ori) 0.7334? yes" in text
-    assert "rifd(QA) 0.7408 < rifd(Q) 0.7788? yes" in text
-    assert "ifd(QA) 0.9418 < 1 and rifd(QA) 0.7408 < 1: yes" in text
+    assert "IFD(Q) 0.7634 > IFD(ori) 0.7334? yes" in text
+    assert "rIFD(QA) 0.7408 < rIFD(Q) 0.7788? yes" in text
+    assert "IFD(QA) 0.9418 < 1 and rIFD(QA) 0.7408 < 1: yes" in text
     assert "one (cherry; student 7b): picked nothing" in said[1]["text"]
     assert said[2]["student"] == "13b"
     json.dumps(said)
@@ -445,14 +445,14 @@ def test_only_a_shipped_text_is_explained_by_the_shipped_tree(store: Store, tmp_
     select(store, read_recipe(copied), {"student": "7b", "teacher": "gpt"}, name="copied")
     said = {each["selection"]: each for each in explain(store, sample)}
     assert said["own"]["steps"] == ["reason: as I like it", "picked at position 1 of 4"]
-    assert "ifd(Q) 0.7634 > ifd(ori) 0.7334? yes" in said["copied"]["text"]
+    assert "IFD(Q) 0.7634 > IFD(ori) 0.7334? yes" in said["copied"]["text"]
 
 
 def test_a_text_shipped_by_an_earlier_release_is_explained(store: Store) -> None:
     [_, sample, *_] = scored.two_students(store)
     earlier = (Path(__file__).parent / "data" / "selective-0.1.0.sql").read_text(encoding="utf-8")
     select(store, parse("selective", earlier), {"student": "7b"}, name="then")
-    assert "ifd(Q) 0.7634 > ifd(ori) 0.7334? yes" in explain(store, sample)[0]["text"]
+    assert "IFD(Q) 0.7634 > IFD(ori) 0.7334? yes" in explain(store, sample)[0]["text"]
     assert {recipe.name: shipped_as(recipe.sql) for recipe in iter_recipes()} == {name: name for name in recipe_names()}
 
 

@@ -261,7 +261,13 @@ def open_places(store: Store) -> list[tuple[int, str]]:
 
 
 def test_duplicates_are_one_sample_in_two_places(store: Store) -> None:
-    assert replaced(store, (0, A), (1, B), (2, A)) == {"added": 2, "present": 1, "places_new": 3, "places_closed": 0}
+    assert replaced(store, (0, A), (1, B), (2, A)) == {
+        "added": 2,
+        "present": 1,
+        "places_new": 3,
+        "places_closed": 0,
+        "left": 0,
+    }
     assert open_places(store) == [(0, sample_id(A)), (1, sample_id(B)), (2, sample_id(A))]
     assert counted(store, "variant") == 2
     assert store.rows("SELECT kind, variant_id FROM variant WHERE sample_id = :s", s=sample_id(A))[0] == (
@@ -272,13 +278,13 @@ def test_duplicates_are_one_sample_in_two_places(store: Store) -> None:
 
 def test_the_same_file_again_changes_nothing(store: Store) -> None:
     replaced(store, (0, A), (1, B))
-    assert replaced(store, (0, A), (1, B)) == {"added": 0, "present": 2, "places_new": 0, "places_closed": 0}
+    assert replaced(store, (0, A), (1, B)) == {"added": 0, "present": 2, "places_new": 0, "places_closed": 0, "left": 0}
     assert counted(store, "place") == 2
 
 
 def test_a_changed_file_closes_places_and_keeps_samples(store: Store) -> None:
     replaced(store, (0, A), (1, B), (2, A))
-    assert replaced(store, (0, A), (1, C)) == {"added": 1, "present": 1, "places_new": 1, "places_closed": 2}
+    assert replaced(store, (0, A), (1, C)) == {"added": 1, "present": 1, "places_new": 1, "places_closed": 2, "left": 1}
     assert open_places(store) == [(0, sample_id(A)), (1, sample_id(C))]
     assert counted(store, "sample") == 3 and counted(store, "place") == 4
 
@@ -313,6 +319,7 @@ def test_places_follow_any_history_of_a_file(store: Store, files: list[dict[int,
         assert dict(open_places(store)) == after
         assert told["places_closed"] == sum(after.get(position) != sample for position, sample in before.items())
         assert told["places_new"] == sum(before.get(position) != sample for position, sample in after.items())
+        assert told["left"] == len(set(before.values()) - set(after.values()))
 
 
 def test_large_files_go_in_by_batches(store: Store) -> None:
@@ -580,7 +587,7 @@ def test_another_extractor_reads_again_and_asks_nothing(store: Store) -> None:
     with store.write() as conn:
         store.ensure_name(conn, "extractor", "extractor", str(version))
     rows = store.rows("SELECT extractor, status, is_current FROM extractions ORDER BY extractor")
-    assert [tuple(row) for row in rows] == [(1, "unusable", 0), (2, "ok", 1)]
+    assert [tuple(row) for row in rows] == [(stores.EXTRACTOR, "unusable", 0), (version, "ok", 1)]
     assert counted(store, "variants WHERE is_current = 1") == 2
 
 

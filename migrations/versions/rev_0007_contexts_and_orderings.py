@@ -11,6 +11,10 @@ Why `teacher_measure`: ratings and judgements are read from replies, which are f
 prompt belong to which measure, and on what scale, so that another scale is no reason to ask again.
 Why `measures` is replaced: a value may depend on a second variant, the reference; it is current if that one is too. It also shows the
 ratings of measures, and what judgements say of a variant.
+Why `dataset_import.parts`: a file is added to a dataset at the position at which the files before it end, and is found again by its path.
+An import of format `removed` stands for the removal of a dataset, which the view `datasets` no longer shows.
+Why `duplicate_pool`: a pair of near-duplicates is a row for ever, but whether all pairs of some samples were looked for depends on the
+samples, also after two stores with different samples were merged.
 
 Revision ID: 0007
 """
@@ -30,15 +34,17 @@ def upgrade() -> None:
     op.add_column("attempt", sa.Column("max_tokens", sa.Integer(), nullable=True))
     create_embeddings()
     create_orderings()
+    create_duplicates()
     op.execute("DROP VIEW samples")
     op.execute(SAMPLES)
-    for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS):
+    for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS, NEAR_DUPLICATES, DUPLICATE_GROUPS):
         op.execute(view)
     create_teacher_measures()
     op.execute(TEACHER_MEASURES)
     op.execute(JUDGEMENTS)
     op.execute("DROP VIEW measures")
     op.execute(MEASURES)
+    add_parts_of_datasets()
 
 
 def create_embeddings() -> None:
@@ -277,4 +283,78 @@ JOIN teacher_measure g ON g.measure_id = p.measure_id
 JOIN teachers t ON t.teacher_id = g.teacher_id
 JOIN variant v ON v.variant_id = p.variant_id
 JOIN variant o ON o.variant_id = p.other_id
+"""
+
+
+def add_parts_of_datasets() -> None:
+    """Add the list of files of an import; hide removed datasets."""
+    op.add_column("dataset_import", text("parts", nullable=True))
+    op.execute("DROP VIEW datasets")
+    op.execute(DATASETS)
+
+
+# A dataset that was removed is shown again when it has samples again: a merge may bring an older import that comes after the removal.
+DATASETS = """
+CREATE VIEW datasets AS
+SELECT i.dataset, i.source, i.format, i.added_at, i.sha256, i.rows, i.rejected, i.cut
+FROM dataset_import i
+WHERE i.format <> 'removed'
+AND NOT EXISTS (
+    SELECT 1 FROM dataset_import later
+    WHERE later.dataset = i.dataset AND later.format <> 'removed'
+    AND (later.added_at > i.added_at OR (later.added_at = i.added_at AND later.import_id > i.import_id))
+)
+AND (
+    i.dataset NOT IN (SELECT r.dataset FROM dataset_import r WHERE r.format = 'removed')
+    OR EXISTS (SELECT 1 FROM dataset_samples s WHERE s.dataset = i.dataset)
+)
+"""
+
+
+def create_duplicates() -> None:
+    """Create the tables of searches for near-duplicates, of the samples that each looked at, and of the pairs found."""
+    create(
+        "duplicate_search",
+        text("duplicate_search_id"), text("method"), number("version"), text("parameters"), text("created_at"),
+        key=("duplicate_search_id",),
+    )  # fmt: skip
+    search = {"duplicate_search_id": "duplicate_search.duplicate_search_id"}
+    create(
+        "duplicate_pool",
+        text("duplicate_search_id"), text("pool_sha256"), number("pool_size"), text("created_at"),
+        key=("duplicate_search_id", "pool_sha256"),
+        references=search,
+    )  # fmt: skip
+    create(
+        "near_duplicate",
+        text("duplicate_search_id"), text("sample_id"), text("other_id"), real("similarity"),
+        key=("duplicate_search_id", "sample_id", "other_id"),
+        references={**search, "sample_id": "sample.sample_id", "other_id": "sample.sample_id"},
+    )  # fmt: skip
+    op.create_index("ix_near_duplicate_other_id", "near_duplicate", ["other_id"])
+
+
+# Of the last search that was run.
+NEAR_DUPLICATES = """
+CREATE VIEW near_duplicates AS
+SELECT d.sample_id, d.other_id, d.similarity, d.duplicate_search_id
+FROM current_names n JOIN near_duplicate d ON d.duplicate_search_id = n.id
+WHERE n.kind = 'duplicate_search'
+"""
+
+# Each walk begins at a sample that is not the larger of any pair; the smallest id of a group is always such a sample.
+DUPLICATE_GROUPS = """
+CREATE VIEW duplicate_groups AS
+WITH RECURSIVE step AS (
+    SELECT d.sample_id AS here, d.other_id AS there FROM near_duplicates d
+    UNION ALL
+    SELECT d.other_id, d.sample_id FROM near_duplicates d
+),
+walk AS (
+    SELECT d.sample_id AS beginning, d.sample_id FROM near_duplicates d
+    WHERE d.sample_id NOT IN (SELECT e.other_id FROM near_duplicates e)
+    UNION
+    SELECT w.beginning, s.there FROM walk w JOIN step s ON s.here = w.sample_id
+)
+SELECT w.sample_id, min(w.beginning) AS group_id FROM walk w GROUP BY w.sample_id
 """

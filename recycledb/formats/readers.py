@@ -1,284 +1,196 @@
-"""Files to samples: Alpaca, ShareGPT and OpenAI messages, row by row.
+"""Files to samples, row by row: which shape a file has, and its samples with their positions.
 
-Invariant: a row keeps its position in the source, counting rejected rows, so that other files matched by position
-(published statistics) still match. Texts are unchanged: nothing is stripped, normalised or repaired, except input
-placeholders, which become the empty input that they mean and are kept in `extra`.
-This module stores nothing and guesses nothing: a row that lacks a text is rejected with a reason.
-
-| format | a row |
-|---|---|
-| alpaca | `{"instruction", "input", "output"}`; input may be missing or null |
-| sharegpt | `{"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}` |
-| messages | `{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}, …]}` |
-
-In a conversation, the first human turn that is followed by a model's turn is the instruction, and the model's turn is the
-output. A system turn before them goes to `extra["system"]`; other turns are dropped, and `cut` counts the conversations
-that had some.
+Invariant: samples are numbered in the order of the source, and a rejected row takes one number too; so where a row is one sample, as in
+most shapes, a sample's position is its row's number, and other files matched by position (published statistics) still match.
+Texts are unchanged: nothing is stripped, normalised or repaired, except input placeholders, which become the empty input that they mean
+and are kept in `extra`. This module stores nothing: a row that lacks a text is rejected with a reason, and what was guessed or left out
+is said.
+Shapes are in `shapes`, conversations in `turns`; docs/formats.md is the table for users.
 """
 
-import base64
-import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recycledb.errors import FormatError
+from recycledb.formats.checks import Unusable
 from recycledb.formats.containers import Source
+from recycledb.formats.json_objects import OBJECTS
+from recycledb.formats.shapes import SHAPES, Shape, is_row, samples_in, shape_of, unknown_field
+from recycledb.formats.trees import trees
+from recycledb.formats.turns import CONTEXTS, TURNS, How, Tally
 from recycledb.formats.values import MAX_ROW, Bad
 from recycledb.schema import Texts
+from recycledb.suggestions import did_you_mean
 
-FORMATS = ("auto", "alpaca", "sharegpt", "messages")
+FORMATS = ("auto", *SHAPES)
 SNIFFED_ROWS = 1000
-MAX_DEPTH = 64  # of the extra fields; enough for any metadata, and far below Python's recursion limit
-
-_TURNS_FIELD = {"sharegpt": "conversations", "messages": "messages"}
-_HUMAN = {"human", "user"}
-_MODEL = {"gpt", "assistant", "chatgpt", "bard", "bing", "model", "bot"}
-_SYSTEM = {"system", "developer"}
-
-_WRAPPING = " \t\r\n\"'`“”‘’<>[](){}\\/.,;:!*_-"
-_PLACEHOLDER = re.compile(
-    r"(there is |there's )?no[\s_-]*(additional |further |other |specific )?inpute?s?"
-    r"( (text|data|field))?( (is|was))?"
-    r"( (required|needed|necessary|provided|given|available|specified|supplied|applicable))?"
-    r"|n\s?/\s?a|n\.a"
-    r"|none( (required|needed|necessary|provided|given|available|specified))?"
-    r"|not (applicable|required|needed|provided|available)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a source, good (`texts`) or bad (`reason`).
+    """A sample of a source (`texts`), or a rejected row (`reason`).
 
-    `position` counts from 0, rejected rows included. `extra` holds the row's other fields as JSON values;
-    `extra["original_input"]` is the placeholder that was replaced by the empty input.
+    `position` counts from 0, rejected rows included; `number` is the row's number in the source, from 0. `extra` holds the row's other
+    fields as JSON values; `extra["original_input"]` is the placeholder that was replaced by the empty input.
     """
 
     position: int
     texts: Texts | None
     extra: dict[str, Any]
     reason: str | None
+    number: int = 0
 
 
 @dataclass
 class Reading:
-    """A file being read: iterate over its rows; the counters and `sha256` are final after the iteration.
+    """A file being read: iterate over its samples; the counters and `sha256` are final after the iteration.
 
-    Iterating raises FormatError for errors found only later: a truncated file, or one without a single good row. So store
-    the rows in one transaction.
+    `rows` counts the source's rows, `places` the positions, `contexts` the samples with a context. Iterating raises FormatError for errors
+    found only later: a truncated file, or one without a single good row. So store the rows in one transaction.
     """
 
     path: Path
-    format: str
-    container: str
-    compression: str
+    shape: Shape
+    how: How
     source: Source = field(repr=False)
     rows: int = 0
+    places: int = 0
     rejected: int = 0
-    cut: int = 0
+    contexts: int = 0
     sha256: str = ""
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def format(self) -> str:
+        """The name of the file's shape."""
+        return self.shape.name
+
+    @property
+    def container(self) -> str:
+        """json, jsonl, objects, csv, tsv or parquet."""
+        return self.source.container
+
+    @property
+    def compression(self) -> str:
+        """none, gzip or zstd."""
+        return self.source.compression
+
+    @property
+    def cut(self) -> int:
+        """The number of conversations of which turns were left out."""
+        return self.tally.cut
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found out about the file rather than told, one clause each."""
+        notes = []
+        if self.source.rows_key is not None:
+            notes.append(f"the rows are the list in {self.source.rows_key!r}")
+        if self.source.encoding is not None and self.how.encoding is None:
+            notes.append(f"the text is {self.source.encoding.upper()}, by its byte order mark")
+        if self.shape.guessed or self.shape.name == "dolly":
+            notes.append(
+                ", ".join(f"{name} is {key!r}" for name, key in self.shape.fields.items()) + " (else use --map)"
+            )
+        return notes
 
     def __iter__(self) -> Iterator[Row]:
-        self.rows = self.rejected = self.cut = 0
+        self.rows = self.places = self.rejected = self.contexts = 0
+        self.tally = Tally()
         first_reason = ""
-        for position, value in enumerate(self.source):
-            row, longer = _row(position, value, self.format)
+        values = iter(self.source)
+        for number, value in enumerate(trees(values) if self.shape.name == "oasst-messages" else values):
             self.rows += 1
-            self.rejected += row.texts is None
-            self.cut += longer
-            first_reason = first_reason or row.reason or ""
-            yield row
-        if self.rows == self.rejected:
+            for row in self._samples(number, value):
+                self.places += 1
+                self.rejected += row.texts is None
+                self.contexts += row.texts is not None and row.texts.context is not None
+                first_reason = first_reason or row.reason or ""
+                yield row
+        if self.places == self.rejected:
             raise FormatError(f"{self.path} has no usable row among {self.rows} (the first: {first_reason})")
         self.sha256 = self.source.sha256
 
+    def _samples(self, number: int, value: Any) -> list[Row]:
+        shape = _TREE if self.shape.name == "oasst-messages" else self.shape
+        try:
+            if isinstance(value, Bad):
+                raise Unusable(value.reason)
+            found = samples_in(value, shape, self.how, self.tally)
+        except Unusable as error:
+            return [Row(self.places, None, {}, str(error), number)]
+        return [Row(self.places + i, each.texts, each.extra, None, number) for i, each in enumerate(found)]
 
-def read(path: Path, format: str = "auto", max_row: int = MAX_ROW) -> Reading:
-    """Open `path` for reading samples; see FORMATS. Container (JSON, JSON lines, Parquet) and compression are detected.
 
-    Raises FormatError if there is no such file, it is not data, or no row of it has the format's fields. A row of more than
-    `max_row` bytes of uncompressed text is an error too, here or while iterating.
+_TREE = Shape("oasst", {"messages": "prompt"})
+
+
+def read(path: Path, format: str = "auto", max_row: int = MAX_ROW, how: How | None = None) -> Reading:
+    """Open `path` for reading samples; `how` has all options, of which `format` (see FORMATS) and `max_row` can be given alone.
+
+    Container (JSON, JSON lines, CSV, TSV, Parquet) and compression are detected. Raises FormatError if there is no such file, it is not
+    data, or no row of it has the format's fields. A row of more than `max_row` bytes of uncompressed text is an error too, here or while
+    iterating.
     """
-    if format not in FORMATS:
-        raise FormatError(f"unknown format {format!r}: one of {', '.join(FORMATS)}")
-    source = Source(path, max_row)
-    return Reading(path, _resolved(source, format), source.container, source.compression, source)
+    how = how or How(format, max_row=max_row)
+    for name, value, known in (
+        ("format", how.format, FORMATS),
+        ("turns", how.turns, TURNS),
+        ("context", how.context, CONTEXTS),
+    ):
+        if value not in known:
+            raise FormatError(f"unknown {name} {value!r}{did_you_mean(value, known)}: one of {', '.join(known)}")
+    source = Source(path, how.max_row, encoding=how.encoding, is_row=is_row)
+    return Reading(path, _resolved(source, how), how, source)
 
 
-def is_placeholder(text: str) -> bool:
-    """Return whether an input is a placeholder for no input: `<noinput>`, `No input.`, `N/A`, `<none>` and similar."""
-    return len(text) <= 64 and _PLACEHOLDER.fullmatch(text.strip(_WRAPPING)) is not None
-
-
-# --- which format ---------------------------------------------------------------------------------
-
-
-def _resolved(source: Source, wanted: str) -> str:
-    """Return the format of the first row that has one; it must be `wanted`, unless that is auto."""
-    fields: list[str] = []
+def _resolved(source: Source, how: How) -> Shape:
+    """Return the shape of the first row that has one; all fields that are mapped must occur by then, or in the first thousand rows."""
+    fields: dict[str, None] = {}
     first_bad = ""
+    shape: Shape | None = None
     count = 0
     for count, value in enumerate(source, 1):
-        found = [name for name in FORMATS[1:] if wanted in ("auto", name) and _fits(value, name)]
-        if found:
-            return found[0]
-        if isinstance(value, dict):
-            fields = fields or list(value)
+        shape = shape or shape_of(value, how)
+        fields.update(dict.fromkeys(value) if isinstance(value, dict) else ())
+        if shape is not None and all(key in fields for key in how.mapping.values()):
+            return shape
         first_bad = first_bad or (value.reason if isinstance(value, Bad) else "")
         if count >= SNIFFED_ROWS:
             break
-    raise _unknown(source, wanted, count, fields, first_bad)
+    raise _unknown(source, how, count, list(fields), first_bad)
 
 
-def _fits(value: Any, format: str) -> bool:
-    if not isinstance(value, dict):
-        return False
-    if format == "alpaca":
-        return "instruction" in value and "output" in value
-    return isinstance(value.get(_TURNS_FIELD[format]), list)
-
-
-def _unknown(source: Source, wanted: str, count: int, fields: list[str], first_bad: str) -> FormatError:
+def _unknown(source: Source, how: How, count: int, fields: list[str], first_bad: str) -> FormatError:
     path = source.path
     if count == 0:
         return FormatError(f"{path} holds no rows")
-    if source.container == "jsonl" and not fields:
+    if source.container in ("jsonl", OBJECTS) and not fields:
         return FormatError(
-            f"{path} is not JSON: neither a list nor one object per line, or truncated ({first_bad or 'no object'})"
+            f"{path} is not JSON: neither a list nor one object per line, or truncated ({first_bad or 'no object'}); "
+            "CSV and TSV are known by their names"
         )
-    want = "instruction and output, conversations, or messages"
-    if wanted != "auto":
-        want = "instruction and output" if wanted == "alpaca" else _TURNS_FIELD[wanted]
+    if how.mapping:
+        return unknown_field(path, how.mapping, fields)
+    known = "instruction and output, conversations, messages, or others in docs/formats.md"
+    want = _WANT.get(how.format, known)
     seen = ", ".join(repr(name[:40]) for name in fields[:8]) or "none, the rows are not objects"
-    return FormatError(f"{path} has an unknown format: expected the fields {want}; found {seen}")
+    one = "is one JSON object, and no list of rows in it: " if source.container == OBJECTS and count == 1 else ""
+    remedy = (
+        "; name them, as in --map instruction=FIELD,output=FIELD" if fields and how.format in ("auto", "fields") else ""
+    )
+    return FormatError(f"{path} {one or 'has an unknown format: '}expected the fields {want}; found {seen}{remedy}")
 
 
-# --- rows -----------------------------------------------------------------------------------------
-
-
-class _Unusable(Exception):  # noqa: N818 - internal: it ends the reading of a bad row
-    """A row that cannot be a sample; the message is the reason."""
-
-
-def _row(position: int, value: Any, format: str) -> tuple[Row, bool]:
-    """Return the row, and whether it is a conversation of which turns were dropped."""
-    try:
-        if isinstance(value, Bad):
-            raise _Unusable(value.reason)
-        if not isinstance(value, dict):
-            raise _Unusable(f"not an object but {_kind(value)}")
-        texts, extra, longer = _READERS[format](value)
-        return Row(position, texts, _plain_fields(extra), None), longer
-    except _Unusable as error:
-        return Row(position, None, {}, str(error)), False
-
-
-def _alpaca(row: dict[str, Any]) -> tuple[Texts, dict[str, Any], bool]:
-    extra = {name: value for name, value in row.items() if name not in Texts._fields}
-    given = "" if row.get("input") is None else _sound(row["input"], "'input'")
-    if given and is_placeholder(given):
-        extra["original_input"], given = given, ""
-    instruction, output = (_sound(row.get(name), f"'{name}'") for name in ("instruction", "output"))
-    return Texts(instruction, given, output), extra, False
-
-
-def _conversation(row: dict[str, Any], turns_field: str) -> tuple[Texts, dict[str, Any], bool]:
-    extra = {name: value for name, value in row.items() if name != turns_field}
-    turns = row.get(turns_field)
-    if not isinstance(turns, list):
-        raise _Unusable(f"no list in '{turns_field}'")
-    first = _first_pair(turns, turns_field)
-    used = 2
-    if first and _role(turns[0]) in _SYSTEM:
-        extra["system"] = _turn_text(turns, 0, turns_field)
-        used = 3
-    question, answer = (_turn_text(turns, index, turns_field) for index in (first, first + 1))
-    return Texts(question, "", answer), extra, len(turns) > used
-
-
-def _first_pair(turns: list[Any], turns_field: str) -> int:
-    roles = []
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise _Unusable(f"turn {index + 1} of '{turns_field}' is not an object but {_kind(turn)}")
-        roles.append(_role(turn))
-        if index and roles[-1] in _MODEL and roles[-2] in _HUMAN:
-            return index - 1
-    raise _Unusable(f"no human turn followed by a model's turn in '{turns_field}'")
-
-
-def _role(turn: dict[str, Any]) -> str:
-    role = turn.get("from", turn.get("role"))
-    return role.lower() if isinstance(role, str) else ""
-
-
-def _turn_text(turns: list[Any], index: int, turns_field: str) -> str:
-    turn, where = turns[index], f"turn {index + 1} of '{turns_field}'"
-    content = turn.get("value", turn.get("content"))
-    if not isinstance(content, list):
-        return _sound(content, where)
-    parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
-    if not parts or None in parts:
-        raise _Unusable(f"a part that is not text in {where}")
-    return "".join(_sound(part, where) for part in parts)
-
-
-_READERS: dict[str, Callable[[dict[str, Any]], tuple[Texts, dict[str, Any], bool]]] = {
-    "alpaca": _alpaca,
-    "sharegpt": lambda row: _conversation(row, "conversations"),
-    "messages": lambda row: _conversation(row, "messages"),
+_WANT = {
+    "alpaca": "instruction and output",
+    "sharegpt": "conversations",
+    "lima": "conversations, a list of texts",
+    "messages": "messages",
+    "self-instruct": "instruction and instances",
+    "oasst": "prompt with replies, or message_id and parent_id",
+    "dolly": "instruction, context and response",
+    "fields": "of a question and its answer, such as prompt and completion",
 }
-
-
-# --- values ---------------------------------------------------------------------------------------
-
-
-def _sound(value: Any, where: str) -> str:
-    """Return `value` if it is text that every store can hold; raise _Unusable if not."""
-    if value is None:
-        raise _Unusable(f"no text in {where}")
-    if not isinstance(value, str):
-        raise _Unusable(f"no text in {where} but {_kind(value)}")
-    if "\0" in value:
-        raise _Unusable(f"NUL in {where}")
-    _require_no_surrogate(value, where)
-    return value
-
-
-def _require_no_surrogate(text: str, where: str) -> None:
-    try:
-        _ = text.isascii() or text.encode()
-    except UnicodeEncodeError:
-        raise _Unusable(f"lone surrogate in {where}") from None
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
-
-
-def _plain_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    for name in fields:
-        _require_no_surrogate(name, "the name of a field")
-    return {name: _plain(value, f"'{name}'") for name, value in fields.items()}
-
-
-def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """Return `value` as plain JSON: NaN and infinities are null, bytes are base64, times and decimals are text."""
-    if isinstance(value, str):
-        _require_no_surrogate(value, where)
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if depth >= MAX_DEPTH:
-        raise _Unusable(f"nested too deeply in {where}")
-    if isinstance(value, dict):
-        return {_plain(str(name), where): _plain(inner, where, depth + 1) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner, where, depth + 1) for inner in value]
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

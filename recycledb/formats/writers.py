@@ -1,4 +1,4 @@
-"""Rows to files: Alpaca JSON, ShareGPT, JSON lines and Parquet.
+"""Rows to files: Alpaca JSON, ShareGPT, JSON lines, Parquet and preference pairs.
 
 Invariant: the same rows give the same bytes, and a file is written completely or not at all (see `recycledb.files`). Rows
 are streamed. A name that ends in .gz or .zst is compressed (the hash is then of the compressed bytes).
@@ -12,35 +12,57 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import zstandard
 
 from recycledb.errors import FormatError
 from recycledb.files import writing
 from recycledb.formats.arrow import write_parquet
+from recycledb.formats.contexts import CONTEXT, context_column, llama_factory_row, message_row, sharegpt_turns
+from recycledb.formats.pairs import PAIR, PAIR_FORMATS, pair_row
 from recycledb.formats.values import flat, plain
+from recycledb.suggestions import did_you_mean
 
-OUT_FORMATS = ("alpaca", "sharegpt", "jsonl", "parquet")
+OUT_FORMATS = ("alpaca", "sharegpt", "messages", "llamafactory", "jsonl", "parquet", *PAIR_FORMATS)
 TEXT_FIELDS = ("instruction", "input", "output")
+PACKED = (".gz", ".zst")
+EXTRA = "\0extra"  # the key of a row's extra fields, a mapping: no column of a query has such a name
 
 Rows = Iterable[Mapping[str, Any]]
 
 
+class Hashes(NamedTuple):
+    """The SHA-256 of what was written: of the rows in their format, and of the file, which differs if it is compressed."""
+
+    content: str
+    file: str
+
+
 def write(path: Path, rows: Rows, format: str) -> str:
+    """Write `rows` to `path` in `format` and return the SHA-256 of the file; see `write_hashed`."""
+    return write_hashed(path, rows, format).file
+
+
+def write_hashed(path: Path, rows: Rows, format: str) -> Hashes:
     """Write `rows` to `path` in `format` (see OUT_FORMATS) and return the SHA-256 of the bytes.
 
-    A row has instruction, input and output. Its other columns are written by jsonl and parquet and omitted by alpaca and
-    sharegpt, where the human's turn is the instruction and, on the lines after it, the input.
+    A row has instruction, input and output; for a preference pair also its Pair. Its other columns are written by jsonl and parquet and
+    omitted by the others; the fields of its mapping EXTRA are written by all, with the prefix `extra_` where the format has a
+    column of that name. In sharegpt and messages the human's turn is the instruction and, on the lines after it, the input. Where
+    a row's CONTEXT goes is in `contexts`.
     Raises WriteError if the file cannot be written and FormatError if a row lacks a text; the previous file is then unchanged.
     """
     if format not in OUT_FORMATS:
-        raise FormatError(f"unknown format {format!r}: one of {', '.join(OUT_FORMATS)}")
+        raise FormatError(
+            f"unknown format {format!r}{did_you_mean(format, OUT_FORMATS)}: one of {', '.join(OUT_FORMATS)}"
+        )
     with writing(path) as file:
         hashing = _HashingFile(file)
         with _compressing(cast(IO[bytes], hashing), path) as stream:
-            _WRITERS[format](stream, rows)
-    return hashing.hash.hexdigest()
+            unpacked = _HashingFile(stream) if path.suffix.lower() in PACKED else hashing
+            _WRITERS[format](cast(IO[bytes], unpacked), rows)
+    return Hashes(unpacked.hash.hexdigest(), hashing.hash.hexdigest())
 
 
 def dumps_alpaca(rows: Rows) -> bytes:
@@ -61,6 +83,17 @@ def _write_sharegpt(stream: IO[bytes], rows: Rows) -> None:
         stream.write(part)
 
 
+def _write_messages(stream: IO[bytes], rows: Rows) -> None:
+    for number, row in enumerate(_whole(rows)):
+        found = message_row(row)
+        stream.write(_json_line(number, found | extra_fields(row, found)))
+
+
+def _write_llama_factory(stream: IO[bytes], rows: Rows) -> None:
+    for part in _json_list(rows, _llama_factory_layout):
+        stream.write(part)
+
+
 def _write_jsonl(stream: IO[bytes], rows: Rows) -> None:
     for number, row in enumerate(_whole(rows)):
         stream.write(_json_line(number, _full_row(row)))
@@ -71,11 +104,24 @@ def _write_parquet(stream: IO[bytes], rows: Rows) -> None:
     write_parquet(stream, columns, _as_tuples(rows, columns))
 
 
+def _pair_writer(format: str) -> Callable[[IO[bytes], Rows], None]:
+    def layout(row: Mapping[str, Any]) -> str:
+        pair = pair_row(format, row)
+        return _object_layout(pair | extra_fields(row, pair))
+
+    def write_pairs(stream: IO[bytes], rows: Rows) -> None:
+        for part in _json_list(rows, layout):
+            stream.write(part)
+
+    return write_pairs
+
+
 def _as_tuples(rows: Rows, columns: list[str]) -> Iterator[list[Any]]:
     """Yield the rows' values in the order of `columns`, to which new names are added as they occur."""
     for number, row in enumerate(_whole(rows)):
-        columns += [name for name in row if name not in columns]
-        values = [flat(row.get(name)) for name in columns]
+        whole = _full_row(row)
+        columns += [name for name in whole if name not in columns]
+        values = [flat(whole.get(name)) for name in columns]
         for value in values:
             if isinstance(value, str) and not value.isascii():
                 _encoded(number, value)
@@ -85,8 +131,11 @@ def _as_tuples(rows: Rows, columns: list[str]) -> Iterator[list[Any]]:
 _WRITERS: dict[str, Callable[[IO[bytes], Rows], None]] = {
     "alpaca": _write_alpaca,
     "sharegpt": _write_sharegpt,
+    "messages": _write_messages,
+    "llamafactory": _write_llama_factory,
     "jsonl": _write_jsonl,
     "parquet": _write_parquet,
+    **{format: _pair_writer(format) for format in PAIR_FORMATS},
 }
 
 
@@ -104,25 +153,47 @@ def _whole(rows: Rows) -> Iterator[Mapping[str, Any]]:
 
 def _alpaca_layout(row: Mapping[str, Any]) -> str:
     """Return a row as `json.dump(indent=4)` writes it within a list, in about two thirds of the time."""
-    fields = (f'"{name}": {_quoted(row[name])}' for name in TEXT_FIELDS)
-    return "{\n        " + ",\n        ".join(fields) + "\n    }"
+    return _object_layout({name: row[name] for name in TEXT_FIELDS} | extra_fields(row, TEXT_FIELDS))
+
+
+def _object_layout(fields: Mapping[str, Any]) -> str:
+    lines = (f"{_quoted(name)}: {_quoted(value)}" for name, value in fields.items())
+    return "{\n        " + ",\n        ".join(lines) + "\n    }"
+
+
+def extra_fields(row: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
+    """Return a row's extra fields, renamed where the format has a column of that name; FormatError if the new name is taken too."""
+    extra = row.get(EXTRA) or {}
+    taken = {*own}
+    names = {name: f"extra_{name}" if name in taken else name for name in extra}
+    for name, written in names.items():
+        if written != name and (written in extra or written in taken):
+            raise FormatError(f"the extra field {name!r} cannot be written: {name!r} and {written!r} are both taken")
+    return {names[name]: plain(value) for name, value in extra.items()}
+
+
+def _llama_factory_layout(row: Mapping[str, Any]) -> str:
+    found = llama_factory_row(row)
+    return _object_layout(found | extra_fields(row, found))
 
 
 def _sharegpt_layout(row: Mapping[str, Any]) -> str:
-    asked = "\n".join(text for text in (row["instruction"], row["input"]) if text)
-    turns = (("human", asked), ("gpt", row["output"]))
-    lines = (f'{{"from": "{role}", "value": {_quoted(text)}}}' for role, text in turns)
-    return '{\n        "conversations": [\n            ' + ",\n            ".join(lines) + "\n        ]\n    }"
+    lines = (_quoted(turn) for turn in sharegpt_turns(row))
+    extra = extra_fields(row, ("conversations",)).items()
+    more = "".join(f",\n        {_quoted(name)}: {_quoted(value)}" for name, value in extra)
+    return '{\n        "conversations": [\n            ' + ",\n            ".join(lines) + f"\n        ]{more}\n    }}"
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _full_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in TEXT_FIELDS} | {
-        name: plain(value) for name, value in row.items() if name not in TEXT_FIELDS
+    own = {name: row[name] for name in TEXT_FIELDS} | {
+        name: plain(value) for name, value in row.items() if name not in (*TEXT_FIELDS, EXTRA, PAIR, CONTEXT)
     }
+    own |= context_column(row)
+    return own | extra_fields(row, own)
 
 
 def _json_list(rows: Rows, layout: Callable[[Mapping[str, Any]], str]) -> Iterator[bytes]:

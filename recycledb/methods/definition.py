@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+from recycledb.methods import context
 from recycledb.schema import IDENTITY_LENGTH, ORIGIN, Texts, canonical_json, content_id
 
 READOUT = "readout"  # the `step` of a stored prompt that belongs to a readout
-_PLACEHOLDER = re.compile(r"\{(instruction|input|output|question|answer|reference)\}")
+_PLACEHOLDER = re.compile(r"\{(instruction|input|output|question|answer|reference|context)\}")
 DIGITS = tuple("0123456789")
 
 
@@ -155,8 +156,9 @@ class Readout:
 
     `wording` is the complete prompt. Placeholders: {instruction}, {input} and {output}; {question} is the instruction, followed by a line
     break and the input if there is one; {answer} is the output; {reference} is the output of the variant that the measure's `reference`
-    names. `choices` are two to ten texts; each stands for the last token of the tokenizer's encoding of a line break followed by the
-    text, and these tokens must be different.
+    names; {context} is what comes before the question, which is otherwise shown as `recycledb.methods.context` says. `choices` are two
+    to ten texts; each stands for the last token of the tokenizer's encoding of a line break followed by the text, and these tokens must
+    be different.
     """
 
     name: str
@@ -180,9 +182,22 @@ class Readout:
 
     def prompt(self, texts: Texts, reference: str = "") -> str:
         """Return the wording with its placeholders replaced by these texts; other braces stay unchanged."""
-        question = f"{texts.instruction}\n{texts.input}" if texts.input else texts.instruction
-        values = {**texts._asdict(), "question": question, "answer": texts.output, "reference": reference}
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], self.wording)
+        at = None if context.has_place(self.wording) else context.place_of_block(self.wording)
+        if texts.context is None or at is None:
+            return _filled(self.wording, texts, reference)
+        before, after = self.wording[:at], self.wording[at:]
+        return _filled(before, texts, reference) + context.block(texts.context) + _filled(after, texts, reference)
+
+
+def _filled(wording: str, texts: Texts, reference: str) -> str:
+    values = {
+        **texts._asdict(),
+        "question": f"{texts.instruction}\n{texts.input}" if texts.input else texts.instruction,
+        "answer": texts.output,
+        "reference": reference,
+        context.NAME: context.shown(texts.context),
+    }
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], wording)
 
 
 @dataclass(frozen=True)

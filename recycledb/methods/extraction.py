@@ -15,7 +15,7 @@ How a reply is parsed:
    of another word. One that ends its line is preferred to one within a line; one directly after a word (`C[End]` is a node of a diagram)
    counts only if nothing follows it.
 4. Of several sections with the same name, the last complete one is used. A new instruction and its answer are used as a pair.
-5. Wrapping is removed from the text: list indentation, unbalanced bold type, a fence around all of it.
+5. Wrapping is removed (`recycledb.methods.unwrapping`): quotation, list indentation, the markers' bold type, a fence around all.
 
 Reasons are a slug and a detail, `slug: detail`: `no_marker`, `empty`, `placeholder`, `unchanged`, `thinking`.
 """
@@ -28,6 +28,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from recycledb.methods.definition import Extracted
+from recycledb.methods.unwrapping import Place, drop_loose_fence, outdent, place_of, unfence, unquote
 from recycledb.schema import Texts
 
 
@@ -72,19 +73,20 @@ _LABELLED = re.compile(
 )
 # What may precede a bracketed marker on its line if the marker still counts as beginning it.
 _BEFORE = re.compile(
-    rf"{_LEAD}(?:(?:the[ \t])?{_LABEL}[*_]{{0,3}}[ \t]{{0,2}}[:–-]?[*_]{{0,3}}[ \t]{{0,4}})?[*_]{{0,3}}", re.IGNORECASE
+    rf"{_LEAD}(?:(?:the[ \t])?{_LABEL}[*_]{{0,3}}[ \t]{{0,2}}[:–-]?[*_]{{0,3}}[ \t]{{0,4}})?[*_`]{{0,5}}", re.IGNORECASE
 )
 _LOOK_BACK = 160
 _MARKS = re.compile(r"[*_]{0,3}:?[*_]{0,3}")  # what may follow a marker's bracket as part of the marker
-_ANNOUNCED = re.compile(r"[:\]】][*_ \t]{0,6}\Z")  # "Here it is: [New Instruction]", "[End] [New Answer]"
+_TICKED = re.compile(r"[*_]{0,3}:?`{1,2}(?!`)[*_]{0,3}:?[*_]{0,3}")  # the same if a back-tick precedes it
+_AFTER_TICK = re.compile(r"(?<!`)`{1,2}[*_]{0,3}\Z")
+_TYPE = re.compile(r"[*_`]{1,5}\Z")  # signs of bold type, italics and code before an [End]
+# What may precede an [End] on its line if the [End] still begins it.
+_BEFORE_END = re.compile(r"(?P<lead>[ \t>]{0,24}+(?:(?:[-+•]|#{1,6}|\(?\d{1,2}[.)])[ \t]{1,4}+)?+)[*_`]{0,5}")
+_ANNOUNCED = re.compile(r"[:\]】][*_` \t]{0,6}\Z")  # "Here it is: [New Instruction]", "[End] [New Answer]"
 _NO_LETTERS = re.compile(r"[*_\\:.-]")
-_NUMBERED = re.compile(r"[ \t>]{0,16}[*_]{0,3}(?:[-+*•]|\(?\d{1,2}[.):])[ \t]")
 # A line that only announces the next section: a number, a horizontal rule, or a heading with the word "answer".
 _STRAY_LINE = re.compile(r"(?:[#*_ \t]{0,8}\(?\d{1,2}[.):]?[*_]{0,3}|-{3,16}|\*{3,16}|#{1,6})")
 _STRAY_HEADING = re.compile(r"(?:#{1,6} |\*\*|\d{1,2}[.):])[^\n]{0,60}\banswer\b[^\n]{0,40}:[*_]{0,3}", re.IGNORECASE)
-_FENCE = re.compile(r"^[ ]{0,3}(`{3,16}|~{3,16})([^`\n]{0,40})$", re.MULTILINE)
-_PLAIN_FENCES = {"", "text", "txt", "plain", "plaintext", "markdown", "md"}
-_OPENS_A_BLOCK = (":", "{", "(", "[", ",", "\\")
 
 _PLACEHOLDER = re.compile(
     r"(?:n/?a|not applicable|tbd|todo|\.{2,}|…|"
@@ -100,7 +102,7 @@ class _Opener(NamedTuple):
     start: int  # where the marker begins, including what announces it on its line
     body: int  # where its text begins
     trust: int  # 0: bracketed, begins its line; 1: label; 2: bracketed, within a line (lower is more trusted)
-    column: int  # width of a list number or an indent before the marker; else 0
+    place: Place  # on its line, if it begins it
     bold: bool  # bold type was opened before the marker and not closed after it
 
 
@@ -108,12 +110,18 @@ class _End(NamedTuple):
     start: int
     end: int
     trust: int  # 0: ends its line; 1: between two sentences; 2: directly after a word (lower is more trusted)
+    column: int | None  # its indentation if it begins its line
+    typed: bool  # it is in bold type, italics or code of its own
 
 
 class _Block(NamedTuple):
     opener: _Opener
     end: int
-    complete: bool  # closed by an [End]
+    closed: _End | None  # by this [End]
+
+    @property
+    def complete(self) -> bool:
+        return self.closed is not None
 
 
 class _UnusableError(Exception):
@@ -175,8 +183,8 @@ def _openers(form: Form, text: str, start: int) -> Iterator[_Opener]:
     for match in _LABELLED.finditer(text, start):
         name = names.get(_words(match["name"]))
         if name is not None and (match["colon"] or match["blank"] is not None):
-            column = _list_column(match["lead"])
-            yield _Opener(name, match.start(), match.end(), 1, column, _bold(match["lead"], match["close"]))
+            bold = _bold(match["lead"], match["close"])
+            yield _Opener(name, match.start(), match.end(), 1, place_of(match["lead"]), bold)
 
 
 def _bracketed_opener(name: str, text: str, start: int, end: int) -> _Opener:
@@ -184,22 +192,25 @@ def _bracketed_opener(name: str, text: str, start: int, end: int) -> _Opener:
     known = line > 0 or start <= _LOOK_BACK
     before = text[line:start] if known else text[start - _LOOK_BACK : start]
     begins = known and _BEFORE.fullmatch(before) is not None
+    marks = _marks(text, before, end)
+    if begins:
+        return _Opener(name, line, end + len(marks), 0, place_of(before), _bold(before, marks))
+    trust = 0 if _ANNOUNCED.search(before) else 2
+    return _Opener(name, start, end + len(marks), trust, Place(), _bold(before[-3:], marks))
+
+
+def _marks(text: str, before: str, end: int) -> str:
+    """Return what follows a marker's bracket and closes what precedes it: bold type, back-ticks, a colon."""
+    if _AFTER_TICK.search(before) and (ticked := _TICKED.match(text, end)):
+        return ticked[0]
     close = _MARKS.match(text, end)
     marks = close[0] if close else ""
-    if "*" in marks and "**" not in before:  # bold type that begins the text, not bold type that ends the marker
-        marks = ""
-    if begins:
-        return _Opener(name, line, end + len(marks), 0, _list_column(before), _bold(before, marks))
-    trust = 0 if _ANNOUNCED.search(before) else 2
-    return _Opener(name, start, end + len(marks), trust, 0, _bold(before[-3:], marks))
+    # Else it is bold type that begins the text, not bold type that ends the marker.
+    return marks if "*" not in marks or "**" in before or before.endswith("*") else ""
 
 
 def _words(inner: str) -> str:
     return " ".join(_NO_LETTERS.sub(" ", inner).lower().split())
-
-
-def _list_column(before: str) -> int:
-    return len(before) if _NUMBERED.match(before) or before[:1] in (" ", "\t") else 0
 
 
 def _bold(before: str, after: str) -> bool:
@@ -252,9 +263,9 @@ class _Reply:
             within = ends[bisect_left(starts, opener.body) : bisect_left(starts, limit)]
             end = self._closing(within, limit)
             if end is None:
-                blocks.append(_Block(opener, self._open_end(opener, limit), False))
+                blocks.append(_Block(opener, self._open_end(opener, limit), None))
             else:
-                blocks.append(_Block(opener, end.start, True))
+                blocks.append(_Block(opener, end.start, end))
         return blocks
 
     def _closing(self, ends: list[_End], limit: int) -> _End | None:
@@ -262,7 +273,7 @@ class _Reply:
         free = [end for end in ends if end.trust < 2]
         if free:
             return min(free, key=lambda end: (end.trust, end.start))
-        if ends and not self._text[ends[-1].end : limit].strip(" \t\n*_`.#"):
+        if ends and not self._text[ends[-1].end : limit].strip(" \t\n*_`.#>"):
             return ends[-1]
         return None
 
@@ -285,31 +296,55 @@ class _Reply:
         return self._bodies[block]
 
     def _unwrap(self, block: _Block, read: Texts) -> str:
-        opener = block.opener
+        opener, end = block.opener, block.closed
         raw = self._text[opener.body : block.end]
-        raw = _drop_repeated_label(raw, opener.name)
+        raw = unquote(_drop_repeated_label(raw, opener.name), opener.place.quotes)
         if not block.complete and block.end < len(self._text):
             raw = _drop_stray_lines(raw)
-        raw = _drop_loose_fence(raw, block.complete)
-        raw = _dedent(raw, opener.column)
-        if opener.bold or _closes_bold(raw):
-            raw = raw.rstrip().removesuffix("**")
+        raw = drop_loose_fence(raw, block.complete)
+        raw = outdent(raw, opener.place, end.column if end else None)
+        if _ends_with_markers_bold(raw, opener, end):
+            raw = raw.rstrip().removesuffix("**").rstrip()
         original = read.instruction if opener.name.endswith("instruction") else read.output
-        return _unfence(raw.strip(), original)
+        return unfence(raw, original)
 
 
 def _find_ends(text: str, start: int) -> Iterator[_End]:
     for match in _BRACKETED.finditer(text, start):
-        if _END_WORDS.fullmatch(_end_words(match[1])) is None:
-            continue
-        before = text[max(start, match.start() - 24) : match.start()]
-        if before[-1:].isalnum() or before[-1:] == "_":
-            if match[1] != "end":  # a[end] is the last element, in some languages
-                yield _End(match.start(), match.end(), 2)
-        elif _ENDS_LINE.match(text, match.end()):
-            yield _End(match.start(), match.end(), 0)
-        elif _AFTER_SENTENCE.search(before) or _BEFORE_SENTENCE.match(text, match.end()):
-            yield _End(match.start(), match.end(), 1)
+        if _END_WORDS.fullmatch(_end_words(match[1])) is not None:
+            end = _end_of(text, match, start)
+            if end is not None:
+                yield end
+
+
+def _end_of(text: str, match: re.Match[str], start: int) -> _End | None:
+    """Return an `[End]` with the signs of type around it and what precedes it on its line; None if it is one that a text mentions."""
+    typed = _type_around(text, match, start)
+    at, after = match.start() - typed, match.end() + typed
+    line = text.rfind("\n", max(start, at - 48), at) + 1 or start
+    lead = _BEFORE_END.fullmatch(text[line:at]) if at - line <= 48 else None
+    before = text[max(start, at - 24) : at]
+    if not typed and (before[-1:].isalnum() or before[-1:] == "_"):
+        # a[end] is the last element, in some languages
+        return None if match[1] == "end" else _End(at, after, 2, None, typed=False)
+    if _ENDS_LINE.match(text, after):
+        if lead is not None:
+            return _End(line, after, 0, place_of(lead["lead"]).column, typed=True)
+        return _End(at, after, 0, None, typed=typed > 0)
+    if _AFTER_SENTENCE.search(before) or _BEFORE_SENTENCE.match(text, after):
+        return _End(at, after, 1, None, typed=typed > 0)
+    return None
+
+
+def _type_around(text: str, match: re.Match[str], start: int) -> int:
+    """Return how many signs of type stand on both sides of a bracketed marker: 2 for `**[End]**`."""
+    before = _TYPE.search(text[max(start, match.start() - 5) : match.start()])
+    count = 0
+    for sign in reversed(before[0] if before else ""):
+        if text[match.end() + count : match.end() + count + 1] != sign:
+            break
+        count += 1
+    return count
 
 
 def _end_words(inner: str) -> str:
@@ -336,58 +371,12 @@ def _drop_stray_lines(raw: str) -> str:
     return "\n".join(lines)
 
 
-def _drop_loose_fence(raw: str, complete: bool) -> str:
-    """Drop an unpaired fence line, whose other half is outside the section."""
-    fences = list(_FENCE.finditer(raw))
-    if len(fences) % 2 == 0:
-        return raw
-    first, last = fences[0], fences[-1]
-    if not complete and not raw[last.end() :].strip() and not last[2].strip():
-        return raw[: last.start()]
-    if complete and not raw[: first.start()].strip() and first[2].strip().lower() in _PLAIN_FENCES:
-        return raw[first.end() :]
-    return raw
-
-
-def _dedent(raw: str, column: int) -> str:
-    """Remove the indentation of a list item: from all lines, or from those after a first line next to the marker."""
-    first, newline, rest = raw.partition("\n")
-    if not first.strip():
-        return _cut_margin(rest)
-    if not newline or not column or first.rstrip().endswith(_OPENS_A_BLOCK):
-        return raw
-    return f"{first}\n{_cut_margin(rest)}"
-
-
-def _cut_margin(text: str) -> str:
-    """Remove the leading white space that all lines but blank ones share."""
-    lines = text.split("\n")
-    margins = [line[: len(line) - len(line.lstrip())] for line in lines if line.strip()]
-    least, most = (
-        min(margins, default=""),
-        max(margins, default=""),
-    )  # in sort order, so all lines share the prefix that these two share
-    margin = least[
-        : next((at for at, pair in enumerate(zip(least, most, strict=False)) if pair[0] != pair[1]), len(least))
-    ]
-    return "\n".join(line.removeprefix(margin) for line in lines) if margin else text
-
-
-def _closes_bold(raw: str) -> bool:
-    """Return whether the text ends with bold type that belongs to the `[End]` after it: `… **[End]**`."""
+def _ends_with_markers_bold(raw: str, opener: _Opener, end: _End | None) -> bool:
+    """Return whether the `**` at the end of a text closes the bold type of its marker, or opens that of the `[End]` after it."""
+    if not raw.endswith("**"):
+        return False
+    if opener.bold:
+        return raw.count("**") % 2 == 1
     last = raw.rpartition("\n")[2]
-    return last.strip() == "**" or (last.endswith((" **", "\t**")) and last.count("**") % 2 == 1)
-
-
-def _unfence(body: str, original: str) -> str:
-    """Remove a fence around the whole text, unless it names a language or the original text has fences too."""
-    lines = body.split("\n")
-    if len(lines) < 3 or _FENCE.search(original):
-        return body
-    opening, closing = _FENCE.fullmatch(lines[0]), _FENCE.fullmatch(lines[-1])
-    if not opening or not closing or opening[2].strip().lower() not in _PLAIN_FENCES or closing[2].strip():
-        return body
-    inner = "\n".join(lines[1:-1])
-    if closing[1] != opening[1] or _FENCE.search(inner):
-        return body
-    return inner.strip()
+    loose = last.strip() == "**" or (last.endswith((" **", "\t**")) and last.count("**") % 2 == 1)
+    return loose and not (end is not None and end.typed)

@@ -17,6 +17,7 @@ The templates are those of the published scorers (Superfiltering's is `none`, ar
 """
 
 import json
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from importlib import resources
@@ -24,12 +25,17 @@ from typing import Final
 
 from recycledb.errors import ConfigError
 from recycledb.methods.definition import Method, Parts, Statistic
-from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, Texts
+from recycledb.schema import LEAST_MEAN_LOSS, MOST_MEAN_LOSS, Texts, context_messages
 
+_LOWER: Final = re.compile(r"\br?ifd\b")
 _CONSTANTS: Final = json.loads(resources.files(__package__).joinpath("templates.json").read_text("utf-8"))
 _REVERSE: Final[str] = _CONSTANTS["reverse"]
 
 TEMPLATES: Final[tuple[str, ...]] = tuple(name for name in _CONSTANTS if name != "reverse")
+
+# A conversation in a template: what stands before the first turn unless a system prompt replaces it, the forms of turns, and what joins
+# them. Joined in this way, a question and its answer are what `forward_prompt` and the answer are.
+_TURNS: Final = json.loads(resources.files(__package__).joinpath("turns.json").read_text("utf-8"))
 
 
 class Stat(StrEnum):
@@ -41,6 +47,13 @@ class Stat(StrEnum):
     A_CONDITION = "A_condition"
 
 
+# The names of what can be compared, as in the view `scores`.
+METRICS = (
+    *(f"{ratio}_{unit}" for unit in ("ppl", "loss") for ratio in ("ifd", "rifd")),
+    *(f"{unit}_{stat}" for unit in ("ppl", "loss") for stat in Stat),
+)
+
+
 def _form(template: str, form: str) -> str:
     if template not in TEMPLATES:
         raise ConfigError(f"unknown template {template!r}: choose one of {', '.join(TEMPLATES)}")
@@ -49,9 +62,22 @@ def _form(template: str, form: str) -> str:
 
 
 def forward_prompt(template: str, texts: Texts) -> str:
-    """Return p, the context of A_condition: the template's form with input if the sample has an input."""
-    form = _form(template, "input" if texts.input else "no_input")
-    return form.format(instruction=texts.instruction, input=texts.input)
+    """Return p, the context of A_condition: the template's form with input if the sample has an input, after the sample's context.
+
+    A system prompt takes the place of the template's own first sentences; earlier turns have the form in which they would be scored.
+    """
+    which = "input" if texts.input else "no_input"
+    form = _form(template, which)
+    if texts.context is None:
+        return form.format(instruction=texts.instruction, input=texts.input)
+    turns = _TURNS[template]
+    preamble, joint = turns["preamble"][which], turns["joint"]
+    messages = context_messages(texts.context)
+    if messages[0][0] != "system" and preamble:
+        messages.insert(0, ("system", preamble))
+    before = joint.join(turns[role].format(content=content) for role, content in messages)
+    asked = form.removeprefix(preamble + joint if preamble else "")
+    return f"{before}{joint}{asked.format(instruction=texts.instruction, input=texts.input)}"
 
 
 def reverse_prompt(template: str, texts: Texts) -> str:
@@ -83,3 +109,8 @@ Q_CONDITION = Statistic(Stat.Q_CONDITION.value, _of_instruction(joined=True))
 A_CONDITION = Statistic(Stat.A_CONDITION.value, _of_answer(joined=True))
 
 IFD = Method(name="ifd", statistics=(Q_DIRECT, A_DIRECT, Q_CONDITION, A_CONDITION))
+
+
+def spelled(text: str) -> str:
+    """Return a text with IFD and rIFD as readers write them; names of columns, like ifd_ppl, stay as they are typed."""
+    return _LOWER.sub(lambda match: "rIFD" if match[0] == "rifd" else "IFD", text)

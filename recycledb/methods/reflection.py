@@ -15,7 +15,8 @@ from recycledb.methods.extraction import Form
 from recycledb.methods.ifd import is_number
 from recycledb.schema import ORIGIN, Texts
 
-VERSION = 1  # extractor version of all three steps: of `FORMS` below and of `recycledb.methods.extraction`
+# Extractor version of all three steps: of `FORMS` below and of `recycledb.methods.extraction`. 2: layout is taken off (`unwrapping`).
+VERSION = 2
 
 
 class Kind(StrEnum):

@@ -7,8 +7,10 @@ A prompt file is plain text:
   variants, `{instruction_2}`, `{input_2}`, `{output_2}` are those of the second, and so on.
 - In the prompts of measures and judgings also: `{question}` is the instruction, followed by a line break and the input if there is one,
   `{answer}` the output; `{answer_1}`, `{question_2}`, `{answer_2}` and so on; `{reference}` is the output of the second variant.
-- `{{#input}} … {{/input}}` is omitted if the variant has no input. A section marker alone on its line is removed with its
-  newline.
+- `{context}` is replaced by what comes before the question: system prompt and earlier turns. Without it in the prompt, the context is
+  shown in a block of its own before the paragraph that has `{instruction}` (`recycledb.methods.context`).
+- `{{#input}} … {{/input}}` is omitted if the variant has no input, `{{#context}} … {{/context}}` if the sample has no context. A section
+  marker alone on its line is removed with its newline.
 
 Invariant: a prompt's id is the hash of its step and its text as read, so an edited file is a new prompt and makes new
 rows beside the old ones. Texts are inserted literally and in one pass, so braces or markers in a sample are never treated
@@ -18,16 +20,17 @@ looks for. There is no model-specific wording here.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from recycledb.errors import ConfigError
-from recycledb.methods import TeacherStep
+from recycledb.methods import TeacherStep, context
 from recycledb.schema import IDENTITY_LENGTH, Texts, content_id
 
 _ROLE = re.compile(r"^<<(system|user)>>[ \t]*\n?", re.MULTILINE)
 _SECTION_MARK = re.compile(r"^\{\{([#/])(\w+)\}\}[ \t]*\n|\{\{([#/])(\w+)\}\}", re.MULTILINE)
+_SECTIONS = ("input", context.NAME)
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
@@ -80,16 +83,26 @@ def prompt_id_of(step: str, text: str) -> str:
 def render(prompt: PromptText, shown: Sequence[Texts]) -> list[dict[str, str]]:
     """Return the chat messages that ask `prompt` about the variants shown, as {"role", "content"} dictionaries."""
     values = dict([*_values(shown), *_more_values(shown)])
-    return [
-        {"role": role, "content": _fill(_drop_sections(text, keep=bool(shown[0].input)), values)}
-        for role, text in prompt.messages
-    ]
+    kept = {"input": bool(shown[0].input), context.NAME: bool(shown[0].context)}
+    messages = [(role, _drop_sections(text, kept)) for role, text in prompt.messages]
+    own = any(context.has_place(text) for _, text in prompt.messages)
+    given = None if own else shown[0].context
+    found = []
+    for role, text in messages:
+        at = context.place_of_block(text) if given else None
+        if given and at is not None:
+            content, given = _fill(text[:at], values) + context.block(given) + _fill(text[at:], values), None
+        else:
+            content = _fill(text, values)
+        found.append({"role": role, "content": content})
+    return found
 
 
 def _values(shown: Sequence[Texts]) -> Iterator[tuple[str, str]]:
     for number, texts in enumerate(shown, 1):
         for name, value in zip(Texts._fields, texts, strict=True):
             yield (name if number == 1 else f"{name}_{number}"), value
+    yield context.NAME, context.shown(shown[0].context)  # the same for all: they are variants of one sample
 
 
 def _more_values(shown: Sequence[Texts]) -> Iterator[tuple[str, str]]:
@@ -116,14 +129,15 @@ def _read(step: str, path: Path) -> str:
 
 
 def _check_placeholders(step: TeacherStep, text: str, source: str) -> None:
-    depth = 0
+    depth, opened = 0, ""
     for match in _SECTION_MARK.finditer(text):
         kind, name = match[1] or match[3], match[2] or match[4]
         depth += 1 if kind == "#" else -1
-        if name != "input" or depth not in (0, 1):
+        opened = name if kind == "#" else opened
+        if name not in _SECTIONS or name != opened or depth not in (0, 1):
             raise ConfigError(f"prompt {source} for {step.name}: {match[0].strip()} is misplaced or unknown")
     if depth:
-        raise ConfigError(f"prompt {source} for {step.name}: {{{{#input}}}} is not closed by {{{{/input}}}}")
+        raise ConfigError(f"prompt {source} for {step.name}: {{{{#{opened}}}}} is not closed by {{{{/{opened}}}}}")
     named = set(_PLACEHOLDER.findall(_SECTION_MARK.sub("", text)))
     most = [Texts("", "", "")] * step.shown
     placeholders = [name for name, _ in (*_values(most), *(() if step.inputs else _more_values(most)))]
@@ -145,11 +159,11 @@ def _split(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((mark[1], text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True))
 
 
-def _drop_sections(text: str, keep: bool) -> str:
+def _drop_sections(text: str, kept: Mapping[str, bool]) -> str:
     pieces: list[str] = []
     inside, start = False, 0
     for match in _SECTION_MARK.finditer(text):
-        if keep or not inside:
+        if not inside or kept[match[2] or match[4]]:
             pieces.append(text[start : match.start()])
         inside, start = not inside, match.end()
     return "".join([*pieces, text[start:]])

@@ -46,8 +46,8 @@ def histogram(counts: Sequence[int], low: float, high: float, kind: str, mark: f
 
 # -- charts of points and lines
 
-CHART_SIZE = (1100, 520)
-LEFT, BOTTOM = 52, 44  # room for the axes' labels
+CHART_SIZE = (720, 460)
+LEFT, BOTTOM, RIGHT = 104, 58, 30  # room for the axes' labels, also in the larger letters of a narrow page (page.css)
 TICKS = 5
 
 
@@ -68,11 +68,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Marks:
-    """Points (x, y, tooltip), separate or joined by a line; `kind` determines the colour."""
+    """Points (x, y, tooltip), separate or joined by a line, which may be dashed; `kind` determines the colour."""
 
     kind: str
     points: Sequence[tuple[float, float, str]]
     line: bool = False
+    dashed: bool = False
 
 
 def chart(
@@ -80,25 +81,25 @@ def chart(
 ) -> str:
     """Return a chart of marks on a grid; `diagonal` adds the dashed line x = y."""
     (width, height), grid = size, []
-    right, floor = width - 8, height - BOTTOM
+    right, floor = width - RIGHT, height - BOTTOM
     for i in range(TICKS + 1):
         across, up = LEFT + (right - LEFT) * i / TICKS, floor - (floor - 8) * i / TICKS
         by_x, by_y = (format(axis.low + (axis.high - axis.low) * i / TICKS, axis.form) for axis in (x, y))
         grid.append(
             f'<line class="axis" x1="{across:.1f}" x2="{across:.1f}" y1="8" y2="{floor}"/>'
             f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{up:.1f}" y2="{up:.1f}"/>'
-            f'<text x="{across:.1f}" y="{floor + 15}" text-anchor="middle">{by_x}</text>'
-            f'<text x="{LEFT - 6}" y="{up + 4:.1f}" text-anchor="end">{by_y}</text>'
+            f'<text x="{across:.1f}" y="{floor + 4}" dy="1em" text-anchor="middle">{by_x}</text>'
+            f'<text x="{LEFT - 6}" y="{up:.1f}" dy=".35em" text-anchor="end">{by_y}</text>'
         )
     if diagonal:
         ends = [f"{x.at(v, LEFT, right):.1f},{y.at(v, floor, 8):.1f}" for v in (max(x.low, y.low), min(x.high, y.high))]
         grid.append(f'<path class="mark" d="M{ends[0]} L{ends[1]}"/>')
     titles = (
-        f'<text x="{(LEFT + right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x.title)}</text>'
-        f'<text transform="translate(12 {floor / 2}) rotate(-90)" text-anchor="middle">{escape(y.title)}</text>'
+        f'<text x="{(LEFT + right) / 2}" y="{height - 6}" text-anchor="middle">{escape(x.title)}</text>'
+        f'<text transform="translate(4 {floor / 2}) rotate(-90)" dy=".8em" text-anchor="middle">{escape(y.title)}</text>'
     )
     drawn = "".join(_drawn(each, x, y, right, floor) for each in marks)
-    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(grid)}{titles}{drawn}</svg>'
+    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{"".join(grid)}{titles}{drawn}</svg>'
 
 
 def _drawn(marks: Marks, x: Axis, y: Axis, right: float, floor: float) -> str:
@@ -110,7 +111,7 @@ def _drawn(marks: Marks, x: Axis, y: Axis, right: float, floor: float) -> str:
     )
     line = ""
     if marks.line and places:
-        line = f'<path class="line" d="M{" L".join(f"{a:.1f},{b:.1f}" for a, b, _ in places)}"/>'
+        line = f'<path class="line{" dashed" if marks.dashed else ""}" d="M{" L".join(f"{a:.1f},{b:.1f}" for a, b, _ in places)}"/>'
     return f'<g class="{escape(marks.kind)}">{line}{dots}</g>'
 
 
@@ -125,7 +126,7 @@ def legend(entries: Mapping[str, str]) -> str:
 
 # -- flow charts, from left to right
 
-FLOW_WIDTH, FLOW_HEIGHT, NODE_WIDTH, GAP = 1100, 330, 12, 16
+FLOW_WIDTH, FLOW_HEIGHT, NODE_WIDTH, GAP = 760, 330, 12, 26
 LABEL_ROOM = 170
 
 
@@ -140,16 +141,25 @@ class _Node:
     into: float = 0.0  # where the next flow arrives
 
 
-def flow_chart(flows: Sequence[Flow], label: str) -> str:
-    """Return a chart of bands between nodes, as wide as their number of samples; `flows` must be acyclic."""
+def flow_chart(flows: Sequence[Flow], label: str, order: Sequence[str] = ()) -> str:
+    """Return a chart of bands between nodes, as wide as their number of samples; `flows` must be acyclic.
+
+    The nodes of a column are in the order of `order`, so that two charts can be compared; others follow by name.
+    """
+    rank = {name: i for i, name in enumerate(order)}
+
+    def place(name: str) -> tuple[int, str]:
+        return rank.get(name, len(rank)), name
+
+    flows = sorted(flows, key=lambda flow: (place(flow.source), place(flow.target)))
     nodes = _nodes(flows)
     if not nodes:
         return ""
-    scale = _place(nodes)
+    scale = _place(sorted(nodes.values(), key=lambda node: place(node.name)))
     step = (FLOW_WIDTH - NODE_WIDTH - LABEL_ROOM) / max(1, *(node.depth for node in nodes.values()))
     bands = "".join(_band(flow, nodes, scale, step) for flow in flows if flow.count)
     marks = "".join(_mark(node, step) for node in nodes.values())
-    return f'<svg viewBox="0 0 {FLOW_WIDTH} {FLOW_HEIGHT}" role="img" aria-label="{escape(label)}">{bands}{marks}</svg>'
+    return f'<svg class="flows" viewBox="0 0 {FLOW_WIDTH} {FLOW_HEIGHT}" role="img" aria-label="{escape(label)}">{bands}{marks}</svg>'
 
 
 def _nodes(flows: Sequence[Flow]) -> dict[str, _Node]:
@@ -172,10 +182,10 @@ def _nodes(flows: Sequence[Flow]) -> dict[str, _Node]:
     }
 
 
-def _place(nodes: Mapping[str, _Node]) -> float:
+def _place(nodes: Sequence[_Node]) -> float:
     """Lay the nodes out in columns; return the height of one sample in pixels."""
     columns: dict[int, list[_Node]] = {}
-    for node in nodes.values():
+    for node in nodes:
         columns.setdefault(node.depth, []).append(node)
     scale = min(
         (FLOW_HEIGHT - 24 - GAP * (len(column) - 1)) / max(1, sum(node.count for node in column))
@@ -183,7 +193,7 @@ def _place(nodes: Mapping[str, _Node]) -> float:
     )
     for column in columns.values():
         y = 12.0
-        for node in sorted(column, key=lambda each: -each.count):
+        for node in column:
             node.y = node.out = node.into = y
             node.height = node.count * scale
             y += node.height + GAP

@@ -18,6 +18,9 @@ from typing import Any
 __all__ = ["asset", "data_block", "escape", "figure", "number", "packed_block", "page", "section", "share", "table"]
 
 
+LONG = 30  # characters of a text whose column must not become narrow
+
+
 def asset(name: str) -> str:
     """Return the text of a file in this package."""
     return files("recycledb.reporting").joinpath(name).read_text(encoding="utf-8")
@@ -71,7 +74,7 @@ def section(name: str, title: str, *parts: str, note: str = "") -> str:
 
 def figure(caption: str, picture: str) -> str:
     """Return a chart with its caption."""
-    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f'<figure><div class="wide">{picture}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "none") -> str:
@@ -105,8 +108,10 @@ def _shown(value: Any) -> str:
 
 
 def _class(values: Sequence[Any]) -> str:
-    """Return the class of a column: n for numbers, d for dates."""
+    """Return the class of a column: n for numbers, t for long texts, d for dates."""
     texts = [value for value in values if isinstance(value, str)]
     if all(re.fullmatch(r"–|-?\$?[\d,.]+(\u00a0%)?", text) for text in texts):
         return ' class="n"'
+    if any(len(text) > LONG for text in texts):
+        return ' class="t"'
     return ' class="d"' if all(re.fullmatch(r"[\d-]{10}\u00a0[\d:]{5}", text) for text in texts) else ""

@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+from recycledb.methods.ifd import spelled
 from recycledb.reporting.charts import Axis, Flow, Marks, chart, flow_chart, legend
 from recycledb.reporting.page import escape, figure, number, page, section, table
 from recycledb.selection.compare import Comparison
 from recycledb.selection.identities import CURRENT
+from recycledb.selection.picks import NODES
 
 KINDS = ("origin", "reflect_instruction", "reflect_response", "reflect_both")
 BINS = 40  # of a distribution
@@ -24,6 +26,8 @@ def _body(found: Comparison, title: str) -> Iterator[str]:
     about = [f"{found.samples:,} samples", found.dataset or "", *_same(found)]
     yield f"<header><h1>{escape(title)}</h1>"
     yield f'<p class="soft">{escape(" · ".join(each for each in about if each))}</p></header><main>'
+    for side in found.without_values:
+        yield f'<p class="note"><strong>{escape(side)} has no value of {escape(found.metric)}</strong></p>'
     for part in (_correlations, _scatters, _distributions, _overlaps, _flows, _confusions, _disagreements):
         yield part(found)
     yield "</main>"
@@ -50,14 +54,15 @@ def _correlations(found: Comparison) -> str:
         for each in found.correlations
     ]
     tops = [
-        [" · ".join(each.sides), each.kind, each.k, each.shared, _percent(each.overlap)] for each in found.top_overlaps
+        [" · ".join(each.sides), each.kind, each.k, each.shared, _percent(each.overlap), _percent(each.chance)]
+        for each in found.top_overlaps
     ]
     return section(
         "correlation",
         "Agreement",
         table([found.subject, "kind", "variants", "Spearman", "Pearson", "Kendall"], rows),
         f"<h3>Top {escape(found.top)}</h3>",
-        table([found.subject, "kind", "k", "in both", "overlap"], tops),
+        table([found.subject, "kind", "k", "in both", "overlap", "by chance"], tops),
     )
 
 
@@ -67,6 +72,8 @@ def _legend(found: Comparison) -> str:
 
 def _scatters(found: Comparison) -> str:
     pictures = [_scatter(found, a, b) for a, b in combinations(range(len(found.labels)), 2)]
+    if not any(all(value is not None for value in point.values) for point in found.points):
+        return section("scatter", "Each variant under both", _nothing("no variant has a value on all sides"))
     note = (
         f"{len(found.points):,} variants, an even subsample if there are more; hover over one for its text. "
         "On the dashed line both sides agree."
@@ -106,7 +113,7 @@ def _distributions(found: Comparison) -> str:
             marks.append(Marks(f"side{i % SIDES}", line, line=True))
         highest = max((y for each in marks for _, y, _ in each.points), default=0.0)
         if highest:
-            axes = Axis(found.metric, low, high), Axis("share of variants", 0, highest, ".0%")
+            axes = Axis(found.metric, low, high), Axis("share", 0, highest, ".0%")
             pictures.append(figure(kind, chart(*axes, marks, size=(560, 230))))
     sides = legend({f"side{i % SIDES}": label for i, label in enumerate(found.labels)})
     columns = [
@@ -139,11 +146,13 @@ def _distributions(found: Comparison) -> str:
 
 def _overlaps(found: Comparison) -> str:
     lines: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
+    chance: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
     for each in found.overlap_curve:
-        if each.overlap is not None:
+        if each.overlap is not None and each.chance is not None:
             pair = " · ".join(each.sides)
-            said = f"{pair}\n{each.kind} · top {each.k:,} · {_percent(each.overlap)} in both"
+            said = f"{pair}\n{each.kind} · top {each.k:,} · {_percent(each.overlap)} in both, {_percent(each.chance)} by chance"
             lines.setdefault((pair, each.kind), []).append((each.share, each.overlap, said))
+            chance.setdefault((pair, each.kind), []).append((each.share, each.chance, ""))
     pairs = list(dict.fromkeys(pair for pair, _ in lines))
     axes = Axis("top share of variants", 0, 1, ".0%"), Axis("in both", 0, 1, ".0%")
     pictures = [
@@ -151,23 +160,41 @@ def _overlaps(found: Comparison) -> str:
             pair,
             chart(
                 *axes,
-                [Marks(k, line, line=True) for (p, k), line in lines.items() if p == pair],
-                diagonal=True,
-                size=(1100, 320),
+                [
+                    *(Marks(k, line, line=True, dashed=True) for (p, k), line in chance.items() if p == pair),
+                    *(Marks(k, line, line=True) for (p, k), line in lines.items() if p == pair),
+                ],
+                size=(720, 340),
             ),
         )
         for pair in pairs
     ]
-    note = "Overlap of two top-k lists as k grows; the dashed line is the overlap expected by chance."
+    note = (
+        "Overlap of two top-k lists as k grows. A dashed line is the overlap of lists of the same lengths taken at random; "
+        "lists by IFD end where IFD < 1 does."
+    )
+    if not pictures:
+        return section("overlap", "Overlap of the top k", _nothing("no variant has a value on all sides"))
     return section("overlap", "Overlap of the top k", _legend(found), *pictures, note=note)
+
+
+def _nothing(why: str) -> str:
+    return f'<p class="empty">{escape(why)}</p>'
 
 
 def _flows(found: Comparison) -> str:
     pictures = []
     for side in found.labels:
-        flows = [Flow(each.source, each.target, each.count) for each in found.flows if each.side == side]
+        flows = [
+            Flow(spelled(each.source), spelled(each.target), each.count) for each in found.flows if each.side == side
+        ]
         if flows:
-            pictures.append(figure(f"{_on(found)} {side}", flow_chart(flows, f"decision tree {_on(found)} {side}")))
+            pictures.append(
+                figure(
+                    f"{_on(found)} {side}",
+                    flow_chart(flows, f"decision tree {_on(found)} {side}", [spelled(node) for node in NODES]),
+                )
+            )
     note = (
         "From left to right: whether the new instruction is harder, which variant is the candidate, whether it is kept. "
         "The width of a band is its number of samples."
@@ -189,9 +216,9 @@ def _confusions(found: Comparison) -> str:
 
 
 def _disagreements(found: Comparison) -> str:
-    columns = ["kind", *found.labels, *(f"percentile, {name}" for name in found.labels), "text"]
+    columns = ["text", "kind", *found.labels, *(f"percentile, {name}" for name in found.labels)]
     rows = [
-        [each.kind, *map(_rounded, each.values), *(_percent(p) for p in each.percentiles), " | ".join(each.words)]
+        [" | ".join(each.words), each.kind, *map(_rounded, each.values), *(_percent(p) for p in each.percentiles)]
         for each in found.disagreements
     ]
     return section("disagreements", "Largest disagreements", table(columns, rows))

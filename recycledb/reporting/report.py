@@ -179,8 +179,8 @@ class _Report:
     def _extraction(self) -> str:
         rows = self._rows("""
             SELECT r.step, e.variant_id IS NOT NULL, e.reason, count(*)
-            FROM extraction e JOIN reply r ON r.text_id = e.text_id
-            WHERE e.extractor = (SELECT max(x.extractor) FROM extraction x)
+            FROM extractions e JOIN reply r ON r.text_id = e.text_id
+            WHERE e.is_current = 1
             GROUP BY 1, 2, 3 ORDER BY 1
         """)
         read: Counter[str] = Counter()
@@ -240,11 +240,13 @@ class _Report:
                         values[ratio, student, self.kind_of[variant]].append(value)
         parts = []
         for i, student in enumerate(self.students):
-            for ratio, name in enumerate(("IFD", "reversed IFD")):
+            for ratio, name in enumerate(("IFD", "rIFD")):
                 pictures = [
                     _distribution(kind, values[ratio, i, kind]) for kind in scored_kinds() if values[ratio, i, kind]
                 ]
-                if pictures:
+                if not pictures:
+                    parts.append(f'<p class="empty">{escape(student)} has no {name} of a current variant</p>')
+                else:
                     parts.append(f'<h3>{name} under {escape(student)}</h3><div class="grid">{"".join(pictures)}</div>')
         note = (
             "Current variants, by perplexity. At 1 (the dashed line) and above, the context makes the text harder to predict; "

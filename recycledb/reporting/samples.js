@@ -105,7 +105,7 @@
     const show = (chosen, compare) => {
       const changed = (name) => (compare ? marked(origin[name], chosen[name]) : plain(chosen[name]));
       const pair = el("div", { class: "pair" },
-        column(origin, scores[0], [["instruction", plain(origin.i)], ["input", origin.n && plain(origin.n)], ["output", plain(origin.o)]]));
+        column(origin, scores[0], [["context", sample.c && plain(sample.c)], ["instruction", plain(origin.i)], ["input", origin.n && plain(origin.n)], ["output", plain(origin.o)]]));
       if (chosen) pair.append(column(chosen, scores[sample.v.indexOf(chosen)],
         [["instruction", changed("i")], ["input", (chosen.n || origin.n) && changed("n")], ["output", changed("o")]]));
       const tabs = el("div", { class: "tabs" }, ...others.map((v) =>
@@ -147,7 +147,7 @@
     el("div", { class: "pager" }, back, on, where));
 
   const matches = (chosen, has) => !chosen || (chosen[0] === "+") === has(Number(chosen.slice(1)));
-  const inTexts = (sample, wanted) => sample.v.some((v) => [v.id, v.i, v.n, v.o].some((text) => text.toLowerCase().includes(wanted)));
+  const inTexts = (sample, wanted) => sample.c?.toLowerCase().includes(wanted) || sample.v.some((v) => [v.id, v.i, v.n, v.o].some((text) => text.toLowerCase().includes(wanted)));
   const filter = async () => {
     const mine = ++run, wanted = search.value.trim().toLowerCase();
     const kept = [];

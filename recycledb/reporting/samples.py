@@ -14,7 +14,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from recycledb import methods
+from recycledb.methods import context
 from recycledb.reporting.page import packed_block
+from recycledb.terminal import shortened
 
 BLOCK = 250  # samples of one block: about 300 KB compressed
 FIRST_WORDS = 110
@@ -108,10 +110,12 @@ def blocks(conn: Connection, samples: Samples) -> Iterator[str]:
     for number, start in enumerate(range(0, len(samples.order), BLOCK)):
         part = samples.order[start : start + BLOCK]
         texts = _texts(conn, [variant[0] for row in part for variant in samples.variants[row[0]]])
+        contexts = _contexts(conn, [row[0] for row in part])
         packed = []
         for sample, dataset, position in part:
             variants = samples.variants[sample]
-            packed.append({"id": sample, "v": [_text(variant, texts) for variant in variants]})
+            before = {"c": contexts[sample]} if sample in contexts else {}
+            packed.append({"id": sample, "v": [_text(variant, texts) for variant in variants], **before})
             index.append(
                 [
                     _first_words(texts, variants),
@@ -136,6 +140,13 @@ def _texts(conn: Connection, variants: Sequence[str]) -> dict[str, tuple[str, st
     return found
 
 
+def _contexts(conn: Connection, samples: Sequence[str]) -> dict[str, str]:
+    """Return the contexts of the samples that have one, as text."""
+    marks = ", ".join("?" * len(samples))
+    sql = f"SELECT sample_id, context FROM sample WHERE context IS NOT NULL AND sample_id IN ({marks})"
+    return {row[0]: context.shown(row[1]) for row in conn.exec_driver_sql(sql, tuple(samples))}
+
+
 def _text(variant: _Variant, texts: dict[str, tuple[str, str, str]]) -> dict[str, Any]:
     instruction, given, output = texts[variant[0]]
     return {"id": variant[0], "k": variant[1], "t": variant[2], "i": instruction, "n": given, "o": output}
@@ -143,7 +154,7 @@ def _text(variant: _Variant, texts: dict[str, tuple[str, str, str]]) -> dict[str
 
 def _first_words(texts: dict[str, tuple[str, str, str]], variants: Sequence[_Variant]) -> str:
     instruction, given, _ = texts[variants[0][0]]
-    return " ".join(f"{instruction[:FIRST_WORDS]} {given[:FIRST_WORDS]}".split())[:FIRST_WORDS]
+    return shortened(f"{instruction} {given}", FIRST_WORDS)
 
 
 def _ratios(samples: Samples, variant: str) -> list[list[float | None] | None]:

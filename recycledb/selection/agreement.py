@@ -50,6 +50,9 @@ class Overlap:
     k: int  # length of the top lists; at most that of the longer list
     shared: int  # variants in both lists
     overlap: float | None  # shared / k; None where k is 0
+    chance: (
+        float | None
+    )  # what overlap is expected of rankings that have nothing to do with each other; None where k is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +143,17 @@ def overlaps(
     n = len(both[0])
     places = [_positions(values, metric) for values in both]
     later = np.sort(np.maximum(*places))
-    longest = max(int((each < n).sum()) for each in places)
+    lengths = [int((each < n).sum()) for each in places]  # the lists end where IFD < 1 does
+    longest = max(lengths)
     found = []
     for share in shares:
         count, percent = parse_top(share) if isinstance(share, str) else (None, share * 100)
         asked = int(percent * n / 100 + 1e-9) if percent is not None else count or 0
         k = min(asked, longest)
         shared = int(np.searchsorted(later, k, side="left"))
-        found.append(Overlap(sides, kind, min(asked, n) / n if n else 0.0, k, shared, shared / k if k else None))
+        first, second = (min(k, length) for length in lengths)
+        overlap, chance = (shared / k, first * second / (n * k)) if k else (None, None)
+        found.append(Overlap(sides, kind, min(asked, n) / n if n else 0.0, k, shared, overlap, chance))
     return found
 
 

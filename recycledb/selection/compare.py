@@ -17,7 +17,7 @@ import numpy as np
 
 from recycledb.errors import SelectionError
 from recycledb.methods import scored_kinds
-from recycledb.methods.ifd import Stat
+from recycledb.methods.ifd import METRICS
 from recycledb.methods.reflection import Kind
 from recycledb.selection import identities, picks
 from recycledb.selection.agreement import (
@@ -37,11 +37,9 @@ from recycledb.selection.recipes import parse_top
 from recycledb.selection.select import count_samples
 from recycledb.selection.sides import Side, find_sides, look
 from recycledb.store import Sandbox, Store, TimeLimit
+from recycledb.suggestions import did_you_mean
+from recycledb.terminal import shortened
 
-METRICS = (
-    *(f"{ratio}_{unit}" for unit in ("ppl", "loss") for ratio in ("ifd", "rifd")),
-    *(f"{unit}_{stat}" for unit in ("ppl", "loss") for stat in Stat),
-)
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_POINTS = 5_000  # a scatter plot of more is slow and overplotted
 WORDS_CHARACTERS = 160
@@ -72,6 +70,12 @@ class Comparison:
     def labels(self) -> tuple[str, ...]:
         """The names of the sides."""
         return tuple(side.label for side in self.sides)
+
+    @property
+    def without_values(self) -> list[str]:
+        """The sides that have no value at all of the metric."""
+        there = {each.side for each in self.summaries if each.n}
+        return [label for label in self.labels if label not in there]
 
     @property
     def subject(self) -> str:
@@ -158,9 +162,11 @@ def compare(
 
 def _check(metric: str, kind: str | None, top: str) -> None:
     if metric not in METRICS:
-        raise SelectionError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+        raise SelectionError(f"no metric {metric!r}{did_you_mean(metric, METRICS)}; there are {', '.join(METRICS)}")
     if kind is not None and kind not in scored_kinds():
-        raise SelectionError(f"no scored kind {kind!r}; there are {', '.join(scored_kinds())}")
+        raise SelectionError(
+            f"no scored kind {kind!r}{did_you_mean(kind, scored_kinds())}; there are {', '.join(scored_kinds())}"
+        )
     parse_top(top)
 
 
@@ -223,9 +229,9 @@ def _words(sandbox: Sandbox, variants: list[str]) -> dict[str, str]:
     for start in range(0, len(variants), 500):
         part = {f"v{i}": variant for i, variant in enumerate(variants[start : start + 500])}
         sql = f"""
-            SELECT variant_id, substr(instruction, 1, {WORDS_CHARACTERS}), substr(output, 1, {WORDS_CHARACTERS})
+            SELECT variant_id, substr(instruction, 1, {WORDS_CHARACTERS + 1}), substr(output, 1, {WORDS_CHARACTERS + 1})
             FROM variant WHERE variant_id IN ({", ".join(f":{name}" for name in part)})
         """
         for variant, instruction, output in sandbox.execute(sql, part)[1]:
-            words[variant] = " ".join(f"{instruction} → {output}".split())[:WORDS_CHARACTERS]
+            words[variant] = shortened(f"{instruction} → {output}", WORDS_CHARACTERS)
     return words

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from recycledb.methods.ifd import spelled
 from recycledb.methods.reflection import Kind
 from recycledb.selection.identities import find_prompts
 from recycledb.selection.recipes import BEST, PROMPT, shipped_as
+from recycledb.selection.split import is_held_out, parse_holdout
 from recycledb.store import Meaning, Store
+from recycledb.store.duplicates import groups_of, pairs_of
 from recycledb.terminal import visible_line
 
 SHORT = {
@@ -150,6 +153,7 @@ def _recorded(
             steps = [] if row.picked else ["its teacher has made no reflect_both variant of this sample"]
         case _:
             steps = [f"reason: {row.reason}"] if row.reason else []
+    steps = [*steps, *_draws(store, sample_id, row, parameters)]
     if row.picked:
         steps = [*steps, f"picked at position {row.position} of {row.rows}"]
     if not _in_sight(store, sample_id, parameters.get("dataset")):
@@ -158,6 +162,47 @@ def _recorded(
             f"it is not in {parameters.get('dataset') or 'any dataset'} now, so a recipe would not pick it",
         ]
     return _explanation(row.selection, row.recipe, parameters, row.picked, steps)
+
+
+def _draws(store: Store, sample_id: str, row: Any, parameters: Mapping[str, Any]) -> list[str]:
+    """Return what was decided apart from the recipe: near-duplicates, and on which side of a hold-out split the sample is."""
+    steps = []
+    if parameters.get("near_duplicates") == "drop" and not row.picked:
+        values = {"selection": row.selection_id, "sample": sample_id, "search": parameters.get("duplicate_search_id")}
+        found = store.rows(_INSTEAD, **values)
+        steps += [
+            f"near_duplicates = drop: {other} was picked, whose question is {similarity:.0%} the same"
+            for other, similarity in found
+        ] or _instead_in_group(store, values)
+    if row.picked and parameters.get("holdout"):
+        percent, seed = parse_holdout(parameters["holdout"]), int(parameters.get("seed", 0))
+        side = "held out" if is_held_out(sample_id, percent, seed) else "not held out"
+        steps.append(f"holdout = {parameters['holdout']}, seed {seed}: {side}")
+    return steps
+
+
+_INSTEAD = """
+    SELECT v.sample_id, max(d.similarity) FROM near_duplicate d
+    JOIN variant v ON v.sample_id = CASE WHEN d.sample_id = :sample THEN d.other_id ELSE d.sample_id END
+    JOIN selection_item i ON i.variant_id = v.variant_id AND i.selection_id = :selection
+    WHERE d.duplicate_search_id = :search AND (d.sample_id = :sample OR d.other_id = :sample)
+    GROUP BY v.sample_id
+"""
+
+
+def _instead_in_group(store: Store, values: Mapping[str, Any]) -> list[str]:
+    """Return the line for a sample that is connected to a picked one only by others of its group."""
+    groups = groups_of(pairs_of(store, values["search"])) if values["search"] else {}
+    own = groups.get(values["sample"])
+    if own is None:
+        return []
+    sql = """
+        SELECT v.sample_id FROM selection_item i JOIN variant v ON v.variant_id = i.variant_id
+        WHERE i.selection_id = :selection ORDER BY i.position
+    """
+    rows = store.rows(sql, selection=values["selection"])
+    picked = next((sample for (sample,) in rows if groups.get(sample) == own), None)
+    return [f"near_duplicates = drop: {picked} of the same group was picked"] if picked else []
 
 
 def _in_sight(store: Store, sample_id: str, dataset: str | None) -> bool:
@@ -187,7 +232,7 @@ def _explanation(
         "teacher": teacher,
         "picked": picked,
         "steps": list(steps),
-        "text": "\n".join([visible_line(head), *(f"  {visible_line(step)}" for step in steps)]),
+        "text": "\n".join([visible_line(head), *(f"  {spelled(visible_line(step))}" for step in steps)]),
     }
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recycledb.errors import SelectionError
-from recycledb.store import Meaning, Store
+from recycledb.store import Meaning, Store, datasets
+from recycledb.suggestions import did_you_mean
 
 PREFIX = 4  # minimum digits of an id's prefix
 CURRENT = "current"
@@ -115,9 +116,9 @@ def not_in_use(store: Store, teacher: Identity | None) -> tuple[Meaning, ...]:
 
 def find_dataset(store: Store, name: str) -> str:
     """Return the dataset's name; SelectionError if there is no such dataset."""
-    there = [row[0] for row in store.rows("SELECT dataset FROM dataset ORDER BY dataset")]
+    there = datasets.names(store)
     if name not in there:
-        raise SelectionError(f"no dataset {name!r}; there are: {', '.join(there) or 'none'}")
+        raise SelectionError(f"no dataset {name!r}{did_you_mean(name, there)}; there are: {', '.join(there) or 'none'}")
     return name
 
 
@@ -141,7 +142,8 @@ def _named(store: Store, kind: str, name: str, there: Sequence[Identity], hint: 
     for one in there:
         if name in (one.name, one.identity) or one.identity == meant:
             return one
-    raise SelectionError(f"no {kind} {name!r} in the store; there are: {_list(there)} ({hint})")
+    meant = did_you_mean(name, [one.name for one in there])
+    raise SelectionError(f"no {kind} {name!r} in the store{meant}; there are: {_list(there)} ({hint})")
 
 
 def _list(there: Sequence[Identity]) -> str:

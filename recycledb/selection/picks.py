@@ -9,6 +9,14 @@ NONE = "none"
 LABELS = (*(kind.value for kind in SPLITS), NONE)
 
 
+# The nodes of the decision tree, from the first column to the last, each from top to bottom.
+NODES = (
+    *("samples", "ifd(Q) > ifd(ori)", "otherwise", "not scored"),
+    *(kind.value for kind in SPLITS),
+    *("kept", "ifd not below 1", "rifd not below 1"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Pick:
     """A row of `selective` with keep = candidates."""

@@ -21,6 +21,7 @@ from recycledb.schema import IDENTITY_LENGTH, ORIGIN, LossStatus, content_id, ut
 from recycledb.selection import identities
 from recycledb.store import Store
 from recycledb.store.rows import LossRow, StudentRow
+from recycledb.suggestions import did_you_mean
 
 REVISION = "imported"
 DTYPE = "unknown"  # published files do not say
@@ -64,7 +65,9 @@ def import_scores(
     model that was scored here, or if the student has different numbers already.
     """
     if kind not in scored_kinds():
-        raise SelectionError(f"no scored kind {kind!r}; there are {', '.join(scored_kinds())}")
+        raise SelectionError(
+            f"no scored kind {kind!r}{did_you_mean(kind, scored_kinds())}; there are {', '.join(scored_kinds())}"
+        )
     dataset = identities.find_dataset(store, dataset)
     student_id = content_id("student", student, REVISION, prompt, max_length, DTYPE, length=IDENTITY_LENGTH)
     _require_own_name(store, student, student_id)

@@ -23,6 +23,7 @@ from recycledb.formats.arrow import write_parquet
 from recycledb.formats.values import flat, plain
 from recycledb.store import Row, Sandbox, Store, TimeLimit
 from recycledb.store.statement import parameters_in, statements_in
+from recycledb.suggestions import did_you_mean
 from recycledb.terminal import json_visible, visible, visible_line
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
@@ -96,7 +97,7 @@ def write_result(result: Result, format: str, output: Path | None, stdout: IO[st
     A table fits into `width`, the terminal's; without it a table is as wide as its texts.
     """
     if format not in FORMATS:
-        raise QueryError(f"unknown format {format!r}: one of {', '.join(FORMATS)}")
+        raise QueryError(f"unknown format {format!r}{did_you_mean(format, FORMATS)}: one of {', '.join(FORMATS)}")
     if format == "parquet":
         if output is None:
             raise QueryError("Parquet cannot be written to stdout; give -o FILE.parquet")

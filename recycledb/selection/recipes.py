@@ -42,6 +42,7 @@ from recycledb.selection import identities
 from recycledb.selection.orderings import OrderCall, parse_order
 from recycledb.store import Meaning, Store
 from recycledb.store.statement import parameters_in
+from recycledb.suggestions import did_you_mean
 
 Given = Mapping[str, str | int | float | None]
 TYPES = ("text", "number", "student", "small-student", "teacher", "teacher-or-best", "dataset", "top")
@@ -113,7 +114,9 @@ def get_recipe(name: str) -> Recipe:
     """Return a shipped recipe; SelectionError if there is none of that name."""
     if name not in recipe_names():
         hint = f"; for a file give --sql {name}" if name.endswith(".sql") else ""
-        raise SelectionError(f"no recipe {name!r}; there are {', '.join(recipe_names())}{hint}")
+        raise SelectionError(
+            f"no recipe {name!r}{did_you_mean(name, recipe_names())}; there are {', '.join(recipe_names())}{hint}"
+        )
     return parse(name, (files("recycledb.selection") / "recipes" / f"{name}.sql").read_text(encoding="utf-8"))
 
 
@@ -196,7 +199,9 @@ def bind(store: Store, recipe: Recipe, given: Given) -> Bound:
     for name in given:
         if name not in recipe.declares:
             has = ", ".join(sorted(recipe.declares)) or "none"
-            raise SelectionError(f"recipe {recipe.name} has no parameter {name!r} (it has: {has})")
+            raise SelectionError(
+                f"recipe {recipe.name} has no parameter {name!r}{did_you_mean(name, recipe.declares)}; it has: {has}"
+            )
     bound = Bound(said={PROMPT: "+".join(each.identity for each in as_if)} if as_if else {})
     ids: dict[str, str | None] = {}
     students = [each.name for each in recipe.parameters if each.type in ("student", "small-student")]
@@ -263,7 +268,9 @@ def _plain(recipe: Recipe, parameter: Parameter, text: Any) -> Any:
             return parse_top(text)
         case "choice":
             if text not in parameter.choices:
-                raise SelectionError(f"{parameter.name} is {text!r}; it must be one of {', '.join(parameter.choices)}")
+                meant = did_you_mean(str(text), parameter.choices)
+                listed = ", ".join(parameter.choices)
+                raise SelectionError(f"{parameter.name} is {text!r}{meant}; it must be one of {listed}")
             return text
     return _typed(parameter.name, parameter.type, text)
 

@@ -7,41 +7,31 @@ done by the recipe alone.
 
 import json
 import math
-import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recycledb import methods
-from recycledb.errors import QueryError, ReadOnlyError, SelectionError
-from recycledb.formats import write
-from recycledb.schema import ORIGIN, canonical_json, content_id, utc_now
+from recycledb.errors import SelectionError
+from recycledb.formats.pairs import PAIR_FORMATS
+from recycledb.schema import ORIGIN, canonical_json, utc_now
 from recycledb.selection import identities, orderings
-from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, parse_top
-from recycledb.selection.training import Written, data_file, write_beside
+from recycledb.selection.output import HeldOut, Output, asked, deliver, require_writable, write_more
+from recycledb.selection.picking import Picks, columns_of, picked_rows, places_in_cut
+from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind
+from recycledb.selection.record import list_selections, record, selection_id_of, store_revision
+from recycledb.selection.training import Written
 from recycledb.store import Sandbox, Store, TimeLimit
-from recycledb.store.rows import SelectionItemRow, SelectionRow
-from recycledb.store.statement import statements_in, without_comments
+from recycledb.store.duplicates import groups_of, is_searched, pairs_of, sample_ids, search_in_use
+from recycledb.store.rows import SelectionRow
+from recycledb.suggestions import did_you_mean
 
-TEXTS = ("instruction", "input", "output")
-LINEAGE = ("sample_id", "variant_id", "kind", "teacher")  # further columns of jsonl and parquet
+__all__ = ["Exported", "Selected", "export", "list_selections", "select", "selection_id_of"]
 
-# What `store_revision` counts: the append-only tables that determine what a recipe can read.
-REVISION_TABLES = {
-    **{table: table for table in ("sample", "place", "closing", "variant", "extraction", "loss")},
-    "name": "name WHERE kind <> 'selection'",
-}
-
-# A sample's order is that of its first open position, datasets by name.
-_PLACES = """
-    SELECT sample_id, min(place) AS place FROM sample_order
-    WHERE CAST(:sight AS VARCHAR) IS NULL OR dataset = :sight GROUP BY sample_id
-"""
+NEAR_DUPLICATES = "near_duplicates"  # a parameter that every recipe has: keep or drop
+EVERYTHING = 1 << 62  # a top_count that cuts nothing
 
 
 @dataclass(frozen=True)
@@ -65,21 +55,15 @@ class Selected:
     note: str | None  # why nothing was picked
     not_recorded: str | None = None  # why it was not recorded: the store is read-only
     beside: tuple[str, ...] = ()  # further files written: LLaMA-Factory's, a card
+    near_duplicates: int = 0  # left out, with near_duplicates=drop
+    unpaired: int = 0  # picks that a file of preference pairs leaves out: origins, unchanged answers
+    contexts_left_out: int = 0  # rows whose system prompt and earlier turns the format cannot hold
+    held_out: HeldOut | None = None  # the second file of a hold-out split
+    warning: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
         return asdict(self)
-
-
-@dataclass
-class _Picks:
-    """The picks, noted while the rows are written."""
-
-    columns: list[str]
-    cut: int | None
-    items: list[tuple[str, float | None, str | None]] = field(default_factory=list)
-    kinds: Counter[str] = field(default_factory=Counter)
-    numbers: dict[str, list[float]] = field(default_factory=dict)
 
 
 def select(
@@ -92,56 +76,87 @@ def select(
     format: str = "alpaca",
     llama_factory: Path | None = None,
     card: Path | None = None,
+    with_extra: bool = False,
+    holdout: str | None = None,
+    seed: int = 0,
     timeout_s: float | None = None,
 ) -> Selected:
     """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
 
     The default name is RECIPE[-STUDENT][-TEACHER][-PROMPT]; if `output` is a folder, the file gets that name. A `top` that the recipe
-    does not declare limits its ranking. `llama_factory` is LLaMA-Factory's data folder, where the rows are written unless `output` is
-    given; `card` is a dataset card to write. SelectionError if the recipe or its parameters are invalid, or if there are no scores; if
-    there are scores but no picks, `note` says why. In a read-only store the selection is not recorded, and `not_recorded` says why.
-    QueryError if its SQL, reading the rows included, takes longer than `timeout_s` seconds.
+    does not declare limits its ranking; with near_duplicates=drop, one of each group of near-duplicates is picked. `llama_factory` is
+    LLaMA-Factory's data folder, where the rows are written unless `output` is given; `card` is a dataset card to write; `with_extra`
+    writes the samples' extra fields too; `holdout` is a share of the samples that go to a second file, drawn by `seed`.
+    SelectionError if the recipe or its parameters are invalid, or if there are no scores; if there are scores but no picks, `note` says
+    why. In a read-only store the selection is not recorded, and `not_recorded` says why. QueryError if its SQL, reading the rows
+    included, takes longer than `timeout_s` seconds.
     """
-    limit = TimeLimit(timeout_s)
-    bound, cut = _bound(store, recipe, dict(given or {}), format)
-    called = name or _name(recipe, bound, given or {})
-    output = output or llama_factory
-    if output is None and card is not None:
-        raise SelectionError("a card describes a file: give -o FILE too")
-    if output is not None and output.is_dir():
-        output = data_file(output, called, format)
+    wanted = asked(
+        output, format, with_extra=with_extra, holdout=holdout, seed=seed, llama_factory=llama_factory, card=card
+    )
+    bound, cut = _bound(store, recipe, dict(given or {}))
     samples = count_samples(store, bound.said.get("dataset"))
     _require_scores(store, bound, samples)
+    groups, warning = _near_duplicates(store, bound)
+    if groups is not None:
+        bound, cut = _cut_later(recipe, bound, cut)
+    called = name or _name(recipe, bound, given or {})
+    limit = TimeLimit(timeout_s)
     if recipe.order is not None:
         _put_in_order(store, recipe, bound, samples, limit)
+    running = Running(recipe, bound, called, samples, cut, groups or {}, warning=warning)
+    return run(store, running, wanted.named(called), limit)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A recipe with everything that decides what it picks."""
+
+    recipe: Recipe
+    bound: Bound
+    name: str
+    samples: int
+    cut: Any = None  # a `top` that limits the ranking
+    groups: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, str] | None = None
+    warning: str | None = None
+
+
+def run(store: Store, running: Running, output: Output, limit: TimeLimit) -> Selected:
+    """Write and record what a recipe picks."""
+    require_writable(output, running.name)
+    recipe, bound = running.recipe, replace(running.bound, said={**running.bound.said, **output.said})
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
         revision = store_revision(sandbox)
-        columns = _columns(sandbox, recipe, bound)
-        picks = _Picks(columns, _places_in_cut(recipe, columns, cut, samples))
-        sha256, file_sha256 = _written(partial(_rows, sandbox, recipe, bound), picks, output, format)
+        columns = columns_of(sandbox, recipe, bound)
+        cut = places_in_cut(recipe, columns, running.cut, running.samples)
+        picks = Picks(columns, cut, running.groups, running.only)
+        done = deliver(store, output, picked_rows(sandbox, recipe, bound, picks, output))
     parameters = _parameters(bound)
     selected = Selected(
-        selection=called,
+        selection=running.name,
         selection_id=selection_id_of(recipe.sql, parameters, picks.items),
         recipe=recipe.name,
         parameters=parameters,
         rows=len(picks.items),
-        samples=samples,
-        share=len(picks.items) / samples if samples else None,
+        samples=running.samples,
+        share=len(picks.items) / running.samples if running.samples else None,
         counts={kind: picks.kinds[kind] for kind in _ordered(picks.kinds)},
         means={column: _mean(found) for column, found in picks.numbers.items() if found},
         store_revision=revision,
-        output_sha256=sha256,
-        format=format,
-        file=str(output) if output else None,
-        file_sha256=file_sha256,
-        note=None if picks.items else _why_nothing(recipe, bound, samples),
+        output_sha256=done.content_sha256,
+        format=output.format,
+        file=str(output.file) if output.file else None,
+        file_sha256=done.file_sha256,
+        note=None if picks.items else _why_nothing(recipe, bound, running.samples),
+        near_duplicates=picks.dropped,
+        unpaired=done.unpaired,
+        contexts_left_out=done.contexts_left_out,
+        held_out=done.held_out,
+        warning=running.warning,
     )
-    return replace(
-        selected,
-        not_recorded=_record(store, recipe, selected, picks),
-        beside=_beside(store, selected, llama_factory, card),
-    )
+    beside = _beside(store, selected, output, done.rows)
+    return replace(selected, not_recorded=_record(store, recipe, selected, picks), beside=beside)
 
 
 def _put_in_order(store: Store, recipe: Recipe, bound: Bound, samples: int, limit: TimeLimit) -> None:
@@ -155,15 +170,62 @@ def _put_in_order(store: Store, recipe: Recipe, bound: Bound, samples: int, limi
     bound.values["ordering"] = bound.said["ordering"] = key
 
 
-def _bound(store: Store, recipe: Recipe, given: dict[str, Any], format: str) -> tuple[Bound, Any]:
+def _record(store: Store, recipe: Recipe, selected: Selected, picks: Picks) -> str | None:
+    row = SelectionRow(
+        selection_id=selected.selection_id,
+        name=selected.selection,
+        recipe=recipe.name,
+        sql=recipe.sql,
+        parameters=canonical_json(selected.parameters),
+        store_revision=selected.store_revision,
+        rows=selected.rows,
+        counts=json.dumps(selected.counts),
+        output_sha256=selected.output_sha256,
+        created_at=utc_now(),
+    )
+    return record(store, row, picks.items)
+
+
+def _bound(store: Store, recipe: Recipe, given: dict[str, Any]) -> tuple[Bound, Any]:
     """Return the recipe's parameters, and the `top` that limits its ranking if it declares none."""
     cut = given.pop("top", None) if "top" not in recipe.declares else None
+    near = given.pop(NEAR_DUPLICATES, None) if NEAR_DUPLICATES not in recipe.declares else None
+    if near not in (None, "keep", "drop"):
+        raise SelectionError(f"{NEAR_DUPLICATES} is {near!r}; it must be keep or drop")
     bound = bind(store, recipe, given)
     if cut is not None:
         bound.said["top"] = str(cut)
-    if format != "alpaca":
-        bound.said["format"] = format
+    if near == "drop":
+        bound.said[NEAR_DUPLICATES] = near
     return bound, cut
+
+
+def _near_duplicates(store: Store, bound: Bound) -> tuple[dict[str, str] | None, str | None]:
+    """Return the groups of near-duplicates if they are to be dropped, and a warning if they are not those of the present samples."""
+    if bound.said.get(NEAR_DUPLICATES) != "drop":
+        return None, None
+    search = search_in_use(store)
+    if search is None:
+        raise SelectionError(
+            "near-duplicates have not been searched for in this store: run `recycledb duplicates`, then select again"
+        )
+    bound.said["duplicate_search_id"] = search
+    sights = dict.fromkeys([bound.said.get("dataset"), None])
+    fresh = any(is_searched(store, search, sample_ids(store, dataset)) for dataset in sights)
+    warning = "samples were added or removed since near-duplicates were searched for: run `recycledb duplicates` again"
+    return groups_of(pairs_of(store, search)), None if fresh else warning
+
+
+def _cut_later(recipe: Recipe, bound: Bound, cut: Any) -> tuple[Bound, Any]:
+    """Return parameters with which the recipe ranks everything, and the `top` that applies after near-duplicates are dropped."""
+    values = dict(bound.values)
+    tops = [parameter for parameter in recipe.parameters if parameter.type == "top"]
+    # A further one, such as the size of a pool, is not about what is picked.
+    for parameter in [each for each in tops if each.name == "top"] or tops:
+        if bound.said[parameter.name] is not None:
+            cut = bound.said[parameter.name]
+            values |= {f"{parameter.name}_count": EVERYTHING, f"{parameter.name}_percent": None}
+    return replace(bound, values=values), cut
 
 
 def _name(recipe: Recipe, bound: Bound, given: Given) -> str:
@@ -172,20 +234,26 @@ def _name(recipe: Recipe, bound: Bound, given: Given) -> str:
     return "-".join(str(part) for part in parts if part)
 
 
-def _beside(store: Store, selected: Selected, llama_factory: Path | None, card: Path | None) -> tuple[str, ...]:
-    if selected.file is None or selected.file_sha256 is None:
+def _beside(store: Store, selected: Selected, output: Output, rows: int) -> tuple[str, ...]:
+    if output.file is None or selected.file_sha256 is None:
         return ()
     written = Written(
         name=selected.selection,
-        file=Path(selected.file),
+        file=output.file,
         format=selected.format,
-        rows=selected.rows,
+        rows=rows,
         counts=selected.counts,
         sha256=selected.file_sha256,
         recipe=selected.recipe,
         parameters=selected.parameters,
+        held_out=_held_out(output, selected.held_out),
     )
-    return write_beside(store, written, llama_factory, card, selected.parameters.get("student"))
+    return write_more(store, output, written, selected.parameters.get("student"))
+
+
+def _held_out(output: Output, held_out: HeldOut | None) -> Path | None:
+    """Return the second file of a hold-out split, if it has rows."""
+    return output.held_out_file if held_out is not None and held_out.rows else None
 
 
 def _mean(values: list[float]) -> float:
@@ -193,11 +261,6 @@ def _mean(values: list[float]) -> float:
         return math.fsum(values) / len(values)
     except OverflowError:  # the sum overflows, the mean does not
         return math.fsum(value / len(values) for value in values)
-
-
-def selection_id_of(sql: str, parameters: dict[str, Any], picks: list[tuple[str, float | None, str | None]]) -> str:
-    """Return the content address of a selection: its recipe, its parameters, and each pick's variant, rank and reason."""
-    return content_id("selection", sql, parameters, picks)
 
 
 def _parameters(bound: Bound) -> dict[str, Any]:
@@ -211,13 +274,6 @@ def _ordered(kinds: Counter[str]) -> list[str]:
     return sorted(kinds, key=lambda kind: (order.index(kind) if kind in order else len(order), kind))
 
 
-def store_revision(sandbox: Sandbox) -> str:
-    """Return the row counts of the append-only tables: rows never change, so equal counts in one store mean equal content."""
-    sql = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {rows}" for table, rows in REVISION_TABLES.items())
-    counts = dict(sandbox.execute(sql)[1])
-    return " ".join(f"{table}:{counts[table]}" for table in REVISION_TABLES)
-
-
 def count_samples(store: Store, dataset: str | None) -> int:
     """Return how many samples have an open position (in `dataset`)."""
     sql = """
@@ -225,131 +281,6 @@ def count_samples(store: Store, dataset: str | None) -> int:
         WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
     """
     return int(store.rows(sql, dataset=dataset)[0][0])
-
-
-# -- running
-
-
-def _written(
-    rows: Callable[[_Picks], Iterator[dict[str, Any]]], picks: _Picks, output: Path | None, format: str
-) -> tuple[str, str | None]:
-    """Write the rows; return the hash of their bytes and that of the file, which differ if the file is compressed."""
-    if output is None:
-        return write(Path(os.devnull), rows(picks), format), None
-    sha256 = write(output, rows(picks), format)
-    if output.suffix.lower() not in (".gz", ".zst"):
-        return sha256, sha256
-    return write(Path(os.devnull), rows(_Picks(picks.columns, picks.cut)), format), sha256
-
-
-def _columns(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
-    """Return the recipe's columns; raise unless it is one SELECT that returns variant_id."""
-    body = without_comments(_body(recipe))
-    if not re.match(r"(?i)[\s(]*(with|select|values|from|table)\b", body):
-        raise SelectionError(f"recipe {recipe.name} is not one SELECT (or WITH … SELECT) statement")
-    try:
-        columns, rows = sandbox.execute(f"SELECT * FROM (\n{_body(recipe)}\n) AS picked LIMIT 0", bound.values)
-        list(rows)
-    except QueryError as error:
-        raise QueryError(f"recipe {recipe.name}: {error}") from error
-    _require_different(sandbox, recipe, bound, columns)
-    if "variant_id" not in columns:
-        raise SelectionError(f"recipe {recipe.name} returns {', '.join(columns)}; it must return variant_id")
-    return columns
-
-
-def _require_different(sandbox: Sandbox, recipe: Recipe, bound: Bound, columns: list[str]) -> None:
-    """Raise SelectionError if two columns have the same name, since a row of JSON would keep only one."""
-    lower = {column.lower() for column in columns}
-    if not any((renamed := _RENAMED.fullmatch(column)) and renamed[1].lower() in lower for column in columns):
-        return
-    raw, _ = sandbox.execute(
-        _body(recipe), bound.values
-    )  # duplicate columns are renamed in a subquery, but not in the statement itself
-    several = [name for name, count in Counter(column.lower() for column in raw).items() if count > 1]
-    if several:
-        raise SelectionError(f"recipe {recipe.name} returns several columns called {several[0]}: rename them with AS")
-
-
-# How databases rename a second column `a` of a subquery: SQLite a:1, DuckDB a_1.
-_RENAMED = re.compile(r"(.+)[:_]\d+", re.DOTALL)
-
-
-def _body(recipe: Recipe) -> str:
-    """Return the statement without its semicolon, for use as a subquery."""
-    statements = statements_in(recipe.sql if recipe.order is None else recipe.order.pick)
-    return statements[0] if len(statements) == 1 else ""
-
-
-def _places_in_cut(recipe: Recipe, columns: list[str], cut: Any, samples: int) -> int | None:
-    if cut is None:
-        return None
-    if "rank" not in columns:
-        raise SelectionError(f"recipe {recipe.name} has no parameter top and returns no rank that --top could limit")
-    count, percent = parse_top(cut)
-    return count if percent is None else int(percent * samples / 100)
-
-
-def _rows(sandbox: Sandbox, recipe: Recipe, bound: Bound, picks: _Picks) -> Iterator[dict[str, Any]]:
-    """Yield the picks as rows to write, by rank, else in dataset order; note them in `picks`."""
-    teachers = dict(sandbox.execute("SELECT teacher_id, teacher FROM teachers")[1])
-    rank = "picked.rank NULLS LAST, " if "rank" in picks.columns else ""
-    other = [column for column in picks.columns if column not in (*LINEAGE, "rank", "reason", *TEXTS)]
-    taken = ["variant_id", *(column for column in picks.columns if column in ("rank", "reason")), *other]
-    sql = f"""
-        SELECT {", ".join(f"picked.{_quoted(column)}" for column in taken)},
-            v.sample_id, v.kind, v.teacher_id, v.instruction, v.input, v.output
-        FROM (\n{_body(recipe)}\n) AS picked
-        LEFT JOIN variant v ON v.variant_id = picked.variant_id
-        LEFT JOIN ({_PLACES}) AS p ON p.sample_id = v.sample_id
-        ORDER BY {rank}p.place NULLS LAST, v.variant_id
-    """
-    values = {**bound.values, "sight": bound.said.get("dataset")}
-    _, rows = sandbox.execute(sql, values)
-    seen: set[str] = set()
-    for row in rows:
-        pick = dict(zip(taken, row, strict=False))
-        sample, kind, teacher, *texts = row[len(taken) :]
-        if sample is None:
-            raise SelectionError(
-                f"recipe {recipe.name} picked {pick['variant_id']!r}, which is not a variant in this store"
-            )
-        if pick["variant_id"] in seen:  # for example through two positions of one sample: it is one pick
-            continue
-        if picks.cut is not None and len(seen) >= picks.cut:
-            return
-        seen.add(pick["variant_id"])
-        _note(picks, recipe, pick, kind, other)
-        lineage = dict(zip(LINEAGE, (sample, pick["variant_id"], kind, teachers.get(teacher)), strict=True))
-        yield dict(zip(TEXTS, texts, strict=True)) | lineage | {key: pick[key] for key in taken[1:]}
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _note(picks: _Picks, recipe: Recipe, pick: dict[str, Any], kind: str, other: list[str]) -> None:
-    reason = pick.get("reason")
-    picks.items.append((pick["variant_id"], _rank(recipe, pick), None if reason is None else str(reason)))
-    picks.kinds[kind] += 1
-    for column in other:
-        value = pick[column]
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            picks.numbers.setdefault(column, []).append(float(value))
-
-
-def _rank(recipe: Recipe, pick: dict[str, Any]) -> float | None:
-    """Return a pick's rank: a finite number or NULL, since only these have the same order on every backend and exist in JSON."""
-    rank = pick.get("rank")
-    if rank is None:
-        return None
-    if not isinstance(rank, int | float | Decimal) or not math.isfinite(rank):
-        what = "not a number" if isinstance(rank, str | bytes) else "not a finite number"
-        raise SelectionError(
-            f"recipe {recipe.name} ranks by {rank!r:.60}, which is {what} (variant {pick['variant_id'][:12]}): return a number, "
-            "or NULL, which sorts last"
-        )
-    return float(rank)
 
 
 # -- exporting
@@ -375,6 +306,9 @@ class Exported:
     file: str
     sha256: str
     beside: tuple[str, ...] = ()  # further files written: LLaMA-Factory's, a card
+    unpaired: int = 0  # rewrites that a file of preference pairs leaves out: their answer is the sample's own
+    held_out: HeldOut | None = None  # the second file of a hold-out split
+    contexts_left_out: int = 0  # rows whose system prompt and earlier turns the format cannot hold
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -393,16 +327,27 @@ def export(
     student: str | None = None,
     llama_factory: Path | None = None,
     card: Path | None = None,
+    with_extra: bool = False,
+    holdout: str | None = None,
+    seed: int = 0,
     timeout_s: float | None = None,
 ) -> Exported:
     """Write every current variant of one kind, in dataset order; nothing is recorded. SelectionError if there is none.
 
-    With `prompt`, these prompts count as current. `llama_factory` and `card` as in `select`; `student` is the student that
-    LLaMA-Factory's training file is for. QueryError if reading takes longer than `timeout_s` seconds.
+    With `prompt`, these prompts count as current. `llama_factory`, `card`, `with_extra`, `holdout` and `seed` as in `select`; `student`
+    is the student that LLaMA-Factory's training file is for. QueryError if reading takes longer than `timeout_s` seconds.
     """
-    limit = TimeLimit(timeout_s)
+    wanted = asked(
+        output, format, with_extra=with_extra, holdout=holdout, seed=seed, llama_factory=llama_factory, card=card
+    )
+    limit, name = TimeLimit(timeout_s), output.name.split(".")[0]
+    require_writable(wanted, name)
+    if format in PAIR_FORMATS and kind == ORIGIN:
+        raise SelectionError(f"--format {format} writes rewrites beside the origin: give --kind, such as reflect_both")
     if kind not in methods.kinds():
-        raise SelectionError(f"no kind {kind!r}; there are {', '.join(methods.kinds())}")
+        raise SelectionError(
+            f"no kind {kind!r}{did_you_mean(kind, methods.kinds())}; there are {', '.join(methods.kinds())}"
+        )
     declared = (
         Parameter("kind", "text"),
         Parameter("teacher", "teacher"),
@@ -412,66 +357,35 @@ def export(
     learner = identities.find_student(store, student).name if student is not None else None
     bound = bind(store, recipe, {"kind": kind, "teacher": teacher, "dataset": dataset, PROMPT: prompt})
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
-        if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
-            of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
-            where = f" in dataset {dataset}" if dataset else ""
-            raise SelectionError(f"there is no current {kind}{of}{where} to export")
-        picks = _Picks(["variant_id"], None)
-        sha256 = write(output, _rows(sandbox, recipe, bound, picks), format)
+        _require_rows(sandbox, bound)
+        picks = Picks(["variant_id"], None)
+        done = deliver(store, wanted, picked_rows(sandbox, recipe, bound, picks, wanted))
+    sha256 = str(done.file_sha256)
     maker = None if kind == ORIGIN else bound.said["teacher"]
     written = Written(
-        name=output.name.split(".")[0],
+        name=name,
         file=output,
         format=format,
-        rows=len(picks.items),
-        counts={kind: len(picks.items)},
+        rows=done.rows,
+        counts={kind: done.rows},
         sha256=sha256,
         recipe=f"every {kind}",
         parameters={"teacher": maker, "dataset": dataset},
+        held_out=_held_out(wanted, done.held_out),
     )
-    beside = write_beside(store, written, llama_factory, card, learner)
-    return Exported(kind, maker, dataset, len(picks.items), format, str(output), sha256, beside)
+    beside = write_more(store, wanted, written, learner)
+    left_out = (done.unpaired, done.held_out, done.contexts_left_out)
+    return Exported(kind, maker, dataset, done.rows, format, str(output), sha256, beside, *left_out)
 
 
-# -- recording
+def _require_rows(sandbox: Sandbox, bound: Bound) -> None:
+    if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
+        of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
+        where = f" in dataset {bound.said['dataset']}" if bound.said["dataset"] else ""
+        raise SelectionError(f"there is no current {bound.said['kind']}{of}{where} to export")
 
 
-def _record(store: Store, recipe: Recipe, selected: Selected, picks: _Picks) -> str | None:
-    """Record a selection; return why it cannot be, where the store may only be read."""
-    row = SelectionRow(
-        selection_id=selected.selection_id,
-        name=selected.selection,
-        recipe=recipe.name,
-        sql=recipe.sql,
-        parameters=canonical_json(selected.parameters),
-        store_revision=selected.store_revision,
-        rows=selected.rows,
-        counts=json.dumps(selected.counts),
-        output_sha256=selected.output_sha256,
-        created_at=utc_now(),
-    )
-    items = (
-        SelectionItemRow(selected.selection_id, position, variant, rank, reason)
-        for position, (variant, rank, reason) in enumerate(picks.items)
-    )
-    try:
-        with store.write() as conn:
-            if store.insert(conn, [row]):
-                store.insert(conn, items)
-            store.ensure_name(conn, "selection", selected.selection, selected.selection_id)
-    except ReadOnlyError as error:
-        return str(error)
-    return None
-
-
-def list_selections(store: Store) -> list[dict[str, Any]]:
-    """Return the recorded selections, oldest first."""
-    rows = store.rows("""
-        SELECT selection, recipe, rows, counts, parameters, created_at, output_sha256, store_revision, selection_id
-        FROM selections ORDER BY created_at, selection_id
-    """)
-    found: list[dict[str, Any]] = [dict(row._mapping) for row in rows]
-    return [{**row, "counts": json.loads(row["counts"]), "parameters": json.loads(row["parameters"])} for row in found]
+# -- what is missing
 
 
 def _require_scores(store: Store, bound: Bound, samples: int) -> None:

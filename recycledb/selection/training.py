@@ -8,6 +8,7 @@ The hyperparameters are those of Selective Reflection-Tuning (Li et al., arXiv:2
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,29 @@ from recycledb.errors import SelectionError
 from recycledb.files import write_text
 from recycledb.store import Store
 
-SUFFIXES = {"alpaca": ".json", "sharegpt": ".json", "jsonl": ".jsonl", "parquet": ".parquet"}
+SUFFIXES = {"jsonl": ".jsonl", "messages": ".jsonl", "parquet": ".parquet"}  # of the others .json
+LOADED = {"parquet": (".parquet",)}  # the suffixes by which LLaMA-Factory knows a format
+LOADED_AS_JSON = (".json", ".jsonl")
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 SHAREGPT = {
     "formatting": "sharegpt",
     "columns": {"messages": "conversations"},
     "tags": {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"},
 }
+MESSAGES = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages"},
+    "tags": {
+        "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system",
+    },
+}  # fmt: skip
+HISTORY = {"columns": {**COLUMNS, "system": "system", "history": "history"}}
+RANKING = {
+    "ranking": True,
+    "columns": {
+        "prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected", "system": "system", "history": "history",
+    },
+}  # fmt: skip
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -39,13 +56,19 @@ class Written:
     sha256: str
     recipe: str
     parameters: Mapping[str, Any]
+    held_out: Path | None = None  # the second file of a hold-out split, if it has rows
 
 
 def write_beside(
     store: Store, written: Written, llama_factory: Path | None, card: Path | None, student: str | None
 ) -> tuple[str, ...]:
-    """Write the files requested for a file of rows: LLaMA-Factory's entry in a folder, a card; return the paths."""
-    paths = write_llama_factory(store, llama_factory, written, student) if llama_factory is not None else []
+    """Write the files requested for a file of rows: LLaMA-Factory's entry in a folder, a card; return the paths.
+
+    A file without rows is not registered, since LLaMA-Factory cannot load one.
+    """
+    paths = []
+    if llama_factory is not None and written.rows:
+        paths = write_llama_factory(store, llama_factory, written, student)
     if card is not None:
         write_card(card, written)
         paths.append(card)
@@ -62,23 +85,57 @@ def entry_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "recycledb"
 
 
+def require_loadable(folder: Path, name: str, file: Path, format: str, held_out: Path | None) -> None:
+    """Raise SelectionError, before anything is written, if LLaMA-Factory could not load the file or has another dataset of that name."""
+    if not folder.is_dir():
+        raise SelectionError(f"{folder} is not a folder; give LLaMA-Factory's data folder")
+    if format in ("dpo", "dpo-text"):
+        raise SelectionError(
+            f"LLaMA-Factory does not read --format {format}, which is TRL's: give --format dpo-llamafactory"
+        )
+    suffixes = LOADED.get(format, LOADED_AS_JSON)
+    if file.suffix not in suffixes:
+        ending = " or ".join(suffixes)
+        raise SelectionError(
+            f"LLaMA-Factory does not load {file.name}: the name of a {format} file must end in {ending}"
+        )
+    entries = _entries(folder / "dataset_info.json")
+    for key, path in _entry_names(name, file, held_out):
+        entry = entries.get(key)
+        if entry is not None and entry not in _entries_of(folder, path):
+            of = entry.get("file_name") or next(iter(entry.values()), "?") if isinstance(entry, dict) else "?"
+            raise SelectionError(
+                f"{folder / 'dataset_info.json'} already has a dataset {key!r} ({of}); give this one another name "
+                "(select --name, export -o), or take that entry out"
+            )
+
+
+def _entry_names(name: str, file: Path, held_out: Path | None) -> list[tuple[str, Path]]:
+    own = entry_name(name)
+    return [(own, file), *([(f"{own}_holdout", held_out)] if held_out is not None else [])]
+
+
 def write_llama_factory(store: Store, folder: Path, written: Written, student: str | None) -> list[Path]:
-    """Add the entry to `folder`/dataset_info.json and, for a student, write a training file beside it; return both paths.
+    """Add the entries to `folder`/dataset_info.json and, for a student, write a training file beside it; return the paths.
 
     SelectionError if the folder is missing or its dataset_info.json is not a JSON object.
     """
-    if not folder.is_dir():
-        raise SelectionError(f"{folder} is not a folder; give LLaMA-Factory's data folder")
+    require_loadable(folder, written.name, written.file, written.format, written.held_out)
     info = folder / "dataset_info.json"
     entries = _entries(info)
-    name = entry_name(written.name)
-    entries[name] = _entry(folder, written)
+    names = _entry_names(written.name, written.file, written.held_out)
+    entries.update({name: _entry(folder, path, written.format) for name, path in names})
     write_text(info, json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
     if student is None:
         return [info]
-    training = folder / f"{name}.yaml"
-    write_text(training, _training(store, folder, name, student))
+    training = folder / f"{names[0][0]}.yaml"
+    write_text(training, _training(store, training, [name for name, _ in names], student, written.format))
     return [info, training]
+
+
+def train_command(training: Path) -> str:
+    """Return the command that trains with a training file, to be run in the present folder."""
+    return f"llamafactory-cli train {shlex.quote(str(training))}"
 
 
 def _entries(info: Path) -> dict[str, Any]:
@@ -93,50 +150,78 @@ def _entries(info: Path) -> dict[str, Any]:
     return entries
 
 
-def _entry(folder: Path, written: Written) -> dict[str, Any]:
-    file = written.file.resolve()
+def _entry(folder: Path, file: Path, format: str) -> dict[str, Any]:
+    file = file.resolve()
     inside = file.is_relative_to(folder.resolve())
     name = str(file.relative_to(folder.resolve())) if inside else str(file)
-    return {"file_name": name, **(SHAREGPT if written.format == "sharegpt" else {"columns": COLUMNS})}
+    return {"file_name": name, **_SHAPES.get(format, {"columns": COLUMNS})}
 
 
-def _training(store: Store, folder: Path, name: str, student: str) -> str:
-    rows = store.rows("SELECT model, prompt FROM students WHERE student = :student", student=student)
+_SHAPES: dict[str, dict[str, Any]] = {
+    "sharegpt": SHAREGPT,
+    "messages": MESSAGES,
+    "llamafactory": HISTORY,
+    "dpo-llamafactory": RANKING,
+}
+
+
+def _entries_of(folder: Path, file: Path) -> list[dict[str, Any]]:
+    """Return the entries that this module writes for a file, in any format: those that it may replace."""
+    return [_entry(folder, file, format) for format in ("alpaca", *_SHAPES)]
+
+
+def _training(store: Store, training: Path, names: list[str], student: str, format: str) -> str:
+    rows = store.rows("SELECT model, prompt, max_length FROM students WHERE student = :student", student=student)
     if not rows:
         raise SelectionError(f"no student {student!r} in the store")
-    model, prompt = rows[0]
-    template = "alpaca" if prompt == "alpaca" else "vicuna"
-    quoted = {key: json.dumps(str(value), ensure_ascii=False) for key, value in (("model", model), ("dir", folder))}
+    model, prompt, max_length = rows[0]
+    if Path(model).is_dir():  # else a name on the Hub
+        model = Path(model).resolve()
+    pairs = format == "dpo-llamafactory"
+    values = {
+        "model": model,
+        "dir": training.resolve().parent,
+        "name": names[0],
+        "output": f"saves/{names[0]}",
+    }
+    quoted = {key: json.dumps(str(value), ensure_ascii=False) for key, value in values.items()}
+    evaluation = f"\n### eval\neval_dataset: {json.dumps(names[1])}\neval_strategy: epoch\n" if len(names) > 1 else ""
+    method = "stage: dpo\npref_beta: 0.1\npref_loss: sigmoid" if pairs else "stage: sft"
+    what = (
+        f"# Direct preference optimisation of {json.dumps(student)}; start from a model that was fine-tuned on such data."
+        if pairs
+        else f"# Full fine-tuning of {json.dumps(student)} as in Selective Reflection-Tuning (arXiv:2402.10110), for 7B and 13B models."
+    )
     return f"""\
-# Full fine-tuning of {json.dumps(student)} as in Selective Reflection-Tuning (arXiv:2402.10110), for 7B and 13B models.
-# Run it with: llamafactory-cli train {name}.yaml
+{what}
+# Run it with: {train_command(training.resolve())}
 # The global batch is 128 = per_device_train_batch_size x gradient_accumulation_steps x number of GPUs (here 8).
 ### model
 model_name_or_path: {quoted["model"]}
 
 ### method
-stage: sft
+{method}
 do_train: true
 finetuning_type: full
 
 ### dataset
-dataset: {json.dumps(name)}
+dataset: {quoted["name"]}
 dataset_dir: {quoted["dir"]}
-template: {template}
-cutoff_len: 2048
-
+template: {"alpaca" if prompt == "alpaca" else "vicuna"}
+cutoff_len: {max_length}
+{evaluation}
 ### output
-output_dir: {json.dumps(f"saves/{name}")}
+output_dir: {quoted["output"]}
 logging_steps: 10
 save_strategy: epoch
 
 ### train
 per_device_train_batch_size: 4
 gradient_accumulation_steps: 4
-learning_rate: 2.0e-5
-num_train_epochs: 3.0
+learning_rate: {"5.0e-7" if pairs else "2.0e-5"}
+num_train_epochs: {"1.0" if pairs else "3.0"}
 weight_decay: 0.0
-warmup_ratio: 0.03
+warmup_ratio: {"0.1" if pairs else "0.03"}
 lr_scheduler_type: cosine
 bf16: true
 """

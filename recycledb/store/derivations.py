@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from recycledb.schema import Texts, canonical_json, content_id, utc_now, variant_id
 from recycledb.store import Meaning, Row, SQLRow, Store
-from recycledb.store.pending import ALL_SAMPLES
+from recycledb.store.pending import context_of, named_datasets, samples_in
 from recycledb.store.rows import DerivationMemberRow, DerivationRow, VariantRow
 
 KEYS = 2_000  # of one IN list
@@ -112,12 +112,19 @@ def variant_row(made: Made, now: str) -> VariantRow | None:
 # -- pending variants
 
 
-def _statement(kinds: Sequence[str], rounds: str, select: str) -> str:
-    """Return SQL with the CTEs `source` (the variants that may be used) and `used` (derivations, and whether all members are sources)."""
+def _statement(kinds: Sequence[str], rounds: str, select: str, datasets: Sequence[str] = ()) -> str:
+    """Return SQL with the CTEs `source` (the variants that may be used), `asked` and `used`.
+
+    `asked` are the sources of samples in `datasets` (all without), `used` are derivations, and whether all members are sources: of samples
+    in any dataset, so that a derivation counts whichever datasets are asked for.
+    """
     return f"""
         WITH source AS MATERIALIZED (
-            SELECT c.variant_id FROM current_variants c
-            WHERE c.kind IN ({", ".join(f":kind_{i}" for i in range(len(kinds)))}) AND c.sample_id IN ({ALL_SAMPLES})
+            SELECT c.variant_id, c.sample_id FROM current_variants c
+            WHERE c.kind IN ({", ".join(f":kind_{i}" for i in range(len(kinds)))}) AND c.sample_id IN ({samples_in()})
+        ),
+        asked AS MATERIALIZED (
+            SELECT s.variant_id FROM source s {f"WHERE s.sample_id IN ({samples_in(datasets)})" if datasets else ""}
         ),
         used AS MATERIALIZED (
             SELECT d.derivation_id, d.round, CASE WHEN count(*) = count(s.variant_id) THEN 1 ELSE 0 END AS counts
@@ -135,22 +142,29 @@ def _kinds(kinds: Sequence[str]) -> dict[str, object]:
 
 
 def count_waiting(
-    store: Store, augmentation_id: str, kinds: Sequence[str], rounds: int, as_if: Sequence[Meaning] = ()
+    store: Store,
+    augmentation_id: str,
+    kinds: Sequence[str],
+    rounds: int,
+    as_if: Sequence[Meaning] = (),
+    datasets: Sequence[str] = (),
 ) -> int:
-    """Return how many variants are pending, summed over the rounds; `as_if` as in `Store.sandbox`."""
+    """Return how many variants are pending, summed over the rounds; `as_if` as in `Store.sandbox`. With `datasets`, of samples in these."""
     sql = _statement(
         kinds,
         "d.round < :rounds",
         """
-        SELECT (SELECT count(*) FROM source) AS sources, (
+        SELECT (SELECT count(*) FROM asked) AS sources, (
             SELECT count(*) FROM (
                 SELECT DISTINCT u.round, m.variant_id FROM used u JOIN derivation_member m ON m.derivation_id = u.derivation_id
+                JOIN asked a ON a.variant_id = m.variant_id
                 WHERE u.counts = 1
             ) t
         ) AS taken
         """,
+        datasets,
     )
-    values = {"augmentation": augmentation_id, "rounds": rounds, **_kinds(kinds)}
+    values = {"augmentation": augmentation_id, "rounds": rounds, **_kinds(kinds), **named_datasets(datasets)}
     with _reading(store, sql, values, as_if) as rows:
         [(sources, taken)] = rows
     return int(sources) * rounds - int(taken)
@@ -165,18 +179,20 @@ def _reading(store: Store, sql: str, values: dict[str, object], as_if: Sequence[
         yield list(sandbox.execute(sql, values)[1])
 
 
-def waiting(store: Store, round: Round) -> list[str]:
-    """Return the pending variants of a round, in its order."""
+def waiting(store: Store, round: Round, datasets: Sequence[str] = ()) -> list[str]:
+    """Return the pending variants of a round, in its order; with `datasets`, those of samples in these."""
     sql = _statement(
         round.kinds,
         "d.round = :round",
         """
-        SELECT s.variant_id FROM source s WHERE s.variant_id NOT IN (
+        SELECT a.variant_id FROM asked a WHERE a.variant_id NOT IN (
             SELECT m.variant_id FROM used u JOIN derivation_member m ON m.derivation_id = u.derivation_id WHERE u.counts = 1
         )
         """,
+        datasets,
     )
-    found = store.rows(sql, augmentation=round.augmentation_id, round=round.number, **_kinds(round.kinds))
+    named = {**_kinds(round.kinds), **named_datasets(datasets)}
+    found = store.rows(sql, augmentation=round.augmentation_id, round=round.number, **named)
     return sorted((row[0] for row in found), key=round.place)
 
 
@@ -191,8 +207,8 @@ def texts(store: Store, variants: Sequence[str]) -> dict[str, SQLRow]:
     """Return the sample ids and texts of up to KEYS variants, by variant id."""
     names = {f"v{i}": key for i, key in enumerate(variants)}
     sql = f"""
-        SELECT variant_id, sample_id, instruction, input, output FROM variant
-        WHERE variant_id IN ({", ".join(f":{name}" for name in names)})
+        SELECT v.variant_id, v.sample_id, v.instruction, v.input, v.output, {context_of("v")} FROM variant v
+        WHERE v.variant_id IN ({", ".join(f":{name}" for name in names)})
     """
     return {row.variant_id: row for row in store.rows(sql, **names)}
 

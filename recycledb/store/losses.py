@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from recycledb.methods.ifd import is_number
 from recycledb.store import Store, pending
-from recycledb.store.pending import Wanted
+from recycledb.store.pending import Scope, Wanted
 
 
 def count_scores(
@@ -15,15 +15,17 @@ def count_scores(
     wanted: Wanted | None,
     students: Sequence[tuple[str, Sequence[str]]],
     augmentations: Sequence[str] = (),
+    datasets: Sequence[str] = (),
 ) -> list[tuple[int, int, int]]:
     """Return, for each student, how many variants lack statistics, how many statistics are missing, and the variants' characters.
 
-    `students` are (id, statistics); variants made by the augmentations (ids) are included.
+    `students` are (id, statistics); variants made by the augmentations (ids) are included. With `datasets`, only of samples in these.
     """
     if not students:
         return []
-    sql = pending.count_unscored(wanted, [len(stats) for _, stats in students], augmentations)
-    parameters = dict(wanted.parameters) if wanted else {}
+    scope = Scope(wanted, augmentations=tuple(augmentations), datasets=tuple(datasets))
+    sql = pending.count_unscored(scope, [len(stats) for _, stats in students])
+    parameters = dict(scope.parameters)
     for i, (student, stats) in enumerate(students):
         parameters |= {f"student_{i}": student, **{f"stat_{i}_{k}": stat for k, stat in enumerate(stats)}}
     numbers = [int(number or 0) for number in store.rows(sql, **parameters)[0]]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from recycledb.store import SQLRow, Store
-from recycledb.store.pending import ALL_SAMPLES, Scope, candidates, listed
+from recycledb.store.pending import Scope, candidates, context_of, listed, samples_in
 from recycledb.store.rows import EmbeddingRow, LossRow, ReadoutRow
 
 
@@ -107,7 +107,7 @@ def _lacking(need: Need, samples: str) -> str:
         {_referred(need, samples)},
         counted AS (SELECT c.variant_id, c.reference_id, {_present(need, "c")} AS present FROM subject c),
         lacking AS MATERIALIZED (SELECT * FROM counted WHERE present < {need.facts})
-        SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, k.present, k.reference_id,
+        SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, {context_of("v")}, k.present, k.reference_id,
             coalesce(r.output, '') AS reference
         FROM lacking k JOIN variant v ON v.variant_id = k.variant_id LEFT JOIN variant r ON r.variant_id = k.reference_id
     """
@@ -125,7 +125,7 @@ def some_lacking(store: Store, need: Need, number: int) -> Sequence[SQLRow]:
     """Return the first `number` variants by id that lack facts; ids are hashes, so this is a random sample."""
     if not need.facts:
         return []
-    sql = f"SELECT * FROM ({_lacking(need, ALL_SAMPLES)}) u ORDER BY u.variant_id LIMIT {number}"
+    sql = f"SELECT * FROM ({_lacking(need, samples_in(need.scope.datasets))}) u ORDER BY u.variant_id LIMIT {number}"
     return store.rows(sql, **need.parameters)
 
 
@@ -134,7 +134,7 @@ def count_lacking(store: Store, need: Need) -> Lacking:
     if not need.facts:
         return Lacking(0, 0, 0)
     length = "length(u.instruction) + length(u.input) + length(u.output)"
-    sql = f"SELECT count(*), sum({need.facts} - u.present), sum({length}) FROM ({_lacking(need, ALL_SAMPLES)}) u"
+    sql = f"SELECT count(*), sum({need.facts} - u.present), sum({length}) FROM ({_lacking(need, samples_in(need.scope.datasets))}) u"
     return Lacking(*(int(number or 0) for number in store.rows(sql, **need.parameters)[0]))
 
 
@@ -189,7 +189,7 @@ def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str
     those, values = listed(samples)
     sql = f"""
         {_valueless(need, those)}
-        SELECT v.variant_id, v.instruction, v.input, v.output, k.reference_id
+        SELECT v.variant_id, v.instruction, v.input, v.output, {context_of("v")}, k.reference_id
         FROM valueless k JOIN variant v ON v.variant_id = k.variant_id
     """
     return store.rows(sql, measure=measure, **need.parameters, **values)
@@ -197,7 +197,7 @@ def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str
 
 def count_values(store: Store, need: Need, measure: str) -> int:
     """Return how many values are pending: all their facts exist."""
-    sql = f"{_valueless(need, ALL_SAMPLES)} SELECT count(*) FROM valueless"
+    sql = f"{_valueless(need, samples_in(need.scope.datasets))} SELECT count(*) FROM valueless"
     return int(store.rows(sql, measure=measure, **need.parameters)[0][0])
 
 

@@ -40,7 +40,8 @@ KEYS = 1_000  # in one IN list
 TABLES = (
     "prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample", "variant", "dataset", "place", "closing",
     "dataset_import", "attempt", "reply", "repeated_reply", "batch", "batch_event", "derivation_member", "extraction", "rating", "loss",
-    "readout", "embedding", "value", "ordering", "ordering_item", "teacher_measure", "selection", "selection_item", "name",
+    "readout", "embedding", "value", "ordering", "ordering_item",
+    "duplicate_search", "duplicate_pool", "near_duplicate", "teacher_measure", "selection", "selection_item", "name",
 )  # fmt: skip
 
 Tell = Callable[[str, int], None]  # a table's name and how many of its rows are new so far
@@ -116,6 +117,7 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
         ):
             work.copy_owned(table, owner)
         work.copy_lists("ordering", "ordering_item")
+        work.copy_duplicates()
         work.copy_lists("selection", "selection_item")
         work.copy_names()
     return work.result
@@ -246,6 +248,12 @@ class _Merge:
         with self.target.write() as conn:
             self._write(conn, "batch", self._select("batch", handed_over))
             self._write(conn, "batch_event", self._select("batch_event", _Where()))
+
+    def copy_duplicates(self) -> None:
+        """Copy the searches for near-duplicates; a set of samples that is in neither store has not been searched here either."""
+        self.copy("duplicate_search")
+        for table in ("duplicate_pool", "near_duplicate"):
+            self.copy_owned(table, "duplicate_search")
 
     def copy_lists(self, table: str, items: str) -> None:
         """Copy missing selections or orderings, each with its items in one transaction."""
@@ -494,5 +502,5 @@ def _shown(history: _History) -> str:
 def _refuse(dataset: str, why: str) -> None:
     raise StoreError(
         f"nothing was merged: dataset {dataset!r} has diverged between the two stores ({why}); `recycledb add` the same "
-        f"file as --dataset {dataset} to both (choose the store with --store), then merge again"
+        f"file as --dataset {dataset} to both, or `recycledb dataset remove` it from both (choose the store with --store), then merge again"
     )

@@ -32,6 +32,7 @@ class Wanted:
     max_attempts: int = 5
     lazy_student: str | None = None  # if set, `Input.lazy` applies, with this student's scores
     subjects: "Subjects | None" = None  # what its one step, which has no inputs, is asked about
+    datasets: tuple[str, ...] = ()  # only questions about samples in these; none: in all
 
     def retrying(self, before: str) -> "Wanted":
         """Return a copy in which questions that failed before that time are retried."""
@@ -56,6 +57,7 @@ class Wanted:
             "run_started": self.run_started,
             "max_attempts": self.max_attempts,
             **({"lazy_student": self.lazy_student} if self.lazy_student else {}),
+            **named_datasets(self.datasets),
             **{f"prompt_{step}": self.prompts.get(step, "") for step in methods.steps()},
             **{f"version_{step}": self.versions[step] for step in methods.steps()},
         }
@@ -68,14 +70,36 @@ OPEN_PLACES = """
     )
 """
 
-PLACES_AFTER = f"""
-    SELECT dataset, position, sample_id FROM ({OPEN_PLACES}) o
-    WHERE (o.dataset, o.position) > (:after_dataset, :after_position)
-    ORDER BY o.dataset, o.position LIMIT :page
-"""
 
-# Subquery of the sample ids to consider (one column, sample_id): all samples in datasets, for counting; `listed` gives one page.
-ALL_SAMPLES = f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o"
+def places_after(datasets: Sequence[str] = ()) -> str:
+    """Return SQL for a page of positions, of all datasets or of these."""
+    return f"""
+        SELECT dataset, position, sample_id FROM ({OPEN_PLACES}) o
+        WHERE (o.dataset, o.position) > (:after_dataset, :after_position) {_in_datasets("AND o.dataset", datasets)}
+        ORDER BY o.dataset, o.position LIMIT :page
+    """
+
+
+def samples_in(datasets: Sequence[str] = ()) -> str:
+    """Return SQL for the sample ids to consider (one column, sample_id), for counting: all in datasets, or all in these.
+
+    `listed` gives one page.
+    """
+    return f"SELECT DISTINCT sample_id FROM ({OPEN_PLACES}) o {_in_datasets('WHERE o.dataset', datasets)}"
+
+
+def named_datasets(datasets: Sequence[str]) -> dict[str, str]:
+    """Return the values that statements about these datasets bind."""
+    return {f"dataset_{i}": name for i, name in enumerate(datasets)}
+
+
+def _in_datasets(column: str, datasets: Sequence[str]) -> str:
+    return f"{column} IN ({', '.join(f':{name}' for name in named_datasets(datasets))})" if datasets else ""
+
+
+def context_of(alias: str) -> str:
+    """Return SQL for the context of the sample that a row, with this alias, belongs to."""
+    return f"(SELECT whole.context FROM sample whole WHERE whole.sample_id = {alias}.sample_id) AS context"
 
 
 def listed(samples: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -188,7 +212,7 @@ def questions(wanted: Wanted, samples: str) -> str:
         return f"""
             WITH seen(sample_id) AS ({samples})
             SELECT v.variant_id, v.sample_id, v.kind, '' AS step, '' AS prompt_id, '' AS others,
-                v.instruction, v.input, v.output, 0 AS attempts
+                v.instruction, v.input, v.output, NULL AS context, 0 AS attempts
             FROM variant v WHERE 1 = 0
         """
     if wanted.subjects is not None:
@@ -202,7 +226,7 @@ def questions(wanted: Wanted, samples: str) -> str:
     return f"""
         {before},
         open_question AS MATERIALIZED (SELECT a.* FROM ask a WHERE {_unanswered(wanted)})
-        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.others, v.instruction, v.input, v.output,
+        SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.others, v.instruction, v.input, v.output, {context_of("a")},
             (SELECT count(*) FROM attempt t WHERE {_same_question(wanted, "t")}) AS attempts
         FROM open_question a JOIN variant v ON v.variant_id = a.variant_id
     """
@@ -308,8 +332,15 @@ def under_way(wanted: Wanted) -> str:
             sum(CASE WHEN t.worker_id IN (SELECT worker_id FROM worker WHERE ended_at IS NULL) THEN 1 ELSE 0 END) AS in_processes
         FROM attempt t
         WHERE t.teacher_id = :teacher AND t.prompt_id IN ({_wanted_prompts(wanted)})
-        AND {unanswered("t")}
+        AND {unanswered("t")} {f"AND {in_datasets('t.variant_id', wanted.datasets)}" if wanted.datasets else ""}
     """
+
+
+def in_datasets(variant: str, datasets: Sequence[str]) -> str:
+    """Return the condition that a variant's sample is in a dataset, or in one of these."""
+    return (
+        f"EXISTS (SELECT 1 FROM variant v WHERE v.variant_id = {variant} AND v.sample_id IN ({samples_in(datasets)}))"
+    )
 
 
 def open_among(wanted: Wanted, questions: int) -> str:
@@ -342,7 +373,7 @@ def unread_page(versions: Mapping[str, int]) -> str:
     """Return SQL for at most :page of those replies, with the variant that each is about."""
     return f"""
         SELECT r.text_id, r.step, r.text, r.teacher_id, r.prompt_id, coalesce(r.others, '') AS others,
-            v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output
+            v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, {context_of("v")}
         FROM reply r JOIN variant v ON v.variant_id = r.variant_id
         WHERE r.text_id IN ({unread(versions)} ORDER BY r.text_id LIMIT :page) ORDER BY r.text_id
     """
@@ -354,7 +385,7 @@ def failed(wanted: Wanted) -> str:
         SELECT count(*) FROM (
             SELECT DISTINCT r.variant_id, r.step, r.prompt_id, coalesce(r.others, '') AS others FROM reply r
             WHERE r.status = 'failed' AND r.teacher_id = :teacher AND r.prompt_id IN ({_wanted_prompts(wanted)})
-            AND EXISTS (SELECT 1 FROM variant v WHERE v.variant_id = r.variant_id AND v.sample_id IN ({ALL_SAMPLES}))
+            AND {in_datasets("r.variant_id", wanted.datasets)}
             AND NOT EXISTS (
                 SELECT 1 FROM reply s WHERE s.variant_id = r.variant_id AND s.step = r.step
                 AND s.teacher_id = r.teacher_id AND s.prompt_id = r.prompt_id
@@ -373,11 +404,12 @@ class Scope(NamedTuple):
     wanted: Wanted | None
     kinds: tuple[str, ...] = ()
     augmentations: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()  # only of samples in these; none: in all
 
     @property
     def parameters(self) -> dict[str, object]:
         """The values that its statement binds."""
-        return dict(self.wanted.parameters) if self.wanted else {}
+        return {**(self.wanted.parameters if self.wanted else {}), **named_datasets(self.datasets)}
 
 
 def candidates(scope: Scope, samples: str) -> str:
@@ -404,7 +436,7 @@ def _derived(augmentations: Sequence[str], kinds: Sequence[str]) -> str:
     """
 
 
-def count_unscored(wanted: Wanted | None, stats: Sequence[int], augmentations: Sequence[str] = ()) -> str:
+def count_unscored(scope: Scope, stats: Sequence[int]) -> str:
     """Return SQL for how much students lack (:student_0 with `stats[0]` statistics, and so on), found in one scan of the variants.
 
     One row; for each student the number of variants that lack a statistic, of missing statistics, and of the variants' characters.
@@ -431,7 +463,7 @@ def count_unscored(wanted: Wanted | None, stats: Sequence[int], augmentations: S
         for value in ("1", f"{n} - present_{i}", length)
     )
     return f"""
-        {candidates(Scope(wanted, augmentations=tuple(augmentations)), ALL_SAMPLES)},
+        {candidates(scope, samples_in(scope.datasets))},
         lacking AS MATERIALIZED (SELECT c.variant_id FROM candidate c WHERE {lacking}),
         counted AS MATERIALIZED (SELECT k.variant_id, {present} FROM lacking k)
         SELECT {sums} FROM counted k JOIN variant v ON v.variant_id = k.variant_id

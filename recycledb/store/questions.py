@@ -37,14 +37,14 @@ def pending_questions(store: Store, wanted: Wanted, samples: Sequence[str]) -> S
 def count_questions(store: Store, wanted: Wanted) -> dict[str, tuple[int, int]]:
     """Return, by step, how many questions are pending and how many characters of variants they show."""
     sql = f"""
-        SELECT q.step, count(*), sum(length(q.instruction) + length(q.input) + length(q.output))
-        FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q GROUP BY q.step
+        SELECT q.step, count(*), sum(length(q.instruction) + length(q.input) + length(q.output) + coalesce(length(q.context), 0))
+        FROM ({pending.questions(wanted, pending.samples_in(wanted.datasets))}) q GROUP BY q.step
     """
     counted = {row[0]: (int(row[1]), int(row[2])) for row in store.rows(sql, **wanted.parameters)}
     if any(step.shown > 1 for step in wanted.steps):
         sql = f"""
             SELECT q.step, sum(length(w.instruction) + length(w.input) + length(w.output))
-            FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q
+            FROM ({pending.questions(wanted, pending.samples_in(wanted.datasets))}) q
             JOIN variant w ON w.sample_id = q.sample_id AND instr(q.others, w.variant_id) > 0
             WHERE q.others <> '' GROUP BY q.step
         """
@@ -66,7 +66,8 @@ def count_under_way(store: Store, wanted: Wanted) -> tuple[int, int]:
 
 def sample_questions(store: Store, wanted: Wanted, number: int) -> Sequence[SQLRow]:
     """Return the first `number` pending questions by variant id; ids are hashes, so this is a random sample."""
-    sql = f"SELECT * FROM ({pending.questions(wanted, pending.ALL_SAMPLES)}) q ORDER BY q.variant_id, q.step LIMIT {number}"
+    questions = pending.questions(wanted, pending.samples_in(wanted.datasets))
+    sql = f"SELECT * FROM ({questions}) q ORDER BY q.variant_id, q.step LIMIT {number}"
     return store.rows(sql, **wanted.parameters)
 
 
@@ -77,8 +78,11 @@ def texts_beside(store: Store, rows: Iterable[SQLRow]) -> dict[str, tuple[Texts,
     found: dict[str, Texts] = {}
     for start in range(0, len(ids), 500):
         names = {f"v{i}": key for i, key in enumerate(ids[start : start + 500])}
-        sql = f"SELECT variant_id, instruction, input, output FROM variant WHERE variant_id IN ({', '.join(f':{n}' for n in names)})"
-        found.update({row[0]: Texts(*row[1:]) for row in store.rows(sql, **names)})
+        sql = f"""
+            SELECT v.variant_id, v.instruction, v.input, v.output, {pending.context_of("v")}
+            FROM variant v WHERE v.variant_id IN ({", ".join(f":{n}" for n in names)})
+        """
+        found.update({row.variant_id: Texts.of(row) for row in store.rows(sql, **names)})
     return {"": (), **{others: tuple(found[key] for key in others.split(",")) for others in lists}}
 
 

@@ -71,11 +71,11 @@ def prompt_tokens_seen(store: Store, teacher: str) -> Sequence[SQLRow]:
     """
     sql = f"""
         SELECT r.step, count(*) AS replies, sum(r.prompt_tokens) AS tokens,
-            sum(length(v.instruction) + length(v.input) + length(v.output)) AS characters
+            sum(length(v.instruction) + length(v.input) + length(v.output) + coalesce(length(s.context), 0)) AS characters
         FROM (
             SELECT step, variant_id, prompt_tokens FROM reply
             WHERE teacher_id = :teacher AND prompt_tokens BETWEEN 1 AND {MOST_TOKENS} ORDER BY text_id LIMIT 2000
-        ) r JOIN variant v ON v.variant_id = r.variant_id GROUP BY r.step
+        ) r JOIN variant v ON v.variant_id = r.variant_id JOIN sample s ON s.sample_id = v.sample_id GROUP BY r.step
     """
     return store.rows(sql, teacher=teacher)
 

@@ -27,6 +27,7 @@ class DatasetImportRow(NamedTuple):
     rejected: int
     cut: int
     added_at: str
+    parts: str | None = None
 
 
 class SampleRow(NamedTuple):
@@ -349,6 +350,34 @@ class OrderingItemRow(NamedTuple):
     reason: str | None = None
 
 
+class DuplicateSearchRow(NamedTuple):
+    """A row of `duplicate_search`."""
+
+    duplicate_search_id: str
+    method: str
+    version: int
+    parameters: str
+    created_at: str
+
+
+class DuplicatePoolRow(NamedTuple):
+    """A row of `duplicate_pool`."""
+
+    duplicate_search_id: str
+    pool_sha256: str
+    pool_size: int
+    created_at: str
+
+
+class NearDuplicateRow(NamedTuple):
+    """A row of `near_duplicate`."""
+
+    duplicate_search_id: str
+    sample_id: str
+    other_id: str
+    similarity: float
+
+
 class TeacherMeasureRow(NamedTuple):
     """A row of `teacher_measure`."""
 
@@ -426,6 +455,9 @@ StoredRow = (
     | EmbeddingRow
     | OrderingRow
     | OrderingItemRow
+    | DuplicateSearchRow
+    | DuplicatePoolRow
+    | NearDuplicateRow
     | TeacherMeasureRow
     | SelectionRow
     | SelectionItemRow
@@ -461,6 +493,9 @@ ROWS: Mapping[str, type[StoredRow]] = {
     "embedding": EmbeddingRow,
     "ordering": OrderingRow,
     "ordering_item": OrderingItemRow,
+    "duplicate_search": DuplicateSearchRow,
+    "duplicate_pool": DuplicatePoolRow,
+    "near_duplicate": NearDuplicateRow,
     "teacher_measure": TeacherMeasureRow,
     "selection": SelectionRow,
     "selection_item": SelectionItemRow,

@@ -74,10 +74,11 @@ _UNPRICED = f"""
     FROM (
         SELECT t.model, t.parameters, r.prompt_tokens, r.completion_tokens,
             CASE WHEN {_COUNTED} THEN 1 ELSE 0 END AS counted,
-            length(p.text) + length(v.instruction) + length(v.input) + length(v.output) AS characters
+            length(p.text) + length(v.instruction) + length(v.input) + length(v.output) + coalesce(length(s.context), 0) AS characters
         FROM attempt a
         JOIN teacher t ON t.teacher_id = a.teacher_id
         JOIN variant v ON v.variant_id = a.variant_id
+        JOIN sample s ON s.sample_id = v.sample_id
         JOIN prompt p ON p.prompt_id = a.prompt_id
         LEFT JOIN reply r ON r.text_id = (SELECT max(x.text_id) FROM reply x WHERE x.attempt_id = a.attempt_id)
         WHERE a.reserved_usd IS NULL AND t.provider = 'openai' AND NOT {_NEVER_HANDED_OVER} AND NOT {_PAID}

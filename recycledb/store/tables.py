@@ -16,7 +16,6 @@ metadata.naming_convention = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
 }
 
-
 # A token count as a server reports it; SQLite's INTEGER has 64 bits anyway.
 _Count = Integer().with_variant(BigInteger(), "duckdb", "postgresql")
 
@@ -30,7 +29,7 @@ class Dataset(SQLModel, table=True):
 
 
 class DatasetImport(SQLModel, table=True):
-    """One `add` that changed a dataset."""
+    """One `add` that changed a dataset, or its removal (format `removed`)."""
 
     __tablename__ = "dataset_import"
 
@@ -43,6 +42,10 @@ class DatasetImport(SQLModel, table=True):
     rejected: int
     cut: int = Field(description="conversations of which only the first turn pair was used")
     added_at: str
+    parts: str | None = Field(
+        default=None,
+        description="JSON list of the files, in order: path, hash, how read, numbers; NULL in earlier releases",
+    )
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
@@ -512,3 +515,7 @@ class Name(SQLModel, table=True):
     since: str = Field(primary_key=True)
     id: str
     digest: int | None = Field(default=None, sa_type=BigInteger)
+
+
+# More tables, on the metadata that is named above.
+from recycledb.store.duplicate_tables import DuplicatePool, DuplicateSearch, NearDuplicate  # noqa: E402, F401

@@ -81,7 +81,7 @@ class Checked:
 
 
 def _same_texts(row: RowOf) -> Texts:
-    return Texts(row["instruction"], row["input"], row["output"])
+    return Texts(row["instruction"], row["input"], row["output"], row.get("context"))
 
 
 def _variant_address(row: RowOf) -> str:

@@ -171,8 +171,10 @@ class Sync:
         return self._run()
 
     def _run(self) -> Outcome:
-        self.target.register(self.store)
         plan, self._plan = self._plan or make(self.store, self.target, self.retry_before), None  # good for one run
+        # Whatever part is synced, since a new version's results are in use for all parts once its name is registered.
+        self.outcome.read = read_all(self.store, self.stop).read
+        self.target.register(self.store, readers=not self.stop.is_set())
         if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
             self.outcome.left = plan
             self._look_for_values()
@@ -180,8 +182,6 @@ class Sync:
         if self.stop.is_set():  # during planning
             self.outcome.left, self.outcome.stopped = plan, STOPPED
             return self.outcome
-        if self.askings:
-            self.outcome.read = read_all(self.store, self.stop).read
         lazy = self.target.lazy and self.target.reflect
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and replies bring new variants to score
@@ -347,9 +347,18 @@ class Sync:
         for config in self.target.augmentations:
             if self.stop.is_set():
                 return
-            total = derivations.count_waiting(self.store, config.augmentation_id, config.sources, config.rounds)
+            total = derivations.count_waiting(
+                self.store, config.augmentation_id, config.sources, config.rounds, datasets=self.target.datasets
+            )
             if total:
-                work = Augmenting(self.store, config, total=total, stop=self.stop, listener=self.listener)
+                work = Augmenting(
+                    self.store,
+                    config,
+                    datasets=self.target.datasets,
+                    total=total,
+                    stop=self.stop,
+                    listener=self.listener,
+                )
                 self.outcome.augmented.append(work.result)
                 work.run()
 
@@ -358,7 +367,7 @@ class Sync:
         wanted = self.target.wanted
         own = [each for each in students if self.target.score and each in self.target.students]
         stats = [(each.student_id, each.stats) for each in own]
-        counts = count_scores(self.store, wanted, stats, self.target.augmentation_ids)
+        counts = count_scores(self.store, wanted, stats, self.target.augmentation_ids, self.target.datasets)
         lacking = {each.student_id: count for each, (_, count, _) in zip(own, counts, strict=True)}
         found = []
         for student in students:

@@ -5,7 +5,7 @@ committed before the next one is requested, so a killed run is continued with th
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 
@@ -20,6 +20,9 @@ from recycledb.sync.progress import Listener, Progress
 
 GROUP = 300  # derivations in one transaction
 PAGE = derivations.KEYS  # variants whose texts are in memory at once
+DIFFERENT_CONTEXTS = (
+    "contexts: the members have different system prompts or earlier turns, and a variant has one context"
+)
 ERROR_MOST = 300  # characters of a plugin's own message
 
 
@@ -39,8 +42,16 @@ class Augmenting:
     """One run of an augmentation: all of its rounds."""
 
     def __init__(
-        self, store: Store, config: AugmentationConfig, *, total: int, stop: threading.Event, listener: Listener
+        self,
+        store: Store,
+        config: AugmentationConfig,
+        *,
+        datasets: Sequence[str] = (),
+        total: int,
+        stop: threading.Event,
+        listener: Listener,
     ) -> None:
+        self.datasets = datasets
         self.store, self.config, self.stop, self.listener = store, config, stop, listener
         self.result = Augmented(config.name, config.method)
         self.progress = Progress("augment", config.name, total)
@@ -58,7 +69,7 @@ class Augmenting:
     def _go_through(self, round: Round) -> bool:
         """Run the transform over the sources that wait in a round; return False where another process used some of them."""
         known = derivations.broken(self.store, round)  # before `waiting`: one that is added in between does no harm
-        order = derivations.waiting(self.store, round)
+        order = derivations.waiting(self.store, round, self.datasets)
         if not order:
             return True
         call, group, used = _Call(self.store, self.config, round, order, self.stop), list[Made](), 0
@@ -103,6 +114,7 @@ class _Call:
         self.store, self.config, self.round, self.order, self.stop = store, config, round, order, stop
         self.transform = config.transform
         self.given: dict[str, str | None] = {}  # sources given so far, with their samples; None once they are used
+        self.contexts: dict[str, str] = {}  # of these sources, where they have one
 
     def results(self) -> Iterator[Made]:
         """Yield the transform's derivations until it ends or a stop is requested."""
@@ -135,7 +147,9 @@ class _Call:
                     return
                 row = found[key]
                 self.given[key] = row.sample_id
-                yield Source(key, Texts(row.instruction, row.input, row.output))
+                if row.context is not None:
+                    self.contexts[key] = row.context
+                yield Source(key, Texts.of(row))
 
     def _checked(self, derived: object) -> Made:
         """Return the derivation as it is stored; MethodError where it is not valid."""
@@ -152,6 +166,8 @@ class _Call:
         if reason == "":
             self._refuse("gave an empty reason")
         sample = self._take(derived.members)
+        if texts is not None and len({self.contexts.get(member) for member in derived.members}) > 1:
+            texts, reason = None, DIFFERENT_CONTEXTS  # the variant would have the first member's
         return Made(
             self.round, derived.members, sample, self.transform.kind, texts, reason, self._json(derived.parameters)
         )

@@ -17,6 +17,7 @@ from itertools import islice
 from tempfile import TemporaryFile
 from typing import IO
 
+from recycledb import methods
 from recycledb.errors import TeacherError
 from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, BatchTeacher, Output, Remote, unfinished
@@ -272,13 +273,14 @@ class Batches:
             if attempt is None:
                 self.budget.release(question.reserved)
             else:
-                file.write(self.teacher.line(attempt.attempt_id, question.messages))
+                stop = _stop_of(question.row, attempt.number)
+                file.write(self.teacher.line(attempt.attempt_id, question.messages, stop))
         return len(won)
 
     def _ready(self, limit: int | None) -> Iterator[Ready]:
         """Yield open questions in dataset order, until the limit or the budget is reached."""
         count = 0
-        for samples in iter_places(self.store):
+        for samples in iter_places(self.store, datasets=self.wanted.datasets):
             rows = pending_questions(self.store, self.wanted, samples)
             beside = texts_beside(self.store, rows)
             for row in rows:
@@ -287,16 +289,19 @@ class Batches:
                 if limit is not None and count >= limit:
                     self.asked.stopped = f"the limit of {limit} calls is reached"
                     return
-                messages = render(
-                    self.target.prompts[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
-                )
+                messages = render(self.target.prompts[row.step], (Texts.of(row), *beside[row.others]))
                 reserved = self.budget.most(messages)
                 if not self.budget.reserve(reserved):
                     self.asked.stopped = self.budget.reached
                     return
-                size = len(self.teacher.line("0" * ID_LENGTH, messages))
+                size = len(self.teacher.line("0" * ID_LENGTH, messages, _stop_of(row, 1)))
                 count += 1
                 yield Ready(row, messages, size, reserved)
+
+
+def _stop_of(question: SQLRow, number: int) -> tuple[str, ...]:
+    """Return the texts at which the teacher may stop; none where a question is asked again, since these may be why it failed."""
+    return methods.steps()[question.step].stop if number == 1 else ()
 
 
 def _cut_short(outputs: Sequence[Output], remote: Remote) -> str | None:

@@ -63,7 +63,7 @@ def read_all(store: Store, stop: threading.Event | None = None) -> Found:
 
 
 def _complete(row: SQLRow, beside: tuple[Texts, ...]) -> Complete:
-    return complete_of(row, row, (Texts(row.instruction, row.input, row.output), *beside))
+    return complete_of(row, row, (Texts.of(row), *beside))
 
 
 def complete_of(reply: ReplyRow | SQLRow, question: SQLRow, shown: tuple[Texts, ...]) -> Complete:

@@ -139,7 +139,7 @@ class StudentRun:
         """Yield requests for the variants that lack facts, need by need in dataset order, fetched page by page."""
         left = self.limit
         for need in self.needs:
-            for samples in iter_places(self.store, page=2_000):
+            for samples in iter_places(self.store, 2_000, need.scope.datasets):
                 for request in self._lacking(need, samples):
                     if self.stop.is_set():
                         return
@@ -158,8 +158,8 @@ class StudentRun:
             stats = tuple(stat for stat in need.stats if stat not in facts.losses)
             readouts = tuple(self.readouts[prompt] for prompt in need.prompts if prompt not in facts.readouts)
             vectors = tuple(self.vectors[key] for key in need.vectors if key not in facts.vectors)
-            texts = Texts(row.instruction, row.input, row.output)
-            yield Request((row.variant_id, row.reference_id), texts, stats, readouts, vectors, row.reference)
+            key = (row.variant_id, row.reference_id)
+            yield Request(key, Texts.of(row), stats, readouts, vectors, row.reference)
 
     def _row(self, result: Result) -> LossRow | ReadoutRow | EmbeddingRow:
         if result.stat in self.readouts:

@@ -22,6 +22,7 @@ from recycledb.store.measures import Facts, Need
 from recycledb.store.pending import Scope, Wanted
 from recycledb.store.places import iter_places
 from recycledb.store.rows import MeasureRow, PromptRow, ValueRow
+from recycledb.suggestions import did_you_mean
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.student import Student
 from recycledb.vectors import decoded
@@ -74,10 +75,19 @@ class Measured:
         """The content address of its name, method, version and parameters."""
         return measure_id_of(self.config.name, self.method.name, self.method.version, self.parameters)
 
-    def need(self, student_id: str, wanted: Wanted | None, augmentations: tuple[str, ...] = ()) -> Need:
-        """Return the facts that it needs of a student, also for variants from the teacher and from these augmentations (ids)."""
+    def need(
+        self,
+        student_id: str,
+        wanted: Wanted | None,
+        augmentations: tuple[str, ...] = (),
+        datasets: tuple[str, ...] = (),
+    ) -> Need:
+        """Return the facts that it needs of a student, also for variants from the teacher and from these augmentations (ids).
+
+        With `datasets`, only for variants of samples in these.
+        """
         return Need(
-            Scope(wanted, self.config.kinds, augmentations),
+            Scope(wanted, self.config.kinds, augmentations, datasets),
             student_id,
             tuple(each.name for each in self.method.statistics),
             tuple(readout.prompt_id for readout in self.readouts),
@@ -119,7 +129,10 @@ def resolve(
     for name in names:
         if name not in config.measures:
             known = ", ".join(config.measures) or "none"
-            raise ConfigError(f"no measure {name!r} in {config.path} (configured: {known}); add [measures.{name}]")
+            meant = did_you_mean(name, config.measures)
+            raise ConfigError(
+                f"no measure {name!r} in {config.path}{meant} (configured: {known}); add [measures.{name}]"
+            )
     chosen = [each for each in config.measures.values() if not each.by_teacher and (not names or each.name in names)]
     return tuple(
         Measured(each, tuple(identified(config.students[name]) for name in each.students) or tuple(students))
@@ -145,7 +158,7 @@ def fill_values(
     progress = Progress(
         "measure", f"{measured.config.name}/{student}", stored.count_values(store, need, measured.measure_id)
     )
-    for samples in iter_places(store, page=PAGE):
+    for samples in iter_places(store, PAGE, need.scope.datasets):
         if stop.is_set():
             break
         rows = list(_values(store, measured, need, samples))
@@ -167,7 +180,7 @@ def _values(store: Store, measured: Measured, need: Need, samples: Sequence[str]
     facts = stored.facts_of(store, need, {row.variant_id: row.reference_id for row in lacking})
     for row in lacking:
         found = facts[row.variant_id]
-        value, status = _value(measured, found, Texts(row.instruction, row.input, row.output))
+        value, status = _value(measured, found, Texts.of(row))
         yield ValueRow(measured.measure_id, need.student_id, row.variant_id, row.reference_id, value, status)
 
 

@@ -200,7 +200,7 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     plan = Plan(
         asks=asks,
         augmentations=augmentations,
-        unread=count_unread(store, methods.versions()) if target.askings else 0,
+        unread=count_unread(store, methods.versions()),
         failed=sum(count_failed(store, wanted) for wanted in questions),
         in_batches=sum(number for number, _ in under_way),
         in_processes=sum(number for _, number in under_way),
@@ -264,7 +264,7 @@ def _augmentations(store: Store, target: Target) -> list[AugmentPlan]:
         AugmentPlan(
             each.name,
             each.method,
-            derivations.count_waiting(store, each.augmentation_id, each.sources, each.rounds, as_if),
+            derivations.count_waiting(store, each.augmentation_id, each.sources, each.rounds, as_if, target.datasets),
         )
         for each in target.augmentations
     ]
@@ -338,7 +338,7 @@ def _ask(
 
 def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
     students = [(student.student_id, student.stats) for student in target.students]
-    counts = count_scores(store, target.wanted, students, target.augmentation_ids)
+    counts = count_scores(store, target.wanted, students, target.augmentation_ids, target.datasets)
     return [
         _score(store, target, student, found, coming, exact)
         for student, found in zip(target.students, counts, strict=True)
@@ -372,7 +372,7 @@ def _tokens(
     requests = [
         Request(
             row.variant_id,
-            Texts(row.instruction, row.input, row.output),
+            Texts.of(row),
             tuple(stat for stat in need.stats if stat not in there[row.variant_id].losses),
             tuple(each for each in readouts if each.prompt_id not in there[row.variant_id].readouts),
             tuple(each for each in vectors if each.key not in there[row.variant_id].vectors),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recycledb import methods
 from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Teacher
 from recycledb.schema import Texts
@@ -41,13 +42,18 @@ class Candidate:
         """Its teacher step."""
         return str(self.row.step)
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The texts at which the teacher may stop."""
+        return methods.steps()[self.step].stop
+
 
 class Questions:
     """The open questions of one run to one teacher."""
 
     def __init__(self, store: Store, teacher: Teacher, target: Target, wanted: Wanted) -> None:
         self.store, self.teacher, self.target, self.wanted = store, teacher, target, wanted
-        self._pages: Iterator[list[str]] = iter_places(store, PAGE)
+        self._pages: Iterator[list[str]] = iter_places(store, PAGE, wanted.datasets)
         self._walked, self._found = False, 0  # whether all pages are loaded, and how many questions they held
         self._fresh: deque[Candidate] = deque()  # in dataset order
         self._next: deque[Candidate] = deque()  # about new variants
@@ -114,14 +120,14 @@ class Questions:
         beat(self.store, worker)  # also ends workers that have died
         if not count_questions(self.store, self.wanted):
             return False
-        self._pages, self._walked, self._found = iter_places(self.store, PAGE), False, 0
+        self._pages, self._walked, self._found = iter_places(self.store, PAGE, self.wanted.datasets), False, 0
         return True
 
     def _prepared(self, rows: Sequence[SQLRow]) -> list[Candidate]:
         beside = texts_beside(self.store, rows)
         found = []
         for row in rows:
-            shown = (Texts(row.instruction, row.input, row.output), *beside[row.others])
+            shown = (Texts.of(row), *beside[row.others])
             messages = render(self.target.prompts[row.step], shown)
             found.append(Candidate(row, shown, messages, self.teacher.estimate(messages)))
         return found

@@ -41,6 +41,7 @@ class Target:
     measures: Sequence[Measured] = ()
     augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
     augment: bool = False  # whether transforms are run
+    datasets: tuple[str, ...] = ()  # only what concerns samples in these; none: in all
     raters: Sequence[Rater] = ()  # measures and judgings by teachers
     rater: Rater | None = None  # the one that this target is for; see `askings`
     scope: Scope | None = None  # of that one
@@ -58,7 +59,7 @@ class Target:
                 lazy=False,
                 raters=(),
                 rater=rater,
-                scope=Scope(self.wanted, rater.kinds, self.augmentation_ids),
+                scope=Scope(self.wanted, rater.kinds, self.augmentation_ids, self.datasets),
             )
             for rater in self.raters
         ]
@@ -84,6 +85,7 @@ class Target:
             max_attempts=self.teacher.max_attempts,
             lazy_student=self.students[0].student_id if self.lazy else None,
             subjects=Subjects(self.scope, self.rater.first, self.rater.second) if self.rater and self.scope else None,
+            datasets=self.datasets,
         )
 
     @property
@@ -100,20 +102,25 @@ class Target:
 
     def own_need(self, student: Student) -> Need:
         """Return the statistics that are configured for a student."""
-        return Need(Scope(self.wanted, augmentations=self.augmentation_ids), student.student_id, student.stats)
+        scope = Scope(self.wanted, augmentations=self.augmentation_ids, datasets=self.datasets)
+        return Need(scope, student.student_id, student.stats)
 
     def need(self, measured: Measured, student: Student) -> Need:
         """Return the facts that a measure needs of a student."""
-        return measured.need(student.student_id, self.wanted, self.augmentation_ids)
+        return measured.need(student.student_id, self.wanted, self.augmentation_ids, self.datasets)
 
     def measures_of(self, student: Student) -> list[Measured]:
         """Return the measures that are taken under a student."""
         return [each for each in self.measures if any(student.student_id == s.student_id for s in each.students)]
 
-    def register(self, store: Store) -> None:
-        """Write the identities of this target, and point the names to them."""
+    def register(self, store: Store, *, readers: bool = True) -> None:
+        """Write the identities of this target, and point the names to them.
+
+        Without `readers`, those of the extractor versions stay as they are: until all replies are read by the current versions, the
+        results of the versions before are in use, and selections find them.
+        """
         with store.write() as conn:
-            for name, version in methods.version_names().items():
+            for name, version in methods.version_names().items() if readers else ():
                 store.ensure_name(conn, "extractor", name, str(version))
             if self.teacher is not None:
                 self._register_teacher(store, conn, self.teacher)

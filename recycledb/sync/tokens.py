@@ -71,9 +71,7 @@ def _sampled(
     rows = sample_questions(store, wanted, SAMPLE)
     beside = texts_beside(store, rows)
     for row in rows:
-        messages = prompts.render(
-            wordings[row.step], (Texts(row.instruction, row.input, row.output), *beside[row.others])
-        )
+        messages = prompts.render(wordings[row.step], (Texts.of(row), *beside[row.others]))
         texts += [message["content"] for message in messages]
     tokens = sum(count(text) for text in texts)
     return Measure(sum(map(len, texts)) / tokens, source) if tokens else Measure()

@@ -5,7 +5,8 @@ A recording is JSON Lines. Each line is a reply to one question, identified by s
     {"step": "reflect_response", "reads": {"instruction": "…", "input": "", "output": "…"}, "text": "…",
      "finish_reason": "stop", "prompt_tokens": 210, "completion_tokens": 95}
 
-If a step shows several variants, `beside` is a list of the others' texts, in order. `beside`, `finish_reason`, `prompt_tokens`,
+If a step shows several variants, `beside` is a list of the others' texts, in order. `reads` has `context` too (a list of messages,
+each with role and content) where the sample has one. `beside`, `finish_reason`, `prompt_tokens`,
 `completion_tokens`, `served_model` and `error` ("kind: detail") are optional; so is `text` if there is an error.
 Several lines for one question are the replies to its attempts, in order; further attempts get the last one.
 
@@ -24,7 +25,8 @@ from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
 from recycledb.reflection.teachers.contract import Message, Question, Reply, failed, judged
 from recycledb.reflection.teachers.pace import Pace, Ticket
-from recycledb.schema import ReplyStatus, Texts, content_id
+from recycledb.schema import ReplyStatus, Texts, content_id, context_json
+from recycledb.suggestions import did_you_mean
 
 _TEXT_FIELDS = ("text", "finish_reason", "served_model", "error")
 _COUNT_FIELDS = ("prompt_tokens", "completion_tokens")
@@ -32,7 +34,8 @@ _COUNT_FIELDS = ("prompt_tokens", "completion_tokens")
 
 def question_key(step: str, shown: Sequence[Texts]) -> bytes:
     """Return the content address of a question: its step and the texts of the variants that it shows."""
-    return bytes.fromhex(content_id("question", str(step), *(text for texts in shown for text in texts)))
+    context = [shown[0].context] if shown[0].context is not None else []
+    return bytes.fromhex(content_id("question", str(step), *(text for texts in shown for text in texts), *context))
 
 
 class RecordedTeacher:
@@ -105,16 +108,22 @@ class RecordedTeacher:
     def _check(self, line: bytes, number: int) -> bytes:
         try:
             row = json.loads(line)
-            shown = [Texts(**texts) for texts in (row["reads"], *row.get("beside", ()))]
+            shown = [_texts(texts) for texts in (row["reads"], *row.get("beside", ()))]
             step = row["step"]
             if step not in methods.steps():
-                raise ValueError(f"{step!r} is not a step; there are {', '.join(methods.steps())}")
+                meant = did_you_mean(str(step), methods.steps())
+                raise ValueError(f"{step!r} is not a step{meant}; there are {', '.join(methods.steps())}")
             _check_fields(row, shown)
             return question_key(step, shown)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             detail = "nested too deep" if isinstance(error, RecursionError) else detail
             raise TeacherError(f"recording {self._path}, line {number}: not a recorded reply: {detail}") from error
+
+
+def _texts(fields: Mapping[str, Any]) -> Texts:
+    messages = [(str(each["role"]), str(each["content"])) for each in fields.get("context") or ()]
+    return Texts(**{**fields, "context": context_json(messages)})
 
 
 def _check_fields(row: Mapping[str, Any], shown: Sequence[Texts]) -> None:
@@ -134,6 +143,8 @@ def _check_fields(row: Mapping[str, Any], shown: Sequence[Texts]) -> None:
 def recorded_line(step: str, shown: Sequence[Texts], reply: Reply) -> str:
     """Return the line of a recording in which `reply` answers a question about the variants in `shown`."""
     row: dict[str, Any] = {"step": str(step), "reads": shown[0]._asdict(), "text": reply.text}
+    if shown[0].context is not None:
+        row["reads"]["context"] = json.loads(shown[0].context)
     if shown[1:]:
         row["beside"] = [texts._asdict() for texts in shown[1:]]
     for name in ("finish_reason", *_COUNT_FIELDS, "served_model"):
