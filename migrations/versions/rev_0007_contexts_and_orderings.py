@@ -159,7 +159,9 @@ SELECT v.sample_id, v.variant_id, v.kind, m.name, s.student, x.value, x.status,
 FROM value x
 JOIN measure m ON m.measure_id = x.measure_id
 JOIN variants v ON v.variant_id = x.variant_id
-JOIN students s ON s.student_id = x.model_id
+JOIN (
+    SELECT student_id AS model_id, student FROM students UNION ALL SELECT teacher_id, teacher FROM teachers
+) s ON s.model_id = x.model_id
 UNION ALL
 SELECT n.sample_id, n.variant_id, n.kind, n.name, n.teacher, n.value, 'ok', n.is_current FROM ratings n
 WHERE n.step NOT IN ('rate', 'compare')
