@@ -41,9 +41,9 @@ def upgrade() -> None:
         op.execute(view)
     create_teacher_measures()
     op.execute(TEACHER_MEASURES)
-    op.execute(JUDGEMENTS)
+    op.execute(JUDGEMENTS.replace(CURRENT, current()))
     op.execute("DROP VIEW measures")
-    op.execute(MEASURES)
+    op.execute(MEASURES.replace(CURRENT, current()))
     add_parts_of_datasets()
 
 
@@ -134,9 +134,12 @@ SELECT o.method || '@' || substr(o.ordering_id, 1, 8) AS ordering, i.rank, i.var
 FROM ordering_item i JOIN ordering o ON o.ordering_id = i.ordering_id
 """
 
+CURRENT = ":current"  # the place of the CTE that `current` returns
+
 # All numbers about variants: from losses, values and teachers' ratings. A value with a second variant is current only if that one is too.
 MEASURES = """
 CREATE VIEW measures AS
+WITH :current
 SELECT s.sample_id, s.variant_id, s.kind, 'ifd' AS measure, s.student AS model, s.ifd_ppl AS value,
     CASE WHEN s.ifd_ppl IS NULL THEN 'missing' ELSE 'ok' END AS status, s.is_current
 FROM scores s
@@ -155,7 +158,7 @@ FROM loss l JOIN students s ON s.student_id = l.student_id JOIN variants v ON v.
 UNION ALL
 SELECT v.sample_id, v.variant_id, v.kind, m.name, s.student, x.value, x.status,
     CASE WHEN m.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'measure')
-        AND (x.other_id = '' OR x.other_id IN (SELECT c.variant_id FROM current_variants c)) THEN v.is_current ELSE 0 END
+        AND (x.other_id = '' OR x.other_id IN (SELECT c.variant_id FROM current c)) THEN v.is_current ELSE 0 END
 FROM value x
 JOIN measure m ON m.measure_id = x.measure_id
 JOIN variants v ON v.variant_id = x.variant_id
@@ -168,7 +171,8 @@ WHERE n.step NOT IN ('rate', 'compare')
 UNION ALL
 SELECT v.sample_id, v.variant_id, v.kind, q.name, t.teacher, CASE WHEN q.status = 'ok' THEN q.value END, q.status,
     CASE WHEN q.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'rating')
-        AND (q.other_id = '' OR q.other_id IN (SELECT c.variant_id FROM current_variants c)) THEN v.is_current ELSE 0 END
+        AND v.variant_id IN (SELECT c.variant_id FROM current c)
+        AND (q.other_id = '' OR q.other_id IN (SELECT c.variant_id FROM current c)) THEN 1 ELSE 0 END
 FROM (
     SELECT u.*, row_number() OVER (PARTITION BY u.measure_id, u.variant_id, u.other_id ORDER BY u.worse, u.text_id) AS choice
     FROM (
@@ -189,7 +193,7 @@ FROM (
         ) a
     ) u
 ) q
-JOIN variants v ON v.variant_id = q.variant_id
+JOIN variant v ON v.variant_id = q.variant_id
 JOIN teachers t ON t.teacher_id = q.teacher_id
 WHERE q.choice = 1
 UNION ALL
@@ -217,6 +221,15 @@ def create_teacher_measures() -> None:
     )  # fmt: skip
 
 
+def current() -> str:
+    """Return the CTE of the current variants' ids.
+
+    DuckDB plans `current_variants` for each place where it is used, which takes longer than most queries; SQLite looks ids up by key.
+    """
+    hint = "MATERIALIZED" if op.get_bind().dialect.name == "duckdb" else "NOT MATERIALIZED"
+    return f"current AS {hint} (SELECT c.variant_id FROM current_variants c)"
+
+
 TEACHER_MEASURES = """
 CREATE VIEW teacher_measures AS
 SELECT m.name AS measure, m.method, t.teacher, m.prompt_id, m.first_kind, m.second_kind, m.low, m.high,
@@ -241,7 +254,8 @@ def author(alias: str) -> str:
 # first, d2 where it is shown second: 1 if it is better, -1 if it is worse. Of several replies to one question the first by id counts.
 JUDGEMENTS = f"""
 CREATE VIEW judgements AS
-WITH reader AS (
+WITH :current,
+reader AS (
     SELECT n.name AS step, max(CAST(n.id AS INTEGER)) AS version FROM current_names n WHERE n.kind = 'extractor' GROUP BY n.name
 ),
 verdict AS (
@@ -277,7 +291,7 @@ SELECT g.name AS judging, p.variant_id, p.other_id, p.d1, p.d2,
     CASE WHEN p.d1 * p.d2 < 0 THEN 1 WHEN p.d1 * p.d2 IS NOT NULL THEN 0 END AS flipped,
     t.teacher, v.sample_id, v.kind, o.kind AS other_kind, g.first_kind, g.second_kind,
     CASE WHEN p.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'judging')
-        AND p.other_id IN (SELECT c.variant_id FROM current_variants c) AND p.variant_id IN (SELECT c.variant_id FROM current_variants c)
+        AND p.other_id IN (SELECT c.variant_id FROM current c) AND p.variant_id IN (SELECT c.variant_id FROM current c)
         THEN 1 ELSE 0 END AS is_current,
     p.measure_id
 FROM pair p
