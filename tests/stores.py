@@ -358,5 +358,5 @@ VIEWS = (
         "derivations",
         "derivation_members",
     ),
-    *("near_duplicates", "duplicate_groups", "embeddings", "orderings", "ordering_items"),
+    *("near_duplicates", "duplicate_groups", "embeddings", "orderings", "ordering_items", "teacher_measures"),
 )
