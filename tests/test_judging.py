@@ -92,7 +92,7 @@ def answer(exchange: Exchange) -> str:
 
 def judged(prompt: str) -> str:
     """Judge pair 0 for the reflected answer, 1 for the original, 2 for what stands first, 3 as equal, 4 unreadably in one order."""
-    first, second = prompt.split("[The Start of Answer 1]")[1].split("[The Start of Answer 2]")
+    first = prompt.split("[The Start of Answer 1]")[1].split("[The Start of Answer 2]")[0]
     number = int(first.split("Explain ")[1][0]) if "Explain " in first else int(prompt.split("Explain ")[1][0])
     reflected_first = "A better answer" in first
     better = "9, 8 " if reflected_first else "8/10 9/10"
@@ -409,7 +409,7 @@ def test_the_configuration_is_checked_where_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown step 'rate'"):
         parsed(sync={"steps": ["rate"]})
     (tmp_path / "judge.txt").write_text("Which is better? {question} {answer_1}")
-    with Store.open(new(f"sqlite:///{tmp_path}/s.db")) as store, pytest.raises(ConfigError, match="no {answer_2}"):
+    with Store.open(new(f"sqlite:///{tmp_path}/s.db")) as store, pytest.raises(ConfigError, match=r"no \{answer_2\}"):
         Workspace(store, parsed(judgings={"j": {"between": ["origin", "reflect_both"], "prompts": "judge.txt"}})).plan()
 
 
@@ -436,14 +436,14 @@ def test_two_models_are_compared_by_their_answers(store: Store, tmp_path: Path) 
         report = db.judge_report("duel")
         assert (report.first, report.all.wins, report.all.score, report.all.first_net) == ("answer/a", 3, 2.0, 0)
         assert set(report.datasets) == {"test"} and db.check().findings == []
-        assert {value for value in measured(store, "wins/duel").values()} == {(1.0, "ok")}
+        assert set(measured(store, "wins/duel").values()) == {(1.0, "ok")}
         rows[1]["output"] = "another"
         (tmp_path / "a.json").write_text(json.dumps(rows))
         with pytest.raises(SelectionError, match="another --author"):
             db.add_answers(tmp_path / "a.json", author="a", dataset="test")
         rows[1]["instruction"] = "Explain 7."
         (tmp_path / "a.json").write_text(json.dumps(rows))
-        with pytest.raises(SelectionError, match="row 1 .* another instruction"):
+        with pytest.raises(SelectionError, match=r"row 1 .* another instruction"):
             db.add_answers(tmp_path / "a.json", author="c", dataset="test")
 
 
@@ -460,8 +460,10 @@ def test_published_numbers_become_values(store: Store, tmp_path: Path) -> None:
     with pytest.raises(SelectionError, match="different numbers for 1"):
         db.import_values(tmp_path / "rows.jsonl", model="paper", **of)
     assert db.import_values(tmp_path / "rows.jsonl", model="other", **of).values_new == 3
-    rows = store.rows("SELECT v.instruction, m.value, m.status, m.is_current FROM measures m JOIN variants v ON v.variant_id = m.variant_id "
-                      "WHERE m.measure = 'quality' AND m.model = 'paper' ORDER BY v.instruction")  # fmt: skip
+    rows = store.rows("""
+        SELECT v.instruction, m.value, m.status, m.is_current FROM measures m JOIN variants v ON v.variant_id = m.variant_id
+        WHERE m.measure = 'quality' AND m.model = 'paper' ORDER BY v.instruction
+    """)
     assert [tuple(row) for row in rows] == [
         ("Explain 0.", 1.5, "ok", 1), ("Explain 1.", None, "missing", 1), ("Explain 2.", 3.0, "ok", 1),
     ]  # fmt: skip
@@ -470,10 +472,10 @@ def test_published_numbers_become_values(store: Store, tmp_path: Path) -> None:
     with pytest.raises(SelectionError, match="has 1 rows, but dataset d has 3"):
         db.import_values(tmp_path / "short.json", model="paper", **of)
     (tmp_path / "odd.json").write_text('[1, "x", 2]')
-    with pytest.raises(FormatError, match="row 1 .*'x' is not a number"):
+    with pytest.raises(FormatError, match=r"row 1 .*'x' is not a number"):
         db.import_values(tmp_path / "odd.json", model="paper", **of)
     (tmp_path / "texts.json").write_text(json.dumps([{"instruction": f"Explain {i}.", "value": i} for i in (0, 2, 1)]))
-    with pytest.raises(SelectionError, match="row 1 .* another instruction"):
+    with pytest.raises(SelectionError, match=r"row 1 .* another instruction"):
         db.import_values(tmp_path / "texts.json", model="paper", **of)
 
 
