@@ -10,7 +10,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # pytest-xdist: one worker per core; --dist loadfile, so that the tests of a file share their fixtures
 WORKERS ?= auto
 
-.PHONY: demo test lint types unit browser slow docs clean
+.PHONY: demo test lint types unit long browser slow docs clean
 
 demo: .venv/.installed
 	$(BIN)/recycledb demo demo
@@ -33,10 +33,15 @@ types: .venv/.installed
 unit: .venv/.installed
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
+# All cases on DuckDB, all of each matrix, longer kills and faults: CI runs them after `make test`.
+long: .venv/.installed
+	$(BIN)/pytest -m "long and not slow and not browser" -n $(WORKERS) --dist loadfile
+
 # Tests of the HTML pages in headless Chromium (Debian: apt-get install chromium).
 browser: .venv/.installed
 	$(BIN)/pytest -m browser
 
+# Minutes each; by hand.
 slow: .venv/.installed
 	$(BIN)/pytest -m slow
 

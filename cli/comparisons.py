@@ -28,39 +28,44 @@ Metric = Annotated[
     ),
 ]
 
+OneKind = Annotated[
+    str | None,
+    typer.Option(help="One kind of variant. Default: all scored kinds.", autocompletion=completion.scored_kind),
+]
+Teachers = Annotated[
+    list[str],
+    typer.Option(
+        help="Use this teacher's variants; repeat to compare teachers. Default: the only teacher.",
+        autocompletion=completion.stored_teacher,
+    ),
+]
+Prompts = Annotated[
+    list[str],
+    typer.Option(
+        metavar="current|ID[+ID…]",
+        help="Use variants made with this prompt (a prompt_id prefix, or `current`); repeat to compare prompts.",
+    ),
+]
+Measures = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME/MODEL",
+        help="Compare measures instead, such as ifd/7b; repeat. Length and a random order stand beside them.",
+    ),
+]
+
 
 @app.command()
 def compare(
     students: Students = [],  # noqa: B006 — typer copies it
     *,
     metric: Metric = "ifd_ppl",
-    kind: Annotated[
-        str | None,
-        typer.Option(help="One kind of variant. Default: all scored kinds.", autocompletion=completion.scored_kind),
-    ] = None,
+    kind: OneKind = None,
     top: Annotated[str, typer.Option(metavar="5%|N", help="Count the overlap of the top N or the top share.")] = "5%",
     dataset: DatasetName = None,
-    teacher: Annotated[
-        list[str],
-        typer.Option(
-            help="Use this teacher's variants; repeat to compare teachers. Default: the only teacher.",
-            autocompletion=completion.stored_teacher,
-        ),
-    ] = [],  # noqa: B006
-    prompt: Annotated[
-        list[str],
-        typer.Option(
-            metavar="current|ID[+ID…]",
-            help="Use variants made with this prompt (a prompt_id prefix, or `current`); repeat to compare prompts.",
-        ),
-    ] = [],  # noqa: B006
-    measure: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME/MODEL",
-            help="Compare measures instead, such as ifd/7b; repeat. Length and a random order stand beside them.",
-        ),
-    ] = [],  # noqa: B006
+    teacher: Teachers = [],  # noqa: B006
+    prompt: Prompts = [],  # noqa: B006
+    measure: Measures = [],  # noqa: B006
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write plots to one HTML file that works offline.")
     ] = None,

@@ -23,7 +23,7 @@ def show_plan(plan: "Plan", target: "Target") -> None:
     if not (target.teacher or target.all_students or target.augmentations or target.raters):
         out.print("recycledb.toml has no teacher and no student: add [teachers.NAME] or [students.NAME]")
     elif plan.ready == 0 and plan.calls == 0:
-        out.print("nothing is missing" if not plan.failed else "nothing to do")
+        out.print("nothing is missing" if plan.state == "complete" else "nothing to do")
     _show_unread(plan, target)
     if any(ask.calls for ask in plan.asks):
         table = Table(
@@ -57,7 +57,21 @@ def show_plan(plan: "Plan", target: "Target") -> None:
     if plan.counted_by:
         out.print(f"prompt tokens by {plan.counted_by}{_at_most(plan)}", markup=False)
     _show_budget(plan)
+    _show_changes(plan)
     _show_waiting(plan)
+
+
+def _show_changes(plan: "Plan") -> None:
+    """Say which questions are asked again with a higher limit, what changes leave unused, and what the run will fail on."""
+    out, again = stdout(), plan.cut_off
+    if again.questions:
+        before = f"{again.lowest:,}" if again.lowest == again.highest else f"{again.lowest:,} to {again.highest:,}"
+        now = f"{plan.limit:,}" if plan.limit else "no limit"
+        out.print(
+            f"{again.questions:,} of these replies were cut off at max_tokens = {before}; they are asked for again with {now}"
+        )
+    for line in (*(each.line for each in plan.unused), *(f"warning: {text}" for text in plan.warnings)):
+        out.print(line, markup=False)
 
 
 def _show_unread(plan: "Plan", target: "Target") -> None:

@@ -37,6 +37,15 @@ model = "gpt-4o-mini"
 # max_length = 2048
 # dtype = "bfloat16"                         # float32 | bfloat16 | float16
 
+# --- Variants without a model: rules that are true of an answer, several samples in one.
+# [augmentations.ruler]
+# rate = 0.9                                 # the share of samples that get rules
+# rules = 3                                  # at most
+# [augmentations.mosaic]
+# most = 10                                  # samples in one
+# max_tokens = 2000
+# tokenizer = "7b"                           # counts tokens; default: four characters a token
+
 # --- Your own prompt for a step (format: `recycledb.reflection.prompts`); a changed file gives new rows.
 # [prompts]
 # reflect_response = "my_reflect_response.txt"
@@ -144,7 +153,8 @@ def _show_checked(checked: "Checked") -> None:
     out.print()
     out.print(
         f"also checked: the file (by the database's own check), {checked.schema_objects} tables, indexes and views, "
-        f"{checked.references} references, {checked.relations} rules between tables, the picks of each selection"
+        f"{checked.references} references, {checked.relations} rules between tables, the picks of each selection, "
+        "and what variants of transforms state"
     )
     for remark in checked.remarks:
         out.print(f"note: {remark}", markup=False, soft_wrap=True)

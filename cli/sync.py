@@ -17,7 +17,7 @@ from recycledb.cli.progress import drawn
 if TYPE_CHECKING:
     from recycledb.sync import Outcome, Stop
 
-EXIT_MISSING = 3
+EXIT_MISSING, EXIT_FAILED_ONLY = 3, 4
 
 
 Only = Annotated[
@@ -100,7 +100,8 @@ def sync(
     """Add every row that the configuration asks for and the store does not have.
 
     You can interrupt it at any time: the next run continues from the last committed row.
-    Exit code 3 means that rows are still missing, or that most statistics of a student have no value.
+    Exit code 3: rows are still missing, or most statistics of a student have no value; 4: it had nothing to do, since only
+    questions are left that failed permanently before (--retry-failed asks them again).
 
     Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
     [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
@@ -134,7 +135,7 @@ def sync(
     with unread():
         emit(outcome.as_dict(), as_json=as_json, show=lambda: _show_outcome(outcome))
     if not outcome.complete or outcome.useless:
-        raise typer.Exit(EXIT_MISSING)
+        raise typer.Exit(EXIT_FAILED_ONLY if outcome.waits_for_retry else EXIT_MISSING)
 
 
 @contextmanager
@@ -194,11 +195,10 @@ def _show_outcome(outcome: "Outcome") -> None:
     out, result = stdout(), outcome.as_dict()
     cost = described(result["spent_usd"], result["cost_unknown"])
     if outcome.idle and outcome.stopped is None:
-        out.print(
-            "nothing to do: the store has every row that the configuration asks for"
-            if outcome.complete
-            else "nothing was done"
-        )
+        if outcome.complete:
+            out.print("nothing to do: the store has every row that the configuration asks for")
+        else:
+            out.print("nothing to do" if outcome.left.state == "failed" else "nothing was done")
     if outcome.read:
         out.print(f"extracted {outcome.read:,} stored replies again")
     _show_batches(outcome)
@@ -211,27 +211,37 @@ def _show_outcome(outcome: "Outcome") -> None:
     for reason, count in sorted(result["reasons"].items(), key=lambda item: (-item[1], item[0])):
         example = result["examples"][reason].partition(": ")[2]
         out.print(f"  {reason}: {count:,}" + (f", for example: {example}" if example else ""), markup=False)
+    if most := result["commonest_error"]:
+        failures = sum(result["reasons"].values())
+        out.print(f"  most frequent error ({most['count']:,} of {failures:,}): {most['error']}", markup=False)
     _show_augmented(outcome)
     _show_scored(outcome)
     _show_without_value(outcome)
     if outcome.stopped:
         out.print(outcome.stopped, markup=False)
     if not outcome.complete:
-        left = outcome.left
-        missing = (
-            f"{sum(ask.ready for ask in left.asks):,} calls, {sum(s.statistics for s in left.scores):,} statistics"
-        )
-        if waiting := sum(each.sources - each.left_alone for each in left.augmentations):
-            missing += f", {waiting:,} variants for transforms"
-        if left.measures:
-            missing += f", {sum(each.ready for each in left.measures):,} facts and values of measures"
-        if left.in_batches:
-            missing += f"; {left.in_batches:,} questions are in batches (run sync again later)"
-        if left.in_processes:
-            missing += f"; {left.in_processes:,} questions are in flight in another process"
-        if left.failed:
-            missing += f"; {left.failed:,} questions failed permanently (--retry-failed asks them again)"
-        out.print(f"still missing: {missing}")
+        _show_left(outcome)
+
+
+def _show_left(outcome: "Outcome") -> None:
+    """Print what is still missing, and what to type next."""
+    out, left = stdout(), outcome.left
+    failed = f"{left.failed:,} questions failed permanently"
+    if left.state == "failed":
+        out.print(f"{failed}; nothing more can be done without a retry: recycledb sync --retry-failed")
+        return
+    missing = f"{sum(ask.ready for ask in left.asks):,} calls, {sum(s.statistics for s in left.scores):,} statistics"
+    if waiting := sum(each.sources - each.left_alone for each in left.augmentations):
+        missing += f", {waiting:,} variants for transforms"
+    if left.measures:
+        missing += f", {sum(each.ready for each in left.measures):,} facts and values of measures"
+    if left.in_batches:
+        missing += f"; {left.in_batches:,} questions are in batches (run sync again later)"
+    if left.in_processes:
+        missing += f"; {left.in_processes:,} questions are in flight in another process"
+    if left.failed:
+        missing += f"; {failed} (--retry-failed asks them again)"
+    out.print(f"still missing: {missing}" + ("; to continue: recycledb sync" if left.ready else ""))
 
 
 def _show_augmented(outcome: "Outcome") -> None:
@@ -242,7 +252,7 @@ def _show_augmented(outcome: "Outcome") -> None:
             out.print(f"augmented by {made.name}: {made.variants:,} new variants from {made.sources:,}", markup=False)
         for reason, count in sorted(made.reasons.items()):
             out.print(f"  {reason}: {count:,} without a variant", markup=False)
-        if made.left_alone:
+        if made.left_alone and made.sources:
             out.print(f"  {made.left_alone:,} left over for the next group", markup=False)
 
 

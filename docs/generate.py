@@ -43,8 +43,12 @@ def cli() -> str:
         NOTE,
         _plain(group.help),
         "Exit codes: 0 success; 1 an error, printed as one line (`--debug` adds the traceback); 2 wrong usage; 3 `sync` ended normally, "
-        "but rows are still missing, or most statistics of a student that it scored have no value; 130 interrupted by Ctrl-C (in `sync`, "
-        "by a second one).",
+        "but rows are still missing, or most statistics of a student that it scored have no value; "
+        "4 `sync` had nothing to do, since only questions are left that failed permanently in earlier runs; "
+        "130 interrupted by Ctrl-C (in `sync`, by a second one).",
+        "A `sync` that exits with 3 may be run again: a limit or budget was reached, a server failed, or a question failed permanently in "
+        "this run. After 4, running again changes nothing: `sync --retry-failed` asks those questions again. `sync --json` and "
+        "`status --json` have both as `state` (`complete`, `missing`, `failed`), `pending` and `failed_permanently`.",
         "Global options, given before the command's name:",
         _parameters(group),
     ]

@@ -34,14 +34,14 @@ from recycledb.options import (
     plain,
     with_files,
 )
-from recycledb.schema import IDENTITY_LENGTH, content_id
+from recycledb.schema import DEFAULT_LIMIT, IDENTITY_LENGTH, content_id, limit_of, teacher_id_of, without_limit
 from recycledb.suggestions import did_you_mean, explained, no_table
 
 FILE_NAME = "recycledb.toml"
 ENCODER = "encoder"  # in the place of a student's template
 DEFAULT_URL = "sqlite:///recycle.db"
 STEPS = ("compress", "reflect_instruction", "reflect_response", "score")
-DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens": 2048}
+DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens": DEFAULT_LIMIT}
 
 
 def _step(name: str) -> str:
@@ -98,7 +98,8 @@ class TeacherConfig(Settings):
     params: dict[str, Any] = Field(
         {},
         description="Parameters of each request, added to the defaults temperature 0, top_p 1 and max_tokens 2048; "
-        'the value "unset" removes a default. Part of the teacher\'s identity.',
+        'the value "unset" removes a default. Part of the teacher\'s identity, but for the limit (max_tokens or '
+        "max_completion_tokens): when it rises, replies that were cut off are asked for again, and no other.",
     )
     base_url: str | None = Field(None, description="The server's URL. Default: $OPENAI_BASE_URL.")
     api_key_env: str = Field(
@@ -164,13 +165,23 @@ class TeacherConfig(Settings):
         return {**params, **own}
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What changes this teacher's replies: not its server, rate limits or prices."""
+    def configured(self) -> dict[str, Any]:
+        """The provider, the model and what is sent with each request; the identity, and the limit on a reply's length."""
         model = self.model or self.name
         if self.provider == "recorded":
             return {"provider": self.provider, "model": model}
-        identity = {"provider": self.provider, "model": model, "params": plain(self.request_params)}
-        return {**identity, "dtype": self.dtype} if self.provider == "transformers" and self.dtype else identity
+        found = {"provider": self.provider, "model": model, "params": plain(self.request_params)}
+        return {**found, "dtype": self.dtype} if self.provider == "transformers" and self.dtype else found
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What changes this teacher's replies: not its server, rate limits or prices, nor the limit on a reply's length."""
+        return without_limit(self.configured)
+
+    @property
+    def limit(self) -> int:
+        """The longest reply that a request allows, in tokens; 0 for no limit."""
+        return limit_of(self.configured)
 
     @property
     def teacher_id(self) -> str:
@@ -298,6 +309,12 @@ class Config(Settings):
             for name in names:
                 if name not in self.students:
                     raise ValueError(f"{place} has {no_table('students', name, self.students)}")
+        for augmentation in self.augmentations.values():
+            for key, name in augmentation.tokenizers.items():
+                if name not in self.students:
+                    raise ValueError(
+                        f"augmentations.{augmentation.name}.{key} is {no_table('students', name, self.students)}"
+                    )
         for table, each in (
             *(("measures", m) for m in self.measures.values()),
             *(("judgings", j) for j in self.judgings.values()),
@@ -345,11 +362,6 @@ class Config(Settings):
             base.pop("prompt", None)
         values = {**base, **given, **({"model": model} if separator else {})}
         return _checked(StudentConfig, values, f"--student {name}")
-
-
-def teacher_id_of(identity: Mapping[str, Any]) -> str:
-    """Return the content address of what changes a teacher's replies."""
-    return content_id("teacher", identity, length=IDENTITY_LENGTH)
 
 
 def student_id_of(model: str, revision: str, prompt: str, max_length: int, dtype: str) -> str:

@@ -165,13 +165,17 @@ def status(
         "selected": _dicts(store.rows(_SELECTED, total=total)),
         "problems": list(problems),
         "missing": None,
+        "state": None,  # of what is missing: complete, missing, or failed (only questions that failed permanently are left)
+        "pending": None,
+        "failed_permanently": None,
     }
     if problems:
         result["missing_unknown"] = "; ".join(each["reason"] for each in problems)
     if isinstance(target, RecycledbError):
         result["missing_unknown"] = str(target)
     else:
-        result["missing"] = (plan or make(store, target)).as_dict()
+        missing = (plan or make(store, target)).as_dict()
+        result |= {"missing": missing, **{key: missing[key] for key in ("state", "pending", "failed_permanently")}}
     return result
 
 

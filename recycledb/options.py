@@ -140,6 +140,7 @@ class AugmentationConfig(Optioned):
         self._check("transform", methods.transforms())
         made = {transform.kind for transform in methods.transforms().values()}
         _require_kinds(self.of, [kind for kind in methods.kinds() if kind not in made])
+        self.transform.check(self.options(self.transform.options))
         return self
 
     @property
@@ -153,14 +154,11 @@ class AugmentationConfig(Optioned):
         return tuple(sorted(set(self.of or self.transform.of)))
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """What changes its variants besides the method's version and the seed."""
-        return {**plain(self.options(self.transform.options)), "of": list(self.sources)}
-
-    @property
-    def augmentation_id(self) -> str:
-        """The content address of all that changes its variants; more rounds add to them and change none."""
-        return augmentation_id_of(self.method, self.transform.version, self.seed, self.parameters)
+    def tokenizers(self) -> dict[str, str]:
+        """The students whose tokenizers it uses, by option."""
+        options = self.options(self.transform.options)
+        named = [key for key, default in self.transform.options.items() if isinstance(default, methods.Tokenizer)]
+        return {key: options[key] for key in named if options[key]}
 
 
 def _require_kinds(given: tuple[str, ...], known: list[str]) -> None:
@@ -201,6 +199,8 @@ def with_files(row: Mapping[str, Any], table: str, folder: Path) -> dict[str, An
 
 
 def _default(value: Any) -> Any:
+    if isinstance(value, methods.Tokenizer):
+        return ""
     return value.text if isinstance(value, methods.TextFile) else value
 
 

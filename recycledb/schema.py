@@ -9,7 +9,7 @@ everything that needs these names, the command line's help included, starts quic
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
@@ -140,3 +140,32 @@ def variant_id(sample: str, kind: str, texts: Texts, parent: str | None = None, 
 def utc_now() -> str:
     """Return the current time as ISO 8601 in UTC with microseconds, which sorts as text."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+# The parameters that limit a reply's length: synonyms.
+LIMITS = ("max_completion_tokens", "max_tokens")
+DEFAULT_LIMIT = 2048
+
+
+def without_limit(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a teacher's identity without the limit on a reply's length, on which a reply that ended by itself does not depend."""
+    params = identity.get("params")
+    if not isinstance(params, dict):
+        return dict(identity)
+    return {**identity, "params": {key: value for key, value in params.items() if key not in LIMITS}}
+
+
+def limit_of(identity: Mapping[str, Any]) -> int:
+    """Return the longest reply, in tokens, that a teacher's parameters allow; 0 for no limit."""
+    params = identity.get("params")
+    given = next((params[key] for key in LIMITS if params.get(key)), 0) if isinstance(params, dict) else 0
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 1 <= given < 2**31:
+        given = 0  # -1 means "no limit" to some servers
+    if not given and identity.get("provider") == "transformers":  # it has to stop somewhere
+        return DEFAULT_LIMIT
+    return int(given)
+
+
+def teacher_id_of(identity: Mapping[str, Any]) -> str:
+    """Return the content address of what changes a teacher's replies."""
+    return content_id("teacher", identity, length=IDENTITY_LENGTH)

@@ -11,6 +11,7 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
@@ -55,6 +56,45 @@ def sqlite_url(empty_stores: dict[str, Path], tmp_path: Path) -> str:
     path = tmp_path / "store.db"
     shutil.copyfile(empty_stores["sqlite"], path)
     return f"sqlite:///{path}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before the deselection by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases of parametrized tests that are not in the default suite as long.
+
+    `default_cases` names those that are in it, by parts of their ids. Without it a case on DuckDB is long, unless the test is marked
+    `both_backends`: the same code runs on SQLite in a third of the time.
+    """
+    for item in items:
+        case = getattr(item, "callspec", None)
+        if case is None:
+            continue
+        named = item.get_closest_marker("default_cases")
+        if named is not None:
+            chosen = any(part in case.id for part in named.args)
+        else:
+            chosen = "duckdb" not in case.id or item.get_closest_marker("both_backends") is not None
+        if not chosen:
+            item.add_marker(pytest.mark.long)
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile, give all files that load a model to one worker: torch and transformers take 7 seconds in each process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "models" if _loads_models(config.rootpath / file) else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@cache
+def _loads_models(file: Path) -> bool:
+    source = file.read_text("utf-8")
+    return any(sign in source for sign in ("tiny_students", "import torch", "MODELS", "forks.start_worker"))
 
 
 class CommandServer:

@@ -251,7 +251,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     [text_id], [prompt], [student], [teacher] = (
         conn.exec_driver_sql(f"SELECT min({key}) FROM {table}").fetchone()
         for key, table in (
-            ("text_id", "reply"),
+            ("text_id", f"extraction WHERE extractor = {EXTRACTOR}"),
             ("prompt_id", "prompt"),
             ("student_id", "student"),
             ("teacher_id", "teacher"),

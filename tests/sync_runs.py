@@ -56,6 +56,7 @@ OUTCOMES: dict[str, tuple[str, str | None]] = {
     "filtered_prompt": ("failed", "content_filter"),
     "too_long": ("failed", "too_long"),
     "bad_request": ("failed", "bad_request"),
+    "proxy": ("failed", "bad_request"),
     "odd_names": ("ok", None),
     "long_names": ("ok", None),
     "wrong_types": ("ok", None),

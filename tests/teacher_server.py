@@ -60,6 +60,7 @@ class Fault(StrEnum):
     FILTERED_PROMPT = "filtered_prompt"  # 400 content_filter
     TOO_LONG = "too_long"  # 400 context_length_exceeded
     BAD_REQUEST = "bad_request"  # 400 of another kind
+    PROXY = "proxy"  # 400 from a proxy that does not know the model or the key, whatever is asked; with an id of the request
     UNSUPPORTED = "unsupported"  # 400: a reasoning model refuses max_tokens
     NO_STOP = "no_stop"  # 400: a reasoning model refuses stop
     ODD_NAMES = "odd_names"  # lone surrogates and NUL in model and finish_reason
@@ -112,6 +113,7 @@ _ERRORS: dict[Fault, tuple[int, str, str | None]] = {
     Fault.TOO_LONG: (400, "context_length_exceeded", "This model's maximum context length is 8192 tokens."),
     Fault.BAD_REQUEST: (400, "invalid_request_error", "Invalid 'messages[0].content'"),
     Fault.NO_STOP: (400, "unsupported_parameter", "Unsupported parameter: 'stop' is not supported with this model."),
+    Fault.PROXY: (400, "400", "team not allowed to access model"),
     Fault.UNSUPPORTED: (400, "unsupported_parameter", "Use 'max_completion_tokens' instead of 'max_tokens'."),
 }
 _HEADERS = {Fault.BOMB: {"content-encoding": "gzip"}}
@@ -389,6 +391,11 @@ class TeacherServer:
         if fault in _ERRORS:
             status, code, message = _ERRORS[fault]
             param = "max_tokens" if fault is Fault.UNSUPPORTED else None
+            if fault is Fault.PROXY:
+                message, code = (
+                    f"{message} {exchange.body['model']!r}; request {exchange.question[:12]}-{exchange.number}",
+                    "400",
+                )
             error = {"message": message, "type": code, "code": code, "param": param}
             return status, json.dumps({"error": error}).encode(), "application/json"
         if fault in _FIXED:

@@ -401,6 +401,7 @@ def test_reflections_are_sources_as_soon_as_they_are_there(tmp_path: Path) -> No
 # -- merge
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("here", "there"), [("sqlite", "duckdb"), ("duckdb", "sqlite")])
 def test_merge_carries_derivations_and_nothing_is_made_twice(tmp_path: Path, here: str, there: str) -> None:
     folders = [install(tmp_path / name) for name in ("here", "there")]
@@ -424,6 +425,7 @@ def test_merge_carries_derivations_and_nothing_is_made_twice(tmp_path: Path, her
 # -- what goes wrong
 
 
+@pytest.mark.default_cases("raises")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_a_transform_must_not_give_is_one_line_and_what_was_made_before_is_kept(
     tmp_path: Path, fault: str

@@ -81,6 +81,7 @@ MANY = f"more than {MAX_VALUES:,} values"
 TOO_LARGE = "row 1 (counted from 0) is larger than 64 MiB"
 
 
+@pytest.mark.default_cases("line.zst")
 @pytest.mark.parametrize(
     ("name", "write", "parts"),
     [

@@ -243,6 +243,7 @@ def test_a_block_that_duckdb_cannot_read_is_a_finding(sound_files: dict[str, Pat
     assert "hecksum" in told.stdout and told.stderr.count("\n") == 1 and "Traceback" not in told.stderr
 
 
+@pytest.mark.both_backends
 def test_the_command_says_what_it_looked_at(url: str, cli: Cli) -> None:
     told = cli("--store", url, "db", "check").stdout
     assert "sound: no problems found" in told

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recycledb.errors import SelectionError
+from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind, Step
 from recycledb.reporting.charts import Flow, flow_chart
 from recycledb.reporting.plots import comparison_html
@@ -26,6 +27,7 @@ from recycledb.selection.explain import explain
 from recycledb.selection.picks import NODES
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import export, select
+from recycledb.selection.sides import scores_once
 from recycledb.store import Store
 from recycledb.store.rows import TeacherRow
 
@@ -284,3 +286,30 @@ def test_both_decision_trees_have_their_nodes_in_one_order() -> None:
         assert text.index("<text") < text.index(">ifd(Q) &gt; ifd(ori)</text>") < text.index(">otherwise</text>")
         heights = [float(y) for y in re.findall(r'class="node [^"]*" x="[1-9][\d.]*" y="([\d.]+)"', text)]
         assert heights == sorted(heights) and len(heights) == 2
+
+
+@pytest.mark.both_backends
+def test_the_scores_computed_once_are_those_of_the_view(store: Store) -> None:
+    """`compare` gives the recipe a `sample_scores` of its own: the same columns and rows as the view has for a student."""
+    samples = stores.add_samples(store, [stores.texts(word) for word in range(12)])
+    scored.add_teachers(store, "gpt", "other")
+    scored.add_students(store, "7b", "13b")
+    scored.add_all_kinds(store, samples[:9])
+    scored.add_all_kinds(store, samples[3:6], mark="again")
+    scored.add_all_kinds(store, samples[2:10], teacher="other")
+    rng = random.Random(4)
+    ids = [row[0] for row in store.rows("SELECT variant_id FROM variants ORDER BY variant_id")]
+    for student in ("7b", "13b"):
+        means = {
+            key: {stat: rng.random() + 0.1 for stat in Stat if rng.random() < 0.9} for key in ids if rng.random() < 0.9
+        }
+        scored.add_losses(store, student, means)
+    for student in ("7b", "13b"):
+        found = []
+        for head in ("", f"WITH {scores_once('ppl_Q_direct')} "):
+            with store.sandbox() as sandbox:
+                sql = f"{head}SELECT * FROM sample_scores WHERE student = :student"
+                columns, rows = sandbox.execute(sql, {"student": student})
+                found.append((columns, sorted(map(repr, rows))))
+        assert found[0] == found[1]
+        assert len(found[0][1]) == 2 * len(samples)

@@ -158,7 +158,8 @@ def teacher(**settings: Any) -> str:
         {"base_url": "http://elsewhere/v1"}, {"rpm": 5}, {"tpm": 5}, {"concurrency": 1}, {"timeout_s": 1.0},
         {"max_attempts": 1}, {"wait_s": 0.0}, {"price_in": 1.0}, {"price_out": 1.0}, {"mode": "batch"},
         {"api_key_env": "OTHER"}, {"device": "cpu"}, {"name": "other"}, {"params": {"temperature": 0}},
-        {"params": {"temperature": 0.0}}, {"params": {"max_tokens": 2048, "top_p": 1.0}},
+        {"params": {"temperature": 0.0}}, {"params": {"max_tokens": 2048, "top_p": 1.0}}, {"params": {"max_tokens": 1024}},
+        {"params": {"max_completion_tokens": 512}}, {"params": {"max_tokens": "unset"}},
     ],
     ids=str,
 )  # fmt: skip
@@ -170,8 +171,7 @@ def test_what_changes_no_answer_makes_no_other_teacher(settings: dict[str, Any])
     "settings",
     [
         {"model": "other"}, {"provider": "transformers"}, {"params": {"temperature": 0.7}},
-        {"params": {"temperature": "unset"}}, {"params": {"max_tokens": 1024}}, {"params": {"seed": 1}},
-        {"params": {"max_completion_tokens": 2048}}, {"params": {"extra_body": {"top_k": 1}}},
+        {"params": {"temperature": "unset"}}, {"params": {"seed": 1}}, {"params": {"extra_body": {"top_k": 1}}},
     ],
     ids=str,
 )  # fmt: skip

@@ -79,6 +79,11 @@ def sums(results: Mapping[Key, Result]) -> dict[Key, float]:
     return {key: result.loss_sum for key, result in results.items() if result.loss_sum is not None}
 
 
+def numbers(outputs: Iterable[Any]) -> list[float]:
+    """Return sums of losses, each the only number of its work's output."""
+    return [float(number) for (number,) in outputs]
+
+
 def close_to(loss_sum: float | None) -> Any:
     return None if loss_sum is None else pytest.approx(loss_sum, rel=1e-4)
 
@@ -171,8 +176,8 @@ def test_kernels_agree_on_sequences_that_begin_alike(students: dict[str, Path], 
     network = load_network(str(students[architecture]), None, torch.float32, CPU)
     works = random_works(1, 40, network.vocabulary)
     with torch.inference_mode():
-        expected = [float(each[0]) for each in Single(network).outputs(works)]
-        padded = [float(each[0]) for each in Padded(network).outputs(works)]
+        expected = numbers(Single(network).outputs(works))
+        padded = numbers(Padded(network).outputs(works))
         kernel = choose(network, MAX_LENGTH)
         assert kernel.name == "packed"
         packed = {
@@ -349,11 +354,11 @@ def test_the_variable_length_path_gives_the_same_numbers(students: dict[str, Pat
     works = [work for batch in by_beginning(random_works(2, 20, network.vocabulary), 10**6) for work in batch.works]
     parameters = frozenset({"window_size", "enable_gqa", "scale"})
     with torch.inference_mode():
-        expected = [float(each[0]) for each in Single(network).outputs(works)]
+        expected = numbers(Single(network).outputs(works))
         network.model.set_attn_implementation(NAME)
         kernel = Packed(network, ("reference", adapt_torch_varlen(reference_varlen, parameters)))
         assert kernel.name == "packed-reference"
-        assert kernel.sums(works) == pytest.approx(expected, rel=1e-4)
+        assert numbers(kernel.outputs(works)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_reference_takes_what_the_installed_torch_takes() -> None:
@@ -368,11 +373,11 @@ def test_the_reference_takes_what_the_installed_torch_takes() -> None:
 
 
 def test_positions_that_depend_on_the_batch_are_scored_one_by_one() -> None:
-    shape = config("llama", 300)
-    shape.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    network = split(transformers.AutoModelForCausalLM.from_config(shape))
-    assert choose(network, 512).name == "packed"
-    assert choose(network, 513).name == "single"
+    for longest, kernel in ((512, "packed"), (513, "single")):
+        shape = config("llama", 300)
+        shape.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        network = split(transformers.AutoModelForCausalLM.from_config(shape))
+        assert choose(network, longest).name == kernel
 
 
 def test_a_recurrent_model_is_padded() -> None:
@@ -382,7 +387,7 @@ def test_a_recurrent_model_is_padded() -> None:
     assert kernel.name == "padded"
     works = random_works(4, 6, 300, 30)
     with torch.inference_mode():
-        assert kernel.sums(works) == pytest.approx(Single(network).sums(works), rel=1e-4)
+        assert numbers(kernel.outputs(works)) == pytest.approx(numbers(Single(network).outputs(works)), rel=1e-4)
 
 
 class _Small:
@@ -394,11 +399,11 @@ class _Small:
         self.kernel, self.limit = kernel, limit
         self.sizes: list[int] = []
 
-    def sums(self, works: Sequence[Work]) -> list[float]:
+    def outputs(self, works: Sequence[Work]) -> list[Any]:
         self.sizes.append(sum(len(work.ids) for work in works))
         if self.sizes[-1] > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return self.kernel.sums(works)
+        return self.kernel.outputs(works)
 
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on(students: dict[str, Path]) -> None:
@@ -407,15 +412,15 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(students: dict[str, 
     kernel = _Small(Padded(network), 200)
     lane = LocalLane(kernel, CPU)
     with torch.inference_mode():
-        expected = [float(each[0]) for each in Single(network).outputs(works)]
-    assert lane.sums(works) == pytest.approx(expected, rel=1e-4)
+        expected = numbers(Single(network).outputs(works))
+    assert numbers(lane.outputs(works)) == pytest.approx(expected, rel=1e-4)
     failures = [size for size in kernel.sizes if size > kernel.limit]
     kernel.sizes.clear()
-    assert lane.sums(works) == pytest.approx(expected, rel=1e-4)
+    assert numbers(lane.outputs(works)) == pytest.approx(expected, rel=1e-4)
     assert failures
     assert max(kernel.sizes) <= kernel.limit  # the budget was learned: nothing is tried in vain again
     with pytest.raises(StudentError, match=r"out of memory on cpu with a single text of \d+ tokens"):
-        LocalLane(_Small(Padded(network), 1), CPU).sums(works)
+        LocalLane(_Small(Padded(network), 1), CPU).outputs(works)
 
 
 # ---------------------------------------------------------------- processes
@@ -437,6 +442,7 @@ def test_workers_give_the_same_numbers_and_a_killed_one_is_a_clear_error(
             list(engine.score(ask(SAMPLES)))
 
 
+@pytest.mark.long
 def test_a_worker_follows_no_signal_that_asks_for_an_end_and_ends_with_its_engine(students: dict[str, Path]) -> None:
     with forks.start_worker() as worker:
         assert worker.stdin is not None and worker.stdout is not None
@@ -448,7 +454,8 @@ def test_a_worker_follows_no_signal_that_asks_for_an_end_and_ends_with_its_engin
         write_frame(worker.stdin, works)
         network = load_network(str(students["llama"]), None, torch.float32, CPU)
         with torch.inference_mode():
-            assert read_frame(worker.stdout) == pytest.approx(Single(network).sums(works), rel=1e-4)
+            expected = numbers(Single(network).outputs(works))
+            assert numbers(read_frame(worker.stdout)) == pytest.approx(expected, rel=1e-4)
         worker.stdin.close()  # as the kernel does for an engine that is killed
         assert worker.wait(60) == 0
 
@@ -474,6 +481,7 @@ def test_an_engine_that_is_closed_waits_for_no_worker_that_is_still_loading(stud
     assert not alive(worker)
 
 
+@pytest.mark.long
 def test_a_long_run_goes_on_in_workers(
     students: dict[str, Path], llama: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -564,7 +572,7 @@ kernel = choose(network, 2048)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ids = np.random.default_rng(0).integers(0, 150_000, 2048).astype(np.int32)
 with torch.inference_mode():
-    kernel.sums([Work("a", ids, 1)])
+    kernel.outputs([Work("a", ids, 1)])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -1,7 +1,8 @@
 """Extraction: the shapes in which teachers write, what must not be taken for an answer, and texts that come back unharmed."""
 
-import time
+import sys
 
+import forks
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -260,23 +261,34 @@ ADVERSARIAL = [
 ]  # fmt: skip
 
 
-def read_megabyte(step: Step, piece: str) -> float:
-    """Return the processor seconds that a megabyte of `piece`s takes to read."""
-    opening = "[Better Answer]\n" if step is RESPOND else "[New Instruction]\nI\n[New Answer]\n"
-    started = time.process_time()
-    extract(step, opening + piece * (1_000_000 // len(piece)), READ)
-    return time.process_time() - started
+READING = """
+import sys
+from recycledb.methods.reflection import Step, extract
+from recycledb.schema import Texts
+piece, length = sys.argv[1], int(sys.argv[2])
+for step, opening in (
+    (Step.REFLECT_RESPONSE, "[Better Answer]\\n"),
+    (Step.REFLECT_INSTRUCTION, "[New Instruction]\\nI\\n[New Answer]\\n"),
+):
+    extract(step, opening + piece * (length // len(piece)), Texts("Name a river.", "", "The Rhine."))
+"""
 
 
-# About half a second a megabyte at most, and less on a quiet machine; what is not linear takes minutes.
+def is_read(piece: str, length: int) -> bool:
+    """Return whether a text of `piece`s was read; forks.TimeoutExpired from its end where that takes more than linear time."""
+    return forks.run([sys.executable, "-c", READING, piece, str(length)], timeout=120).returncode == 0
+
+
+# Less than a second a megabyte; what is not linear takes many minutes, so that the process is killed and the test fails.
 @pytest.mark.parametrize(
     "piece", ["[Better Answer]", "[New Instruction]\n[New Answer]\n", "x[End]\n", " \n", "".join(ADVERSARIAL)]
 )
-def test_a_megabyte_of_markers_is_read_at_once(piece: str) -> None:
-    assert read_megabyte(INSTRUCT, piece) + read_megabyte(RESPOND, piece) < 8
+@pytest.mark.parametrize("length", [200_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_long_texts_of_markers_are_read(piece: str, length: int) -> None:
+    assert is_read(piece, length)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", ADVERSARIAL)
-def test_a_megabyte_of_anything_is_read_at_once(piece: str) -> None:
-    assert read_megabyte(INSTRUCT, piece) + read_megabyte(RESPOND, piece) < 8
+def test_a_megabyte_of_anything_is_read(piece: str) -> None:
+    assert is_read(piece, 1_000_000)

@@ -15,6 +15,8 @@ from recycledb.errors import SchemaError, StoreError
 from recycledb.store import Store, revisions, upgrade, verify
 from recycledb.store.merge import open_source
 
+pytestmark = pytest.mark.both_backends
+
 Make = Callable[[Any], None]
 
 

@@ -92,7 +92,7 @@ def answer(exchange: Exchange) -> str:
 
 def judged(prompt: str) -> str:
     """Judge pair 0 for the reflected answer, 1 for the original, 2 for what stands first, 3 as equal, 4 unreadably in one order."""
-    first = prompt.split("[The Start of Answer 1]")[1].split("[The Start of Answer 2]")[0]
+    first = prompt.split("[The Start of Answer 1]")[1].partition("[The Start of Answer 2]")[0]
     number = int(first.split("Explain ")[1][0]) if "Explain " in first else int(prompt.split("Explain ")[1][0])
     reflected_first = "A better answer" in first
     better = "9, 8 " if reflected_first else "8/10 9/10"

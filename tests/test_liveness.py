@@ -213,6 +213,7 @@ def claims(running: "subprocess.Popen[str]") -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.default_cases("its own")
 @pytest.mark.parametrize("proc", ["its own", "the host's"])
 def test_processes_of_two_containers_with_one_host_name_ask_nothing_twice(sqlite_url: str, proc: str) -> None:
     within = [word for word in namespace() if proc == "its own" or word != "--mount-proc"]

@@ -161,6 +161,7 @@ def desk(tmp_path: Path, empty_stores: dict[str, Path]) -> Iterator[Desk]:
         yield Desk(tmp_path, empty_stores, stack)
 
 
+@pytest.mark.default_cases("sqlite-duckdb", "duckdb-sqlite")
 @pytest.mark.parametrize(("source_backend", "target_backend"), PAIRS)
 def test_everything_travels_once(desk: Desk, source_backend: str, target_backend: str) -> None:
     source, target = desk.store(source_backend), desk.store(target_backend)
@@ -178,6 +179,7 @@ def test_everything_travels_once(desk: Desk, source_backend: str, target_backend
     assert target.rows("SELECT count(*) FROM worker")[0][0] == 0
 
 
+@pytest.mark.default_cases("sqlite-sqlite")
 @pytest.mark.parametrize(("source_backend", "target_backend"), PAIRS)
 def test_later_merges_bring_what_is_new(desk: Desk, source_backend: str, target_backend: str) -> None:
     source, target = desk.store(source_backend), desk.store(target_backend)
@@ -211,6 +213,7 @@ def test_a_removed_statistic_comes_back(desk: Desk) -> None:
     assert rows(target, "loss") == rows(source, "loss")
 
 
+@pytest.mark.long
 def test_every_moment_of_a_merge_is_sound_and_any_stop_is_made_good(desk: Desk) -> None:
     source = desk.store()
     fill(source, range(2))
@@ -570,6 +573,7 @@ def merge_or_refuse(target: Store, source: Store) -> bool:
     return True
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=15)
 @given(
     backends=st.sampled_from(PAIRS),

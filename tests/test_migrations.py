@@ -78,8 +78,9 @@ def test_a_migration_says_why_and_imports_nothing_of_the_library(path: Path) -> 
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
-            imported.add((node.module or "").split(".")[0])
-    assert imported <= {"alembic", "sqlalchemy", "typing", "collections"}
+            if node.module != "recycledb.migrations.versions":  # a released revision, which never changes
+                imported.add((node.module or "").split(".")[0])
+    assert imported <= {"alembic", "sqlalchemy", "typing", "collections", "re"}
 
 
 def test_a_store_of_every_revision_is_kept() -> None:
@@ -188,6 +189,7 @@ def test_a_revision_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 # --- upgrades -------------------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases("0001-sqlite", "0005-sqlite", "0004-duckdb")
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_a_store_of_any_revision_is_upgraded_and_then_used(revision: str, backend: str, tmp_path: Path) -> None:
@@ -227,6 +229,7 @@ def use(store: Store) -> None:
     assert verify.check(store).findings == []
 
 
+@pytest.mark.default_cases("0001.sqlite", "0005.sqlite", "0004.duckdb")
 @pytest.mark.parametrize("path", sorted(FROZEN.glob("store-*.zst")), ids=lambda path: path.name.removesuffix(".zst"))
 def test_a_frozen_store_lacks_and_selects_what_it_did(path: Path, tmp_path: Path) -> None:
     """The same rows missing, the same bytes selected by each shipped recipe, as by the code of the time: see frozen_selections.py."""

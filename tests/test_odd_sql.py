@@ -20,6 +20,8 @@ from recycledb.selection.recipes import bind, guess, parse, read_recipe, values_
 from recycledb.selection.select import select
 from recycledb.store import Store
 
+pytestmark = pytest.mark.both_backends
+
 
 def ask(store: Store, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Return a query's rows as JSON has them."""

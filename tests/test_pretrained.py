@@ -303,6 +303,7 @@ def test_the_dtype_is_ours_and_not_the_config_s(folder: Path) -> None:
     assert sums(folder) == before
 
 
+@pytest.mark.long
 def test_a_worker_refuses_what_the_engine_refuses(folder: Path) -> None:
     changed(folder, lambda weights: weights.pop("lm_head.weight"))
     with forks.start_worker() as worker:

@@ -2,19 +2,17 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forks
 import pysqlite3.dbapi2 as pysqlite3
 import pytest
 import sound_stores
 from conftest import BACKENDS, clean_environment
 
-from recycledb.errors import StoreError
 from recycledb.store import Store
-from recycledb.store.access import Reading
 
 PLAIN = Path(__file__).with_name("plain_user.py")
 
@@ -42,21 +40,18 @@ def shared(filled: Path, tmp_path: Path) -> Iterator[Path]:
 
 def as_plain_user(commands: list[list[str]], cwd: Path) -> list[tuple[int, str]]:
     """Run commands one after the other as a user whom permissions bind; return their exit codes and what they printed."""
-    done = subprocess.run(
-        [sys.executable, str(PLAIN)],
-        input="".join(json.dumps(command) + "\n" for command in commands),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=cwd,
-        env=clean_environment(),
-        timeout=300,
-        check=False,
-    )
-    if done.stdout.startswith("CANNOT"):
+    with (cwd / "said").open("w+b") as said, (cwd / "commands").open("w+b") as given:
+        given.write("".join(json.dumps(command) + "\n" for command in commands).encode())
+        given.seek(0)
+        command = [sys.executable, str(PLAIN)]
+        with forks.start(command, stdin=given, stdout=said, stderr=said, cwd=cwd, env=clean_environment()) as process:
+            process.wait(300)
+        said.seek(0)
+        told = said.read().decode()
+    if told.startswith("CANNOT"):
         pytest.skip("root cannot give up its powers here")
-    *parts, rest = done.stdout.split("CODE ")
-    assert len(parts) == len(commands) and rest[1:] == "\n", done.stdout
+    *parts, rest = told.split("CODE ")
+    assert len(parts) == len(commands) and rest[1:] == "\n", told
     codes = [int(part[0]) for part in (*parts[1:], rest)]
     return list(zip(codes, [parts[0], *(part[2:] for part in parts[1:])], strict=True))
 
@@ -152,18 +147,43 @@ def test_a_log_beside_a_store_that_may_only_be_read(shared: Path, own_folder: Pa
     assert code == 1 and said.count("\n") == 1 and "store.db-wal next to it holds rows" in said
 
 
-def test_what_is_read_without_locks_is_refused_where_a_writer_came(tmp_path: Path) -> None:
-    path = tmp_path / "store.db"
-    with Store.open(f"sqlite:///{path}", create=True) as store:
-        sound_stores.fill(store)
-    reading = Reading(path, pysqlite3, 1.0)
-    reading._immutable = True  # what it becomes for one who may not write there
-    with reading.undisturbed():
-        pass
-    with (
-        pytest.raises(StoreError, match="was changed while it was read"),
-        reading.undisturbed(),
-        Store.open(f"sqlite:///{path}") as store,
-        store.write() as conn,
-    ):
-        conn.exec_driver_sql("DELETE FROM loss")
+# Reads a store as a user who may not write it, says so, and goes on when it is told to.
+READER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from plain_user import give_up_powers
+from recycledb.errors import StoreError
+from recycledb.store import Store
+if not give_up_powers():
+    print("CANNOT", flush=True)
+    sys.exit()
+try:
+    with Store.open(f"sqlite:///{sys.argv[1]}") as store, store.sandbox() as sandbox:
+        print("READING", next(iter(sandbox.execute("SELECT count(*) FROM losses")[1]))[0], flush=True)
+        sys.stdin.readline()
+except StoreError as error:
+    print("REFUSED", error, flush=True)
+else:
+    print("READ", flush=True)
+"""
+
+
+@pytest.mark.parametrize("filled", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("written", [False, True])
+def test_what_is_read_without_locks_is_refused_where_a_writer_came(shared: Path, written: bool) -> None:
+    command = [sys.executable, "-c", READER, str(shared), str(PLAIN.parent)]
+    with forks.start(command, stdin=forks.PIPE, stdout=forks.PIPE, text=True) as reading:
+        assert reading.stdin is not None and reading.stdout is not None
+        begun = reading.stdout.readline()
+        if begun.startswith("CANNOT"):
+            pytest.skip("root cannot give up its powers here")
+        assert begun == "READING 64\n"
+        if written:
+            shared.parent.chmod(0o755)
+            shared.chmod(0o644)
+            with Store.open(f"sqlite:///{shared}") as store, store.write() as conn:
+                conn.exec_driver_sql("DELETE FROM loss")
+        reading.stdin.write("\n")
+        reading.stdin.flush()
+        said = reading.stdout.readline()
+    assert ("was changed while it was read" in said) if written else (said == "READ\n"), said

@@ -22,7 +22,12 @@ device = "cpu"
 
 
 def test_killed_scoring_goes_on_from_the_last_committed_statistic(tmp_path: Path, cli: Cli) -> None:
-    score_and_kill(tmp_path, cli, samples=600, kills=1)
+    score_and_kill(tmp_path, cli, samples=200, kills=1)
+
+
+@pytest.mark.long
+def test_killed_scoring_of_more_samples_goes_on_too(tmp_path: Path, cli: Cli) -> None:
+    score_and_kill(tmp_path, cli, samples=600, kills=2)
 
 
 @pytest.mark.slow

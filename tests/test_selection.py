@@ -135,6 +135,7 @@ def forest(store: Store) -> Callable[[Mapping[str, Any]], str]:
     return score
 
 
+@pytest.mark.both_backends
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_selective_agrees_with_plain_python_row_for_row(
@@ -161,6 +162,7 @@ def test_selective_agrees_with_plain_python_row_for_row(
     assert [row[0] for row in found] == expected
 
 
+@pytest.mark.long
 def test_selective_agrees_with_plain_python_on_many_samples(store: Store) -> None:
     rng = random.Random(20261120)
     samples = stores.add_samples(store, [stores.texts(word) for word in range(300)])

@@ -102,10 +102,12 @@ def test_ctrl_c_stops_a_recipe(command_server: CommandServer, scored_url: str, t
         assert not store.rows("SELECT * FROM selection")
 
 
+@pytest.mark.both_backends
 def test_ctrl_c_stops_a_query(command_server: CommandServer, scored_url: str) -> None:
     require_stopped(interrupted(command_server, scored_url, "query", ENDLESS))
 
 
+@pytest.mark.default_cases("sqlite-scores", "sqlite-variants")
 @pytest.mark.parametrize(
     ("view", "command"),
     [

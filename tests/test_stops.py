@@ -105,6 +105,7 @@ def test_who_must_stop_waits_for_no_pause(tmp_path: Path, fault: Fault) -> None:
 # --- signals ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases("1")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_run_that_waits_for_a_servers_pause(tmp_path: Path, number: signal.Signals) -> None:
     url = make_store(tmp_path, 12)
@@ -203,6 +204,7 @@ def drain(terminal: int, server: TeacherServer) -> None:
             time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_when_nobody_reads_its_progress(tmp_path: Path) -> None:
     url = make_store(tmp_path, 30)
     with TeacherServer(delay_s=0.3) as server:
@@ -217,6 +219,7 @@ def test_a_run_goes_on_when_nobody_reads_its_progress(tmp_path: Path) -> None:
         process.stdout.close()
 
 
+@pytest.mark.long
 def test_a_command_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     make_store(tmp_path, 30)
     ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from recycledb.cli import main; main()"

@@ -139,7 +139,12 @@ def check_money(url: str, log: Sequence[Exchange]) -> None:
 
 
 def test_an_attack_loses_and_hides_nothing(tmp_path: Path) -> None:
-    attack(tmp_path, samples=150, blows=2, in_flight=60, seed=5)
+    attack(tmp_path, samples=60, blows=1, in_flight=30, seed=5)
+
+
+@pytest.mark.long
+def test_a_longer_attack_loses_and_hides_nothing(tmp_path: Path) -> None:
+    attack(tmp_path, samples=300, blows=4, in_flight=60, seed=5)
 
 
 @pytest.mark.slow

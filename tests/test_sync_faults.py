@@ -81,7 +81,12 @@ def check_run_under_faults(folder: Path, samples: int, least_calls: int) -> None
 
 
 def test_every_call_under_faults_is_on_record_as_the_server_saw_it(tmp_path: Path) -> None:
-    check_run_under_faults(tmp_path, 50, 180)
+    check_run_under_faults(tmp_path, 25, 80)
+
+
+@pytest.mark.long
+def test_hundreds_of_calls_under_faults_are_on_record_as_the_server_saw_them(tmp_path: Path) -> None:
+    check_run_under_faults(tmp_path, 150, 500)
 
 
 @pytest.mark.slow
@@ -127,6 +132,7 @@ def test_what_failed_for_good_is_asked_again_only_on_request(tmp_path: Path) -> 
         assert len(server.log) == 12
 
 
+@pytest.mark.default_cases("unauthorized")
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -220,6 +226,7 @@ class Odd:
         await self.teacher.close()
 
 
+@pytest.mark.default_cases("sqlite")
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 def test_a_reply_that_no_store_takes_ends_as_failed_with_its_text_and_its_price(tmp_path: Path, backend: str) -> None:
     url = make_store(tmp_path, 30, backend)

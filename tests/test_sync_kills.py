@@ -41,16 +41,18 @@ def stored_texts(url: str) -> set[str]:
     return {row["text_id"] for row in rows(url, "SELECT text_id FROM reply")}
 
 
-def kill_often(folder: Path, kills: int, samples: int, seed: int, limit: int | None = None) -> None:
+def kill_often(
+    folder: Path, kills: int, samples: int, seed: int, limit: int | None = None, in_flight: int = IN_FLIGHT
+) -> None:
     """Kill syncs of one store at random moments, then let one go on; check the record and print the figures."""
     url, received, chance = make_store(folder, samples), folder / "received", random.Random(seed)
     unsaved, on_wire, known = [], [], set[str]()
     with TeacherServer(delay_s=0.3) as server:
         for _ in range(kills):
             calls, received_before = len(server.log), received.stat().st_size if received.exists() else 0
-            process = start_sync(url, server.base_url, "--received", str(received), "--concurrency", str(IN_FLIGHT))
+            process = start_sync(url, server.base_url, "--received", str(received), "--concurrency", str(in_flight))
             wait_for(
-                lambda calls=calls, process=process: len(server.log) >= calls + IN_FLIGHT or process.poll() is not None
+                lambda calls=calls, process=process: len(server.log) >= calls + in_flight or process.poll() is not None
             )
             assert process.poll() is None, "it was done before it could be killed: give it more samples"
             time.sleep(chance.uniform(0.0, 1.5))
@@ -64,13 +66,13 @@ def kill_often(folder: Path, kills: int, samples: int, seed: int, limit: int | N
             print(f"kill {len(unsaved)}: {len(came)} replies received, {unsaved[-1]} of them not committed", flush=True)
             before, known = known, stored_texts(url)
             assert before <= known
-        outcome = run(url, target(server.base_url, concurrency=IN_FLIGHT), limit=limit)
+        outcome = run(url, target(server.base_url, concurrency=in_flight), limit=limit)
         assert outcome.complete is (limit is None)
         asked = Counter(exchange.question for exchange in server.log)
     check_record(url, asked, {"ok"} if limit is None else {"ok", "lost"})
     total = rows(url, "SELECT count(*) AS n FROM teacher_texts WHERE status = 'lost'")[0]["n"]
     print(
-        f"\n{kills} kills with {IN_FLIGHT} in flight: {sum(on_wire) / kills:.0f} calls on the wire a kill, "
+        f"\n{kills} kills with {in_flight} in flight: {sum(on_wire) / kills:.0f} calls on the wire a kill, "
         f"{total / kills:.0f} attempts on record as lost a kill; received and not committed: "
         f"{sum(unsaved) / kills:.2f} a kill, {max(unsaved)} at most; {len(known)} replies stored, none lost, none asked again"
     )
@@ -90,6 +92,11 @@ def check_record(url: str, asked: Counter[str], ends: Collection[str] = ("ok",))
         assert [row["number"] for row in on_record] == list(range(1, len(statuses) + 1))
 
 
+def test_a_kill_loses_nothing_that_was_committed_and_asks_nothing_twice(tmp_path: Path) -> None:
+    kill_often(tmp_path, 1, 100, seed=1, in_flight=50)
+
+
+@pytest.mark.long
 def test_kills_lose_nothing_that_was_committed_and_ask_nothing_twice(tmp_path: Path) -> None:
     kill_often(tmp_path, 3, 1_000, seed=1)
 
@@ -112,6 +119,7 @@ def start_command(folder: Path, *command: str) -> Forked:
     return start(command, cwd=folder, stdout=PIPE, stderr=PIPE, text=True, env=clean_environment())
 
 
+@pytest.mark.default_cases("15")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_asking_and_what_is_under_way_is_committed(tmp_path: Path, number: signal.Signals) -> None:
     url = make_store(tmp_path, 150)
@@ -135,6 +143,7 @@ def test_a_signal_ends_asking_and_what_is_under_way_is_committed(tmp_path: Path,
         assert "Traceback" not in errors
 
 
+@pytest.mark.long
 def test_after_a_signal_waiting_has_an_end(tmp_path: Path) -> None:
     url = make_store(tmp_path, 60)
     with TeacherServer(decide=lambda exchange: Fault.HANG if exchange.number >= 30 else Fault.NONE) as server:
@@ -150,6 +159,7 @@ def test_after_a_signal_waiting_has_an_end(tmp_path: Path) -> None:
         assert statuses.total() == len(server.log)
 
 
+@pytest.mark.default_cases("full")
 @pytest.mark.parametrize(
     ("what", "said"), [("write", "no space is left for"), ("fsync", "the disk refused to write")], ids=["full", "fsync"]
 )
@@ -176,6 +186,7 @@ def test_a_disk_that_fails_ends_asking_at_once(tmp_path: Path, what: str, said: 
     check_record(url, asked)
 
 
+@pytest.mark.default_cases("2")
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_that_share_a_store_ask_nothing_twice(tmp_path: Path, processes: int) -> None:
     url = make_store(tmp_path, 80)

@@ -191,6 +191,10 @@ CASES: dict[str, list[Case]] = {
         (0, ["scores.jsonl", "--dataset", NAME, "--kind", "origin", "--student", f"paper {NAME}"]),
         (1, ["scores.jsonl", "--dataset", ATTACK, "--kind", "origin", "--student", ATTACK]),
     ],
+    "duplicates": [(0, ["--dataset", NAME])],
+    "mix": [(0, [f"{NAME}=50%", f"{OTHER}=50%", "--name", f"mixed {NAME}"]), (1, [f"{ATTACK}=50%"])],
+    "dataset list": [(0, [])],
+    "dataset remove": [(0, [NAME]), (1, [ATTACK])],
     "recipes": [(0, [])],
     "recipes show": [(0, ["cherry"]), (1, [ATTACK])],
     "report": [(0, ["-o", f"{FOLDER}.html"]), (1, ["-o", f"none {ATTACK}/x.html"])],
@@ -204,6 +208,7 @@ QUIET = {
     "recipes",
     "recipes show",
     "db upgrade",
+    "duplicates",
     "db check",
     "export",
     "select",
@@ -393,7 +398,7 @@ def test_the_commands_print_one_way_only() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and path.name != "printing.py":
                 what = ast.unparse(node.args[0])
                 allowed = isinstance(node.args[0], ast.Constant) or what.startswith(
-                    ("json.dumps(progress", "json_visible(", "version(", "get_recipe(")
+                    ("written(progress)", "json_visible(", "version(", "get_recipe(")
                 )
                 assert allowed, (path.name, node.lineno, what)
 

@@ -26,6 +26,7 @@ def rows(url: str) -> int:
         return int(store.rows("SELECT count(*) FROM loss")[0][0])
 
 
+@pytest.mark.default_cases("sqlite-rename", "sqlite-5")
 @pytest.mark.parametrize("moment", ["begin", "rename", "0", "5"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_killed_upgrade_leaves_the_store_as_it_was(backend: str, moment: str, tmp_path: Path) -> None:
@@ -71,13 +72,13 @@ def test_two_copies_of_one_second_have_two_names(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
-    """A folder on a disk of its own of 24 MB, where this user may mount one."""
+    """A folder on a disk of its own of 48 MB, where this user may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = (
         shutil.which("mount")
         and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=False, capture_output=True
+            ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)], check=False, capture_output=True
         ).returncode
     )
     if not mounted:
@@ -93,6 +94,7 @@ def fill_up(folder: Path, leave: int) -> None:
         file.write(b"x" * max(0, free - leave))
 
 
+@pytest.mark.both_backends
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_full_disk_leaves_the_store_as_it_was(backend: str, small_disk: Path) -> None:
     url = thaw(OLD, backend, small_disk)

@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(before)
 
 
+@pytest.mark.long
 def test_examples(folder: Path) -> None:
     finder = doctest.DocTestFinder(recurse=True)
     examples = finder.find(Workspace, "Workspace", globs={})

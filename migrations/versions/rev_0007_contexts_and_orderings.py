@@ -3,10 +3,17 @@
 Why `sample.context`: a system prompt and earlier turns of a conversation belong to the question. NULL for samples without them, whose ids
 stay as they are.
 Why `attempt.max_tokens`: a reply that ended by itself does not depend on the limit, so the limit is not part of a teacher's identity; a
-reply that was cut off is asked for again when the limit has risen.
+reply that was cut off is asked for again when the limit has risen. 0 is no limit; NULL in rows from before this column, whose limit is in
+their teacher's parameters.
+Why `teacher_aliases`: before this revision the limit was part of a teacher's identity, so a store may have several rows of one teacher.
+They keep their ids, and their replies count as those of the row that has the name. Of a question that several of them have replied to,
+the reply of the named one counts, so a store selects what it selected before. In the views of revision 0006 that depend on which
+teacher is in use, that condition is all that changes, so their text is taken from there.
 Why `embedding` holds bytes: a vector as one value of little-endian 32-bit floats is read by numpy without parsing.
 Why `ordering`: which samples stand for the others depends on the whole pool, so the order is recorded with the pool's hash; the same pool
 is never put in order twice.
+Why `variants` is replaced in DuckDB: it joined the extraction of each of three generations; what a variant's own reply decides is now
+computed once for all variants and joined by generation, which takes half the time.
 Why `teacher_measure`: ratings and judgements are read from replies, which are facts; this table says which teacher's replies to which
 prompt belong to which measure, and on what scale, so that another scale is no reason to ask again.
 Why `measures` is replaced: a value may depend on a second variant, the reference; it is current if that one is too. It also shows the
@@ -19,10 +26,13 @@ samples, also after two stores with different samples were merged.
 Revision ID: 0007
 """
 
+import re
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
+
+from recycledb.migrations.versions import rev_0006_methods as earlier
 
 revision = "0007"
 down_revision = "0006"
@@ -40,10 +50,7 @@ def upgrade() -> None:
     for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS, NEAR_DUPLICATES, DUPLICATE_GROUPS):
         op.execute(view)
     create_teacher_measures()
-    op.execute(TEACHER_MEASURES)
-    op.execute(JUDGEMENTS.replace(CURRENT, current()))
-    op.execute("DROP VIEW measures")
-    op.execute(MEASURES.replace(CURRENT, current()))
+    replace_views_of_teachers()
     add_parts_of_datasets()
 
 
@@ -134,7 +141,7 @@ SELECT o.method || '@' || substr(o.ordering_id, 1, 8) AS ordering, i.rank, i.var
 FROM ordering_item i JOIN ordering o ON o.ordering_id = i.ordering_id
 """
 
-CURRENT = ":current"  # the place of the CTE that `current` returns
+CURRENT = ":current"  # the place of what `current_cte` returns
 
 # All numbers about variants: from losses, values and teachers' ratings. A value with a second variant is current only if that one is too.
 MEASURES = """
@@ -221,7 +228,7 @@ def create_teacher_measures() -> None:
     )  # fmt: skip
 
 
-def current() -> str:
+def current_cte() -> str:
     """Return the CTE of the current variants' ids.
 
     DuckDB plans `current_variants` for each place where it is used, which takes longer than most queries; SQLite looks ids up by key.
@@ -374,3 +381,192 @@ walk AS (
 )
 SELECT w.sample_id, min(w.beginning) AS group_id FROM walk w GROUP BY w.sample_id
 """
+
+
+# -- the view of variants in DuckDB
+
+
+# `reader`: the prompts in use, with the extractor version for their replies, as in revision 0006.
+# `own`: whether a variant is an origin, and whether it is in use apart from what it was made of. is_current follows from these for a
+# variant and its ancestors: the first three generations by joins, `far` those above, `derived` what transforms made.
+AUGMENTATION_IN_USE = "IN (SELECT n.id FROM current_names n WHERE n.kind = 'augmentation')"
+VARIANTS_BY_COLUMN = f"""
+CREATE VIEW variants AS
+WITH RECURSIVE name_of AS MATERIALIZED (SELECT teacher_id, teacher FROM teachers),
+reader AS MATERIALIZED (
+    SELECT p.prompt_id, coalesce(
+        (SELECT CAST(n.id AS INTEGER) FROM current_names n WHERE n.kind = 'extractor' AND n.name = p.step),
+        (SELECT CAST(n.id AS INTEGER) FROM current_names n WHERE n.kind = 'extractor' AND n.name = 'extractor')
+    ) AS version
+    FROM prompt p
+    WHERE p.prompt_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'prompt')
+),
+own AS MATERIALIZED (
+    SELECT u.variant_id, u.parent_id, u.sample_id, u.kind = 'origin' AS is_origin,
+        u.kind = 'origin' OR (e.text_id IS NOT NULL
+            AND u.teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher')) AS is_used
+    FROM variant u
+    LEFT JOIN reader r ON r.prompt_id = u.prompt_id
+    LEFT JOIN extraction e ON e.text_id = u.text_id AND e.extractor = r.version AND e.variant_id = u.variant_id
+),
+far_source AS (
+    SELECT v.variant_id, c.variant_id AS source_id
+    FROM own c
+    JOIN own b ON b.parent_id = c.variant_id
+    JOIN own a ON a.parent_id = b.variant_id
+    JOIN own v ON v.parent_id = a.variant_id
+    WHERE NOT c.is_origin
+    UNION
+    SELECT f.variant_id, u.parent_id FROM far_source f JOIN own u ON u.variant_id = f.source_id WHERE NOT u.is_origin
+),
+far AS (
+    SELECT f.variant_id, min(CASE WHEN u.is_used THEN 1 ELSE 0 END) AS is_current
+    FROM far_source f
+    LEFT JOIN own u ON u.variant_id = f.source_id
+    GROUP BY f.variant_id
+),
+member_source AS (
+    SELECT m.derivation_id, m.variant_id AS source_id FROM derivation_member m
+    UNION
+    SELECT f.derivation_id, u.parent_id FROM member_source f JOIN own u ON u.variant_id = f.source_id WHERE NOT u.is_origin
+),
+derived AS (
+    SELECT f.derivation_id, min(CASE WHEN u.is_used AND p.sample_id IS NOT NULL THEN 1 ELSE 0 END) AS is_current
+    FROM member_source f
+    JOIN derivation d ON d.derivation_id = f.derivation_id AND d.augmentation_id {AUGMENTATION_IN_USE}
+    LEFT JOIN own u ON u.variant_id = f.source_id
+    LEFT JOIN (SELECT DISTINCT sample_id FROM dataset_samples) p ON p.sample_id = u.sample_id
+    GROUP BY f.derivation_id
+)
+SELECT
+    v.variant_id, v.sample_id, v.kind, v.parent_id, v.text_id, t.teacher, v.prompt_id,
+    CASE
+        WHEN v.kind = 'origin' THEN 1
+        WHEN v.derivation_id IS NOT NULL THEN coalesce(d.is_current, 0)
+        WHEN NOT o.is_used THEN 0
+        WHEN a.is_origin THEN 1
+        WHEN a.is_used IS NOT TRUE THEN 0
+        WHEN b.is_origin THEN 1
+        WHEN b.is_used IS NOT TRUE THEN 0
+        WHEN c.is_origin THEN 1
+        ELSE coalesce(f.is_current, 0)
+    END AS is_current,
+    v.instruction, v.input, v.output, v.teacher_id, v.created_at, v.derivation_id
+FROM variant v
+JOIN own o ON o.variant_id = v.variant_id
+LEFT JOIN name_of t ON t.teacher_id = v.teacher_id
+LEFT JOIN own a ON a.variant_id = v.parent_id
+LEFT JOIN own b ON b.variant_id = a.parent_id
+LEFT JOIN own c ON c.variant_id = b.parent_id
+LEFT JOIN far f ON f.variant_id = v.variant_id
+LEFT JOIN derived d ON d.derivation_id = v.derivation_id
+"""
+
+
+# -- teachers that differ in nothing but the limit on a reply's length
+
+
+def replace_views_of_teachers() -> None:
+    """Let the replies of a teacher's other rows, which differ in the limit only, count as its own."""
+    by_column = op.get_bind().dialect.name == "duckdb"
+    op.execute("DROP VIEW teachers")
+    op.execute(ALIASES.format(identity=IDENTITY_IN_DUCKDB if by_column else IDENTITY_IN_SQLITE))
+    op.execute(ALIAS_REPLIES)
+    op.execute(TEACHERS)
+    kept = earlier.SCORES, earlier.RATINGS, MEASURES
+    for name in ("measures", "ratings", "sample_scores", "scores", "current_variants", "variants"):
+        op.execute(f"DROP VIEW {name}")
+    if by_column:
+        made = (VARIANTS_BY_COLUMN, earlier.CURRENT_VARIANTS_BY_COLUMN, earlier.SAMPLE_SCORES_BY_COLUMN)
+    else:
+        made = (earlier.VARIANTS_BY_KEY, earlier.CURRENT_VARIANTS_BY_KEY, earlier.SAMPLE_SCORES_BY_KEY)
+    variants, current, sample_scores = (with_aliases(view, by_column) for view in made)
+    scores, ratings, measures = (with_aliases(view, by_column) for view in kept)
+    side_by_side = beside_aliases(sample_scores, by_column)
+    hint = current_cte()
+    judgements, measures = JUDGEMENTS.replace(CURRENT, hint), measures.replace(CURRENT, hint)
+    for view in (variants, current, scores, side_by_side, ratings, TEACHER_MEASURES, judgements, measures):
+        op.execute(view)
+
+
+IDENTITY_IN_SQLITE = """CASE WHEN json_valid(t.parameters)
+        THEN json_remove(t.parameters, '$.params.max_tokens', '$.params.max_completion_tokens') ELSE t.teacher_id END"""
+IDENTITY_IN_DUCKDB = """CASE WHEN json_valid(t.parameters)
+        THEN CAST(json_merge_patch(t.parameters, '{"params": {"max_tokens": null, "max_completion_tokens": null}}') AS VARCHAR)
+        ELSE t.teacher_id END"""
+
+# A teacher without a name of its own is an alias of the named one that differs from it in the limit only: of the one with the first name.
+ALIASES = """
+CREATE VIEW teacher_aliases AS
+WITH known AS (SELECT t.teacher_id, {identity} AS identity FROM teacher t),
+named AS (
+    SELECT k.identity, min(n.name) AS name FROM current_names n JOIN known k ON k.teacher_id = n.id
+    WHERE n.kind = 'teacher' GROUP BY k.identity
+)
+SELECT k.teacher_id, n.id AS same_id, n.name AS teacher
+FROM known k
+JOIN named a ON a.identity = k.identity
+JOIN current_names n ON n.kind = 'teacher' AND n.name = a.name
+WHERE k.teacher_id NOT IN (SELECT o.id FROM current_names o WHERE o.kind = 'teacher')
+"""
+
+# The complete replies of aliases that count: those to questions that the named teacher has no complete reply to, one of each question.
+ALIAS_REPLIES = """
+CREATE VIEW alias_replies AS
+SELECT q.text_id
+FROM teacher_aliases x
+JOIN reply q ON q.teacher_id = x.teacher_id
+WHERE q.status = 'ok' AND NOT EXISTS (
+    SELECT 1 FROM reply r
+    WHERE r.variant_id = q.variant_id AND r.step = q.step AND r.prompt_id = q.prompt_id AND r.status = 'ok'
+    AND coalesce(r.others, '') = coalesce(q.others, '')
+    AND (r.teacher_id = x.same_id OR (r.teacher_id < q.teacher_id
+        AND r.teacher_id IN (SELECT y.teacher_id FROM teacher_aliases y WHERE y.same_id = x.same_id)))
+)
+"""
+
+TEACHERS = """
+CREATE VIEW teachers AS
+SELECT
+    coalesce(
+        (SELECT min(n.name) FROM current_names n WHERE n.kind = 'teacher' AND n.id = t.teacher_id),
+        (SELECT min(x.teacher) FROM teacher_aliases x WHERE x.teacher_id = t.teacher_id),
+        t.name || '@' || substr(t.teacher_id, 1, 8)
+    ) AS teacher,
+    t.teacher_id, t.provider, t.model, t.parameters, t.created_at
+FROM teacher t
+"""
+
+_TEACHER_IN_USE = re.compile(
+    r"(\w)\.teacher_id IN \(SELECT (\w)\.id FROM current_names \2 WHERE \2\.kind = 'teacher'\)"
+)
+
+
+def with_aliases(view: str, by_column: bool) -> str:
+    """Return a view of revision 0006 in which a variant or reply of an alias is in use where its reply counts."""
+
+    def in_use(found: re.Match[str]) -> str:
+        row = found[1]
+        if by_column:
+            counts = f"{row}.text_id IN (SELECT q.text_id FROM alias_replies q)"
+        else:  # SQLite looks up the reply, for teachers that are aliases
+            counts = f"""({row}.teacher_id IN (SELECT x.teacher_id FROM teacher_aliases x)
+        AND EXISTS (SELECT 1 FROM alias_replies q WHERE q.text_id = {row}.text_id))"""
+        return f"({found[0]} OR {counts})"
+
+    return _TEACHER_IN_USE.sub(in_use, view)
+
+
+def beside_aliases(view: str, by_column: bool) -> str:
+    """Return `sample_scores` with the variants of a teacher's aliases in the teacher's row."""
+    if by_column:
+        old = "c.teacher_id, l.*\n    FROM current_variants c JOIN mean l ON l.variant_id = c.variant_id"
+        new = (
+            "coalesce(x.same_id, c.teacher_id) AS teacher_id, l.*\n"
+            "    FROM current_variants c JOIN mean l ON l.variant_id = c.variant_id\n"
+            "    LEFT JOIN teacher_aliases x ON x.teacher_id = c.teacher_id"
+        )
+        return view.replace(old, new)
+    alias = "alias AS MATERIALIZED (SELECT teacher_id, same_id FROM teacher_aliases),\nreader AS MATERIALIZED"
+    made = "(v.teacher_id = m.teacher_id OR EXISTS (SELECT 1 FROM alias x WHERE x.teacher_id = v.teacher_id AND x.same_id = m.teacher_id))"
+    return view.replace("reader AS MATERIALIZED", alias).replace("v.teacher_id = m.teacher_id", made)

@@ -36,6 +36,7 @@ from recycledb.methods.definition import (
     TeacherMeasure,
     TeacherStep,
     TextFile,
+    Tokenizer,
     Transform,
     VariantKind,
     Vector,
@@ -63,6 +64,7 @@ __all__ = [
     "TeacherMeasure",
     "TeacherStep",
     "TextFile",
+    "Tokenizer",
     "Transform",
     "VariantKind",
     "Vector",
@@ -88,12 +90,14 @@ def _built_in() -> tuple[Method, ...]:
     from recycledb.methods.expected import EXPECTED
     from recycledb.methods.ifd import IFD
     from recycledb.methods.judging import JUDGING
+    from recycledb.methods.mosaic import MOSAIC
     from recycledb.methods.orders import ORDERS
     from recycledb.methods.rating import RATING
     from recycledb.methods.reflection import REFLECTION
+    from recycledb.methods.ruler import RULER
     from recycledb.methods.selectit import SELECTIT
 
-    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS, RATING, JUDGING
+    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS, RULER, MOSAIC, RATING, JUDGING
 
 
 @cache

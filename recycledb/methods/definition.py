@@ -37,6 +37,14 @@ class TextFile:
     named: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Tokenizer:
+    """The default of an option that names a student of the configuration, whose tokenizer counts the tokens of a transform's sources.
+
+    The option's value is "" where none is named: then a token is taken to be four characters.
+    """
+
+
 class VariantKind(NamedTuple):
     """A kind of variant: its name in the column `kind`, a short name for tables, and one line of help."""
 
@@ -273,10 +281,11 @@ class TeacherMeasure:
 
 
 class Source(NamedTuple):
-    """A variant that a transform may use."""
+    """A variant that a transform may use; `tokens` is the number of tokens in the strings that `Transform.counted` returns for it."""
 
     variant_id: str
     texts: Texts
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,9 +302,14 @@ class Derived:
 
 
 class Draw(Protocol):
-    """Draws a number from 0 to n - 1 that depends only on the augmentation, the round and the key."""
+    """Draws a number from 0 to n - 1 that depends only on the augmentation, the round and the key.
+
+    `place` returns a sort key that depends on these alone, for an order that is as good as random.
+    """
 
     def __call__(self, n: int, *key: Any) -> int: ...
+
+    def place(self, *key: Any) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -305,7 +319,10 @@ class Transform:
     `make` gets the sources that this augmentation has not yet used in this round, in an order that depends on their ids and the seed, a
     function that draws numbers, and the configuration's `options`. It yields results, with each source in at most one. Equal sources
     must give equal results, so that a run that was killed continues with the same results, and added samples change no existing ones.
-    `options` are the transform's parameters with their defaults.
+    `options` are the transform's parameters with their defaults; `check` raises ValueError for values that make no sense.
+    `counted` returns the strings of a source whose tokens `Source.tokens` counts, with the tokenizer that an option of the type
+    `Tokenizer` names. `verify` is for `db check`: given the texts of the members in order, the parameters of a derivation and the texts
+    that were made, it returns what is wrong with these, or None. It must accept what earlier versions of the transform made.
     """
 
     name: str
@@ -315,6 +332,9 @@ class Transform:
     version: int
     of: tuple[str, ...] = (ORIGIN,)
     options: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Mapping[str, Any]], None] = lambda options: None
+    counted: Callable[[Texts], tuple[str, ...]] = lambda texts: ()
+    verify: Callable[[Sequence[Texts], Mapping[str, Any], Texts], str | None] = lambda members, parameters, made: None
 
 
 class Pool(NamedTuple):

@@ -54,17 +54,23 @@ def expanded(model: str, failing: Failing) -> Path:
         raise failing(f"model {model!r} is not a folder: {error}") from error
 
 
-def check(folder: Path, names: Iterable[str], failing: Failing, *, encoder: bool = False) -> list[str]:
+def check(
+    folder: Path, names: Iterable[str], failing: Failing, *, encoder: bool = False, weights: bool = True
+) -> list[str]:
     """Return the weight files that config or index name; raise where config, tokenizer, index or a weight file is missing or wrong.
 
-    `names` are the folder's files. With `encoder`, a model that is not a causal language model is right too.
+    `names` are the folder's files. With `encoder`, a model that is not a causal language model is right too; without
+    `weights`, only the tokenizer is looked at.
     """
     names = set(names)
     named: list[str] = []
+    if not weights:
+        _require_vocabulary(folder, names, failing)
+        return []
     _require_model(folder, names, failing)
     config = _json_object(folder / "config.json", failing)
-    weights = config.get("transformers_weights")
-    named = [weights] if isinstance(weights, str) else []
+    file = config.get("transformers_weights")
+    named = [file] if isinstance(file, str) else []
     used = next((name for name in _WEIGHTS if name in names), "")
     used = named[0] if named else used
     if used.endswith(".index.json") and used in names:

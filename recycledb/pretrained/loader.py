@@ -39,7 +39,7 @@ def load_tokenizer(model: str, failing: Failing, *, revision: str | None = None)
     """Return the tokenizer of a folder or a Hub model; the model itself is not loaded."""
     with explained(model, failing):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            **_source(model, revision, failing, encoder=True), trust_remote_code=False
+            **_source(model, revision, failing, weights=False), trust_remote_code=False
         )
         # Some tokenizer classes load without any file, with a vocabulary of special tokens only.
         knows = any(len(set(tokenizer(text, add_special_tokens=False)["input_ids"])) > 1 for text in _WORDS)
@@ -95,13 +95,15 @@ def _not_causal(config: Any) -> str | None:
     return folder.not_causal(config.to_dict())
 
 
-def _source(model: str, revision: str | None, failing: Failing, *, encoder: bool = False) -> dict[str, Any]:
+def _source(
+    model: str, revision: str | None, failing: Failing, *, encoder: bool = False, weights: bool = True
+) -> dict[str, Any]:
     """Return where to load from: a folder, or a Hub model at its revision."""
     path = folder.expanded(model, failing)
     try:
         if path.is_dir():
             names = [each.name for each in path.iterdir() if each.is_file()]
-            folder.check(path, names, failing, encoder=encoder)
+            folder.check(path, names, failing, encoder=encoder, weights=weights)
             return {"pretrained_model_name_or_path": str(path)}
     except OSError as error:  # permission denied, a name too long
         raise failing(f"cannot read model folder {model!r}: {error.strerror or error}") from error

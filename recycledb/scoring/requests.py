@@ -1,11 +1,13 @@
 """The engine's input and output types; a separate module, so that callers need not import torch for them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recycledb.methods import Readout, Vector
 from recycledb.schema import LossStatus, Texts
-from recycledb.scoring.outputs import Output
+
+if TYPE_CHECKING:
+    from recycledb.scoring.outputs import Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Result:
     status: LossStatus
     pair_id: str | None
     kernel: str
-    output: Output | None = None
+    output: "Output | None" = None
 
 
 @dataclass(frozen=True, slots=True)

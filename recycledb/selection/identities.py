@@ -8,6 +8,7 @@ older parameters) must be named, and are then treated as current.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recycledb import methods
 from recycledb.errors import SelectionError
 from recycledb.store import Meaning, Store, datasets
 from recycledb.suggestions import did_you_mean
@@ -36,7 +37,10 @@ def teachers(store: Store, *, in_use: bool = True) -> list[Identity]:
         """
         SELECT t.teacher, t.teacher_id FROM teachers t
         WHERE (:every = 1 OR t.teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher'))
-        AND EXISTS (SELECT 1 FROM variant v WHERE v.teacher_id = t.teacher_id)
+        AND t.teacher_id NOT IN (SELECT x.teacher_id FROM teacher_aliases x)
+        AND (EXISTS (SELECT 1 FROM variant v WHERE v.teacher_id = t.teacher_id) OR EXISTS (
+            SELECT 1 FROM teacher_aliases y JOIN variant v ON v.teacher_id = y.teacher_id WHERE y.same_id = t.teacher_id
+        ))
         ORDER BY t.teacher, t.teacher_id
         """,
         every=0 if in_use else 1,
@@ -71,6 +75,9 @@ def name_of(store: Store, student: str) -> str:
 def find_teacher(store: Store, name: str | None, *, offer_best: bool = False) -> Identity | None:
     """Return the teacher of that name, or the only one, or None if no teacher has made variants."""
     if name is not None:
+        aliases = store.rows("SELECT x.teacher_id, x.teacher FROM teacher_aliases x")
+        # By the id of a row that now counts as another's, as `name@1a2b3c4d` or whole.
+        name = next((x.teacher for x in aliases if name.rpartition("@")[2] in (x.teacher_id, x.teacher_id[:8])), name)
         return _named(
             store,
             "teacher",
@@ -112,6 +119,13 @@ def not_in_use(store: Store, teacher: Identity | None) -> tuple[Meaning, ...]:
     if teacher is None or any(teacher.identity == each.identity for each in teachers(store)):
         return ()
     return (Meaning("teacher", teacher.name, teacher.identity),)
+
+
+def require_kind(kind: str) -> None:
+    """Raise SelectionError if there is no kind of variant with this name."""
+    known = methods.kinds()
+    if kind not in known:
+        raise SelectionError(f"no kind {kind!r}{did_you_mean(kind, known)}; there are {', '.join(known)}")
 
 
 def find_dataset(store: Store, name: str) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from recycledb import methods
 from recycledb.errors import SelectionError
 from recycledb.schema import ORIGIN
 from recycledb.selection import identities
@@ -83,8 +82,7 @@ def compare_measures(
 
     SelectionError for an unknown measure, kind or dataset. With `pictures`, points for scatter plots are filled in.
     """
-    if kind not in methods.kinds():
-        raise SelectionError(f"no kind {kind!r}; there are {', '.join(methods.kinds())}")
+    identities.require_kind(kind)
     if dataset is not None:
         identities.find_dataset(store, dataset)
     with store.sandbox(limit=TimeLimit(timeout_s)) as sandbox:

@@ -58,7 +58,7 @@ def make_table(found: Sequence[Sequence[tuple[Any, ...]]], kinds: tuple[str, ...
     columns: list[dict[_Key, tuple[str, float | None]]] = []
     for rows in found:
         column: dict[_Key, tuple[str, float | None]] = {}
-        for variant, sample, kind, place, value in rows:
+        for variant, sample, kind, place, value, _ in rows:
             key = (place, order[kind], variant if same_texts else "")
             if key not in column or variant < column[key][0]:
                 column[key] = (variant, value)

@@ -26,7 +26,6 @@ from recycledb.selection.training import Written
 from recycledb.store import Sandbox, Store, TimeLimit
 from recycledb.store.duplicates import groups_of, is_searched, pairs_of, sample_ids, search_in_use
 from recycledb.store.rows import SelectionRow
-from recycledb.suggestions import did_you_mean
 
 __all__ = ["Exported", "Selected", "export", "list_selections", "select", "selection_id_of"]
 
@@ -344,10 +343,7 @@ def export(
     require_writable(wanted, name)
     if format in PAIR_FORMATS and kind == ORIGIN:
         raise SelectionError(f"--format {format} writes rewrites beside the origin: give --kind, such as reflect_both")
-    if kind not in methods.kinds():
-        raise SelectionError(
-            f"no kind {kind!r}{did_you_mean(kind, methods.kinds())}; there are {', '.join(methods.kinds())}"
-        )
+    identities.require_kind(kind)
     declared = (
         Parameter("kind", "text"),
         Parameter("teacher", "teacher"),

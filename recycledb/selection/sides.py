@@ -74,7 +74,7 @@ def _prompts(store: Store, prompts: Sequence[str]) -> list[tuple[Meaning, ...]]:
 class Seen:
     """A side's points, and what `selective` would pick from them."""
 
-    points: list[tuple[Any, ...]]  # (variant, sample, kind, place in dataset order, value)
+    points: list[tuple[Any, ...]]  # (variant, sample, kind, place in dataset order, value, None)
     picks: list[Pick]
 
 
@@ -92,22 +92,81 @@ def look(
     recipe = get_recipe("selective")
     unit = "loss" if "loss" in metric else "ppl"
     given = {"student": side.student, "metric": unit, "keep": "candidates", "dataset": dataset, "teacher": side.teacher}
-    bound = {**bind(store, recipe, given).values, "teacher": side.teacher}
-    values = {"student": side.student, "teacher": side.teacher, "dataset": dataset}
+    values = {**bind(store, recipe, given).values, "teacher": side.teacher}
+    points: list[tuple[Any, ...]] = []
+    picks: list[Pick] = []
     with store.sandbox(as_if=side.as_if, limit=limit) as sandbox:
-        points = list(sandbox.execute(_points_sql(metric, kinds), values)[1])
-        sql = f"SELECT sample_id, kind, verdict FROM (\n{recipe.sql}\n) AS picked"
-        return Seen(points, [Pick(*row) for row in sandbox.execute(sql, bound)[1]] if picking else [])
+        for row in sandbox.execute(_look_sql(metric, kinds, recipe.sql if picking else None), values)[1]:
+            if row[0] is not None:
+                points.append(row)
+            else:  # a pick has no variant here
+                picks.append(Pick(row[1], row[2], row[5]))
+    return Seen(points, picks)
 
 
-def _points_sql(metric: str, kinds: tuple[str, ...]) -> str:
+def _look_sql(metric: str, kinds: tuple[str, ...], recipe: str | None) -> str:
+    """Return one statement for the points and what `recipe` picks, so that the scores are computed once for both."""
+    picked = f"""
+        UNION ALL SELECT NULL, sample_id, kind, NULL, NULL, verdict FROM (\n{recipe}\n) AS picked
+    """
     return f"""
-        WITH first_places AS (
+        WITH {scores_once(metric)},
+        first_places AS (
             SELECT sample_id, min(place) AS place FROM sample_order
             WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset GROUP BY sample_id
         )
-        SELECT s.variant_id, s.sample_id, s.kind, p.place, s.{metric}
-        FROM scores s JOIN first_places p ON p.sample_id = s.sample_id
-        WHERE s.student = :student AND s.is_current = 1 AND s.kind IN ({", ".join(f"'{kind}'" for kind in kinds)})
+        SELECT s.variant_id, s.sample_id, s.kind, p.place, s.{metric}, NULL
+        FROM scored s JOIN first_places p ON p.sample_id = s.sample_id
+        WHERE s.kind IN ({", ".join(f"'{kind}'" for kind in kinds)})
         AND (s.kind = 'origin' OR :teacher = 'best' OR s.teacher = :teacher)
+        {picked if recipe else ""}
     """
+
+
+RATIOS = ("ifd_ppl", "rifd_ppl", "ifd_loss", "rifd_loss")
+PREFIXES = {"ori": Kind.ORIGIN, "q": Kind.REFLECT_INSTRUCTION, "a": Kind.REFLECT_RESPONSE, "qa": Kind.REFLECT_BOTH}
+
+
+def scores_once(metric: str) -> str:
+    """Return CTEs: `scored`, a student's current scores, and `sample_scores`, from these instead of from the tables.
+
+    The latter has the columns and rows of the view of its name for this student, so that any recipe on it reads the same; a test
+    compares the two. The condition on `kind` in each join lets SQLite index only the rows of that kind.
+    """
+    columns = dict.fromkeys(["variant_id", "sample_id", "kind", "parent_id", "teacher", *RATIOS, metric])
+    shown = [
+        f"{prefix}.variant_id AS {prefix}_id, " + ", ".join(f"{prefix}.{ratio} AS {prefix}_{ratio}" for ratio in RATIOS)
+        for prefix in PREFIXES
+    ]
+    keys = {"ori": "o.variant_id", "q": "f.q_id", "a": "f.a_id", "qa": "b.qa_id"}
+    joins = {
+        prefix: f"LEFT JOIN scored {prefix} ON {prefix}.kind = '{kind}' AND {prefix}.variant_id = {keys[prefix]}"
+        for prefix, kind in PREFIXES.items()
+    }
+    return f"""
+        scored AS MATERIALIZED (
+            SELECT {", ".join(columns)} FROM scores WHERE student = :student AND is_current = 1
+        ),
+        first_made AS MATERIALIZED (
+            SELECT sample_id, teacher, min(CASE kind WHEN '{Kind.REFLECT_INSTRUCTION}' THEN variant_id END) AS q_id,
+                min(CASE kind WHEN '{Kind.REFLECT_RESPONSE}' THEN variant_id END) AS a_id
+            FROM scored WHERE kind IN ('{Kind.REFLECT_INSTRUCTION}', '{Kind.REFLECT_RESPONSE}') GROUP BY sample_id, teacher
+        ),
+        first_both AS MATERIALIZED (
+            SELECT parent_id, min(variant_id) AS qa_id FROM scored WHERE kind = '{Kind.REFLECT_BOTH}' GROUP BY parent_id
+        ),
+        maker AS MATERIALIZED (
+            SELECT teacher FROM teachers WHERE teacher_id IN (SELECT id FROM current_names WHERE kind = 'teacher')
+        ),
+        sample_scores AS (
+            SELECT o.sample_id, m.teacher, :student AS student, {", ".join(shown)}
+            FROM variant o
+            LEFT JOIN maker m ON 1 = 1
+            {joins["ori"]}
+            LEFT JOIN first_made f ON f.sample_id = o.sample_id AND f.teacher = m.teacher
+            {joins["q"]}
+            {joins["a"]}
+            LEFT JOIN first_both b ON b.parent_id = f.q_id
+            {joins["qa"]}
+            WHERE o.kind = 'origin'
+        )"""

@@ -16,9 +16,9 @@ from recycledb.store.rows import AttemptRow, BatchEventRow, BatchRow
 PAGE = 500
 
 _LIVE = f"""
-    SELECT b.batch_id, b.created_at, b.remote_id, b.status, b.requests,
+    SELECT b.batch_id, b.teacher_id, b.created_at, b.remote_id, b.status, b.requests,
         (SELECT count(*) FROM worker w WHERE w.worker_id = b.worker_id AND w.ended_at IS NULL) AS preparing
-    FROM batches b WHERE b.teacher_id = :teacher AND b.batch_id IN ({LIVE_BATCH}) ORDER BY b.created_at
+    FROM batches b WHERE b.batch_id IN ({LIVE_BATCH}) ORDER BY b.created_at
 """
 
 _ATTEMPTS = f"""
@@ -71,9 +71,9 @@ def give_up(store: Store, batch: str, detail: str) -> bool:
     return True
 
 
-def live(store: Store, teacher_id: str) -> Sequence[SQLRow]:
+def live(store: Store, teacher_ids: Sequence[str]) -> list[SQLRow]:
     """Return a teacher's batches that are neither taken nor abandoned, with whether their process is still alive."""
-    return store.rows(_LIVE, teacher=teacher_id)
+    return [row for row in store.rows(_LIVE) if row.teacher_id in teacher_ids]
 
 
 def waiting(store: Store, batch: str, attempts: Sequence[str]) -> dict[str, AttemptRow]:

@@ -23,20 +23,18 @@ KEYS = 2_000  # of one IN list
 
 @dataclass(frozen=True)
 class Round:
-    """A round of an augmentation, and the kinds of variants that it uses."""
+    """A round of an augmentation, and the kinds of variants that it uses; called, it draws a number (`recycledb.methods.Draw`)."""
 
     augmentation_id: str
     method: str
     kinds: tuple[str, ...]
     number: int
 
-    def place(self, variant: str) -> bytes:
-        """Return the sort key of a variant in this round."""
-        return hashlib.sha256(
-            canonical_json([self.method, self.augmentation_id, self.number, variant]).encode()
-        ).digest()
+    def place(self, *key: object) -> bytes:
+        """Return the sort key of a variant in this round, or of what else has this key."""
+        return hashlib.sha256(canonical_json([self.method, self.augmentation_id, self.number, *key]).encode()).digest()
 
-    def draw(self, n: int, *key: object) -> int:
+    def __call__(self, n: int, *key: object) -> int:
         """Return a number from 0 to n - 1 that depends on the augmentation, the round and the key alone."""
         if n < 1:
             raise ValueError(f"draw({n}): n must be at least 1")
@@ -247,3 +245,47 @@ def _with_members(conn: Connection, round: Round, group: Sequence[Made]) -> set[
         values = {"augmentation": round.augmentation_id, "round": round.number, **names}
         found.update(row[0] for row in conn.execute(text(sql), values))
     return found
+
+
+# -- checking
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stored variant of an augmentation: by which transform, with which parameters (JSON), of which texts it was made."""
+
+    derivation_id: str
+    method: str
+    parameters: str
+    members: tuple[Texts, ...]
+    texts: Texts
+
+
+def stored(store: Store, of: Sequence[str], page: int = 200) -> Iterator[Stored]:
+    """Yield the variants that these transforms made, with the texts of their members in order."""
+    names = {f"m{i}": name for i, name in enumerate(of)}
+    made = f"""
+        SELECT d.derivation_id, a.method, d.parameters, v.instruction, v.input, v.output FROM derivation d
+        JOIN augmentation a ON a.augmentation_id = d.augmentation_id JOIN variant v ON v.derivation_id = d.derivation_id
+        WHERE d.derivation_id > :after AND a.method IN ({", ".join(f":{name}" for name in names)})
+        ORDER BY d.derivation_id LIMIT {page}
+    """
+    after = ""
+    while rows := store.rows(made, after=after, **names):
+        keys = {f"k{i}": row.derivation_id for i, row in enumerate(rows)}
+        members: dict[str, list[Texts]] = {}
+        found = store.rows(
+            f"""
+            SELECT m.derivation_id, v.instruction, v.input, v.output FROM derivation_member m
+            JOIN variant v ON v.variant_id = m.variant_id
+            WHERE m.derivation_id IN ({", ".join(f":{key}" for key in keys)}) ORDER BY m.derivation_id, m.ordinal
+            """,
+            **keys,
+        )
+        for row in found:
+            members.setdefault(row.derivation_id, []).append(Texts(row.instruction, row.input, row.output))
+        for row in rows:
+            of_row = tuple(members.get(row.derivation_id, ()))
+            texts = Texts(row.instruction, row.input, row.output)
+            yield Stored(row.derivation_id, row.method, row.parameters, of_row, texts)
+        after = rows[-1].derivation_id

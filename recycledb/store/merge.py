@@ -24,7 +24,7 @@ from sqlalchemy import Boolean, Connection
 
 from recycledb.errors import SchemaError, StoreError
 from recycledb.schema import ORIGIN
-from recycledb.store import Store
+from recycledb.store import Store, teachers
 from recycledb.store.backend import Row
 from recycledb.store.digest import with_digests
 from recycledb.store.pending import ATTEMPTS
@@ -274,10 +274,13 @@ class _Merge:
         rows = list(self._select("name", _Where()))
         with self.target.write() as conn:
             here = {(kind, name): key for kind, name, key in _stream(conn, current)}
-            self._write(conn, "name", (row for row in rows if row[:2] not in here))
-        self.result.clashes = [
-            NameClash(*name, here[name], key) for name, key in sorted(there.items()) if here.get(name, key) != key
-        ]
+            same = teachers.identities(conn)
+            renamed = teachers.named_here(here, there, same)
+            names = {("teacher", name) for name in renamed}
+            self._write(conn, "name", (row for row in rows if row[:2] not in here and row[:2] not in names))
+            for name, key in renamed.items():
+                self.target.ensure_name(conn, "teacher", name, key)
+        self.result.clashes = [NameClash(*each) for each in teachers.clashing(here, there, same)]
 
     # -- datasets
 

@@ -15,13 +15,14 @@ from recycledb import methods
 from recycledb.methods import Input, TeacherStep
 from recycledb.methods.judging import ANSWER, ANSWERS
 from recycledb.schema import ORIGIN
+from recycledb.store.conditions import OfTeacher
 
 if TYPE_CHECKING:
     from recycledb.store.subjects import Subjects
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wanted(OfTeacher):
     """The teacher's work that a configuration asks for: the teacher, the steps with their prompts, and the extractor versions."""
 
     teacher_id: str
@@ -31,6 +32,11 @@ class Wanted:
     run_started: str | None = None  # errors since this time count against max_attempts; None: none do
     max_attempts: int = 5
     lazy_student: str | None = None  # if set, `Input.lazy` applies, with this student's scores
+    aliases: tuple[str, ...] = ()  # further ids of the teacher, whose replies count too
+    limit: int | None = (
+        None  # the longest reply allowed now; 0: no limit; None: what was cut off is not asked for again
+    )
+    limits: Mapping[str, int] = field(default_factory=dict)  # by teacher id, for attempts without a limit of their own
     subjects: "Subjects | None" = None  # what its one step, which has no inputs, is asked about
     datasets: tuple[str, ...] = ()  # only questions about samples in these; none: in all
 
@@ -53,6 +59,7 @@ class Wanted:
         return {
             **(self.subjects.parameters if self.subjects else {}),
             "teacher": self.teacher_id,
+            **{f"teacher_{i}": alias for i, alias in enumerate(self.aliases)},
             "retry_before": self.retry_before,
             "run_started": self.run_started,
             "max_attempts": self.max_attempts,
@@ -198,7 +205,7 @@ def _made(wanted: Wanted, alias: str) -> str:
         for step in wanted.steps
         if step.made
     )
-    return f"{alias}e.text_id IS NOT NULL AND {alias}.teacher_id = :teacher AND ({kinds or '1 = 0'})"
+    return f"{alias}e.text_id IS NOT NULL AND ({kinds or '1 = 0'}) AND {wanted.by_teacher(alias)}"
 
 
 def questions(wanted: Wanted, samples: str) -> str:
@@ -246,7 +253,7 @@ def _ask(step: TeacherStep, each: Input, wanted: Wanted) -> str:
     elif each.where and each.left_to in wanted.prompts:
         conditions.append(f"NOT ({each.where})")
     if each.lazy and _is_lazy(step, wanted):
-        conditions.append(f"({each.lazy})")
+        conditions.append(f"({each.lazy.replace('= :teacher', wanted.is_teacher)})")
     beside = [f"m{i}" for i in range(len(each.beside))]
     joins = [
         f"JOIN member {alias} ON {alias}.sample_id = v.sample_id AND {alias}.kind = '{kind}'"
@@ -281,7 +288,7 @@ def _same_question(wanted: Wanted, alias: str) -> str:
         f" AND (a.others = '' OR {alias}.others = a.others)" if any(step.shown > 1 for step in wanted.steps) else ""
     )
     return (
-        f"{alias}.variant_id = a.variant_id AND {alias}.step = a.step AND {alias}.teacher_id = :teacher "
+        f"{alias}.variant_id = a.variant_id AND {alias}.step = a.step AND {alias}.teacher_id {wanted.is_teacher} "
         f"AND {alias}.prompt_id = a.prompt_id{others}"
     )
 
@@ -302,7 +309,7 @@ def _unanswered(wanted: Wanted) -> str:
     return f"""
         NOT EXISTS (
             SELECT 1 FROM reply r WHERE {_same_question(wanted, "r")}
-            AND (r.status = 'ok' OR (r.status = 'failed' AND r.created_at >= :retry_before))
+            AND (r.status = 'ok' OR (r.status = 'failed' AND r.created_at >= :retry_before{_for_good(wanted, "r")}))
         )
         AND (
             SELECT count(*) FROM reply r WHERE {_same_question(wanted, "r")}
@@ -320,6 +327,12 @@ def _unanswered(wanted: Wanted) -> str:
     """
 
 
+def _for_good(wanted: Wanted, reply: str) -> str:
+    """Return the further condition that a failed reply is not asked for again with a higher limit."""
+    cut_off = wanted.cut_off(reply)
+    return f" AND NOT {cut_off}" if cut_off else ""
+
+
 def _wanted_prompts(wanted: Wanted) -> str:
     return ", ".join(f":prompt_{step}" for step in wanted.prompts) or "''"
 
@@ -331,7 +344,7 @@ def under_way(wanted: Wanted) -> str:
             sum(CASE WHEN t.worker_id IN ({LIVE_BATCH}) THEN 1 ELSE 0 END) AS in_batches,
             sum(CASE WHEN t.worker_id IN (SELECT worker_id FROM worker WHERE ended_at IS NULL) THEN 1 ELSE 0 END) AS in_processes
         FROM attempt t
-        WHERE t.teacher_id = :teacher AND t.prompt_id IN ({_wanted_prompts(wanted)})
+        WHERE t.teacher_id {wanted.is_teacher} AND t.prompt_id IN ({_wanted_prompts(wanted)})
         AND {unanswered("t")} {f"AND {in_datasets('t.variant_id', wanted.datasets)}" if wanted.datasets else ""}
     """
 
@@ -384,11 +397,12 @@ def failed(wanted: Wanted) -> str:
     return f"""
         SELECT count(*) FROM (
             SELECT DISTINCT r.variant_id, r.step, r.prompt_id, coalesce(r.others, '') AS others FROM reply r
-            WHERE r.status = 'failed' AND r.teacher_id = :teacher AND r.prompt_id IN ({_wanted_prompts(wanted)})
+            WHERE r.status = 'failed' AND r.teacher_id {wanted.is_teacher} AND r.prompt_id IN ({_wanted_prompts(wanted)})
             AND {in_datasets("r.variant_id", wanted.datasets)}
+            {_for_good(wanted, "r")}
             AND NOT EXISTS (
                 SELECT 1 FROM reply s WHERE s.variant_id = r.variant_id AND s.step = r.step
-                AND s.teacher_id = r.teacher_id AND s.prompt_id = r.prompt_id
+                AND s.teacher_id {wanted.is_teacher} AND s.prompt_id = r.prompt_id
                 AND coalesce(s.others, '') = coalesce(r.others, '') AND s.status = 'ok'
             )
         ) f

@@ -5,6 +5,7 @@ Invariant: a claim is checked and written in one transaction, so no two processe
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
@@ -56,6 +57,34 @@ def count_questions(store: Store, wanted: Wanted) -> dict[str, tuple[int, int]]:
 def count_failed(store: Store, wanted: Wanted) -> int:
     """Return how many wanted questions failed permanently."""
     return int(store.rows(pending.failed(wanted), **wanted.parameters)[0][0])
+
+
+class CutOff(NamedTuple):
+    """Pending questions whose reply was cut off, and the lowest and highest limit that cut one off."""
+
+    questions: int = 0
+    lowest: int = 0
+    highest: int = 0
+
+
+def count_cut_off(store: Store, wanted: Wanted) -> CutOff:
+    """Count the pending questions whose reply was cut off at a lower limit than that of now."""
+    cut_off = wanted.cut_off("r")
+    if not cut_off or not store.rows(
+        "SELECT 1 FROM reply r WHERE r.status = 'failed' AND r.finish_reason = 'length' LIMIT 1"
+    ):
+        return CutOff()
+    sql = f"""
+        SELECT count(*), min(c.asked), max(c.asked) FROM (
+            SELECT (
+                SELECT max({wanted.asked_limit}) FROM reply r JOIN attempt t ON t.attempt_id = r.attempt_id
+                WHERE r.variant_id = q.variant_id AND r.step = q.step AND r.prompt_id = q.prompt_id AND r.status = 'failed'
+                AND coalesce(r.others, '') = q.others AND r.teacher_id {wanted.is_teacher} AND {cut_off}
+            ) AS asked FROM ({pending.questions(wanted, pending.samples_in(wanted.datasets))}) q
+        ) c WHERE c.asked IS NOT NULL
+    """
+    found = store.rows(sql, **wanted.parameters)[0]
+    return CutOff(int(found[0]), int(found[1] or 0), int(found[2] or 0))
 
 
 def count_under_way(store: Store, wanted: Wanted) -> tuple[int, int]:
@@ -125,6 +154,7 @@ def claim(
                     sent_at=now,
                     reserved_usd=amount,
                     others=row.others or None,
+                    max_tokens=wanted.limit,
                 ),
                 row,
             )

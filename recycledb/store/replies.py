@@ -54,30 +54,38 @@ def count_unread(store: Store, versions: Mapping[str, int]) -> int:
     return int(store.rows(f"SELECT count(*) FROM ({pending.unread(versions)}) u")[0][0])
 
 
-def reply_history(store: Store, teacher: str) -> dict[str, SQLRow]:
-    """Return, by step, the mean completion tokens and cost of a teacher's complete replies with known token counts."""
+def reply_history(store: Store, teachers: Sequence[str]) -> dict[str, SQLRow]:
+    """Return, by step, the mean completion tokens and cost of complete replies with known token counts; `teachers` are ids."""
     counted = tokens("completion_tokens")
+    among, ids = _among(teachers)
     sql = f"""
         SELECT step, avg({counted}) AS completion_tokens, avg(cost_usd) AS cost_usd
-        FROM reply WHERE teacher_id = :teacher AND status = 'ok' AND {counted} IS NOT NULL GROUP BY step
+        FROM reply WHERE teacher_id IN ({among}) AND status = 'ok' AND {counted} IS NOT NULL GROUP BY step
     """
-    return {row.step: row for row in store.rows(sql, teacher=teacher)}
+    return {row.step: row for row in store.rows(sql, **ids)}
 
 
-def prompt_tokens_seen(store: Store, teacher: str) -> Sequence[SQLRow]:
-    """Return, by step, the prompt tokens that a teacher's server reported for up to 2,000 replies.
+def _among(ids: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return the list of an IN condition, and the values that it binds."""
+    values = {f"id_{i}": each for i, each in enumerate(ids)}
+    return ", ".join(f":{name}" for name in values), values
+
+
+def prompt_tokens_seen(store: Store, teachers: Sequence[str]) -> Sequence[SQLRow]:
+    """Return, by step, the prompt tokens that the server of these teachers (ids) reported for up to 2,000 replies.
 
     Columns: step, replies, tokens, and the characters of the variants asked about, without the prompt's own.
     """
+    among, ids = _among(teachers)
     sql = f"""
         SELECT r.step, count(*) AS replies, sum(r.prompt_tokens) AS tokens,
             sum(length(v.instruction) + length(v.input) + length(v.output) + coalesce(length(s.context), 0)) AS characters
         FROM (
             SELECT step, variant_id, prompt_tokens FROM reply
-            WHERE teacher_id = :teacher AND prompt_tokens BETWEEN 1 AND {MOST_TOKENS} ORDER BY text_id LIMIT 2000
+            WHERE teacher_id IN ({among}) AND prompt_tokens BETWEEN 1 AND {MOST_TOKENS} ORDER BY text_id LIMIT 2000
         ) r JOIN variant v ON v.variant_id = r.variant_id JOIN sample s ON s.sample_id = v.sample_id GROUP BY r.step
     """
-    return store.rows(sql, teacher=teacher)
+    return store.rows(sql, **ids)
 
 
 def mean_length(store: Store) -> float:

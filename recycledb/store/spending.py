@@ -61,7 +61,7 @@ _OPEN = f"""
 # The largest ratio of cost to reserved amount: a server may not respect the limit on a reply's length.
 _OVERRUN = f"""
     SELECT max(r.cost_usd / a.reserved_usd) FROM attempt a JOIN reply r ON r.attempt_id = a.attempt_id
-    WHERE a.teacher_id = ? AND a.reserved_usd > 0 AND {known("r")}
+    WHERE a.reserved_usd > 0 AND {known("r")} AND a.teacher_id IN
 """
 
 # A request rejected before anything was generated now has a recorded cost of 0; in older rows its error shows it.
@@ -70,9 +70,9 @@ _UNPRICED = f"""
     SELECT u.model, u.parameters, count(*) AS requests, sum(u.counted) AS counted,
         sum(CASE WHEN u.counted = 1 THEN CAST(u.prompt_tokens AS DOUBLE) ELSE 0 END) AS prompt_tokens,
         sum(CASE WHEN u.counted = 1 THEN CAST(u.completion_tokens AS DOUBLE) ELSE 0 END) AS completion_tokens,
-        sum(CASE WHEN u.counted = 1 THEN 0 ELSE u.characters END) AS characters
+        sum(CASE WHEN u.counted = 1 THEN 0 ELSE u.characters END) AS characters, coalesce(max(u.max_tokens), 0) AS longest
     FROM (
-        SELECT t.model, t.parameters, r.prompt_tokens, r.completion_tokens,
+        SELECT t.model, t.parameters, a.max_tokens, r.prompt_tokens, r.completion_tokens,
             CASE WHEN {_COUNTED} THEN 1 ELSE 0 END AS counted,
             length(p.text) + length(v.instruction) + length(v.input) + length(v.output) + coalesce(length(s.context), 0) AS characters
         FROM attempt a
@@ -115,6 +115,7 @@ class Unpriced(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
     characters: int  # in the input of the others, including the prompts' own
+    longest: int = 0  # the highest limit on a reply's length that a request was made with; 0 where none is recorded
 
 
 @dataclass
@@ -192,9 +193,10 @@ class Spending:
         return len(amounts)
 
 
-def overrun(conn: Connection, teacher_id: str) -> float:
+def overrun(conn: Connection, teacher_ids: Sequence[str]) -> float:
     """Return the largest ratio of a reply's cost to its reserved amount for a teacher; 1 if no reply cost more than reserved."""
-    return max(1.0, float(conn.exec_driver_sql(_OVERRUN, (teacher_id,)).scalar() or 1.0))
+    sql = f"{_OVERRUN} ({', '.join('?' * len(teacher_ids))})"
+    return max(1.0, float(conn.exec_driver_sql(sql, tuple(teacher_ids)).scalar() or 1.0))
 
 
 def _marks(conn: Connection) -> tuple[int, int, int]:

@@ -179,9 +179,8 @@ class Attempt(SQLModel, table=True):
         default=None,
         description="ids of the further variants that the question shows, in order, joined by commas; NULL for none",
     )
-    max_tokens: int | None = Field(
-        default=None, description="the longest reply that the request allowed; NULL for no limit"
-    )
+    # The longest reply allowed; 0 for no limit; NULL (before revision 0007): as in its teacher's parameters.
+    max_tokens: int | None = None
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Boolean, Connection, Double, Integer, Table
+from sqlalchemy import Boolean, Connection, Double, Integer, LargeBinary, Table
 
 from recycledb.errors import RecycledbError
 from recycledb.schema import Texts, sample_id, variant_id
@@ -233,6 +233,8 @@ def _classes(kind: object) -> tuple[type, ...]:
         return (bool,)
     if isinstance(kind, Double):
         return (float,)
+    if isinstance(kind, LargeBinary):
+        return (bytes,)
     return (int,) if isinstance(kind, Integer) else (str,)
 
 

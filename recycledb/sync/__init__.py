@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from recycledb.config import TeacherConfig
 from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
+from recycledb.reflection.teachers.contract import missing_key
 from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_S, Store, derivations
 from recycledb.store.losses import count_scores, count_statuses
@@ -29,10 +30,11 @@ from recycledb.sync.extraction import read_all
 from recycledb.sync.facts import Scored, StudentRun, mostly_without_value
 from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
-from recycledb.sync.progress import Asked, Listener, Progress, silent
+from recycledb.sync.progress import Asked, Listener, Progress, commonest, silent
 from recycledb.sync.stop import Stop, at_once
 from recycledb.sync.student import Student
 from recycledb.sync.target import Target, resolve
+from recycledb.sync.unused import Unused, find_unused
 
 if TYPE_CHECKING:
     from recycledb.sync.batches import Batched
@@ -55,6 +57,7 @@ class Outcome:
     batches: "Batched | None" = None
     stopped: str | None = None
     left: Plan = field(default_factory=Plan)
+    unused: list[Unused] = field(default_factory=list)  # that changes of the configuration left, before the run
     mostly_without_value: dict[str, str] = field(default_factory=dict)  # what to do, by the student's name
 
     @property
@@ -65,8 +68,12 @@ class Outcome:
     @property
     def complete(self) -> bool:
         """Whether nothing is missing: no row to fill in, no question that failed permanently or whose reply is awaited."""
-        left = self.left
-        return not (left.ready or left.failed or left.in_batches or left.in_processes)
+        return self.left.state == "complete"
+
+    @property
+    def waits_for_retry(self) -> bool:
+        """Whether the run had nothing to do because only questions that failed permanently before are left."""
+        return self.idle and self.stopped is None and self.left.state == "failed"
 
     @property
     def spent_usd(self) -> float | None:
@@ -89,8 +96,10 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as a JSON object."""
         asked = [asdict(a) for a in self.asked]
+        most = commonest(self.asked)
         counts = ("asked", "answered", "failed", "errors", "variants", "ratings", "unusable")
         totals = {key: sum(a[key] for a in asked) for key in counts}
+        left = self.left.as_dict()
         spent, unknown = self.spent_usd, sum(a.unknown for a in self.asked)
         return {
             "read": self.read,
@@ -104,6 +113,7 @@ class Outcome:
             "cost_unknown": unknown,
             "reasons": {key: sum(a.reasons.get(key, 0) for a in self.asked) for a in self.asked for key in a.reasons},
             "examples": {key: text for a in reversed(self.asked) for key, text in a.examples.items()},
+            "commonest_error": {"error": most[1], "count": most[0]} if most else None,
             "augmentations": [asdict(a) for a in self.augmented],
             "statistics": sum(s.statistics for s in self.scored),
             "students": [asdict(s) for s in self.scored],
@@ -112,7 +122,9 @@ class Outcome:
             "batches": asdict(self.batches) if self.batches else None,
             "stopped": self.stopped,
             "complete": self.complete,
-            "left": self.left.as_dict(),
+            **{key: left[key] for key in ("state", "pending", "failed_permanently")},
+            "left": left,
+            "unused": [asdict(each) for each in self.unused],
         }
 
 
@@ -132,8 +144,9 @@ class Sync:
         open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
         batch_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.store, self.target, self.limit = store, target, limit
-        self.askings = [(asking, _budget(asking, max_cost)) for asking in target.askings]
+        self.store, self.target, self.limit = store, target.within(store), limit
+        askings = [asking.within(store) for asking in self.target.askings]
+        self.askings = [(asking, _budget(asking, max_cost)) for asking in askings]
         self.budget = self.askings[0][1] if self.askings else None
         self.retry_before = utc_now() if retry_failed else ""
         self.stop, self.listener, self.open_teacher = stop or Stop(), listener, open_teacher
@@ -145,6 +158,7 @@ class Sync:
     def plan(self) -> Plan:
         """Count what is missing; ConfigError where a budget is set and some earlier requests have no price."""
         plan = self._with_money(make(self.store, self.target, self.retry_before, exact=True))
+        plan = replace(plan, unused=self._unused(plan), warnings=self._warnings(plan))
         if plan.spending is not None:
             require_prices(plan.spending)
         self._plan = plan
@@ -156,6 +170,15 @@ class Sync:
         if self.budget and self.budget.store_limit is not None:
             spending = measure(self.store, self.budget.store_limit, self.target.teachers)
         return replace(plan, spending=spending, max_cost_usd=self.budget.limit if self.budget else None)
+
+    def _unused(self, plan: Plan) -> list[Unused]:
+        """Return what changes of the configuration leave unused, as long as the names still show it or rows are missing for it."""
+        return find_unused(self.store, self.target, plan.lacking)
+
+    def _warnings(self, plan: Plan) -> list[str]:
+        teacher = self.target.teacher if self.target.reflect and plan.calls else None
+        missing = missing_key(teacher) if teacher is not None else None
+        return [] if missing is None else [missing]
 
     def run(self) -> Outcome:
         """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome.
@@ -172,6 +195,7 @@ class Sync:
 
     def _run(self) -> Outcome:
         plan, self._plan = self._plan or make(self.store, self.target, self.retry_before), None  # good for one run
+        self.outcome.unused = list(plan.unused) or self._unused(plan)  # before the names change
         # Whatever part is synced, since a new version's results are in use for all parts once its name is registered.
         self.outcome.read = read_all(self.store, self.stop).read
         self.target.register(self.store, readers=not self.stop.is_set())
@@ -344,16 +368,17 @@ class Sync:
 
     def _augment(self) -> None:
         """Run the transforms that have sources waiting, one augmentation after the other."""
-        for config in self.target.augmentations:
+        for augmentation in self.target.augmentations:
             if self.stop.is_set():
                 return
+            key, kinds = augmentation.augmentation_id, augmentation.sources
             total = derivations.count_waiting(
-                self.store, config.augmentation_id, config.sources, config.rounds, datasets=self.target.datasets
+                self.store, key, kinds, augmentation.rounds, datasets=self.target.datasets
             )
             if total:
                 work = Augmenting(
                     self.store,
-                    config,
+                    augmentation,
                     datasets=self.target.datasets,
                     total=total,
                     stop=self.stop,
@@ -410,4 +435,5 @@ class Sync:
 def _budget(target: Target, max_cost: float | None) -> Budget:
     """Return the budgets of a part of a run in which one teacher is asked."""
     assert target.teacher is not None
-    return Budget(target.teacher, max_cost, store_limit=target.budget_usd, teachers=target.teachers)
+    ids = target.known.ids if target.known else ()
+    return Budget(target.teacher, max_cost, store_limit=target.budget_usd, teachers=target.teachers, teacher_ids=ids)

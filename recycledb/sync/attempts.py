@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from recycledb.errors import RecycledbError
+from recycledb.errors import RecycledbError, TeacherError
 from recycledb.reflection.teachers.contract import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
 from recycledb.schema import ReplyStatus
@@ -36,6 +36,7 @@ from recycledb.sync.budget import Budget
 from recycledb.sync.extraction import Complete, complete_of, results_of
 from recycledb.sync.progress import Asked, Listener, Progress
 from recycledb.sync.questions import Candidate, Questions
+from recycledb.sync.refusals import Refusals, message
 from recycledb.sync.replies import Arrived, Readings, not_sent, store_readings, store_replies
 from recycledb.sync.stop import at_once, cancel, watched
 from recycledb.sync.target import Target
@@ -68,6 +69,14 @@ class Answered:
 
     admitted: Admitted
     arrived: Arrived
+
+
+def _reply_of(answered: Answered) -> Reply:
+    return answered.arrived.reply
+
+
+def _replace_reply(answered: Answered, reply: Reply) -> None:
+    answered.arrived.reply = reply
 
 
 class TeacherRun:
@@ -103,6 +112,7 @@ class TeacherRun:
         self._defects = 0  # in a row
         self._asks: set[asyncio.Task[None]] = set()
         self._arrived: list[Answered] = []  # not yet committed
+        self._refusals = Refusals(_reply_of, _replace_reply, judged=self.config.provider != "openai")
         self._refusal: Exception | None = None  # the store's error when it refused a reply
         self._refused: list[Answered] = []  # replies that could not be stored
         self._unread: deque[Complete] = deque()
@@ -332,8 +342,19 @@ class TeacherRun:
     # -- committing
 
     def _commit(self) -> None:
-        """Commit the replies that have arrived."""
-        group, self._arrived = self._arrived, []
+        """Commit the replies that have arrived, but for refusals that cannot be judged yet."""
+        arrived, self._arrived = self._arrived, []
+        now, released = self._refusals.sift(arrived)
+        self._under_way -= len(arrived) - len(now)  # nothing waits for those held back
+        self._wake.set()
+        if self._refusals.example is not None:
+            self._halt(TeacherError(message(self.config.name, self._refusals.example)))
+        self._store(released, waited=False)
+        self._store(now)
+
+    def _store(self, group: Sequence[Answered], *, waited: bool = True) -> None:
+        """Commit these replies; `waited` where the run still counts them as under way."""
+        self._under_way -= len(group) if waited else 0
         try:
             if group and self._refusal is None:
                 store_replies(self.store, [answered.arrived for answered in group])
@@ -343,13 +364,11 @@ class TeacherRun:
             self._committed(group)
         else:
             self._refused += group
-            self._under_way -= len(group)
             self._halt(self._refusal)
 
     def _committed(self, group: Sequence[Answered]) -> None:
         self._short = False  # check the budget again
         for answered in group:
-            self._under_way -= 1
             self._note(answered)
             reply, candidate = answered.arrived.row, answered.admitted.candidate
             if reply is not None and reply.status == ReplyStatus.OK:
@@ -439,6 +458,7 @@ class TeacherRun:
         await cancel((*self._asks, *self._tasks))
         self._threads.shutdown(cancel_futures=True)
         self._commit()
+        self._store(self._refusals.release(failed=self.result.stopped is None), waited=False)
         with suppress(
             Exception
         ):  # a store that refuses these has refused a reply or a claim before: that error is reported

@@ -5,18 +5,24 @@ committed before the next one is requested, so a killed run is continued with th
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 
-from recycledb.errors import MethodError, RecycledbError
-from recycledb.methods import Derived, Source
-from recycledb.options import AugmentationConfig
+from sqlalchemy import Connection
+
+from recycledb.config import Config, StudentConfig
+from recycledb.errors import MethodError, RecycledbError, StudentError
+from recycledb.methods import Derived, Source, Transform
+from recycledb.options import AugmentationConfig, augmentation_id_of, plain
+from recycledb.pretrained.folder import is_library_error
 from recycledb.reflection.teachers.contract import storable
-from recycledb.schema import Texts, canonical_json
+from recycledb.schema import Texts, canonical_json, utc_now
 from recycledb.store import Store, derivations
 from recycledb.store.derivations import Made, Round
+from recycledb.store.rows import AugmentationRow
 from recycledb.sync.progress import Listener, Progress
+from recycledb.sync.student import Student
 
 GROUP = 300  # derivations in one transaction
 PAGE = derivations.KEYS  # variants whose texts are in memory at once
@@ -24,6 +30,113 @@ DIFFERENT_CONTEXTS = (
     "contexts: the members have different system prompts or earlier turns, and a variant has one context"
 )
 ERROR_MOST = 300  # characters of a plugin's own message
+CHARACTERS_PER_TOKEN = 4  # where no tokenizer is named
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A configured augmentation, and the students whose tokenizers its options name."""
+
+    config: AugmentationConfig
+    students: Mapping[str, Student] = field(default_factory=dict)  # by option
+
+    @property
+    def name(self) -> str:
+        """The name of its table in the configuration."""
+        return self.config.name
+
+    @property
+    def method(self) -> str:
+        """The name of its transform."""
+        return self.config.method
+
+    @property
+    def transform(self) -> Transform:
+        """The transform that it runs."""
+        return self.config.transform
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The kinds of variants that it uses."""
+        return self.config.sources
+
+    @property
+    def rounds(self) -> int:
+        """How often each variant is used."""
+        return self.config.rounds
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The transform's options, as configured."""
+        return self.config.options(self.transform.options)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What changes its variants besides the transform's version and the seed; a tokenizer is part of it by its model's revision."""
+        revisions = {key: student.model_id for key, student in self.students.items()}
+        return {**plain(self.options), **revisions, "of": list(self.sources)}
+
+    @property
+    def augmentation_id(self) -> str:
+        """The content address of all that changes its variants; more rounds add to them and change none."""
+        return augmentation_id_of(self.method, self.transform.version, self.config.seed, self.parameters)
+
+    def register(self, store: Store, conn: Connection) -> None:
+        """Write the augmentation, and point its name to it."""
+        row = AugmentationRow(
+            augmentation_id=self.augmentation_id,
+            name=self.name,
+            method=self.method,
+            version=self.transform.version,
+            seed=self.config.seed,
+            parameters=canonical_json(self.parameters),
+            created_at=utc_now(),
+        )
+        store.insert(conn, [row])
+        store.ensure_name(conn, "augmentation", self.name, self.augmentation_id)
+
+
+def resolve(config: Config, identified: Callable[[StudentConfig], Student]) -> tuple[Augmentation, ...]:
+    """Return the configured augmentations, with the students that they name."""
+    return tuple(
+        Augmentation(each, {key: identified(config.students[name]) for key, name in each.tokenizers.items()})
+        for each in config.augmentations.values()
+    )
+
+
+class Counter:
+    """Counts the tokens of sources, each once in a run; the tokenizer is loaded when the first one is counted."""
+
+    def __init__(self, augmentation: Augmentation) -> None:
+        self.strings = augmentation.transform.counted
+        self.student = next(iter(augmentation.students.values()), None)
+        self._counts: dict[str, int] = {}
+        self._tokenizer: Any = None
+
+    def counts(self, texts: Mapping[str, Texts]) -> dict[str, int]:
+        """Return the number of tokens of each variant, given its texts."""
+        new = {key: self.strings(each) for key, each in texts.items() if key not in self._counts}
+        lengths = iter(self._lengths([string for strings in new.values() for string in strings]))
+        for key, strings in new.items():
+            self._counts[key] = sum(next(lengths) for _ in strings)
+        return {key: self._counts[key] for key in texts}
+
+    def _lengths(self, strings: Sequence[str]) -> list[int]:
+        if self.student is None or not strings:
+            return [-(-len(string) // CHARACTERS_PER_TOKEN) for string in strings]
+        from recycledb.pretrained import loader
+
+        config = self.student.config
+        if self._tokenizer is None:
+            self._tokenizer = loader.load_tokenizer(config.model, StudentError, revision=config.revision)
+        try:
+            found = self._tokenizer(list(strings), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        except BaseException as error:  # tokenizers raises bare Exception
+            if not is_library_error(error):
+                raise
+            line = " ".join(str(error).split())[:ERROR_MOST]
+            raise StudentError(f"the tokenizer of {config.model!r} fails: {line}") from error
+        return [len(ids) for ids in found["input_ids"]]
 
 
 @dataclass
@@ -44,7 +157,7 @@ class Augmenting:
     def __init__(
         self,
         store: Store,
-        config: AugmentationConfig,
+        augmentation: Augmentation,
         *,
         datasets: Sequence[str] = (),
         total: int,
@@ -52,14 +165,16 @@ class Augmenting:
         listener: Listener,
     ) -> None:
         self.datasets = datasets
-        self.store, self.config, self.stop, self.listener = store, config, stop, listener
-        self.result = Augmented(config.name, config.method)
-        self.progress = Progress("augment", config.name, total)
+        self.store, self.augmentation, self.stop, self.listener = store, augmentation, stop, listener
+        self.counter = Counter(augmentation)
+        self.result = Augmented(augmentation.name, augmentation.method)
+        self.progress = Progress("augment", augmentation.name, total)
 
     def run(self) -> Augmented:
         """Make and commit missing derivations; MethodError where the transform fails, after committing what it had made."""
-        for number in range(self.config.rounds):
-            round = Round(self.config.augmentation_id, self.config.method, self.config.sources, number)
+        augmentation = self.augmentation
+        for number in range(augmentation.rounds):
+            round = Round(augmentation.augmentation_id, augmentation.method, augmentation.sources, number)
             while not self.stop.is_set() and not self._go_through(round):
                 pass  # another process has used some of the sources: query again which ones wait
         self.progress.ended = True
@@ -72,7 +187,7 @@ class Augmenting:
         order = derivations.waiting(self.store, round, self.datasets)
         if not order:
             return True
-        call, group, used = _Call(self.store, self.config, round, order, self.stop), list[Made](), 0
+        call, group, used = _Call(self.store, self.augmentation, round, order, self.counter, self.stop), list[Made](), 0
         try:
             for made in call.results():
                 group.append(made)
@@ -109,10 +224,17 @@ class _Call:
     """One call of a transform's `make`: sources are fetched as it iterates, and what it yields is checked."""
 
     def __init__(
-        self, store: Store, config: AugmentationConfig, round: Round, order: list[str], stop: threading.Event
+        self,
+        store: Store,
+        augmentation: Augmentation,
+        round: Round,
+        order: list[str],
+        counter: Counter,
+        stop: threading.Event,
     ) -> None:
-        self.store, self.config, self.round, self.order, self.stop = store, config, round, order, stop
-        self.transform = config.transform
+        self.store, self.augmentation, self.round, self.order = store, augmentation, round, order
+        self.counter, self.stop = counter, stop
+        self.transform = augmentation.transform
         self.given: dict[str, str | None] = {}  # sources given so far, with their samples; None once they are used
         self.contexts: dict[str, str] = {}  # of these sources, where they have one
 
@@ -135,13 +257,14 @@ class _Call:
             yield self._checked(derived)
 
     def _results(self) -> Iterator[Derived]:
-        options = self.config.options(self.transform.options)
-        yield from self.transform.make(self._sources(), self.round.draw, options)
+        yield from self.transform.make(self._sources(), self.round, self.augmentation.options)
 
     def _sources(self) -> Iterator[Source]:
         for start in range(0, len(self.order), PAGE):
             page = self.order[start : start + PAGE]
             found = derivations.texts(self.store, page)
+            texts = {key: Texts.of(row) for key, row in found.items()}
+            tokens = self.counter.counts(texts)
             for key in page:
                 if self.stop.is_set():
                     return
@@ -149,7 +272,7 @@ class _Call:
                 self.given[key] = row.sample_id
                 if row.context is not None:
                     self.contexts[key] = row.context
-                yield Source(key, Texts.of(row))
+                yield Source(key, texts[key], tokens[key])
 
     def _checked(self, derived: object) -> Made:
         """Return the derivation as it is stored; MethodError where it is not valid."""
@@ -198,5 +321,5 @@ class _Call:
     def _refuse(self, what: str, error: Exception | None = None) -> Never:
         line = storable(" ".join(what.split()))[:ERROR_MOST]
         raise MethodError(
-            f"augmentations.{self.config.name}: transform {self.config.method!r} {line}; what was made before is kept"
+            f"augmentations.{self.augmentation.name}: transform {self.transform.name!r} {line}; what was made before is kept"
         ) from error

@@ -31,6 +31,7 @@ from recycledb.store.questions import claim, key_of, pending_questions, texts_be
 from recycledb.store.rows import AttemptRow
 from recycledb.sync.budget import Budget
 from recycledb.sync.progress import Asked
+from recycledb.sync.refusals import all_refused, is_refusal, message, retriable
 from recycledb.sync.replies import Arrived, store_replies
 from recycledb.sync.target import Target
 
@@ -86,10 +87,11 @@ class Batches:
     ) -> None:
         assert target.teacher is not None
         self.store, self.target, self.wanted, self.budget, self.stop = store, target, wanted, budget, stop
-        self.teacher = BatchTeacher(target.teacher, stop)
+        self.teacher, self.teacher_name = BatchTeacher(target.teacher, stop), target.teacher.name
         self.grace_s, self.cut_short_s = grace_s, cut_short_s
         self.most_requests, self.most_bytes = most_requests, most_bytes
         self.result, self.asked = Batched(), Asked()
+        self._refused: Reply | None = None  # an example of identical refusals of a whole batch
         self._full = False  # the store's budget has no room for another question
 
     def close(self) -> None:
@@ -101,11 +103,12 @@ class Batches:
     def take(self) -> None:
         """Store the replies of every batch that has ended, and find batches whose creation was not confirmed.
 
-        TeacherError where the service refused a whole batch; its questions are open again. Stopped when a stop is requested.
+        TeacherError where the service refused a whole batch, or all of its questions alike; its questions are open again. Stopped when a
+        stop is requested.
         """
         self._find_unsubmitted()
         refused = []
-        for batch in batches.live(self.store, self.wanted.teacher_id):
+        for batch in batches.live(self.store, self.wanted.teacher_ids):
             if batch.remote_id is None:
                 continue
             remote = self.teacher.look(batch.remote_id)
@@ -123,9 +126,12 @@ class Batches:
                 f"{refused[0].detail or 'it does not say why'}); no request in it was answered; fix this, then run sync again"
             )
 
+        if self._refused is not None:
+            raise TeacherError(message(self.teacher_name, self._refused))
+
     def _find_unsubmitted(self) -> None:
         """Look up the batches without a remote id: the service has them, or they were never created."""
-        unheard = [row for row in batches.live(self.store, self.wanted.teacher_id) if row.remote_id is None]
+        unheard = [row for row in batches.live(self.store, self.wanted.teacher_ids) if row.remote_id is None]
         unheard = [row for row in unheard if not row.preparing]  # its process is still working on it
         if not unheard:
             return
@@ -169,18 +175,22 @@ class Batches:
                     stack.callback(outputs[-1].close)
                 problem = _cut_short(outputs, remote)
                 if problem is None or not left:
+                    alike = all_refused(reply for output in outputs for _, reply in output.iter_replies())
+                    self._refused = self._refused or alike
                     for output in outputs:
-                        self._take_output(batch, output)
+                        self._take_output(batch, output, again=alike is not None)
                     return problem
         return None
 
-    def _take_output(self, batch: str, output: Output) -> None:
+    def _take_output(self, batch: str, output: Output, *, again: bool) -> None:
+        """Commit the replies in a file; with `again`, refusals as retriable errors."""
         replies = output.iter_replies()
         while group := dict(islice(replies, GROUP)):
             if self.stop.is_set():
                 raise Stopped
             rows = batches.waiting(self.store, batch, list(group))
-            self._commit((row, group[key]) for key, row in rows.items())
+            judged = {key: retriable(reply) if again and is_refusal(reply) else reply for key, reply in group.items()}
+            self._commit((row, judged[key]) for key, row in rows.items())
 
     def _commit(self, replies: Iterable[tuple[AttemptRow, Reply]]) -> None:
         group = [Arrived(attempt, reply) for attempt, reply in replies]

@@ -107,7 +107,9 @@ class Budget:
         *,
         store_limit: float | None = None,
         teachers: Sequence[TeacherConfig] = (),
+        teacher_ids: Sequence[str] = (),
     ) -> None:
+        self._ids = teacher_ids or (teacher.teacher_id,)
         self.teacher, self.limit, self.store_limit = teacher, limit, store_limit
         self.spent, self.reserved = 0.0, 0.0  # spent: known and charged together
         self.before = 0.0  # spent by other parts of the run, which ask other teachers or other things
@@ -138,7 +140,7 @@ class Budget:
         if self.limit is None and self.store_limit is None:
             return
         with store.read() as conn:
-            self._overrun = max(self._overrun, overrun(conn, self.teacher.teacher_id))
+            self._overrun = max(self._overrun, overrun(conn, self._ids))
         if self.store_limit is not None:
             self.spending = measure(store, self.store_limit, self._teachers)
             require_prices(self.spending)
@@ -251,6 +253,8 @@ def _charge(requests: Unpriced, price: Cost) -> float:
         charged += requests.counted * dearest(price, *means)
     if others:
         params = json.loads(requests.parameters).get("params", {})
+        if requests.longest:
+            params = {**params, "max_tokens": requests.longest, "max_completion_tokens": None}
         longest = _longest(params) or 2 * DEFAULT_PARAMS["max_tokens"]  # no limit was set: twice the usual one
         # A character has at most four bytes in UTF-8.
         prompt = math.ceil(4 * requests.characters / others) + CONVERSATION_TOKENS + 2 * MESSAGE_TOKENS

@@ -17,7 +17,7 @@ from recycledb.store import Store, derivations
 from recycledb.store.losses import count_scores
 from recycledb.store.measures import Need, count_lacking, count_values, facts_of, some_lacking
 from recycledb.store.pending import Wanted
-from recycledb.store.questions import count_failed, count_questions, count_under_way
+from recycledb.store.questions import CutOff, count_cut_off, count_failed, count_questions, count_under_way
 from recycledb.store.replies import count_unread, mean_length, reply_history
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
@@ -25,6 +25,7 @@ from recycledb.sync.measures import Measured
 from recycledb.sync.student import Student
 from recycledb.sync.target import Target
 from recycledb.sync.tokens import Measure, measure
+from recycledb.sync.unused import Unused
 
 SAMPLE = 2_000  # variants whose tokens are counted; the total is extrapolated where there are more
 
@@ -103,11 +104,35 @@ class Plan:
     measures: list[MeasurePlan] = field(default_factory=list)
     unread: int = 0  # stored replies that the current reader has not read: no request needed
     failed: int = 0  # questions that failed permanently; asked again with --retry-failed
+    # Among the ready questions: those whose reply was cut off at a lower limit than that of now.
+    cut_off: CutOff = field(default_factory=CutOff)
+    limit: int = 0  # the longest reply allowed now; 0 for no limit
     in_batches: int = 0  # questions in a submitted batch
     in_processes: int = 0  # questions in flight in another process
     counted_by: str | None = None  # how tokens were estimated from characters
     spending: Spending | None = None  # of the store so far, where it has a budget
     max_cost_usd: float | None = None  # the budget of this run
+    unused: Sequence[Unused] = ()  # rows that a change of the configuration leaves unused
+    warnings: Sequence[str] = ()
+
+    @property
+    def lacking(self) -> set[str]:
+        """The names of the steps and students that lack rows now."""
+        return {
+            *(ask.step for ask in self.asks if ask.ready),
+            *(score.student for score in self.scores if score.statistics),
+            *(measure.student for measure in self.measures if measure.facts),
+        }
+
+    @property
+    def pending(self) -> int:
+        """Rows that can be filled in now, or whose replies are awaited."""
+        return self.ready + self.in_batches + self.in_processes
+
+    @property
+    def state(self) -> str:
+        """What is missing: "complete" (nothing), "missing" (another sync can add rows), "failed" (only what failed permanently)."""
+        return "missing" if self.pending else "failed" if self.failed else "complete"
 
     @property
     def ready(self) -> int:
@@ -140,7 +165,14 @@ class Plan:
             "statistics": sum(score.statistics for score in self.scores),
             "statistics_to_follow": sum(score.follow for score in self.scores),
             "unread": self.unread,
+            "state": self.state,
+            "pending": self.pending,
             "failed": self.failed,
+            "failed_permanently": self.failed,
+            "cut_off": self.cut_off.questions,
+            "max_tokens": self.limit or None,
+            "unused": [asdict(each) for each in self.unused],
+            "warnings": list(self.warnings),
             "in_batches": self.in_batches,
             "in_processes": self.in_processes,
             **money(self.spending),
@@ -177,12 +209,18 @@ def _total(values: list[Any]) -> Any:
     return None if any(value is None for value in values) else sum(values)
 
 
-def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False) -> Plan:
-    """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has too few replies."""
+def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = False, tokenised: int = SAMPLE) -> Plan:
+    """Count what is missing for `target`; with `exact`, tokens by a tokenizer where the store has too few replies.
+
+    A student's tokens are counted for `tokenised` variants and extrapolated where there are more.
+    """
+    sample = tokenised if exact else 0
+    target = target.within(store)
     augmentations = _augmentations(store, target)
     asks: list[AskPlan] = []
     sources: list[str] = []
-    for asking in target.askings:
+    askings = [asking.within(store) for asking in target.askings]
+    for asking in askings:
         wanted, teacher = asking.wanted, asking.teacher
         assert wanted is not None and teacher is not None
         measured = measure(store, teacher, wanted, asking.prompts, exact=exact)
@@ -195,23 +233,34 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
         ask.calls for ask in asks if any(methods.kinds()[kind].scored for kind in methods.steps()[ask.step].made)
     )
     coming += _derived_at_most(target, augmentations, asks)
-    questions = _distinct([asking.wanted for asking in target.askings])
+    questions = _distinct([asking.wanted for asking in askings])
     under_way = [count_under_way(store, wanted) for wanted in questions]
     plan = Plan(
         asks=asks,
         augmentations=augmentations,
         unread=count_unread(store, methods.versions()),
         failed=sum(count_failed(store, wanted) for wanted in questions),
+        cut_off=_cut_off(store, [wanted.retrying(retry_before) for wanted in questions]),
+        limit=max((asking.teacher.limit for asking in askings if asking.teacher), default=0),
         in_batches=sum(number for number, _ in under_way),
         in_processes=sum(number for _, number in under_way),
         counted_by=sources[0] if sources else None,
     )
-    return _with_facts(plan, store, target, coming, exact)
+    return _with_facts(plan, store, target, coming, sample)
 
 
 def _distinct(found: Sequence[Wanted | None]) -> list[Wanted]:
     """Return what is wanted, once where two measures ask one teacher with one prompt."""
     return list({(each.teacher_id, *each.prompts.values()): each for each in found if each is not None}.values())
+
+
+def _cut_off(store: Store, questions: Sequence[Wanted]) -> CutOff:
+    """Return the sum of the questions whose reply was cut off."""
+    found = [each for each in (count_cut_off(store, wanted) for wanted in questions) if each.questions]
+    if not found:
+        return CutOff()
+    lowest, highest = min(each.lowest for each in found), max(each.highest for each in found)
+    return CutOff(sum(each.questions for each in found), lowest, highest)
 
 
 def _questions_to_follow(
@@ -227,28 +276,28 @@ def _questions_to_follow(
     return coming * (2 if asking.rater.first else 1)
 
 
-def _with_facts(plan: Plan, store: Store, target: Target, coming: int, exact: bool) -> Plan:
+def _with_facts(plan: Plan, store: Store, target: Target, coming: int, sample: int) -> Plan:
     """Return the plan with what students have to compute; up to `coming` variants may still be added."""
-    scores = _scores(store, target, coming, exact) if target.score else []
-    return replace(plan, scores=scores, measures=_measures(store, target, coming, exact))
+    scores = _scores(store, target, coming, sample) if target.score else []
+    return replace(plan, scores=scores, measures=_measures(store, target, coming, sample))
 
 
-def _measures(store: Store, target: Target, coming: int, exact: bool) -> list[MeasurePlan]:
+def _measures(store: Store, target: Target, coming: int, sample: int) -> list[MeasurePlan]:
     return [
-        _measure(store, target, measured, student, coming, exact)
+        _measure(store, target, measured, student, coming, sample)
         for measured in target.measures
         for student in measured.students
     ]
 
 
 def _measure(
-    store: Store, target: Target, measured: Measured, student: Student, coming: int, exact: bool
+    store: Store, target: Target, measured: Measured, student: Student, coming: int, sample: int
 ) -> MeasurePlan:
     need = target.need(measured, student)
     lacking = count_lacking(store, need)
     tokens, counted = None, 0
-    if exact and lacking.facts:
-        tokens, counted = _tokens(store, student, need, lacking.characters, measured.readouts, measured.vectors)
+    if sample and lacking.facts:
+        tokens, counted = _tokens(store, student, need, lacking.characters, sample, measured.readouts, measured.vectors)
     values = count_values(store, need, measured.measure_id)
     return MeasurePlan(
         measured.config.name, student.config.name, lacking.variants, lacking.facts, values, coming, tokens, counted
@@ -293,7 +342,7 @@ def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure, comin
         # Variants that are still to come are taken to be as long as those that are there.
         each = characters / number if number else wanted.steps[0].shown * mean_length(store)
         follow = {step: (coming, round(coming * each))}
-    history = reply_history(store, wanted.teacher_id) if counted else {}
+    history = reply_history(store, wanted.teacher_ids) if counted else {}
     return [_ask(target, step, ready[step], follow[step], history.get(step), measured) for step in target.prompts]
 
 
@@ -336,21 +385,21 @@ def _ask(
     return AskPlan(step, teacher.name, ready[0], before[0], prompt_tokens, completion, cost, most, target.label)
 
 
-def _scores(store: Store, target: Target, coming: int, exact: bool) -> list[ScorePlan]:
+def _scores(store: Store, target: Target, coming: int, sample: int) -> list[ScorePlan]:
     students = [(student.student_id, student.stats) for student in target.students]
     counts = count_scores(store, target.wanted, students, target.augmentation_ids, target.datasets)
     return [
-        _score(store, target, student, found, coming, exact)
+        _score(store, target, student, found, coming, sample)
         for student, found in zip(target.students, counts, strict=True)
     ]
 
 
 def _score(
-    store: Store, target: Target, student: Student, found: tuple[int, int, int], coming: int, exact: bool
+    store: Store, target: Target, student: Student, found: tuple[int, int, int], coming: int, sample: int
 ) -> ScorePlan:
     variants, statistics, characters = found
     need = target.own_need(student)
-    tokens, counted = _tokens(store, student, need, characters) if exact and statistics else (None, 0)
+    tokens, counted = _tokens(store, student, need, characters, sample) if sample and statistics else (None, 0)
     follow = coming * len(student.stats)
     return ScorePlan(student.config.name, variants, statistics, follow, characters, tokens, counted)
 
@@ -360,6 +409,7 @@ def _tokens(
     student: Student,
     need: Need,
     characters: int,
+    sample: int,
     readouts: Sequence[Readout] = (),
     vectors: Sequence[Vector] = (),
 ) -> tuple[int | None, int]:
@@ -367,7 +417,7 @@ def _tokens(
     from recycledb.scoring.requests import Request
     from recycledb.scoring.tokeniser import count_tokens
 
-    rows = some_lacking(store, need, SAMPLE)
+    rows = some_lacking(store, need, sample)
     there = facts_of(store, need, {row.variant_id: row.reference_id for row in rows})
     requests = [
         Request(

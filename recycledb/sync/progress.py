@@ -1,11 +1,14 @@
 """The progress of a sync and the counts of its questions: plain numbers, which the command line displays."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from recycledb.reflection.teachers import Reply
+from recycledb.sync.refusals import same_error
+
+TEXTS_MOST = 1_000  # different errors that are counted by their text
 
 
 @dataclass
@@ -81,9 +84,17 @@ class Asked:
     stopped: str | None = None  # why it ended before everything was asked
     reasons: dict[str, int] = field(default_factory=dict)  # by the kind of error
     examples: dict[str, str] = field(default_factory=dict)  # the first error of each kind, in full
+    texts: dict[str, tuple[int, str]] = field(
+        default_factory=dict, repr=False
+    )  # errors that are alike: how many, and the first
 
     def note_failure(self, reply: Reply) -> None:
-        """Count a failed reply, by the kind of its error."""
+        """Count a failed reply, by the kind of its error and by its text."""
+        error = reply.error or reply.status.value
+        key = same_error(error)
+        if key in self.texts or len(self.texts) < TEXTS_MOST:
+            count, first = self.texts.get(key, (0, error))
+            self.texts[key] = count + 1, first
         kind = reply.kind or reply.status.value
         self.reasons[kind] = self.reasons.get(kind, 0) + 1
         self.examples.setdefault(kind, reply.error or kind)
@@ -95,6 +106,16 @@ class Asked:
         elif reserved != 0.0:
             self.charged_usd += reserved or 0.0
             self.unknown += 1
+
+
+def commonest(asked: Iterable[Asked]) -> tuple[int, str] | None:
+    """Return the most frequent error of these runs of questions: how many alike, and the first; None without an error."""
+    sums: dict[str, tuple[int, str]] = {}
+    for each in asked:
+        for key, (count, first) in each.texts.items():
+            before, text = sums.get(key, (0, first))
+            sums[key] = before + count, text
+    return max(sums.values(), key=lambda found: found[0], default=None)
 
 
 Listener = Callable[[Progress], None]

@@ -11,15 +11,17 @@ from sqlalchemy import Connection
 from recycledb import methods
 from recycledb.config import FILE_NAME, Config, StudentConfig, TeacherConfig
 from recycledb.errors import ConfigError
-from recycledb.options import AugmentationConfig
 from recycledb.reflection import prompts
 from recycledb.schema import canonical_json, utc_now
 from recycledb.scoring.identity import identify
 from recycledb.store import Meaning, Store
 from recycledb.store.measures import Need
 from recycledb.store.pending import Scope, Wanted
-from recycledb.store.rows import AugmentationRow, PromptRow, StudentRow, TeacherRow
+from recycledb.store.rows import PromptRow, StudentRow, TeacherRow
 from recycledb.store.subjects import Subjects
+from recycledb.store.teachers import Known, find
+from recycledb.sync.augmentation import Augmentation
+from recycledb.sync.augmentation import resolve as resolve_augmentations
 from recycledb.sync.measures import Measured
 from recycledb.sync.measures import resolve as resolve_measures
 from recycledb.sync.raters import Rater, judgings, rating_measures
@@ -39,8 +41,9 @@ class Target:
     budget_usd: float | None = None  # for the cost of all requests of the store
     teachers: Sequence[TeacherConfig] = ()  # all that are configured, for their prices
     measures: Sequence[Measured] = ()
-    augmentations: Sequence[AugmentationConfig] = ()  # whose variants are scored
+    augmentations: Sequence[Augmentation] = ()  # whose variants are scored
     augment: bool = False  # whether transforms are run
+    known: Known | None = None  # the rows of the teacher in the store that it is for; None before `within`
     datasets: tuple[str, ...] = ()  # only what concerns samples in these; none: in all
     raters: Sequence[Rater] = ()  # measures and judgings by teachers
     rater: Rater | None = None  # the one that this target is for; see `askings`
@@ -58,6 +61,7 @@ class Target:
                 reflect=True,
                 lazy=False,
                 raters=(),
+                known=None,
                 rater=rater,
                 scope=Scope(self.wanted, rater.kinds, self.augmentation_ids, self.datasets),
             )
@@ -68,6 +72,18 @@ class Target:
     def label(self) -> str:
         """The name of the measure or judging that this target is for; "" for a teacher's own steps."""
         return self.rater.name if self.rater else ""
+
+    def within(self, store: Store) -> "Target":
+        """Return the target for a store, in which the teacher may have an older id, or several."""
+        if self.teacher is None or self.known is not None:
+            return self
+        return replace(self, known=find(store, self.teacher.name, self.teacher.identity))
+
+    @property
+    def teacher_id(self) -> str:
+        """The teacher's id in the store."""
+        assert self.teacher is not None
+        return self.known.teacher_id if self.known else self.teacher.teacher_id
 
     @property
     def augmentation_ids(self) -> tuple[str, ...]:
@@ -80,7 +96,10 @@ class Target:
         if self.teacher is None:
             return None
         return Wanted(
-            teacher_id=self.teacher.teacher_id,
+            teacher_id=self.teacher_id,
+            aliases=self.known.aliases if self.known else (),
+            limit=self.teacher.limit,
+            limits=self.known.limits if self.known else {},
             prompts={step: prompt.prompt_id for step, prompt in self.prompts.items()},
             max_attempts=self.teacher.max_attempts,
             lazy_student=self.students[0].student_id if self.lazy else None,
@@ -119,6 +138,10 @@ class Target:
         Without `readers`, those of the extractor versions stay as they are: until all replies are read by the current versions, the
         results of the versions before are in use, and selections find them.
         """
+        if self.known is None and self.teacher is not None:
+            self.within(store).register(store, readers=readers)
+            return
+        raters = [asking.within(store) for asking in self.askings if asking.rater is not None]
         with store.write() as conn:
             for name, version in methods.version_names().items() if readers else ():
                 store.ensure_name(conn, "extractor", name, str(version))
@@ -129,17 +152,17 @@ class Target:
             for measured in self.measures:
                 measured.register(store, conn)
             for augmentation in self.augmentations:
-                self._register_augmentation(store, conn, augmentation)
-            for asking in self.askings:
+                augmentation.register(store, conn)
+            for asking in raters:
                 if asking.rater is not None and asking.teacher is not None:
                     asking._register_teacher(store, conn, asking.teacher)
-                    asking.rater.register(store, conn, asking.teacher.teacher_id)
+                    asking.rater.register(store, conn, asking.teacher_id)
 
     def not_in_use(self, store: Store) -> list[Meaning]:
         """Return the names that variants depend on and that will change their meaning once this target is registered."""
         meanings = [Meaning("extractor", name, str(version)) for name, version in methods.version_names().items()]
         if self.teacher is not None:
-            meanings.append(Meaning("teacher", self.teacher.name, self.teacher.teacher_id))
+            meanings.append(Meaning("teacher", self.teacher.name, self.teacher_id))
             meanings += [Meaning("prompt", step, prompt.prompt_id) for step, prompt in self.prompts.items()]
         meanings += [Meaning("augmentation", each.name, each.augmentation_id) for each in self.augmentations]
         in_use = {(row.kind, row.name, row.id) for row in store.rows("SELECT kind, name, id FROM current_names")}
@@ -147,11 +170,14 @@ class Target:
 
     def _register_teacher(self, store: Store, conn: Connection, teacher: TeacherConfig) -> None:
         now = utc_now()
-        identity = canonical_json(teacher.identity)
-        model = teacher.identity["model"]
-        row = TeacherRow(teacher.teacher_id, teacher.name, teacher.provider, model, parameters=identity, created_at=now)
-        store.insert(conn, [row])
-        store.ensure_name(conn, "teacher", teacher.name, teacher.teacher_id)
+        if self.teacher_id == teacher.teacher_id:
+            identity = canonical_json(teacher.identity)
+            model = teacher.identity["model"]
+            row = TeacherRow(
+                self.teacher_id, teacher.name, teacher.provider, model, parameters=identity, created_at=now
+            )
+            store.insert(conn, [row])
+        store.ensure_name(conn, "teacher", teacher.name, self.teacher_id)
         for step, prompt in self.prompts.items():
             store.insert(conn, [PromptRow(prompt.prompt_id, step, prompt.text, prompt.source, now)])
             store.ensure_name(conn, "prompt", self.rater.prompt_name if self.rater else step, prompt.prompt_id)
@@ -172,20 +198,6 @@ class Target:
         )
         store.insert(conn, [row])
         store.ensure_name(conn, "student", config.name, student.student_id)
-
-    @staticmethod
-    def _register_augmentation(store: Store, conn: Connection, config: AugmentationConfig) -> None:
-        row = AugmentationRow(
-            augmentation_id=config.augmentation_id,
-            name=config.name,
-            method=config.method,
-            version=config.transform.version,
-            seed=config.seed,
-            parameters=canonical_json(config.parameters),
-            created_at=utc_now(),
-        )
-        store.insert(conn, [row])
-        store.ensure_name(conn, "augmentation", config.name, config.augmentation_id)
 
 
 def resolve(
@@ -233,7 +245,7 @@ def resolve(
         budget_usd=config.sync.budget_usd,
         teachers=tuple(config.teachers.values()),
         measures=resolve_measures(config, measures, chosen, identified) if only in (None, "measure") else (),
-        augmentations=() if only == "reflect" else tuple(config.augmentations.values()),
+        augmentations=() if only == "reflect" else resolve_augmentations(config, identified),
         augment=only in (None, "augment"),
         raters=_raters(config, only, measures),
     )

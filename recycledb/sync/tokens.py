@@ -46,7 +46,7 @@ def measure(
 ) -> Measure:
     """Return the ratio of characters to tokens for this teacher; without `exact` no tokenizer is loaded."""
     overhead = {step: sum(len(text) for _, text in wording.messages) for step, wording in wordings.items()}
-    counted = prompt_tokens_seen(store, teacher.teacher_id)
+    counted = prompt_tokens_seen(store, wanted.teacher_ids)
     known = [(row, overhead[row.step]) for row in counted if row.step in overhead and row.tokens]
     replies = sum(row.replies for row, _ in known)
     if replies >= LEAST_REPLIES:

@@ -18,10 +18,12 @@ This module imports no vendor library.
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
+from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError
 from recycledb.reflection.teachers.pace import Ticket
 from recycledb.schema import ReplyStatus, Texts
@@ -201,3 +203,14 @@ def storable(text: str) -> str:
     if not text.isascii():
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text.replace("\0", "\ufffd")
+
+
+def missing_key(config: TeacherConfig) -> str | None:
+    """Return what is wrong where the configuration names a variable for the key that is not set; None otherwise."""
+    named = config.provider == "openai" and "api_key_env" in config.model_fields_set
+    if not named or os.environ.get(config.api_key_env, "").strip():
+        return None
+    return (
+        f"teacher {config.name!r}: api_key_env names {config.api_key_env}, which is not set: export it, "
+        f"or take api_key_env out of [teachers.{config.name}] if the server needs no key"
+    )

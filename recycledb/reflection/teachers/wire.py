@@ -21,6 +21,7 @@ import openai
 
 from recycledb.config import TeacherConfig
 from recycledb.errors import TeacherError, without_password
+from recycledb.reflection.teachers.contract import missing_key
 
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_S = 10.0
@@ -110,6 +111,8 @@ def _api_key(config: TeacherConfig, host: str) -> str:
     key = os.environ.get(config.api_key_env, "").strip()
     if key and not (key.isascii() and key.isprintable()):
         raise TeacherError(f"teacher {config.name!r}: {config.api_key_env} has characters that cannot be in a key")
+    if (missing := missing_key(config)) is not None:
+        raise TeacherError(missing)
     if not key and host.endswith("openai.com"):
         raise TeacherError(f"teacher {config.name!r} needs a key: set {config.api_key_env} in the environment")
     return key
