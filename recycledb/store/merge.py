@@ -87,16 +87,7 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
     with _snapshot(source, target.backend.path.parent) as conn:
         work = _Merge(target, conn, tell)
         work.check_datasets()
-        for table in (
-            "prompt",
-            "teacher",
-            "teacher_measure",
-            "student",
-            "measure",
-            "augmentation",
-            "derivation",
-            "sample",
-        ):
+        for table in ("prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample"):
             work.copy(table)
         work.copy("variant", "kind", (ORIGIN,))
         work.copy_datasets()
@@ -107,8 +98,8 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
         work.copy("derivation_member")
         work.copy_repeated()
         work.copy_batches()
-        work.copy("extraction")
-        work.copy("rating")
+        for table in ("teacher_measure", "extraction", "rating"):
+            work.copy(table)
         for table, owner in (
             ("loss", "student"),
             ("readout", "student"),

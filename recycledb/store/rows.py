@@ -7,6 +7,8 @@ columns default to None. A test compares them with `recycledb.store.tables`.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from recycledb.store.rater_rows import TeacherMeasureRow
+
 
 class DatasetRow(NamedTuple):
     """A row of `dataset`."""
@@ -376,21 +378,6 @@ class NearDuplicateRow(NamedTuple):
     sample_id: str
     other_id: str
     similarity: float
-
-
-class TeacherMeasureRow(NamedTuple):
-    """A row of `teacher_measure`."""
-
-    measure_id: str
-    name: str
-    method: str
-    teacher_id: str
-    prompt_id: str
-    first_kind: str
-    second_kind: str
-    low: float | None
-    high: float | None
-    created_at: str
 
 
 class SelectionRow(NamedTuple):

@@ -16,6 +16,8 @@ metadata.naming_convention = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
 }
 
+from recycledb.store.rater_tables import TeacherMeasure as TeacherMeasure  # noqa: E402 - after the naming convention
+
 # A token count as a server reports it; SQLite's INTEGER has 64 bits anyway.
 _Count = Integer().with_variant(BigInteger(), "duckdb", "postgresql")
 
@@ -176,8 +178,7 @@ class Attempt(SQLModel, table=True):
         default=None, sa_type=Double, description="the most that it can cost; NULL if no price was known"
     )
     others: str | None = Field(
-        default=None,
-        description="ids of the further variants that the question shows, in order, joined by commas; NULL for none",
+        default=None, description="ids of the further variants shown, in order, joined by commas; NULL for none"
     )
     # The longest reply allowed; 0 for no limit; NULL (before revision 0007): as in its teacher's parameters.
     max_tokens: int | None = None
@@ -456,24 +457,6 @@ class OrderingItem(SQLModel, table=True):
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
-class TeacherMeasure(SQLModel, table=True):
-    """A measure that a teacher takes: ratings of single variants, or judgements of ordered pairs of variants of a sample."""
-
-    __tablename__ = "teacher_measure"
-
-    measure_id: str = Field(primary_key=True)
-    name: str
-    method: str = Field(description="`judging` for pairs, else the method of the measure")
-    teacher_id: str = Field(foreign_key="teacher.teacher_id")
-    prompt_id: str = Field(foreign_key="prompt.prompt_id")
-    first_kind: str = Field(description="for pairs the first kind, or `answer/AUTHOR`; else ''")
-    second_kind: str = Field(description="for pairs the second kind; else that of the reference, '' for none")
-    low: float | None = Field(sa_type=Double, description="the lowest number of the scale; NULL for pairs")
-    high: float | None = Field(sa_type=Double)
-    created_at: str
-    digest: int | None = Field(default=None, sa_type=BigInteger)
-
-
 class Selection(SQLModel, table=True):
     """A recorded selection: the recipe that was run, and its result."""
 
@@ -504,10 +487,7 @@ class SelectionItem(SQLModel, table=True):
 
 
 class Name(SQLModel, table=True):
-    """From `since`, `name` stands for `id`.
-
-    It is that of a teacher, student, prompt (by step), selection, measure, rating, judging, augmentation or extractor version.
-    """
+    """From `since`, `name` stands for `id`: of a teacher, student, prompt (by step), selection, measure, judging, extractor version …"""
 
     kind: str = Field(primary_key=True)
     name: str = Field(primary_key=True)
