@@ -16,7 +16,7 @@ metadata.naming_convention = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
 }
 
-from recycledb.store.rater_tables import TeacherMeasure as TeacherMeasure  # noqa: E402 - after the naming convention
+from recycledb.store.rater_tables import TeacherMeasure  # noqa: E402, F401 - after the naming convention
 
 # A token count as a server reports it; SQLite's INTEGER has 64 bits anyway.
 _Count = Integer().with_variant(BigInteger(), "duckdb", "postgresql")
