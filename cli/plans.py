@@ -20,7 +20,7 @@ def show_plan(plan: "Plan", target: "Target") -> None:
     from recycledb.cli.printing import Table
 
     out = stdout()
-    if target.teacher is None and not target.all_students and not target.augmentations:
+    if not (target.teacher or target.all_students or target.augmentations or target.raters):
         out.print("recycledb.toml has no teacher and no student: add [teachers.NAME] or [students.NAME]")
     elif plan.ready == 0 and plan.calls == 0:
         out.print("nothing is missing" if plan.state == "complete" else "nothing to do")
@@ -32,7 +32,7 @@ def show_plan(plan: "Plan", target: "Target") -> None:
         for ask in plan.asks:
             tokens_out, cost = _about(ask.completion_tokens), _dollars(ask.cost_usd)
             numbers = (f"{ask.ready:,}", f"{ask.follow:,}", _about(ask.prompt_tokens), tokens_out, cost)
-            table.add_row(ask.step, ask.teacher, *numbers)
+            table.add_row(f"{ask.step} {ask.name}" if ask.name else ask.step, ask.teacher, *numbers)
         out.print(table)
     if any(each.sources for each in plan.augmentations):
         table = Table("step", "augmentation", "method", *right("variants"), box=None)

@@ -21,10 +21,10 @@ EXIT_MISSING, EXIT_FAILED_ONLY = 3, 4
 
 
 Only = Annotated[
-    Literal["reflect", "augment", "score", "measure"] | None,
+    Literal["reflect", "augment", "score", "measure", "judge"] | None,
     typer.Option(
-        help="Run one phase only: reflect (teacher steps), augment (transforms), score (students' statistics) or measure "
-        "(configured measures)."
+        help="Run one phase only: reflect (teacher steps), augment (transforms), score (students' statistics), measure "
+        "(configured measures, also by teachers) or judge (judgings)."
     ),
 ]
 Measures = Annotated[

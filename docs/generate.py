@@ -25,7 +25,7 @@ from recycledb.config import (
     SyncSettings,
     TeacherConfig,
 )
-from recycledb.options import AugmentationConfig, MeasureConfig
+from recycledb.options import AugmentationConfig, JudgingConfig, MeasureConfig
 from recycledb.store import Store, tables
 
 FOLDER = Path(__file__).parent
@@ -113,6 +113,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("students.NAME", StudentConfig),
     ("measures.NAME", MeasureConfig),
     ("augmentations.NAME", AugmentationConfig),
+    ("judgings.NAME", JudgingConfig),
     ("sync", SyncSettings),
 )
 

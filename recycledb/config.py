@@ -24,7 +24,16 @@ from pydantic import (
 from recycledb import methods
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat
-from recycledb.options import AugmentationConfig, Listed, MeasureConfig, Names, Settings, plain, with_files
+from recycledb.options import (
+    AugmentationConfig,
+    JudgingConfig,
+    Listed,
+    MeasureConfig,
+    Names,
+    Settings,
+    plain,
+    with_files,
+)
 from recycledb.schema import DEFAULT_LIMIT, IDENTITY_LENGTH, content_id, limit_of, teacher_id_of, without_limit
 from recycledb.suggestions import did_you_mean, explained, no_table
 
@@ -36,11 +45,16 @@ DEFAULT_PARAMS: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "max_tokens":
 
 
 def _step(name: str) -> str:
-    return _one_of(name, tuple(methods.steps()))
+    return _one_of(name, _own_steps())
 
 
 def _step_or_score(name: str) -> str:
-    return _one_of(name, (*methods.steps(), methods.SCORE))
+    return _one_of(name, (*_own_steps(), methods.SCORE))
+
+
+def _own_steps() -> tuple[str, ...]:
+    """Return the steps that [sync] and [prompts] can name; those without inputs belong to measures and judgings."""
+    return tuple(step.name for step in methods.steps().values() if step.inputs)
 
 
 def _one_of(name: str, steps: tuple[str, ...]) -> str:
@@ -277,6 +291,7 @@ class Config(Settings):
     students: dict[str, StudentConfig] = Field({})
     measures: dict[str, MeasureConfig] = Field({})
     augmentations: dict[str, AugmentationConfig] = Field({})
+    judgings: dict[str, JudgingConfig] = Field({})
     prompts: dict[StepName, LocalPath] = Field(
         {},
         description="For each step (`compress`, `reflect_instruction`, `reflect_response`, or one of an installed method) a file with "
@@ -300,6 +315,12 @@ class Config(Settings):
                     raise ValueError(
                         f"augmentations.{augmentation.name}.{key} is {no_table('students', name, self.students)}"
                     )
+        for table, each in (
+            *(("measures", m) for m in self.measures.values()),
+            *(("judgings", j) for j in self.judgings.values()),
+        ):
+            if each.teacher is not None and each.teacher not in self.teachers:
+                raise ValueError(f"{table}.{each.name}.teacher has {no_table('teachers', each.teacher, self.teachers)}")
         return self
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:
@@ -373,14 +394,15 @@ def load(path: Path | None = None) -> Config:
 def parse(data: Mapping[str, Any], path: Path) -> Config:
     """Check a configuration's tables and return it; ConfigError names the key that is wrong."""
     values: dict[str, Any] = {**data, "path": path}
-    for table in ("teachers", "students", "measures", "augmentations"):
+    for table in ("teachers", "students", "measures", "augmentations", "judgings"):
         rows = values.get(table, {})
         if isinstance(rows, dict):
             values[table] = {name: _named(name, row, path.parent) for name, row in rows.items()}
-    for table in ("measures", "augmentations"):
+    for table in ("measures", "augmentations", "judgings"):
         for name, row in list(values.get(table, {}).items()):
             if isinstance(row, dict):
-                row.setdefault("method", name)
+                if table != "judgings":
+                    row.setdefault("method", name)
                 values[table][name] = with_files(row, table, path.parent)
     config = _checked(Config, values, str(path))
     prompts = {step: path.parent / file for step, file in config.prompts.items()}

@@ -117,7 +117,7 @@ def _without_problems(config: Config) -> tuple[Config, list[dict[str, str]]]:
     measures = {
         name: each.model_copy(update={"students": tuple(student for student in each.students if student not in bad)})
         for name, each in config.measures.items()
-        if set(each.students or left) - bad
+        if each.by_teacher or set(each.students or left) - bad
     }
     sync = {"students": left, "steps": config.sync.steps if asking else tuple({*config.sync.steps} & {methods.SCORE})}
     students = {name: each for name, each in config.students.items() if name not in bad and (left or name in measured)}
@@ -190,7 +190,7 @@ class _Of:
         """Run a statement in which `{samples}` restricts the samples of `v`, and `{of_TABLE}` the variants of a table."""
         everything = not self.datasets
         conditions = {"samples": "1 = 1" if everything else f"v.sample_id IN ({samples_in(self.datasets)})"}
-        for table in ("t", "l", "w", "r"):
+        for table in ("t", "l", "w", "r", "j"):
             there = "1 = 1" if everything else in_datasets(f"{table}.variant_id", self.datasets)
             conditions[f"of_{table}"] = there
         return self.store.rows(sql.format(**conditions), **named_datasets(self.datasets))
@@ -361,12 +361,24 @@ _VALUES = """
         GROUP BY w.measure_id, w.model_id
     ) x
     JOIN measure m ON m.measure_id = x.measure_id
-    JOIN students s ON s.student_id = x.model_id
+    JOIN (
+        SELECT student_id AS model_id, student FROM students UNION ALL SELECT teacher_id, teacher FROM teachers
+    ) s ON s.model_id = x.model_id
     WHERE m.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'measure')
     UNION ALL
     SELECT r.name, r.teacher, r.step, max(r.extractor), count(*), count(*) FROM ratings r
-    WHERE r.is_current = 1 AND {of_r}
+    WHERE r.is_current = 1 AND r.step NOT IN ('rate', 'compare') AND {of_r}
     GROUP BY r.name, r.teacher, r.step
+    UNION ALL
+    SELECT m.measure, m.teacher, m.method, max(r.extractor), count(*),
+        sum(CASE WHEN r.value BETWEEN m.low AND m.high THEN 1 ELSE 0 END)
+    FROM teacher_measures m
+    JOIN ratings r ON r.prompt_id = m.prompt_id AND r.teacher_id = m.teacher_id AND r.name = 'rating'
+    WHERE m.is_current = 1 AND m.method <> 'judging' AND r.is_current = 1 AND {of_r}
+    GROUP BY m.measure, m.teacher, m.method
+    UNION ALL
+    SELECT 'wins/' || j.judging, j.teacher, 'judging', 1, count(*), count(j.outcome) FROM judgements j
+    WHERE j.is_current = 1 AND {of_j} GROUP BY j.judging, j.teacher
     ORDER BY 1, 2
 """
 

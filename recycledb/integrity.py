@@ -31,13 +31,17 @@ from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of, stored
 from recycledb.store.duplicates import search_id_of
-from recycledb.store.rows import ReplyRow
+from recycledb.store.rows import ReplyRow, TeacherMeasureRow
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, RowOf, Rule
 from recycledb.sync.measures import measure_id_of
+from recycledb.sync.raters import teacher_measure_id_of
 from recycledb.sync.replies import reply_id_of
 
-NAMED = ("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation", "duplicate_search")
+NAMED = (
+    *("teacher", "student", "prompt", "selection", "extractor", "measure", "augmentation", "duplicate_search"),
+    *("rating", "judging"),
+)
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _RANDOM = re.compile(r"[0-9a-f]{32}")
 
@@ -154,6 +158,10 @@ def _measure(row: RowOf) -> str:
     return measure_id_of(row["name"], row["method"], row["version"], row["parameters"])
 
 
+def _teacher_measure(row: RowOf) -> str:
+    return teacher_measure_id_of(TeacherMeasureRow(**{name: row[name] for name in TeacherMeasureRow._fields}))
+
+
 def _wrong_value(row: RowOf) -> Iterator[str]:
     if (row["status"] == LossStatus.OK) != (row["value"] is not None and math.isfinite(row["value"])):
         yield f"is {row['status']}, with the value {row['value']}"
@@ -236,6 +244,7 @@ RULES = {
     "augmentation": Rule("augmentation_id", _augmentation, _wrong_augmentation),
     "derivation": Rule(wrong=_wrong_derivation),
     "measure": Rule("measure_id", _measure),
+    "teacher_measure": Rule("measure_id", _teacher_measure),
     "value": Rule(wrong=_wrong_value),
     "readout": Rule(wrong=_wrong_readout),
     "embedding": Rule(wrong=_wrong_embedding),

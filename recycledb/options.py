@@ -61,18 +61,71 @@ class Optioned(Settings):
 
 
 class MeasureConfig(Optioned):
-    """A number that a method computes for each variant under each student."""
+    """A number for each variant: a method computes it under each student, or a teacher gives it."""
 
+    teacher: str | None = Field(
+        None, description="For `rating`: the teacher to ask. Default: that of [sync], or the only one in this file."
+    )
     students: Names = Field((), description="The students to measure with. Default: those that a sync scores with.")
     kinds: Names = Field((), description="The kinds of variants to measure. Default: all that are scored.")
 
     @model_validator(mode="after")
     def _known(self) -> "MeasureConfig":
-        self._check("measure", methods.measures())
+        self._check("measure", measures_by_name())
         _require_kinds(self.kinds, list(methods.kinds()))
-        measure = methods.measures()[self.method]
+        measure = measures_by_name()[self.method]
         measure.check(self.options(measure.options))
+        if self.by_teacher and self.students:
+            raise ValueError(f"a teacher gives the numbers of method {self.method!r}: set teacher, not students")
+        if self.teacher is not None and not self.by_teacher:
+            raise ValueError(f"students give the numbers of method {self.method!r}: set students, not teacher")
         return self
+
+    @property
+    def by_teacher(self) -> bool:
+        """Whether a teacher gives the numbers."""
+        return self.method in methods.teacher_measures()
+
+
+class JudgingConfig(Settings):
+    """A comparison of two variants of each sample by a teacher, in both orders."""
+
+    name: str = Field(description="NAME in the table's name.")
+    teacher: str | None = Field(
+        None, description="The teacher to ask. Default: that of [sync], or the only one in this file."
+    )
+    between: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        description='Two kinds of variants, such as `["origin", "reflect_response"]`; for answers of models `"answer/AUTHOR"`.'
+    )
+    prompts: str = Field(
+        "",
+        description="A file with the whole prompt: {question}, {answer_1} and {answer_2}, and the request for two scores on the first "
+        "line. Default: ours.",
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "JudgingConfig":
+        if len(self.between) != 2 or _within(*self.between) or _within(*reversed(self.between)):
+            raise ValueError(
+                f"between = {list(self.between)}: give two different kinds of variants, such as origin and reflect_response"
+            )
+        _require_kinds(self.kinds, list(methods.kinds()))
+        return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of the variants that are compared."""
+        return tuple(dict.fromkeys(each.partition("/")[0] for each in self.between))
+
+
+def _within(one: str, other: str) -> bool:
+    """Return whether the variants that `one` names are among those of `other`."""
+    return one == other or one.startswith(f"{other}/")
+
+
+def measures_by_name() -> Mapping[str, methods.StudentMeasure | methods.TeacherMeasure]:
+    """Return the measures of students and those of teachers."""
+    return {**methods.measures(), **methods.teacher_measures()}
 
 
 class AugmentationConfig(Optioned):
@@ -124,9 +177,11 @@ def with_files(row: Mapping[str, Any], table: str, folder: Path) -> dict[str, An
 
     Raises ConfigError for a file that cannot be read.
     """
-    known: Mapping[str, Any] = methods.measures() if table == "measures" else methods.transforms()
+    known: Mapping[str, Any] = measures_by_name() if table == "measures" else methods.transforms()
     method = row.get("method")
     defaults = known[method].options if isinstance(method, str) and method in known else {}
+    if table == "judgings":
+        defaults = {"prompts": methods.TextFile("")}
     values = dict(row)
     for key, default in defaults.items():
         if isinstance(default, methods.TextFile) and isinstance(row.get(key), str):

@@ -159,6 +159,13 @@ _RELATIONS = (
     _named("measure", "measure"),
     _named("augmentation", "augmentation"),
     _named("duplicate_search", "duplicate_search"),
+    Relation(
+        "of name mean a rating or judging that does not exist",
+        """
+        SELECT count(*) FROM name n WHERE n.kind IN ('rating', 'judging')
+        AND NOT EXISTS (SELECT 1 FROM teacher_measure t WHERE t.measure_id = n.id)
+        """,
+    ),
 )
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from recycledb.selection.compare import Comparison
     from recycledb.selection.diff import Diff
     from recycledb.selection.duplicates import Duplicates
+    from recycledb.selection.imported import AddedAnswers, ImportedValues
+    from recycledb.selection.judged import JudgeReport
     from recycledb.selection.matrix import Matrix
     from recycledb.selection.published import Imported
     from recycledb.selection.select import Exported, Selected
@@ -217,6 +219,12 @@ class Workspace:
         """
         return measures(self.store)
 
+    def judge_report(self, name: str) -> "JudgeReport":
+        """Return wins, ties, losses, flips and the winning score of a judging."""
+        from recycledb.selection.judged import judge_report
+
+        return judge_report(self.store, name)
+
     def import_scores(
         self,
         file: str | Path,
@@ -233,6 +241,29 @@ class Workspace:
 
         of = {"dataset": dataset, "kind": kind, "student": student, "teacher": teacher}
         return import_scores(self.store, Path(file), **of, prompt=template, max_length=max_length)  # type: ignore[arg-type]
+
+    def import_values(
+        self,
+        file: str | Path,
+        *,
+        measure: str,
+        model: str,
+        dataset: str,
+        kind: str = "origin",
+        teacher: str | None = None,
+        field: str | None = None,
+    ) -> "ImportedValues":
+        """Import published numbers, one for each position of a dataset, as values of a measure under a model. Idempotent."""
+        from recycledb.selection.imported import import_values
+
+        of = {"measure": measure, "model": model, "dataset": dataset, "kind": kind}
+        return import_values(self.store, Path(file), **of, teacher=teacher, field=field)
+
+    def add_answers(self, file: str | Path, *, author: str, dataset: str, field: str | None = None) -> "AddedAnswers":
+        """Add a model's answers to the questions of a dataset, as variants of kind `answer`. Idempotent."""
+        from recycledb.selection.imported import add_answers
+
+        return add_answers(self.store, Path(file), author=author, dataset=dataset, field=field)
 
     def merge(self, source: str, progress: Callable[[str, int], None] | None = None) -> "Merged":
         """Copy from the store at the URL `source` every row that this store does not have. Safe to re-run.

@@ -39,11 +39,13 @@ from recycledb.store.rows import (
     SelectionItemRow,
     SelectionRow,
     StudentRow,
+    TeacherMeasureRow,
     TeacherRow,
     ValueRow,
     VariantRow,
 )
 from recycledb.sync.measures import measure_id_of
+from recycledb.sync.raters import teacher_measure_id_of
 
 TEACHER = "7ea000000001"
 STUDENT = "57d000000001"
@@ -246,12 +248,13 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     now = "2026-01-01T00:00:00.000000Z"
     origins = conn.exec_driver_sql("SELECT sample_id, variant_id FROM variant WHERE kind = 'origin'").fetchall()
     members = [dict(map(tuple, origins))[sample] for sample in samples]
-    [text_id], [prompt], [student] = (
+    [text_id], [prompt], [student], [teacher] = (
         conn.exec_driver_sql(f"SELECT min({key}) FROM {table}").fetchone()
         for key, table in (
             ("text_id", f"extraction WHERE extractor = {EXTRACTOR}"),
             ("prompt_id", "prompt"),
             ("student_id", "student"),
+            ("teacher_id", "teacher"),
         )
     )
     measure, parameters = measure_id_of(f"m-{name}", "digits", 1, "{}"), {"name": name, "of": ["origin"]}
@@ -276,6 +279,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
         ValueRow(measure, student, members[0], "", 0.5, "ok"),
         OrderingRow(ordering, "random", 1, canonical_json(parameters), "00" * 32, 1, now),
         OrderingItemRow(ordering, 1, members[0], 0.5, "first"),
+        rater_row(name, teacher, prompt),
         AugmentationRow(augmentation, f"a-{name}", "pair", 1, 0, canonical_json(parameters), now),
         DerivationRow(derivation, augmentation, 0, "{}", None, now),
         VariantRow(key, samples[0], "pair", members[0], None, None, None, *made, now, derivation_id=derivation),
@@ -284,6 +288,12 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
     store.insert(conn, rows)
     duplicate(store, conn, samples)
     return key
+
+
+def rater_row(name: str, teacher: str, prompt: str) -> TeacherMeasureRow:
+    """Return the row of a rating measure."""
+    row = TeacherMeasureRow("", f"r-{name}", "rating", teacher, prompt, "", "", 0.0, 5.0, utc_now())
+    return row._replace(measure_id=teacher_measure_id_of(row))
 
 
 def duplicate(store: Store, conn: Any, samples: Sequence[str]) -> None:
@@ -348,5 +358,5 @@ VIEWS = (
         "derivations",
         "derivation_members",
     ),
-    *("near_duplicates", "duplicate_groups", "embeddings", "orderings", "ordering_items"),
+    *("near_duplicates", "duplicate_groups", "embeddings", "orderings", "ordering_items", "teacher_measures"),
 )

@@ -62,6 +62,7 @@ class Fault(StrEnum):
     BAD_REQUEST = "bad_request"  # 400 of another kind
     PROXY = "proxy"  # 400 from a proxy that does not know the model or the key, whatever is asked; with an id of the request
     UNSUPPORTED = "unsupported"  # 400: a reasoning model refuses max_tokens
+    NO_STOP = "no_stop"  # 400: a reasoning model refuses stop
     ODD_NAMES = "odd_names"  # lone surrogates and NUL in model and finish_reason
     LONG_NAMES = "long_names"  # a model's name of a million letters
     WRONG_TYPES = "wrong_types"  # a list as model, an object as finish_reason, true and 12.5 as counts of tokens
@@ -111,6 +112,7 @@ _ERRORS: dict[Fault, tuple[int, str, str | None]] = {
     Fault.FILTERED_PROMPT: (400, "content_filter", "The prompt was filtered"),
     Fault.TOO_LONG: (400, "context_length_exceeded", "This model's maximum context length is 8192 tokens."),
     Fault.BAD_REQUEST: (400, "invalid_request_error", "Invalid 'messages[0].content'"),
+    Fault.NO_STOP: (400, "unsupported_parameter", "Unsupported parameter: 'stop' is not supported with this model."),
     Fault.PROXY: (400, "400", "team not allowed to access model"),
     Fault.UNSUPPORTED: (400, "unsupported_parameter", "Use 'max_completion_tokens' instead of 'max_tokens'."),
 }
@@ -120,7 +122,7 @@ _ERRORS[Fault.BILLED_FILTER] = _ERRORS[Fault.FILTERED_PROMPT]
 
 _UNBILLED = {
     *(Fault.RATE_LIMITED, Fault.RATE_LIMITED_AFTER, Fault.NO_QUOTA, Fault.UNAUTHORIZED, Fault.FORBIDDEN),
-    *(Fault.UNKNOWN_MODEL, Fault.UNSUPPORTED),
+    *(Fault.UNKNOWN_MODEL, Fault.UNSUPPORTED, Fault.NO_STOP),
 }
 _WITHOUT_USAGE = {Fault.NO_USAGE, Fault.EMPTY_NO_USAGE, Fault.REFUSAL_NO_USAGE, Fault.FILTERED_NO_USAGE}
 _GENERATED_UNSEEN = {Fault.BILLED_HANG, Fault.BILLED_RESET, Fault.BILLED_ERROR, Fault.BILLED_FILTER}

@@ -601,7 +601,18 @@ def test_top_is_nothing_else(text: str) -> None:
 
 
 def test_shipped_recipes_declare_themselves() -> None:
-    shipped = {"cherry", "recycled", "selective", "superfilter", "selectit", "superfilter_d", "deita", "long", "random", "rds"}
+    shipped = {
+        "cherry",
+        "recycled",
+        "selective",
+        "superfilter",
+        "selectit",
+        "superfilter_d",
+        "deita",
+        "long",
+        "random",
+        "rds",
+    }
     assert {recipe.name for recipe in iter_recipes()} == shipped | {"all_agree", "pareto"}
     for recipe in iter_recipes():
         assert 20 < len(recipe.description) < 120

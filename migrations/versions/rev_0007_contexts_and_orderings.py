@@ -14,7 +14,10 @@ Why `ordering`: which samples stand for the others depends on the whole pool, so
 is never put in order twice.
 Why `variants` is replaced in DuckDB: it joined the extraction of each of three generations; what a variant's own reply decides is now
 computed once for all variants and joined by generation, which takes half the time.
-Why `measures` is replaced: a value may depend on a second variant, the reference; it is current if that one is too.
+Why `teacher_measure`: ratings and judgements are read from replies, which are facts; this table says which teacher's replies to which
+prompt belong to which measure, and on what scale, so that another scale is no reason to ask again.
+Why `measures` is replaced: a value may depend on a second variant, the reference; it is current if that one is too. It also shows the
+ratings of measures, and what judgements say of a variant.
 Why `dataset_import.parts`: a file is added to a dataset at the position at which the files before it end, and is found again by its path.
 An import of format `removed` stands for the removal of a dataset, which the view `datasets` no longer shows.
 Why `duplicate_pool`: a pair of near-duplicates is a row for ever, but whether all pairs of some samples were looked for depends on the
@@ -46,6 +49,7 @@ def upgrade() -> None:
     op.execute(SAMPLES)
     for view in (EMBEDDINGS, ORDERINGS, ORDERING_ITEMS, NEAR_DUPLICATES, DUPLICATE_GROUPS):
         op.execute(view)
+    create_teacher_measures()
     replace_views_of_teachers()
     add_parts_of_datasets()
 
@@ -137,9 +141,12 @@ SELECT o.method || '@' || substr(o.ordering_id, 1, 8) AS ordering, i.rank, i.var
 FROM ordering_item i JOIN ordering o ON o.ordering_id = i.ordering_id
 """
 
+CURRENT = ":current"  # the place of what `current_cte` returns
+
 # All numbers about variants: from losses, values and teachers' ratings. A value with a second variant is current only if that one is too.
 MEASURES = """
 CREATE VIEW measures AS
+WITH :current
 SELECT s.sample_id, s.variant_id, s.kind, 'ifd' AS measure, s.student AS model, s.ifd_ppl AS value,
     CASE WHEN s.ifd_ppl IS NULL THEN 'missing' ELSE 'ok' END AS status, s.is_current
 FROM scores s
@@ -158,13 +165,147 @@ FROM loss l JOIN students s ON s.student_id = l.student_id JOIN variants v ON v.
 UNION ALL
 SELECT v.sample_id, v.variant_id, v.kind, m.name, s.student, x.value, x.status,
     CASE WHEN m.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'measure')
-        AND (x.other_id = '' OR x.other_id IN (SELECT c.variant_id FROM current_variants c)) THEN v.is_current ELSE 0 END
+        AND (x.other_id = '' OR x.other_id IN (SELECT c.variant_id FROM current c)) THEN v.is_current ELSE 0 END
 FROM value x
 JOIN measure m ON m.measure_id = x.measure_id
 JOIN variants v ON v.variant_id = x.variant_id
-JOIN students s ON s.student_id = x.model_id
+JOIN (
+    SELECT student_id AS model_id, student FROM students UNION ALL SELECT teacher_id, teacher FROM teachers
+) s ON s.model_id = x.model_id
 UNION ALL
 SELECT n.sample_id, n.variant_id, n.kind, n.name, n.teacher, n.value, 'ok', n.is_current FROM ratings n
+WHERE n.step NOT IN ('rate', 'compare')
+UNION ALL
+SELECT v.sample_id, v.variant_id, v.kind, q.name, t.teacher, CASE WHEN q.status = 'ok' THEN q.value END, q.status,
+    CASE WHEN q.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'rating')
+        AND v.variant_id IN (SELECT c.variant_id FROM current c)
+        AND (q.other_id = '' OR q.other_id IN (SELECT c.variant_id FROM current c)) THEN 1 ELSE 0 END
+FROM (
+    SELECT u.*, row_number() OVER (PARTITION BY u.measure_id, u.variant_id, u.other_id ORDER BY u.worse, u.text_id) AS choice
+    FROM (
+        SELECT a.*, CASE a.status WHEN 'ok' THEN 0 WHEN 'unusable' THEN 1 ELSE 2 END AS worse FROM (
+            SELECT m.measure_id, m.name, m.teacher_id, r.variant_id, coalesce(r.others, '') AS other_id, r.text_id, x.value,
+                CASE WHEN r.status = 'failed' THEN 'failed'
+                    WHEN x.value BETWEEN m.low AND m.high AND (o.value IS NULL OR o.value = m.high) THEN 'ok'
+                    ELSE 'unusable' END AS status
+            FROM teacher_measure m
+            JOIN reply r ON r.teacher_id = m.teacher_id AND r.prompt_id = m.prompt_id
+            LEFT JOIN (
+                SELECT n.name AS step, max(CAST(n.id AS INTEGER)) AS version FROM current_names n WHERE n.kind = 'extractor' GROUP BY n.name
+            ) d ON d.step = r.step
+            LEFT JOIN extraction e ON e.text_id = r.text_id AND e.extractor = d.version
+            LEFT JOIN rating x ON x.text_id = e.text_id AND x.extractor = e.extractor AND x.variant_id = r.variant_id AND x.name = 'rating'
+            LEFT JOIN rating o ON o.text_id = e.text_id AND o.extractor = e.extractor AND o.variant_id = r.variant_id AND o.name = 'out_of'
+            WHERE m.method <> 'judging' AND (r.status = 'failed' OR (r.status = 'ok' AND e.text_id IS NOT NULL))
+        ) a
+    ) u
+) q
+JOIN variant v ON v.variant_id = q.variant_id
+JOIN teachers t ON t.teacher_id = q.teacher_id
+WHERE q.choice = 1
+UNION ALL
+SELECT j.sample_id, CASE WHEN j.kind = 'origin' THEN j.other_id ELSE j.variant_id END,
+    CASE WHEN j.kind = 'origin' THEN j.other_kind ELSE j.kind END,
+    'wins/' || j.judging, j.teacher,
+    CASE WHEN j.outcome IS NULL THEN NULL WHEN j.outcome = 'tie' THEN 0.5
+        WHEN (j.outcome = 'win') = (j.kind <> 'origin') THEN 1.0 ELSE 0.0 END,
+    CASE WHEN j.outcome IS NULL THEN 'undecided' ELSE 'ok' END, j.is_current
+FROM judgements j
+"""
+
+
+# -- measures by teachers
+
+
+def create_teacher_measures() -> None:
+    """Create the table of measures that teachers take."""
+    create(
+        "teacher_measure",
+        text("measure_id"), text("name"), text("method"), text("teacher_id"), text("prompt_id"), text("first_kind"), text("second_kind"),
+        real("low", nullable=True), real("high", nullable=True), text("created_at"),
+        key=("measure_id",),
+        references={"teacher_id": "teacher.teacher_id", "prompt_id": "prompt.prompt_id"},
+    )  # fmt: skip
+
+
+def current_cte() -> str:
+    """Return the CTE of the current variants' ids.
+
+    DuckDB plans `current_variants` for each place where it is used, which takes longer than most queries; SQLite looks ids up by key.
+    """
+    hint = "MATERIALIZED" if op.get_bind().dialect.name == "duckdb" else "NOT MATERIALIZED"
+    return f"current AS {hint} (SELECT c.variant_id FROM current_variants c)"
+
+
+TEACHER_MEASURES = """
+CREATE VIEW teacher_measures AS
+SELECT m.name AS measure, m.method, t.teacher, m.prompt_id, m.first_kind, m.second_kind, m.low, m.high,
+    CASE WHEN m.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind IN ('rating', 'judging')) THEN 1 ELSE 0 END AS is_current,
+    m.measure_id, m.teacher_id, m.created_at
+FROM teacher_measure m JOIN teachers t ON t.teacher_id = m.teacher_id
+"""
+
+
+def is_one_of(alias: str, column: str) -> str:
+    """Return the condition that a variant is of the kind, or of the kind and author, in a column of `teacher_measure`."""
+    return f"(g.{column} = {alias}.kind OR g.{column} = {alias}.kind || '/' || coalesce({alias}a.name, ''))"
+
+
+def author(alias: str) -> str:
+    """Return the joins from a variant to its augmentation, whose name is a model's for answers."""
+    return f"""LEFT JOIN derivation {alias}d ON {alias}d.derivation_id = {alias}.derivation_id
+    LEFT JOIN augmentation {alias}a ON {alias}a.augmentation_id = {alias}d.augmentation_id"""
+
+
+# Two questions for each pair, one for each order; `variant_id` is of the first kind of the judging. d1 is its sign where it is shown
+# first, d2 where it is shown second: 1 if it is better, -1 if it is worse. Of several replies to one question the first by id counts.
+JUDGEMENTS = f"""
+CREATE VIEW judgements AS
+WITH :current,
+reader AS (
+    SELECT n.name AS step, max(CAST(n.id AS INTEGER)) AS version FROM current_names n WHERE n.kind = 'extractor' GROUP BY n.name
+),
+verdict AS (
+    SELECT g.measure_id, {is_one_of("f", "first_kind")} AND {is_one_of("s", "second_kind")} AS forward,
+        f.variant_id AS shown_first, s.variant_id AS shown_second,
+        CASE WHEN x.value > y.value THEN 1 WHEN x.value < y.value THEN -1 WHEN x.value = y.value THEN 0 END AS sign,
+        row_number() OVER (
+            PARTITION BY g.measure_id, r.variant_id, r.others ORDER BY CASE WHEN x.value IS NULL THEN 1 ELSE 0 END, r.text_id
+        ) AS choice
+    FROM teacher_measure g
+    JOIN reply r ON r.teacher_id = g.teacher_id AND r.prompt_id = g.prompt_id AND r.status = 'ok'
+    JOIN variant f ON f.variant_id = r.variant_id
+    JOIN variant s ON s.variant_id = r.others
+    {author("f")}
+    {author("s")}
+    LEFT JOIN reader d ON d.step = r.step
+    LEFT JOIN extraction e ON e.text_id = r.text_id AND e.extractor = d.version
+    LEFT JOIN rating x ON x.text_id = e.text_id AND x.extractor = e.extractor AND x.variant_id = r.variant_id AND x.name = 'score'
+    LEFT JOIN rating y ON y.text_id = e.text_id AND y.extractor = e.extractor AND y.variant_id = r.others AND y.name = 'score'
+    WHERE g.method = 'judging' AND (
+        ({is_one_of("f", "first_kind")} AND {is_one_of("s", "second_kind")})
+        OR ({is_one_of("s", "first_kind")} AND {is_one_of("f", "second_kind")})
+    )
+),
+pair AS (
+    SELECT measure_id, CASE WHEN forward THEN shown_first ELSE shown_second END AS variant_id,
+        CASE WHEN forward THEN shown_second ELSE shown_first END AS other_id,
+        max(CASE WHEN forward THEN sign END) AS d1, max(CASE WHEN forward THEN NULL ELSE -sign END) AS d2
+    FROM verdict WHERE choice = 1 GROUP BY 1, 2, 3
+)
+SELECT g.name AS judging, p.variant_id, p.other_id, p.d1, p.d2,
+    CASE WHEN p.d1 + p.d2 > 0 THEN 'win' WHEN p.d1 + p.d2 < 0 THEN 'lose' WHEN p.d1 + p.d2 = 0 THEN 'tie' END AS outcome,
+    CASE WHEN p.d1 * p.d2 < 0 THEN 1 WHEN p.d1 * p.d2 IS NOT NULL THEN 0 END AS flipped,
+    t.teacher, v.sample_id, v.kind, o.kind AS other_kind, g.first_kind, g.second_kind,
+    CASE WHEN p.measure_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'judging')
+        AND p.other_id IN (SELECT c.variant_id FROM current c) AND p.variant_id IN (SELECT c.variant_id FROM current c)
+        THEN 1 ELSE 0 END AS is_current,
+    p.measure_id
+FROM pair p
+JOIN teacher_measure g ON g.measure_id = p.measure_id
+JOIN teachers t ON t.teacher_id = g.teacher_id
+JOIN variant v ON v.variant_id = p.variant_id
+JOIN variant o ON o.variant_id = p.other_id
 """
 
 
@@ -342,7 +483,9 @@ def replace_views_of_teachers() -> None:
     variants, current, sample_scores = (with_aliases(view, by_column) for view in made)
     scores, ratings, measures = (with_aliases(view, by_column) for view in kept)
     side_by_side = beside_aliases(sample_scores, by_column)
-    for view in (variants, current, scores, side_by_side, ratings, measures):
+    hint = current_cte()
+    judgements, measures = JUDGEMENTS.replace(CURRENT, hint), measures.replace(CURRENT, hint)
+    for view in (variants, current, scores, side_by_side, ratings, TEACHER_MEASURES, judgements, measures):
         op.execute(view)
 
 

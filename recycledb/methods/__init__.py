@@ -33,6 +33,7 @@ from recycledb.methods.definition import (
     Source,
     Statistic,
     StudentMeasure,
+    TeacherMeasure,
     TeacherStep,
     TextFile,
     Tokenizer,
@@ -60,6 +61,7 @@ __all__ = [
     "Source",
     "Statistic",
     "StudentMeasure",
+    "TeacherMeasure",
     "TeacherStep",
     "TextFile",
     "Tokenizer",
@@ -72,6 +74,7 @@ __all__ = [
     "orderings",
     "statistics",
     "steps",
+    "teacher_measures",
     "transforms",
     "versions",
 ]
@@ -86,13 +89,15 @@ def _built_in() -> tuple[Method, ...]:
     from recycledb.methods.embedding import EMBEDDING
     from recycledb.methods.expected import EXPECTED
     from recycledb.methods.ifd import IFD
+    from recycledb.methods.judging import JUDGING
     from recycledb.methods.mosaic import MOSAIC
     from recycledb.methods.orders import ORDERS
+    from recycledb.methods.rating import RATING
     from recycledb.methods.reflection import REFLECTION
     from recycledb.methods.ruler import RULER
     from recycledb.methods.selectit import SELECTIT
 
-    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS, RULER, MOSAIC
+    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS, RULER, MOSAIC, RATING, JUDGING
 
 
 @cache
@@ -129,7 +134,7 @@ def _names(method: Method) -> Iterator[tuple[str, str]]:
     yield "method", method.name
     yield from (("kind", kind.name) for kind in method.kinds)
     yield from (("step", step.name) for step in method.steps)
-    yield from (("measure", measure.name) for measure in method.measures)
+    yield from (("measure", measure.name) for measure in (*method.measures, *method.teacher_measures))
     yield from (("transform", transform.name) for transform in method.transforms)
     yield from (("ordering", ordering.name) for ordering in method.orderings)
 
@@ -206,6 +211,13 @@ def steps() -> Mapping[str, TeacherStep]:
 def measures() -> Mapping[str, StudentMeasure]:
     """Return all student measures by name."""
     return MappingProxyType({measure.name: measure for method in methods() for measure in method.measures})
+
+
+@cache
+def teacher_measures() -> Mapping[str, TeacherMeasure]:
+    """Return all measures by teachers, by name."""
+    found = (measure for method in methods() for measure in method.teacher_measures)
+    return MappingProxyType({measure.name: measure for measure in found})
 
 
 @cache

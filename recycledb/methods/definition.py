@@ -98,6 +98,8 @@ class TeacherStep:
     `wording` returns the built-in prompt, in the form of `recycledb.reflection.prompts`; `needs` are the placeholders that every prompt
     must contain, and `markers` those that it must ask for. `read` extracts a reply, given the texts shown; it is a pure function, whose
     `version` is stored with every result, so that a newer version extracts all stored replies again.
+    A step without inputs is asked by the measures and judgings of a configuration, which bring the variants and the prompt.
+    `stop` are texts at which the teacher may stop, since `read` ignores what follows.
     `lazy_tables` are named SELECTs for the `lazy` conditions of the inputs; these apply only if the step `lazy_after` is wanted too.
     """
 
@@ -110,6 +112,7 @@ class TeacherStep:
     markers: tuple[str, ...] = ()
     lazy_after: str = ""
     lazy_tables: tuple[tuple[str, str], ...] = ()
+    stop: tuple[str, ...] = ()
 
     @cached_property
     def made(self) -> tuple[str, ...]:
@@ -124,10 +127,12 @@ class TeacherStep:
     @cached_property
     def shown(self) -> int:
         """The largest number of variants that a question shows."""
-        return max(1 + len(each.beside) for each in self.inputs)
+        return max((1 + len(each.beside) for each in self.inputs), default=2)
 
     def gives(self, kind: str) -> str | None:
-        """Return the kind of variant that the step makes from one of `kind`; raise KeyError if it has no such input."""
+        """Return the kind of variant that the step makes from one of `kind`; raise KeyError if it has inputs, but no such one."""
+        if not self.inputs:
+            return None
         for each in self.inputs:
             if kind in each.kinds:
                 return each.gives
@@ -257,6 +262,24 @@ class StudentMeasure:
     reference: Callable[[Mapping[str, Any]], str] = lambda options: ""
 
 
+@dataclass(frozen=True)
+class TeacherMeasure:
+    """A number for a variant that a teacher gives: the step that asks for it, and the prompt and scale for the configuration's options.
+
+    `template` returns the whole prompt; `scale` the lowest and highest number that count; `reference` the kind of variant whose output
+    the prompt shows as {reference}, "" for none. `check` raises ValueError for options that make no sense.
+    """
+
+    name: str
+    help: str
+    step: str
+    template: Callable[[Mapping[str, Any]], str]
+    scale: Callable[[Mapping[str, Any]], tuple[float, float]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Mapping[str, Any]], None] = lambda options: None
+    reference: Callable[[Mapping[str, Any]], str] = lambda options: ""
+
+
 class Source(NamedTuple):
     """A variant that a transform may use; `tokens` is the number of tokens in the strings that `Transform.counted` returns for it."""
 
@@ -367,3 +390,4 @@ class Method:
     measures: tuple[StudentMeasure, ...] = ()
     transforms: tuple[Transform, ...] = ()
     orderings: tuple[Ordering, ...] = ()
+    teacher_measures: tuple[TeacherMeasure, ...] = ()

@@ -5,6 +5,8 @@ A prompt file is plain text:
 - A line `<<system>>` or `<<user>>` begins a message; without such a line the whole file is the user message.
 - `{instruction}`, `{input}` and `{output}` are replaced by the texts of the variant that is asked about. If a step shows several
   variants, `{instruction_2}`, `{input_2}`, `{output_2}` are those of the second, and so on.
+- In the prompts of measures and judgings also: `{question}` is the instruction, followed by a line break and the input if there is one,
+  `{answer}` the output; `{answer_1}`, `{question_2}`, `{answer_2}` and so on; `{reference}` is the output of the second variant.
 - `{context}` is replaced by what comes before the question: system prompt and earlier turns. Without it in the prompt, the context is
   shown in a block of its own before the paragraph that has `{instruction}` (`recycledb.methods.context`).
 - `{{#input}} … {{/input}}` is omitted if the variant has no input, `{{#context}} … {{/context}}` if the sample has no context. A section
@@ -80,7 +82,7 @@ def prompt_id_of(step: str, text: str) -> str:
 
 def render(prompt: PromptText, shown: Sequence[Texts]) -> list[dict[str, str]]:
     """Return the chat messages that ask `prompt` about the variants shown, as {"role", "content"} dictionaries."""
-    values = dict(_values(shown))
+    values = dict([*_values(shown), *_more_values(shown)])
     kept = {"input": bool(shown[0].input), context.NAME: bool(shown[0].context)}
     messages = [(role, _drop_sections(text, kept)) for role, text in prompt.messages]
     own = any(context.has_place(text) for _, text in prompt.messages)
@@ -101,6 +103,18 @@ def _values(shown: Sequence[Texts]) -> Iterator[tuple[str, str]]:
         for name, value in zip(Texts._fields, texts, strict=True):
             yield (name if number == 1 else f"{name}_{number}"), value
     yield context.NAME, context.shown(shown[0].context)  # the same for all: they are variants of one sample
+
+
+def _more_values(shown: Sequence[Texts]) -> Iterator[tuple[str, str]]:
+    """Yield the further placeholders of steps that measures and judgings ask."""
+    for number, texts in enumerate(shown, 1):
+        question = f"{texts.instruction}\n{texts.input}" if texts.input else texts.instruction
+        for name, value in (("question", question), ("answer", texts.output)):
+            if number == 1:
+                yield name, value
+            yield f"{name}_{number}", value
+        if number == 2:
+            yield "reference", texts.output
 
 
 def _read(step: str, path: Path) -> str:
@@ -125,7 +139,8 @@ def _check_placeholders(step: TeacherStep, text: str, source: str) -> None:
     if depth:
         raise ConfigError(f"prompt {source} for {step.name}: {{{{#{opened}}}}} is not closed by {{{{/{opened}}}}}")
     named = set(_PLACEHOLDER.findall(_SECTION_MARK.sub("", text)))
-    placeholders = [name for name, _ in _values([Texts("", "", "")] * step.shown)]
+    most = [Texts("", "", "")] * step.shown
+    placeholders = [name for name, _ in (*_values(most), *(() if step.inputs else _more_values(most)))]
     for name in sorted(named.difference(placeholders)):
         known = ", ".join(f"{{{each}}}" for each in placeholders)
         raise ConfigError(f"prompt {source} for {step.name} has an unknown placeholder {{{name}}}; use {known}")

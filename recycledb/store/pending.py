@@ -9,12 +9,16 @@ wanted steps need. They use only SQL that SQLite and DuckDB share.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from recycledb import methods
 from recycledb.methods import Input, TeacherStep
+from recycledb.methods.judging import ANSWER, ANSWERS
 from recycledb.schema import ORIGIN
 from recycledb.store.conditions import OfTeacher
+
+if TYPE_CHECKING:
+    from recycledb.store.subjects import Subjects
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Wanted(OfTeacher):
         None  # the longest reply allowed now; 0: no limit; None: what was cut off is not asked for again
     )
     limits: Mapping[str, int] = field(default_factory=dict)  # by teacher id, for attempts without a limit of their own
+    subjects: "Subjects | None" = None  # what its one step, which has no inputs, is asked about
     datasets: tuple[str, ...] = ()  # only questions about samples in these; none: in all
 
     def retrying(self, before: str) -> "Wanted":
@@ -52,6 +57,7 @@ class Wanted(OfTeacher):
     def parameters(self) -> dict[str, object]:
         """The values that the statements below bind; for all steps, since conditions may refer to any."""
         return {
+            **(self.subjects.parameters if self.subjects else {}),
             "teacher": self.teacher_id,
             **{f"teacher_{i}": alias for i, alias in enumerate(self.aliases)},
             "retry_before": self.retry_before,
@@ -209,17 +215,23 @@ def questions(wanted: Wanted, samples: str) -> str:
     texts of the first variant, and the number of attempts so far.
     """
     asks = list(_asks(wanted))
-    if not asks:
+    if not asks and wanted.subjects is None:
         return f"""
             WITH seen(sample_id) AS ({samples})
             SELECT v.variant_id, v.sample_id, v.kind, '' AS step, '' AS prompt_id, '' AS others,
                 v.instruction, v.input, v.output, NULL AS context, 0 AS attempts
             FROM variant v WHERE 1 = 0
         """
-    tables = "".join(f", {name} AS ({sql})" for name, sql in _lazy_tables(wanted))
+    if wanted.subjects is not None:
+        before = wanted.subjects.ctes(samples, wanted.steps[0].name)
+    else:
+        tables = "".join(f", {name} AS ({sql})" for name, sql in _lazy_tables(wanted))
+        before = f"""
+            {chain(wanted, samples)}, member AS ({_ORIGINS} UNION ALL SELECT * FROM usable){tables},
+            ask AS ({" UNION ALL ".join(asks)})
+        """
     return f"""
-        {chain(wanted, samples)}, member AS ({_ORIGINS} UNION ALL SELECT * FROM usable){tables},
-        ask AS ({" UNION ALL ".join(asks)}),
+        {before},
         open_question AS MATERIALIZED (SELECT a.* FROM ask a WHERE {_unanswered(wanted)})
         SELECT a.variant_id, a.sample_id, a.kind, a.step, a.prompt_id, a.others, v.instruction, v.input, v.output, {context_of("a")},
             (SELECT count(*) FROM attempt t WHERE {_same_question(wanted, "t")}) AS attempts
@@ -420,18 +432,20 @@ def candidates(scope: Scope, samples: str) -> str:
     found = [_ORIGINS if ORIGIN in kinds else f"{_ORIGINS} AND 1 = 0"]
     if scope.wanted is not None:
         found.append(f"SELECT * FROM usable WHERE kind IN ({_quoted(kinds)})")
-    if scope.augmentations:
+    if scope.augmentations or ANSWER in kinds:
         found.append(_derived(scope.augmentations, kinds))
     first = chain(scope.wanted, samples) if scope.wanted is not None else f"WITH seen(sample_id) AS ({samples})"
     return f"{first}, candidate AS ({' UNION ALL '.join(found)})"
 
 
 def _derived(augmentations: Sequence[str], kinds: Sequence[str]) -> str:
-    """Return SQL for the keys of the current variants that these augmentations made."""
+    """Return SQL for the keys of the current variants that these augmentations made, and of models' answers."""
+    answers = f"SELECT augmentation_id FROM augmentation WHERE method = '{ANSWERS}'" if ANSWER in kinds else "''"
     return f"""
         SELECT {_KEYS} FROM {_OF_SEEN} CROSS JOIN derivation d
         WHERE v.sample_id = seen.sample_id AND v.kind IN ({_quoted(kinds)})
-        AND d.derivation_id = v.derivation_id AND d.augmentation_id IN ({_quoted(augmentations)})
+        AND d.derivation_id = v.derivation_id
+        AND (d.augmentation_id IN ({_quoted(augmentations) or "''"}) OR d.augmentation_id IN ({answers}))
         AND EXISTS (SELECT 1 FROM current_variants c WHERE c.variant_id = v.variant_id)
     """
 

@@ -86,3 +86,8 @@ def prompt_tokens_seen(store: Store, teachers: Sequence[str]) -> Sequence[SQLRow
         ) r JOIN variant v ON v.variant_id = r.variant_id JOIN sample s ON s.sample_id = v.sample_id GROUP BY r.step
     """
     return store.rows(sql, **ids)
+
+
+def mean_length(store: Store) -> float:
+    """Return the mean number of characters of a sample."""
+    return float(store.rows("SELECT avg(length(instruction) + length(input) + length(output)) FROM sample")[0][0] or 0)

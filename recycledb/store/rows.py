@@ -7,6 +7,8 @@ columns default to None. A test compares them with `recycledb.store.tables`.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from recycledb.store.rater_rows import TeacherMeasureRow
+
 
 class DatasetRow(NamedTuple):
     """A row of `dataset`."""
@@ -443,6 +445,7 @@ StoredRow = (
     | DuplicateSearchRow
     | DuplicatePoolRow
     | NearDuplicateRow
+    | TeacherMeasureRow
     | SelectionRow
     | SelectionItemRow
     | NameRow
@@ -480,6 +483,7 @@ ROWS: Mapping[str, type[StoredRow]] = {
     "duplicate_search": DuplicateSearchRow,
     "duplicate_pool": DuplicatePoolRow,
     "near_duplicate": NearDuplicateRow,
+    "teacher_measure": TeacherMeasureRow,
     "selection": SelectionRow,
     "selection_item": SelectionItemRow,
     "name": NameRow,

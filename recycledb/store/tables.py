@@ -16,6 +16,8 @@ metadata.naming_convention = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
 }
 
+from recycledb.store.rater_tables import TeacherMeasure  # noqa: E402, F401 - after the naming convention
+
 # A token count as a server reports it; SQLite's INTEGER has 64 bits anyway.
 _Count = Integer().with_variant(BigInteger(), "duckdb", "postgresql")
 
@@ -176,8 +178,7 @@ class Attempt(SQLModel, table=True):
         default=None, sa_type=Double, description="the most that it can cost; NULL if no price was known"
     )
     others: str | None = Field(
-        default=None,
-        description="ids of the further variants that the question shows, in order, joined by commas; NULL for none",
+        default=None, description="ids of the further variants shown, in order, joined by commas; NULL for none"
     )
     # The longest reply allowed; 0 for no limit; NULL (before revision 0007): as in its teacher's parameters.
     max_tokens: int | None = None
@@ -486,7 +487,7 @@ class SelectionItem(SQLModel, table=True):
 
 
 class Name(SQLModel, table=True):
-    """From `since`, `name` stands for `id`: a teacher, student, prompt (by step), selection, measure, augmentation or extractor version."""
+    """From `since`, `name` stands for `id`: of a teacher, student, prompt (by step), selection, measure, judging, extractor version …"""
 
     kind: str = Field(primary_key=True)
     name: str = Field(primary_key=True)

@@ -145,7 +145,9 @@ class Sync:
         batch_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.store, self.target, self.limit = store, target.within(store), limit
-        self.budget = _budget(self.target, max_cost)
+        askings = [asking.within(store) for asking in self.target.askings]
+        self.askings = [(asking, _budget(asking, max_cost)) for asking in askings]
+        self.budget = self.askings[0][1] if self.askings else None
         self.retry_before = utc_now() if retry_failed else ""
         self.stop, self.listener, self.open_teacher = stop or Stop(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
@@ -208,7 +210,7 @@ class Sync:
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and replies bring new variants to score
         if not self.stop.is_set():
-            self._round(self.target.all_students, augment=self.target.augment)
+            self._round(self.target.all_students, last=True)
         self._fill_values()
         if self.stop.is_set():
             self.outcome.stopped = self.outcome.stopped or STOPPED
@@ -232,26 +234,33 @@ class Sync:
     def _ended(self) -> bool:
         return self.stop.is_set() or self.outcome.stopped is not None
 
-    def _round(self, students: Sequence[Student], *, augment: bool = False) -> bool:
+    def _round(self, students: Sequence[Student], *, last: bool = False) -> bool:
         """Ask what can be asked, score what can be scored; return whether any row was added.
 
-        With `augment`, transforms run in between: they use the new variants, and the variants that they make are scored too.
+        In the last round transforms run in between, and then teachers rate and compare: both use the new variants. The variants that
+        transforms make are rated and scored too.
         """
-        asked = self._reflect() if self.target.reflect and not self._ended else None
-        if augment:
-            self._augment()
+        asked = [self._reflect(*each) for each in self.askings if each[0].rater is None]
+        if last:
+            if self.target.augment:
+                self._augment()
+            asked += [self._reflect(*each) for each in self.askings if each[0].rater is not None]
         scored = [] if self.stop.is_set() else self._score(students)
-        return bool(asked and asked.asked) or any(s.statistics for s in scored)
+        return any(each and each.asked for each in asked) or any(s.statistics for s in scored)
 
-    def _reflect(self) -> Asked | None:
+    def _reflect(self, asking: Target, budget: Budget) -> Asked | None:
         """Store the replies of finished batches, then ask what can be asked now, online or in a batch by the teacher's mode."""
-        wanted, teacher = self.target.wanted, self.target.teacher
+        if self._ended:
+            return None
+        budget.before = sum(other.spent for _, other in self.askings if other is not budget)
+        wanted, teacher = asking.wanted, asking.teacher
         assert wanted is not None and teacher is not None
         wanted = wanted.retrying(self.retry_before).started(self._started)
         in_batches = teacher.mode == "batch" or count_under_way(self.store, wanted)[0] > 0
-        if in_batches and (asked := self._look_at_batches(wanted, teacher.mode == "batch")):
+        if in_batches and (asked := self._look_at_batches(asking, budget, wanted)):
             return asked
-        if not count_questions(self.store, wanted):
+        waiting = count_questions(self.store, wanted)
+        if not waiting:
             return None
         if self._calls_left == 0:
             self.outcome.stopped = f"the limit of {self.limit} calls is reached"
@@ -259,7 +268,8 @@ class Sync:
         if self.stop.is_set():  # checked here because a local teacher takes long to load
             return None
         with self._working() as worker:
-            asked = asyncio.run(self._ask(worker, wanted))
+            totals = {step: number for step, (number, _) in waiting.items()}
+            asked = asyncio.run(self._ask(worker, asking, budget, wanted, totals))
             if at_once(self.stop):
                 raise KeyboardInterrupt  # not raised in the signal handler, so that the replies that had arrived are committed
         self.outcome.stopped = asked.stopped or self.outcome.stopped
@@ -299,16 +309,16 @@ class Sync:
             done.set()
             thread.join()
 
-    def _look_at_batches(self, wanted: Wanted, submit: bool) -> Asked | None:
-        """Store the replies of finished batches and, with `submit`, submit new ones; return the counts, None without `submit`."""
+    def _look_at_batches(self, asking: Target, budget: Budget, wanted: Wanted) -> Asked | None:
+        """Store the replies of finished batches and, in batch mode, submit new ones; return the counts, None in online mode."""
         from recycledb.reflection.teachers.calls import Stopped
         from recycledb.sync.batches import Batches
 
-        assert self.budget is not None
+        submit = asking.teacher is not None and asking.teacher.mode == "batch"
         with self._working() as worker, self._beating(worker):
-            look = Batches(self.store, self.target, wanted, budget=self.budget, stop=self.stop, **self.batch_options)
+            look = Batches(self.store, asking, wanted, budget=budget, stop=self.stop, **self.batch_options)
             self.outcome.asked.append(look.asked)
-            self.outcome.batches = look.result
+            self.outcome.batches = look.result = look.result.after(self.outcome.batches)
             try:
                 with suppress(Stopped):
                     look.take()
@@ -327,25 +337,32 @@ class Sync:
         self.outcome.stopped = look.asked.stopped or self.outcome.stopped
         return look.asked if submit else None
 
-    async def _ask(self, worker: str, wanted: Wanted) -> Asked:
-        assert self.target.teacher is not None and self.budget is not None
-        self.budget.begin(self.store)
-        teacher = self.open_teacher(self.target.teacher)
+    async def _ask(
+        self, worker: str, asking: Target, budget: Budget, wanted: Wanted, waiting: Mapping[str, int]
+    ) -> Asked:
+        assert asking.teacher is not None
+        budget.begin(self.store)
+        totals = dict(waiting)
+        if asking.rater is None:  # replies bring further questions
+            totals = {
+                ask.step: ask.calls for ask in make(self.store, self.target, self.retry_before).asks if not ask.name
+            }
+        teacher = self.open_teacher(asking.teacher)
         try:
-            asking = TeacherRun(
+            run = TeacherRun(
                 self.store,
                 teacher,
-                self.target,
+                asking,
                 worker,
                 wanted=wanted,
                 limit=self._calls_left,
-                budget=self.budget,
+                budget=budget,
                 stop=self.stop,
                 listener=self.listener,
-                totals={ask.step: ask.calls for ask in make(self.store, self.target, self.retry_before).asks},
+                totals=totals,
             )
-            self.outcome.asked.append(asking.result)
-            return await asking.run()
+            self.outcome.asked.append(run.result)
+            return await run.run()
         finally:
             await teacher.close()
 
@@ -415,9 +432,8 @@ class Sync:
                     self.outcome.valued.append(fill_values(self.store, measured, need, name, self.stop, self.listener))
 
 
-def _budget(target: Target, max_cost: float | None) -> Budget | None:
-    """Return the budgets of a run; None where it asks no teacher."""
-    if target.teacher is None or not target.reflect:
-        return None
+def _budget(target: Target, max_cost: float | None) -> Budget:
+    """Return the budgets of a part of a run in which one teacher is asked."""
+    assert target.teacher is not None
     ids = target.known.ids if target.known else ()
     return Budget(target.teacher, max_cost, store_limit=target.budget_usd, teachers=target.teachers, teacher_ids=ids)

@@ -312,7 +312,9 @@ class TeacherRun:
 
     async def _ask(self, admitted: Admitted, attempt: AttemptRow) -> None:
         candidate = admitted.candidate
-        question = Question(attempt.attempt_id, candidate.step, candidate.messages, candidate.shown, attempt.number)
+        question = Question(
+            attempt.attempt_id, candidate.step, candidate.messages, candidate.shown, attempt.number, candidate.stop
+        )
         with admitted.ticket:
             try:
                 reply = await self.teacher.ask(question, admitted.ticket)

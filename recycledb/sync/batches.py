@@ -11,12 +11,13 @@ unnamed temporary files, which a kill does not leave behind.
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from tempfile import TemporaryFile
 from typing import IO
 
+from recycledb import methods
 from recycledb.errors import TeacherError
 from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers.batch import MOST_BYTES, MOST_REQUESTS, BatchTeacher, Output, Remote, unfinished
@@ -50,6 +51,12 @@ class Batched:
     taken: int = 0  # batches
     waiting: int = 0  # batches that are not finished yet
     cut_short: list[str] = field(default_factory=list)  # what is wrong with output files that will be fetched again
+
+    def after(self, earlier: "Batched | None") -> "Batched":
+        """Return the counts that begin with those of an earlier visit in the same run."""
+        if earlier is None:
+            return self
+        return replace(earlier, cut_short=list(earlier.cut_short))
 
 
 @dataclass
@@ -276,7 +283,8 @@ class Batches:
             if attempt is None:
                 self.budget.release(question.reserved)
             else:
-                file.write(self.teacher.line(attempt.attempt_id, question.messages))
+                stop = _stop_of(question.row, attempt.number)
+                file.write(self.teacher.line(attempt.attempt_id, question.messages, stop))
         return len(won)
 
     def _ready(self, limit: int | None) -> Iterator[Ready]:
@@ -296,9 +304,14 @@ class Batches:
                 if not self.budget.reserve(reserved):
                     self.asked.stopped = self.budget.reached
                     return
-                size = len(self.teacher.line("0" * ID_LENGTH, messages))
+                size = len(self.teacher.line("0" * ID_LENGTH, messages, _stop_of(row, 1)))
                 count += 1
                 yield Ready(row, messages, size, reserved)
+
+
+def _stop_of(question: SQLRow, number: int) -> tuple[str, ...]:
+    """Return the texts at which the teacher may stop; none where a question is asked again, since these may be why it failed."""
+    return methods.steps()[question.step].stop if number == 1 else ()
 
 
 def _cut_short(outputs: Sequence[Output], remote: Remote) -> str | None:

@@ -112,6 +112,7 @@ class Budget:
         self._ids = teacher_ids or (teacher.teacher_id,)
         self.teacher, self.limit, self.store_limit = teacher, limit, store_limit
         self.spent, self.reserved = 0.0, 0.0  # spent: known and charged together
+        self.before = 0.0  # spent by other parts of the run, which ask other teachers or other things
         self.charged, self.unknown = 0.0, 0  # for replies of unknown cost, and their number
         self.spending: Spending | None = None  # of the store, once measured, where it has a budget
         self._teachers = [teacher, *teachers]
@@ -166,7 +167,7 @@ class Budget:
     @property
     def reached(self) -> str:
         """The message for a run whose budget has no room for the next question."""
-        spent = _said(self.spent - self.charged, self.charged, self.unknown)
+        spent = _said(self.before + self.spent - self.charged, self.charged, self.unknown)
         return (
             f"the budget of {dollars(self.limit or 0.0)} is reached (--max-cost, for this run): {spent}; "
             "the next question might exceed it; run sync again to continue"
@@ -184,7 +185,9 @@ class Budget:
 
     def reserve(self, amount: float | None) -> bool:
         """Reserve an amount of the run's budget; return whether it fits."""
-        if self.limit is not None and (amount is None or self.spent + self.reserved + amount > self.limit):
+        if self.limit is not None and (
+            amount is None or self.before + self.spent + self.reserved + amount > self.limit
+        ):
             return False
         self.reserved += amount or 0.0
         return True

@@ -133,7 +133,7 @@ def resolve(
             raise ConfigError(
                 f"no measure {name!r} in {config.path}{meant} (configured: {known}); add [measures.{name}]"
             )
-    chosen = [each for each in config.measures.values() if not names or each.name in names]
+    chosen = [each for each in config.measures.values() if not each.by_teacher and (not names or each.name in names)]
     return tuple(
         Measured(each, tuple(identified(config.students[name]) for name in each.students) or tuple(students))
         for each in chosen

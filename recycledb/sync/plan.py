@@ -4,7 +4,7 @@ Invariant: planning writes nothing and sends no request. The rows counted as rea
 follows from them is an upper bound, since a reply may hold no variant.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from recycledb.store.losses import count_scores
 from recycledb.store.measures import Need, count_lacking, count_values, facts_of, some_lacking
 from recycledb.store.pending import Wanted
 from recycledb.store.questions import CutOff, count_cut_off, count_failed, count_questions, count_under_way
-from recycledb.store.replies import count_unread, reply_history
+from recycledb.store.replies import count_unread, mean_length, reply_history
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import longest_answer, price_of
 from recycledb.sync.measures import Measured
@@ -44,6 +44,7 @@ class AskPlan:
     cost_most_usd: (
         float | None
     )  # if every completion were as long as allowed; None where prices or the limit are unknown
+    name: str = ""  # of the measure or judging that asks; "" for a step of [sync]
 
     @property
     def calls(self) -> int:
@@ -215,32 +216,64 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
     """
     sample = tokenised if exact else 0
     target = target.within(store)
-    wanted, teacher = target.wanted, target.teacher
     augmentations = _augmentations(store, target)
-    if wanted is None or teacher is None or not target.reflect:
-        coming = _derived_at_most(target, augmentations, [])
-        unread = count_unread(store, methods.versions())
-        return _with_facts(Plan(augmentations=augmentations, unread=unread), store, target, coming, sample)
-    measured = measure(store, teacher, wanted, target.prompts, exact=exact)
-    asks = _asks(store, target, wanted.retrying(retry_before), measured)
+    asks: list[AskPlan] = []
+    sources: list[str] = []
+    askings = [asking.within(store) for asking in target.askings]
+    for asking in askings:
+        wanted, teacher = asking.wanted, asking.teacher
+        assert wanted is not None and teacher is not None
+        measured = measure(store, teacher, wanted, asking.prompts, exact=exact)
+        coming_here = _questions_to_follow(target, asking, asks, augmentations)
+        found = _asks(store, asking, wanted.retrying(retry_before), measured, coming_here)
+        asks += found
+        sources += [measured.source] if any(ask.calls for ask in found) else []
     # Only kinds that are scored bring statistics.
     coming = sum(
         ask.calls for ask in asks if any(methods.kinds()[kind].scored for kind in methods.steps()[ask.step].made)
     )
     coming += _derived_at_most(target, augmentations, asks)
-    in_batches, in_processes = count_under_way(store, wanted)
+    questions = _distinct([asking.wanted for asking in askings])
+    under_way = [count_under_way(store, wanted) for wanted in questions]
     plan = Plan(
         asks=asks,
         augmentations=augmentations,
-        unread=count_unread(store, wanted.versions),
-        failed=count_failed(store, wanted),
-        cut_off=count_cut_off(store, wanted.retrying(retry_before)),
-        limit=teacher.limit,
-        in_batches=in_batches,
-        in_processes=in_processes,
-        counted_by=measured.source if any(ask.calls for ask in asks) else None,
+        unread=count_unread(store, methods.versions()),
+        failed=sum(count_failed(store, wanted) for wanted in questions),
+        cut_off=_cut_off(store, [wanted.retrying(retry_before) for wanted in questions]),
+        limit=max((asking.teacher.limit for asking in askings if asking.teacher), default=0),
+        in_batches=sum(number for number, _ in under_way),
+        in_processes=sum(number for _, number in under_way),
+        counted_by=sources[0] if sources else None,
     )
     return _with_facts(plan, store, target, coming, sample)
+
+
+def _distinct(found: Sequence[Wanted | None]) -> list[Wanted]:
+    """Return what is wanted, once where two measures ask one teacher with one prompt."""
+    return list({(each.teacher_id, *each.prompts.values()): each for each in found if each is not None}.values())
+
+
+def _cut_off(store: Store, questions: Sequence[Wanted]) -> CutOff:
+    """Return the sum of the questions whose reply was cut off."""
+    found = [each for each in (count_cut_off(store, wanted) for wanted in questions) if each.questions]
+    if not found:
+        return CutOff()
+    lowest, highest = min(each.lowest for each in found), max(each.highest for each in found)
+    return CutOff(sum(each.questions for each in found), lowest, highest)
+
+
+def _questions_to_follow(
+    target: Target, asking: Target, earlier: Sequence[AskPlan], augmentations: Sequence[AugmentPlan]
+) -> int:
+    """Return the most questions of a rater about variants that earlier steps and transforms may still bring; 0 for others."""
+    if asking.rater is None:
+        return 0
+    kinds = set(asking.rater.kinds or methods.scored_kinds())
+    coming = sum(each.calls for each in earlier if kinds & set(methods.steps()[each.step].made))
+    coming += _derived_at_most(target, augmentations, earlier, kinds)
+    # Each new variant is rated once, or compared in both orders.
+    return coming * (2 if asking.rater.first else 1)
 
 
 def _with_facts(plan: Plan, store: Store, target: Target, coming: int, sample: int) -> Plan:
@@ -286,20 +319,29 @@ def _augmentations(store: Store, target: Target) -> list[AugmentPlan]:
     ]
 
 
-def _derived_at_most(target: Target, plans: Sequence[AugmentPlan], asks: Sequence[AskPlan]) -> int:
-    """Return the most variants to be scored that augmentations can make, of the sources now and of coming replies."""
+def _derived_at_most(
+    target: Target, plans: Sequence[AugmentPlan], asks: Sequence[AskPlan], kinds: Collection[str] | None = None
+) -> int:
+    """Return the most variants of these kinds, or to be scored, that augmentations can make, of the sources now and of coming replies."""
+    among = methods.scored_kinds() if kinds is None else kinds
     most = 0
     for config, plan in zip(target.augmentations, plans, strict=False):  # no plans where nothing is augmented
-        if methods.kinds()[config.transform.kind].scored:
+        if config.transform.kind in among:
             coming = sum(ask.calls for ask in asks if set(methods.steps()[ask.step].made) & set(config.sources))
             most += plan.sources + coming * config.rounds
     return most
 
 
-def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure) -> list[AskPlan]:
+def _asks(store: Store, target: Target, wanted: Wanted, measured: Measure, coming: int = 0) -> list[AskPlan]:
     counted = count_questions(store, wanted)
     ready = {step.name: counted.get(step.name, (0, 0)) for step in wanted.steps}
     follow = _follow(wanted, ready)
+    if coming:
+        step = target.rater.prompt.step if target.rater else ""
+        number, characters = ready[step]
+        # Variants that are still to come are taken to be as long as those that are there.
+        each = characters / number if number else wanted.steps[0].shown * mean_length(store)
+        follow = {step: (coming, round(coming * each))}
     history = reply_history(store, wanted.teacher_ids) if counted else {}
     return [_ask(target, step, ready[step], follow[step], history.get(step), measured) for step in target.prompts]
 
@@ -340,7 +382,7 @@ def _ask(
     if calls and price and completion is not None and told:
         cost = price(prompt_tokens, completion, 0)
     most = dearest(price, prompt_tokens, calls * longest) if calls and price and longest else cost
-    return AskPlan(step, teacher.name, ready[0], before[0], prompt_tokens, completion, cost, most)
+    return AskPlan(step, teacher.name, ready[0], before[0], prompt_tokens, completion, cost, most, target.label)
 
 
 def _scores(store: Store, target: Target, coming: int, sample: int) -> list[ScorePlan]:

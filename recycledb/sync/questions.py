@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recycledb import methods
 from recycledb.reflection.prompts import render
 from recycledb.reflection.teachers import Teacher
 from recycledb.schema import Texts
@@ -40,6 +41,11 @@ class Candidate:
     def step(self) -> str:
         """Its teacher step."""
         return str(self.row.step)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The texts at which the teacher may stop."""
+        return methods.steps()[self.step].stop
 
 
 class Questions:

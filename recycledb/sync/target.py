@@ -18,11 +18,13 @@ from recycledb.store import Meaning, Store
 from recycledb.store.measures import Need
 from recycledb.store.pending import Scope, Wanted
 from recycledb.store.rows import PromptRow, StudentRow, TeacherRow
+from recycledb.store.subjects import Subjects
 from recycledb.store.teachers import Known, find
 from recycledb.sync.augmentation import Augmentation
 from recycledb.sync.augmentation import resolve as resolve_augmentations
 from recycledb.sync.measures import Measured
 from recycledb.sync.measures import resolve as resolve_measures
+from recycledb.sync.raters import Rater, judgings, rating_measures
 from recycledb.sync.student import Student
 
 
@@ -43,6 +45,33 @@ class Target:
     augment: bool = False  # whether transforms are run
     known: Known | None = None  # the rows of the teacher in the store that it is for; None before `within`
     datasets: tuple[str, ...] = ()  # only what concerns samples in these; none: in all
+    raters: Sequence[Rater] = ()  # measures and judgings by teachers
+    rater: Rater | None = None  # the one that this target is for; see `askings`
+    scope: Scope | None = None  # of that one
+
+    @property
+    def askings(self) -> "list[Target]":
+        """The parts in which a teacher is asked, each with one teacher, its prompts and what is wanted: its own steps, then each rater."""
+        own = [self] if self.reflect and self.teacher is not None else []
+        return own + [
+            replace(
+                self,
+                teacher=rater.teacher,
+                prompts={rater.prompt.step: rater.prompt},
+                reflect=True,
+                lazy=False,
+                raters=(),
+                known=None,
+                rater=rater,
+                scope=Scope(self.wanted, rater.kinds, self.augmentation_ids, self.datasets),
+            )
+            for rater in self.raters
+        ]
+
+    @property
+    def label(self) -> str:
+        """The name of the measure or judging that this target is for; "" for a teacher's own steps."""
+        return self.rater.name if self.rater else ""
 
     def within(self, store: Store) -> "Target":
         """Return the target for a store, in which the teacher may have an older id, or several."""
@@ -74,6 +103,7 @@ class Target:
             prompts={step: prompt.prompt_id for step, prompt in self.prompts.items()},
             max_attempts=self.teacher.max_attempts,
             lazy_student=self.students[0].student_id if self.lazy else None,
+            subjects=Subjects(self.scope, self.rater.first, self.rater.second) if self.rater and self.scope else None,
             datasets=self.datasets,
         )
 
@@ -111,6 +141,7 @@ class Target:
         if self.known is None and self.teacher is not None:
             self.within(store).register(store, readers=readers)
             return
+        raters = [asking.within(store) for asking in self.askings if asking.rater is not None]
         with store.write() as conn:
             for name, version in methods.version_names().items() if readers else ():
                 store.ensure_name(conn, "extractor", name, str(version))
@@ -122,6 +153,10 @@ class Target:
                 measured.register(store, conn)
             for augmentation in self.augmentations:
                 augmentation.register(store, conn)
+            for asking in raters:
+                if asking.rater is not None and asking.teacher is not None:
+                    asking._register_teacher(store, conn, asking.teacher)
+                    asking.rater.register(store, conn, asking.teacher_id)
 
     def not_in_use(self, store: Store) -> list[Meaning]:
         """Return the names that variants depend on and that will change their meaning once this target is registered."""
@@ -145,7 +180,7 @@ class Target:
         store.ensure_name(conn, "teacher", teacher.name, self.teacher_id)
         for step, prompt in self.prompts.items():
             store.insert(conn, [PromptRow(prompt.prompt_id, step, prompt.text, prompt.source, now)])
-            store.ensure_name(conn, "prompt", step, prompt.prompt_id)
+            store.ensure_name(conn, "prompt", self.rater.prompt_name if self.rater else step, prompt.prompt_id)
 
     @staticmethod
     def _register_student(store: Store, conn: Connection, student: Student) -> None:
@@ -174,7 +209,7 @@ def resolve(
     lazy: bool = False,
     measures: Sequence[str] = (),
 ) -> Target:
-    """Return the target of a configuration; `only` ("reflect", "augment", "score" or "measure") restricts it to one part.
+    """Return the target of a configuration; `only` ("reflect", "augment", "score", "measure" or "judge") restricts it to one part.
 
     Without a teacher, configured or named, no teacher step runs; without students nothing is scored. `measures` selects
     configured measures by name. Raises ConfigError, StudentError.
@@ -183,6 +218,8 @@ def resolve(
         raise ConfigError(f"no augmentation: set [augmentations.NAME] in {config.path or FILE_NAME}")
     if only == "measure" and not config.measures:
         raise ConfigError(f"no measure: set [measures.NAME] in {config.path or FILE_NAME}")
+    if only == "judge" and not config.judgings:
+        raise ConfigError(f"no judging: set [judgings.NAME] in {config.path or FILE_NAME}")
     steps = [step for step in config.sync.steps if step != methods.SCORE]
     has_teacher = bool(teacher or config.teachers or only == "reflect") and bool(steps)
     found = config.get_teacher(teacher) if has_teacher else None
@@ -210,5 +247,12 @@ def resolve(
         measures=resolve_measures(config, measures, chosen, identified) if only in (None, "measure") else (),
         augmentations=() if only == "reflect" else resolve_augmentations(config, identified),
         augment=only in (None, "augment"),
+        raters=_raters(config, only, measures),
     )
     return target if target.score or target.lazy else replace(target, students=[])
+
+
+def _raters(config: Config, only: str | None, names: Sequence[str]) -> tuple[Rater, ...]:
+    """Return the measures and judgings by teachers that a part of the configuration asks for."""
+    found = rating_measures(config, names) if only in (None, "measure") else ()
+    return (*found, *judgings(config)) if only in (None, "judge") and not names else found

@@ -85,9 +85,10 @@ class BatchTeacher:
             http_client=sync_client(config.max_reply_mb),
         )
 
-    def line(self, attempt_id: str, messages: Sequence[Message]) -> bytes:
-        """Return the request file's line for an attempt."""
-        body = {"model": self._config.model, **self._config.sent_params, "messages": list(messages)}
+    def line(self, attempt_id: str, messages: Sequence[Message], stop: Sequence[str] = ()) -> bytes:
+        """Return the request file's line for an attempt; the user's own `stop` goes before this one."""
+        params = {**({"stop": list(stop)} if stop else {}), **self._config.sent_params}
+        body = {"model": self._config.model, **params, "messages": list(messages)}
         request = {"custom_id": attempt_id, "method": "POST", "url": ENDPOINT, "body": body}
         return json.dumps(request, ensure_ascii=False).encode() + b"\n"
 

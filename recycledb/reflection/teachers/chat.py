@@ -60,6 +60,8 @@ _NO_CONNECTION: tuple[type[Exception], ...] = (
 )
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_ASK_WITHOUT_STOP = ("stop_refused", "stop_at_once")  # kinds of errors: the server is well
+_NAMES_STOP = re.compile(r"\bstop\b", re.I)  # in a server's message that it does not take the parameter
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -73,6 +75,8 @@ class ChatTeacher:
         self._fixed = {"model": config.model, **config.sent_params}
         self._pace = Pace(self._who, config.concurrency, rpm=config.rpm, tpm=config.tpm, wait_s=config.wait_s)
         self._guess = _Guess(config.request_params)
+        self._takes_stop = "stop" not in config.sent_params  # the user's own goes before a question's
+        self._blank: set[int] = set()  # hashes of the questions whose reply began with a text to stop at
         self._client = openai.AsyncOpenAI(
             api_key=access.key,
             base_url=self._where,
@@ -98,12 +102,13 @@ class ChatTeacher:
     async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
         """Send one request and return its reply; TeacherStop if the whole run must stop."""
         sent_at, started = self._pace.now(), time.monotonic()
+        stop_at = self._stop_of(question)
         headers: Mapping[str, str] = {}
         stop: str | None = None
         try:
             # The SDK's timeout applies to each read, so a body that trickles in would never exceed it.
             async with asyncio.timeout(self._config.timeout_s):
-                response = await self._post(question.messages)
+                response = await self._post(question.messages, stop_at)
             headers = response.headers
             reply, stop = self._understood(response)
         except Refused as error:
@@ -114,6 +119,8 @@ class ChatTeacher:
         except _UNREACHED as error:
             reply = self._unreached(error)
         duration_ms = round(1000 * (time.monotonic() - started))
+        if stop_at and (other := self._without_stop(question, reply)):
+            reply, stop = other, None
         reply = replace(reply, request_id=_request_id(headers, self._mask), duration_ms=duration_ms)
         self._note(question, reply, headers, sent_at, ticket)
         if stop:
@@ -124,10 +131,30 @@ class ChatTeacher:
         """Close the connections."""
         await self._client.close()
 
-    async def _post(self, messages: Sequence[Message]) -> httpx2.Response:
+    def _stop_of(self, question: Question) -> list[str]:
+        """Return the texts to stop at that a request is sent with."""
+        return list(question.stop) if self._takes_stop and _hash(question.messages) not in self._blank else []
+
+    def _without_stop(self, question: Question, reply: Reply) -> Reply | None:
+        """Return a retriable reply where a question must be asked again without `stop`: refused, or nothing came before it."""
+        fields = {
+            name: getattr(reply, name)
+            for name in ("prompt_tokens", "completion_tokens", "cost_usd", "served_model", "raw")
+        }
+        if reply.kind == "empty" and reply.finish_reason in (None, "stop"):
+            self._blank.add(_hash(question.messages))
+            detail = "the answer began with a line break, and nothing came before it; asked again without stop"
+            return failed("stop_at_once", detail, retry_after_s=0.0, finish_reason=reply.finish_reason, **fields)
+        if reply.kind in ("bad_request", "stopped") and _NAMES_STOP.search(reply.error or ""):
+            self._takes_stop = False
+            return failed("stop_refused", (reply.error or "").partition(": ")[2], retry_after_s=0.0, **fields)
+        return None
+
+    async def _post(self, messages: Sequence[Message], stop_at: Sequence[str]) -> httpx2.Response:
         # The SDK's `post` with the raw response: it builds no reply model, since we parse the body ourselves, and takes 0.6
         # of the CPU time of `chat.completions.create`.
-        body = {**self._fixed, "messages": [dict(message) for message in messages]}
+        stop = {"stop": stop_at} if stop_at else {}
+        body = {**self._fixed, **stop, "messages": [dict(message) for message in messages]}
         return await self._client.post("/chat/completions", cast_to=httpx2.Response, body=body)
 
     def _unreached(self, error: BaseException) -> Reply:
@@ -160,7 +187,9 @@ class ChatTeacher:
         """Report the outcome to the pace."""
         if reply.kind == "rate_limited":
             self._pace.limited(sent_at, reply.retry_after_s, reply.error or "")
-        elif reply.status is ReplyStatus.ERROR or reply.kind == "unreadable":  # a server that sends only these is down
+        elif (
+            reply.status is ReplyStatus.ERROR and reply.kind not in _ASK_WITHOUT_STOP
+        ) or reply.kind == "unreadable":  # a server that sends only these is down
             self._pace.failed(sent_at, reply.error or "")
             self._pace.pause(reply.retry_after_s or 0.0)
         else:
@@ -194,6 +223,10 @@ class _Guess:
         if reply.prompt_tokens:
             letters = _length(messages) / reply.prompt_tokens
             self._letters = max(0.25, self._letters + (letters - self._letters) / 16)
+
+
+def _hash(messages: Sequence[Message]) -> int:
+    return hash(tuple(message["content"] for message in messages))
 
 
 def _length(messages: Sequence[Message]) -> int:

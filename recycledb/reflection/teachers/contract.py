@@ -29,7 +29,19 @@ from recycledb.reflection.teachers.pace import Ticket
 from recycledb.schema import ReplyStatus, Texts
 
 # Kinds of retriable errors: the network's or the server's fault, not the question's.
-RETRIABLE = frozenset({"rate_limited", "server_error", "connection", "timeout", "bad_body", "conflict", "stopped"})
+RETRIABLE = frozenset(
+    {
+        "rate_limited",
+        "server_error",
+        "connection",
+        "timeout",
+        "bad_body",
+        "conflict",
+        "stopped",
+        "stop_refused",
+        "stop_at_once",
+    }
+)
 
 SHORT_MOST = 200  # characters of a name or an id sent by a server
 ERROR_MOST = 500
@@ -41,13 +53,17 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One attempt at asking `messages`, the prompt of `step` about the variants in `shown`; attempts count from 1."""
+    """One attempt at asking `messages`, the prompt of `step` about the variants in `shown`; attempts count from 1.
+
+    The teacher may end its reply at one of the texts in `stop`: what follows is not read.
+    """
 
     attempt_id: str
     step: str
     messages: Sequence[Message]
     shown: tuple[Texts, ...]
     number: int = 1
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

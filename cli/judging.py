@@ -1,0 +1,131 @@
+"""Commands about judgements and what they are about: judge report, add-answers, import-values."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from recycledb.cli import completion
+from recycledb.cli.app import Json, app, emit, session, stdout
+from recycledb.cli.plans import right
+
+if TYPE_CHECKING:
+    from recycledb.selection.imported import AddedAnswers, ImportedValues
+    from recycledb.selection.judged import JudgeReport, Tally
+
+judge = typer.Typer(help="What teachers judge in pairs.", no_args_is_help=True)
+app.add_typer(judge, name="judge")
+
+Rows = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="A JSON list, JSON lines, CSV, TSV or Parquet: one row for each position."),
+]
+Dataset = Annotated[
+    str,
+    typer.Option(help="The dataset that the rows of FILE belong to, in its order.", autocompletion=completion.dataset),
+]
+Field = Annotated[str | None, typer.Option(help="The field of the rows to read. Default: the first that is known.")]
+
+
+@judge.command("report")
+def report(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A judging in recycledb.toml.")], as_json: Json = False
+) -> None:
+    """Show how often one kind of answers wins against another, and how far the judge contradicts itself.
+
+    The winning score is (wins − losses) / pairs + 1: 1 is a draw. A flipped pair is one whose two orders contradict each other.
+
+    Example: [bold]recycledb judge report gpt4[/bold]
+    """
+    with session.open() as db:
+        found = db.judge_report(name)
+    emit(found.as_dict(), as_json=as_json, show=lambda: _show_report(found))
+
+
+def _show_report(found: "JudgeReport") -> None:
+    from recycledb.cli.printing import Table
+
+    out, tally = stdout(), found.all
+    out.print(f"{found.judging}: {found.first} against {found.second}, judged by {found.teacher}", markup=False)
+    table = Table("dataset", *right("win", "tie", "lose", "score", "flipped", "undecided"), box=None)
+    parts = dict(found.datasets) if len(found.datasets) != 1 else {}
+    for dataset, part in parts.items():
+        table.add_row(dataset, *_numbers(part))
+    table.add_row("all", *_numbers(tally))
+    out.print(table)
+    if tally.readings:
+        share = f" ({tally.flipped / tally.pairs:.1%} of the pairs flipped)" if tally.pairs else ""
+        out.print(
+            f"net for the answer shown first: {tally.first_net:+,} of {tally.readings:,} readings{share}", markup=False
+        )
+
+
+def _numbers(tally: "Tally") -> list[str]:
+    score = "–" if tally.score is None else f"{tally.score:.4f}"
+    counts = [f"{number:,}" for number in (tally.wins, tally.ties, tally.losses)]
+    return [*counts, score, f"{tally.flipped:,}", f"{tally.undecided:,}"]
+
+
+@app.command("add-answers")
+def add_answers(
+    file: Rows,
+    *,
+    author: Annotated[str, typer.Option(help="The model's name; in a judging its answers are answer/AUTHOR.")],
+    dataset: Dataset,
+    field: Field = None,
+    as_json: Json = False,
+) -> None:
+    """Add a model's answers to the questions of a dataset, as variants of kind answer. Safe to re-run.
+
+    Example: [bold]recycledb add-answers outputs.json --author my-7b --dataset test[/bold]
+    """
+    with session.open() as db:
+        added = db.add_answers(file, author=author, dataset=dataset, field=field)
+    emit(added.as_dict(), as_json=as_json, show=lambda: _show_answers(added))
+
+
+def _show_answers(added: "AddedAnswers") -> None:
+    there = f" ({added.answers_present:,} already there)" if added.answers_present else ""
+    again = added.rows - added.answers_new - added.answers_present
+    left = f"; {again:,} rows repeat a question, and its first answer counts" if again else ""
+    stdout().print(
+        f"added {added.answers_new:,} answers of {added.author} to {added.dataset}{there}{left}", markup=False
+    )
+
+
+@app.command("import-values")
+def import_values(
+    file: Rows,
+    *,
+    measure: Annotated[str, typer.Option(help="The name of the measure that the numbers are of.")],
+    model: Annotated[str, typer.Option(help="Whose numbers they are: a student, a teacher, or a new name.")],
+    dataset: Dataset,
+    kind: Annotated[
+        str, typer.Option(help="The kind of variant that has the numbers: origin, reflect_both …")
+    ] = "origin",
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher that made the variants, if there are several.")
+    ] = None,
+    field: Field = None,
+    as_json: Json = False,
+) -> None:
+    """Import published numbers, one for each position of a dataset, as values of a measure. Safe to re-run.
+
+    Example: [bold]recycledb import-values quality.csv --measure deita_quality --model paper --dataset alpaca --kind origin[/bold]
+    """
+    with session.open() as db:
+        imported = db.import_values(
+            file, measure=measure, model=model, dataset=dataset, kind=kind, teacher=teacher, field=field
+        )
+    emit(imported.as_dict(), as_json=as_json, show=lambda: _show_values(imported))
+
+
+def _show_values(found: "ImportedValues") -> None:
+    there = f" ({found.values_present:,} already there)" if found.values_present else ""
+    stdout().print(f"imported {found.values_new:,} values of {found.measure} under {found.model}{there}", markup=False)
+    if found.without_number:
+        stdout().print(f"  {found.without_number:,} rows have no number")
+    if found.without_variant:
+        stdout().print(
+            f"  {found.without_variant:,} rows are at positions without a {found.kind} variant", markup=False
+        )
