@@ -315,12 +315,11 @@ class Config(Settings):
                     raise ValueError(
                         f"augmentations.{augmentation.name}.{key} is {no_table('students', name, self.students)}"
                     )
-        for table, each in (
-            *(("measures", m) for m in self.measures.values()),
-            *(("judgings", j) for j in self.judgings.values()),
-        ):
-            if each.teacher is not None and each.teacher not in self.teachers:
-                raise ValueError(f"{table}.{each.name}.teacher has {no_table('teachers', each.teacher, self.teachers)}")
+        asking = {f"measures.{name}": each.teacher for name, each in self.measures.items()}
+        asking |= {f"judgings.{name}": each.teacher for name, each in self.judgings.items()}
+        for table, teacher in asking.items():
+            if teacher is not None and teacher not in self.teachers:
+                raise ValueError(f"{table}.teacher has {no_table('teachers', teacher, self.teachers)}")
         return self
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:

@@ -158,7 +158,9 @@ def _require_texts(path: Path, rows: Sequence[Numbered] | Sequence[Answered], va
     """Raise SelectionError where a row repeats other texts than those of the variant at its position."""
     for row in rows:
         variant = variants.get(row.position)
-        for name, text in row.texts.items() if variant is not None else ():
+        if variant is None:
+            continue
+        for name, text in row.texts.items():
             there = getattr(variant, name)
             if text.strip() != there.strip() and not (
                 name == "instruction" and text.strip() == f"{there}\n{variant.input}".strip()
