@@ -31,7 +31,8 @@ from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of, stored
 from recycledb.store.duplicates import search_id_of
-from recycledb.store.rows import ReplyRow, TeacherMeasureRow
+from recycledb.store.rater_rows import TeacherMeasureRow
+from recycledb.store.rows import ReplyRow
 from recycledb.store.statement import MOST_TOKENS
 from recycledb.store.verify import Checked, RowOf, Rule
 from recycledb.sync.measures import measure_id_of

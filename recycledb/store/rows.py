@@ -7,7 +7,7 @@ columns default to None. A test compares them with `recycledb.store.tables`.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from recycledb.store.rater_rows import TeacherMeasureRow as TeacherMeasureRow
+from recycledb.store.rater_rows import TeacherMeasureRow
 
 
 class DatasetRow(NamedTuple):

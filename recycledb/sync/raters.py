@@ -17,7 +17,7 @@ from recycledb.options import JudgingConfig, MeasureConfig
 from recycledb.reflection import prompts
 from recycledb.schema import IDENTITY_LENGTH, content_id, utc_now
 from recycledb.store import Store
-from recycledb.store.rows import TeacherMeasureRow
+from recycledb.store.rater_rows import TeacherMeasureRow
 
 JUDGING = "judging"
 RATING = "rating"
