@@ -134,7 +134,8 @@ def _names(method: Method) -> Iterator[tuple[str, str]]:
     yield "method", method.name
     yield from (("kind", kind.name) for kind in method.kinds)
     yield from (("step", step.name) for step in method.steps)
-    yield from (("measure", measure.name) for measure in (*method.measures, *method.teacher_measures))
+    yield from (("measure", measure.name) for measure in method.measures)
+    yield from (("measure", measure.name) for measure in method.teacher_measures)
     yield from (("transform", transform.name) for transform in method.transforms)
     yield from (("ordering", ordering.name) for ordering in method.orderings)
 
