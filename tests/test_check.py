@@ -70,6 +70,7 @@ def test_a_sound_store_is_sound_and_every_row_was_looked_at(url: str) -> None:
             "teacher",
             "student",
             "ordering",
+            "teacher_measure",
             "reply",
             "selection",
             "measure",
