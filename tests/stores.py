@@ -360,3 +360,5 @@ VIEWS = (
     ),
     *("near_duplicates", "duplicate_groups", "embeddings", "orderings", "ordering_items", "teacher_measures"),
 )
+# Those that a store may have no row of: `fill` judges no pair, and its teacher has one row.
+EMPTY_VIEWS = ("judgements", "teacher_aliases", "alias_replies")

@@ -172,6 +172,7 @@ def test_a_cap_holds_where_every_reply_hides_what_it_cost(tmp_path: Path, fault:
 
 STOPS = [
     *(Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.UNKNOWN_MODEL, Fault.NO_QUOTA, Fault.UNSUPPORTED),
+    Fault.NO_STOP,
     Fault.REDIRECT,
 ]
 FREE = {Fault.RATE_LIMITED, Fault.RATE_LIMITED_AFTER, *STOPS}

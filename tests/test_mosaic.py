@@ -294,7 +294,7 @@ def test_a_student_scores_them_and_its_tokenizer_counts(tmp_path: Path) -> None:
     assert true_rows_at(url) == found
     [row] = rows(url, "SELECT parameters FROM augmentation")
     assert json.loads(row["parameters"])["tokenizer"].startswith("sha256:")
-    with pytest.raises(ConfigError, match=r"augmentations.mosaic has tokenizer = 'x', but there is no \[students.x\]"):
+    with pytest.raises(ConfigError, match=r"augmentations.mosaic.tokenizer is 'x', but there is no \[students.x\]"):
         configured(tmp_path, augmentations={"mosaic": {"tokenizer": "x"}})
 
 

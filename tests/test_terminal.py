@@ -143,6 +143,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.json").write_text(json.dumps(rows))
     (folder / "recipe.sql").write_text(f"SELECT variant_id, 1.0 AS rank, {quoted(NAME)} AS reason FROM variant")
     (folder / "scores.jsonl").write_text('{"loss": [1, 1, 1, 1], "ppl": [2, 2, 2, 2]}\n' * 4)
+    (folder / "answers.json").write_text(json.dumps([{"output": f"{i}{TEXT}"} for i in range(4)]))
+    (folder / "values.json").write_text(json.dumps([{"value": i / 4} for i in range(4)]))
     reads = Texts(f"1{TEXT}", TEXT, TEXT)._asdict()
     (folder / "replies.jsonl").write_text(
         json.dumps({"step": "compress", "reads": reads, "error": f"refused: {NAME}"}) + "\n"
@@ -195,6 +197,12 @@ CASES: dict[str, list[Case]] = {
     "mix": [(0, [f"{NAME}=50%", f"{OTHER}=50%", "--name", f"mixed {NAME}"]), (1, [f"{ATTACK}=50%"])],
     "dataset list": [(0, [])],
     "dataset remove": [(0, [NAME]), (1, [ATTACK])],
+    "add-answers": [(0, ["answers.json", "--author", NAME.replace("/", ""), "--dataset", NAME]), (1, [ATTACK, "--author", "a", "--dataset", NAME])],
+    "import-values": [
+        (0, ["values.json", "--measure", f"m{NAME}", "--model", f"paper {NAME}", "--dataset", NAME]),
+        (1, ["values.json", "--measure", "m", "--model", "m", "--dataset", ATTACK]),
+    ],
+    "judge report": [(1, [ATTACK])],
     "recipes": [(0, [])],
     "recipes show": [(0, ["cherry"]), (1, [ATTACK])],
     "report": [(0, ["-o", f"{FOLDER}.html"]), (1, ["-o", f"none {ATTACK}/x.html"])],
@@ -213,7 +221,12 @@ QUIET = {
     "export",
     "select",
 }  # where nothing hostile need be shown
-WITH_JSON = [name for name in COMMANDS if "--json" in [flag for one in COMMANDS[name].params for flag in one.opts]]
+WITH_JSON = [
+    name
+    for name in COMMANDS
+    if "--json" in [flag for one in COMMANDS[name].params for flag in one.opts]
+    and CASES.get(name, [(0, [])])[0][0] != 1
+]
 RUNS = [(name, index) for name in [*COMMANDS, "recipes"] for index in range(max(1, len(CASES.get(name, []))))]
 
 

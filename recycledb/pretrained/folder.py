@@ -65,6 +65,8 @@ def check(
     names = set(names)
     named: list[str] = []
     if not weights:
+        if "config.json" in names:
+            _json_object(folder / "config.json", failing)
         _require_vocabulary(folder, names, failing)
         return []
     _require_model(folder, names, failing)
