@@ -124,7 +124,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "a reply's text": ("UPDATE reply SET text = text || '.' WHERE status = 'ok'", "does not match its content"),
     "a reply's error": ("UPDATE reply SET error = 'x' WHERE status = 'error'", "does not match its content"),
     "a prompt": ("UPDATE prompt SET text = text || '.'", "does not match its content"),
-    "a teacher": ("UPDATE teacher SET parameters = replace(parameters, '\"temperature\":0', '\"temperature\":1')", "does not match its content"),
+    "a teacher": ("UPDATE teacher SET parameters = replace(parameters, 'temperature', 'heat')", "does not match its content"),
     "a teacher's model": ("UPDATE teacher SET model = 'other'", "has another provider or model"),
     "a student": ("UPDATE student SET max_length = max_length + 1", "does not match its content"),
     "a variant": ("UPDATE variant SET output = output || '.' WHERE kind = 'reflect_both'", "does not match its content"),

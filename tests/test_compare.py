@@ -238,7 +238,7 @@ def test_an_older_prompt_is_seen_as_if_it_were_in_use(store: Store, tmp_path: Pa
 def test_a_teacher_under_older_parameters_can_be_named(store: Store) -> None:
     samples = scored.two_students(store)
     with store.write() as conn:
-        store.insert(conn, [TeacherRow("0123456789ab", "gpt", "recorded", "gpt", "{}", utc_now())])
+        store.insert(conn, [TeacherRow("0123456789ab", "gpt", "recorded", "gpt", '{"changed":1}', utc_now())])
         store.ensure_name(conn, "teacher", "gpt", "0123456789ab")
     older = f"gpt@{scored.teacher_id('gpt')[:8]}"
     assert select(store, get_recipe("selective"), {"student": "7b"}).rows == 0

@@ -197,7 +197,10 @@ CASES: dict[str, list[Case]] = {
     "mix": [(0, [f"{NAME}=50%", f"{OTHER}=50%", "--name", f"mixed {NAME}"]), (1, [f"{ATTACK}=50%"])],
     "dataset list": [(0, [])],
     "dataset remove": [(0, [NAME]), (1, [ATTACK])],
-    "add-answers": [(0, ["answers.json", "--author", NAME.replace("/", ""), "--dataset", NAME]), (1, [ATTACK, "--author", "a", "--dataset", NAME])],
+    "add-answers": [
+        (0, ["answers.json", "--author", NAME.replace("/", ""), "--dataset", NAME]),
+        (1, [ATTACK, "--author", "a", "--dataset", "d"]),
+    ],
     "import-values": [
         (0, ["values.json", "--measure", f"m{NAME}", "--model", f"paper {NAME}", "--dataset", NAME]),
         (1, ["values.json", "--measure", "m", "--model", "m", "--dataset", ATTACK]),

@@ -18,7 +18,7 @@ import numpy as np
 from recycledb.errors import SelectionError
 from recycledb.methods import scored_kinds
 from recycledb.methods.ifd import METRICS
-from recycledb.methods.reflection import Kind
+from recycledb.methods.reflection import SPLITS, Kind
 from recycledb.selection import identities, picks
 from recycledb.selection.agreement import (
     Correlation,
@@ -129,7 +129,10 @@ def compare(
     kinds = _kinds(sides, kind)
     samples = count_samples(store, dataset)
     table, picked = _looked_at(store, sides, metric, kind, kinds, dataset, limit)
+    # Kinds of methods that were not used have no variants, and no line.
+    own = [name for name in kinds if name in set(SPLITS)]
     groups = [(each, np.flatnonzero(table.kinds == i)) for i, each in enumerate(kinds)]
+    groups = [(each, at) for each, at in groups if len(at) or each in own or each == kind]
     wider = [*groups, ("all", np.arange(len(table.samples)))] if len(kinds) > 1 else groups
     disagreeing = find_disagreements(table, groups, disagreements)
     chosen = _thinned(len(table.samples)) if pictures else []
@@ -142,7 +145,7 @@ def compare(
         sides=sides,
         students=tuple(dict.fromkeys(side.student for side in sides)),
         metric=metric,
-        kinds=kinds,
+        kinds=tuple(each for each, _ in groups),
         top=top,
         dataset=dataset,
         samples=samples,

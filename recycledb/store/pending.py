@@ -66,7 +66,7 @@ class Wanted(OfTeacher):
             **({"lazy_student": self.lazy_student} if self.lazy_student else {}),
             **named_datasets(self.datasets),
             **{f"prompt_{step}": self.prompts.get(step, "") for step in methods.steps()},
-            **{f"version_{step}": self.versions[step] for step in methods.steps()},
+            **{f"version_{step}": version for step, version in {**methods.versions(), **self.versions}.items()},
         }
 
 
