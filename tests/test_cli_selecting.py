@@ -63,7 +63,7 @@ def test_recipes_are_listed_and_shown(cli: Cli, here: Here, tmp_path: Path) -> N
     (tmp_path / "mine.sql").write_text(shown)
     done = here("select", "--sql", "mine.sql", "--student", "7b", "--top", "50%", "--json")
     assert json.loads(done.stdout)["counts"] == {"origin": 2}
-    assert "no recipe 'x'; there are cherry" in here("recipes", "show", "x", code=1).stderr
+    assert "no recipe 'x'; there are all_agree" in here("recipes", "show", "x", code=1).stderr
 
 
 def test_select_writes_records_and_says(cli: Cli, here: Here, url: str, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_select_writes_records_and_says(cli: Cli, here: Here, url: str, tmp_path
 
 def test_select_says_what_is_wrong(here: Here) -> None:
     assert said(here, "select", "selective") == ("recycledb: several students have scores; give --student: 13b, 7b")
-    assert "no recipe 'select' (did you mean 'selective'?); there are" in said(here, "select", "select")
+    assert "no recipe 'select' (did you mean 'selectit'?); there are" in said(here, "select", "select")
     assert "for a file give --sql mine.sql" in said(here, "select", "mine.sql")
     assert "cannot be read as a recipe" in said(here, "select", "--sql", "absent.sql")
     assert "--param keep: give NAME=VALUE" in said(here, "select", "cherry", "--param", "keep")

@@ -83,7 +83,7 @@ def test_a_model_that_makes_transformers_warn(tmp_path: Path) -> None:
     Store.open(f"sqlite:///{tmp_path}/store.db", create=True).close()
     run(COMMAND, "add", "d.json", cwd=tmp_path)
     loud = run(COMMAND, "--debug", "sync", "--only", "reflect", cwd=tmp_path)
-    assert "Both `max_new_tokens`" in loud and "Unfeasible length constraints" in loud and "Token indices" in loud
+    assert "Unfeasible length constraints" in loud and "Token indices" in loud
     (tmp_path / "store.db").unlink()
     Store.open(f"sqlite:///{tmp_path}/store.db", create=True).close()
     run(COMMAND, "add", "d.json", cwd=tmp_path)
