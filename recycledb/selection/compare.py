@@ -129,10 +129,7 @@ def compare(
     kinds = _kinds(sides, kind)
     samples = count_samples(store, dataset)
     table, picked = _looked_at(store, sides, metric, kind, kinds, dataset, limit)
-    # Kinds of methods that were not used have no variants, and no line.
-    own = [name for name in kinds if name in set(SPLITS)]
-    groups = [(each, np.flatnonzero(table.kinds == i)) for i, each in enumerate(kinds)]
-    groups = [(each, at) for each, at in groups if len(at) or each in own or each == kind]
+    groups = _groups(table, kinds, kind)
     wider = [*groups, ("all", np.arange(len(table.samples)))] if len(kinds) > 1 else groups
     disagreeing = find_disagreements(table, groups, disagreements)
     chosen = _thinned(len(table.samples)) if pictures else []
@@ -171,6 +168,12 @@ def _check(metric: str, kind: str | None, top: str) -> None:
             f"no scored kind {kind!r}{did_you_mean(kind, scored_kinds())}; there are {', '.join(scored_kinds())}"
         )
     parse_top(top)
+
+
+def _groups(table: Table, kinds: tuple[str, ...], kind: str | None) -> list[tuple[str, Ints]]:
+    """Return the places of each kind's points, without kinds of methods that were not used: these have no variants, and no line."""
+    groups = ((each, np.flatnonzero(table.kinds == i)) for i, each in enumerate(kinds))
+    return [(each, at) for each, at in groups if len(at) or each in SPLITS or each == kind]
 
 
 def _kinds(sides: Sequence[Side], kind: str | None) -> tuple[str, ...]:
