@@ -261,9 +261,9 @@ def hide_libraries() -> None:
     if not any(isinstance(handler, _Log) for handler in root.handlers):
         root.addHandler(_Log())
     for library, (variable, value) in _OWN_HANDLERS.items():
-        if library in sys.modules and variable not in os.environ:
+        # Read when a library is imported; one that is imported already is told directly, unless a user has chosen otherwise.
+        if os.environ.setdefault(variable, value) == value and library in sys.modules:
             logging.getLogger(library).setLevel(logging.CRITICAL)
-        os.environ.setdefault(variable, value)
 
 
 def show_libraries() -> None:

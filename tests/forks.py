@@ -21,8 +21,10 @@ from subprocess import DEVNULL, PIPE
 from typing import IO, Any, Self
 
 TESTS = Path(__file__).resolve().parent
+# Set for the libraries by a command that ran in this process.
+VERBOSITIES = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "TORCH_LOGS")
 # What a developer's shell may hold and a test must not see.
-FOREIGN_VARIABLES = ("RECYCLEDB_", "OPENAI_", "HF_", "COLUMNS", "FORCE_COLOR", "NO_COLOR", "TERM")
+FOREIGN_VARIABLES = ("RECYCLEDB_", "OPENAI_", "HF_", "COLUMNS", "FORCE_COLOR", "NO_COLOR", "TERM", *VERBOSITIES)
 COMMAND = (
     *("recycledb.cli.commands", "recycledb.additions", "recycledb.inspection", "recycledb.sync", "recycledb.selection.query"),
     *("recycledb.selection.select", "recycledb.store.duckdb", "recycledb.store.sqlite", "recycledb.reflection.teachers.chat"),

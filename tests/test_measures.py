@@ -108,22 +108,26 @@ def agrees(store: Store, name: str, path: Path) -> None:
 
 
 def test_a_reference_is_part_of_the_value(sqlite_url: str, students: dict[str, Path], tmp_path: Path) -> None:
-    """With `reference = "origin"` the origin itself is not measured, and the value says which variant it was compared with."""
-    from scored_stores import add_all_kinds, add_teachers
-
+    """With `reference = "origin"` each other variant is measured beside its origin, and both rows say which variant that was."""
     tables = {
         "students": {"llama": {"model": str(students["llama"]), "max_length": 500, "device": "cpu", "stats": []}},
-        "measures": {"selfj": {"method": "expected", "reference": "origin", "kinds": ["origin", "reflect_both"]}},
+        "measures": {"selfj": {"method": "expected", "reference": "origin", "kinds": ["origin", "ruler"]}},
+        "augmentations": {"ruler": {"rate": 1}},
         "sync": {"students": ["llama"]},
     }
     with Store.open(sqlite_url) as store:
-        samples = add_samples(store, KNOWN[:2])
-        add_teachers(store, "gpt")
-        made = add_all_kinds(store, samples)
+        add_samples(store, KNOWN[:4])
         workspace = Workspace(store, config.parse(tables, tmp_path / "recycledb.toml"))
-        # Without a teacher in the configuration only origins are in scope, and these are the references themselves.
+        assert workspace.sync().complete
+        made = store.rows(
+            "SELECT v.variant_id, o.variant_id FROM variant v JOIN variant o ON o.sample_id = v.sample_id "
+            "WHERE v.kind = 'ruler' AND o.kind = 'origin'"
+        )
+        assert made, "no variant but origins: nothing is compared"
+        for table, column in (("readout", "reference_id"), ("value", "other_id")):
+            assert sorted(store.rows(f"SELECT variant_id, {column} FROM {table}")) == sorted(made)
+        assert counts(store) == (len(made), len(made))
         assert [(each.facts, each.values) for each in workspace.plan().measures] == [(0, 0)]
-        assert made and workspace.sync().complete and counts(store) == (0, 0)
 
 
 def test_options_are_checked_where_the_configuration_is_read(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ params = { max_tokens = 2, temperature = 0 }
 """
 
 
-def run(code: str, *arguments: str, cwd: Path) -> str:
+def run(code: str, *arguments: str, cwd: Path, **more: str) -> str:
     """Run code with these arguments as a user would; return what it wrote to stderr."""
-    environment = {name: value for name, value in forks.clean_environment().items() if name != "PYTHONWARNINGS"}
+    environment = {name: value for name, value in forks.clean_environment(**more).items() if name != "PYTHONWARNINGS"}
     command = [sys.executable, "-c", code, *arguments]
     done = forks.run(command, cwd=cwd, env=environment, modules=forks.MODELS)
     assert done.returncode in (0, 3), done.stderr
@@ -52,6 +52,14 @@ def test_only_our_own_lines_are_printed(tmp_path: Path) -> None:
     told = run(WARNINGS, "quiet", cwd=tmp_path)
     ours = ["recycledb.scoring warns", "a task failed: ValueError: odd", "an error"]
     assert told == "".join(f"recycledb: {line}\n" for line in ours)
+
+
+def test_a_command_started_by_a_command_is_as_quiet(tmp_path: Path) -> None:
+    """The first has set the variables, the second finds them set and the libraries imported already."""
+    variables = dict.fromkeys(("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"), "critical")
+    told = run(WARNINGS, "quiet", cwd=tmp_path, TORCH_LOGS="-all", **variables)
+    assert told.count("\n") == 3 and "transformers" not in told and "torch" not in told
+    assert "transformers.models warns" in run(WARNINGS, "quiet", cwd=tmp_path, TRANSFORMERS_VERBOSITY="warning")
 
 
 def test_debug_shows_everything(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def _as_format_errors(address: str) -> Iterator[None]:
         yield
     except (FormatError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # of any of the libraries that fetch a file; the line below names it
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, errors.GatedRepoError):
             what = "is gated: accept its terms on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN"

@@ -4,7 +4,6 @@ Invariant: a shape is found once for a file, from its first row that has one, an
 listed here; nothing is derived from the contents of texts. docs/formats.md is the table of shapes for users.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from recycledb.formats.checks import Unusable, kind, plain_fields, sound
 from recycledb.formats.trees import FLAT_FIELDS, best_path
 from recycledb.formats.turns import MODEL, SYSTEM, USER, Found, How, Message, Tally, samples_of
 from recycledb.schema import Texts
+from recycledb.suggestions import did_you_mean
 
 FIELDS = ("instruction", "input", "output", "system", "history", "messages")  # what --map gives names for
 
@@ -154,7 +154,7 @@ def mapping_of(text: str) -> dict[str, str]:
         if not (name and separator and key):
             raise FormatError(f"--map {text}: give NAME=FIELD,NAME=FIELD, as in instruction=prompt,output=completion")
         if name not in FIELDS:
-            raise FormatError(f"--map {text}: {name!r} is not one of {', '.join(FIELDS)}{_meant(name, FIELDS)}")
+            raise FormatError(f"--map {text}: {name!r} is not one of {', '.join(FIELDS)}{did_you_mean(name, FIELDS)}")
         if name in found:
             raise FormatError(f"--map {text}: {name} is given twice")
         found[name] = key
@@ -168,13 +168,8 @@ def unknown_field(path: Any, mapping: Mapping[str, str], names: Sequence[str]) -
     there = ", ".join(repr(name[:40]) for name in names[:12]) or "none, the rows are not objects"
     for key in mapping.values():
         if key not in names:
-            return FormatError(f"{path} has no field {key!r}{_meant(key, names)}; its fields are {there}")
+            return FormatError(f"{path} has no field {key!r}{did_you_mean(key, names)}; its fields are {there}")
     return FormatError(f"{path} has no row with all of the fields that --map names; its fields are {there}")
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word.lower(), {name.lower(): name for name in known}, n=1, cutoff=0.6)
-    return f" (did you mean {next(name for name in known if name.lower() == close[0])!r}?)" if close else ""
 
 
 # --- one row -------------------------------------------------------------------------------------

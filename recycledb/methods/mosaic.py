@@ -352,9 +352,7 @@ def check(options: Mapping[str, Any]) -> None:
     found = phrases.parse(options["phrases"])
     marks = found.pop("marks", [])
     phrases.require(found, HEADINGS)
-    for line in marks or [""]:
-        if len(line.split()) != 2:
-            raise ValueError(f"phrases: `= marks` needs two marks with a blank between in each line, but has {line!r}")
+    phrases.check_marks(marks or [""])
     for shape in found["numbers"]:
         if set(shape.replace("{i}", "")) & set("{}"):
             raise ValueError(f"phrases: `= numbers` has braces other than {{i}}: {shape!r}")

@@ -17,7 +17,7 @@ All take vectors in blocks: an n × n matrix is never in memory.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from recycledb.methods.definition import Method, Ordering, Placed, Pool
@@ -122,10 +122,10 @@ def distinct(pool: Pool, options: Mapping[str, Any]) -> Iterator[Placed]:
 
     vectors = np.asarray(pool.vectors, np.float32)
     scores = pool.columns.get("score")
-    order = range(len(pool.ids))
+    order: Sequence[int] = range(len(pool.ids))
     if scores is not None:
         known = [index for index in order if scores[index] is not None]
-        order = sorted(known, key=lambda index: -scores[index])  # type: ignore[assignment]  # stable: equal scores keep the pool's order
+        order = sorted(known, key=lambda index: -scores[index])  # stable: equal scores keep the pool's order
     kept = np.empty_like(vectors)
     number = 0
     for index in order:

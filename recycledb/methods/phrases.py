@@ -51,6 +51,13 @@ def require(phrases: Phrases, placeholders: Mapping[str, Sequence[str]]) -> None
                 raise ValueError(f"phrases: `= {heading}` needs {wanted} in each line, but has {line!r}")
 
 
+def check_marks(lines: Sequence[str]) -> None:
+    """Raise ValueError unless each line is two marks: what is put before and after a text."""
+    for line in lines:
+        if len(line.split()) != 2:
+            raise ValueError(f"phrases: `= marks` needs two marks with a blank between in each line, but has {line!r}")
+
+
 def filled(phrase: str, **values: Any) -> str:
     """Return a phrase with its placeholders replaced; other braces stay."""
     return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), phrase)

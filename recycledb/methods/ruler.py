@@ -299,7 +299,7 @@ def choose(source: Source, draw: Draw, most: int, found: Phrases) -> list[tuple[
         for name in sorted(
             names, key=lambda name: not name.startswith("case_")
         ):  # case first, the others as they were drawn
-            case = _Case(parent, text, lambda n, what, name=name: draw(n, key, name, what), marks, found["symbols"])  # type: ignore[misc]
+            case = _Case(parent, text, lambda n, what, name=name: draw(n, key, name, what), marks, found["symbols"])  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             rule = RULES[name](case)
             if rule is None or not rules.fits([each for _, each in made], rule):
                 return None
@@ -369,9 +369,7 @@ def check(options: Mapping[str, Any]) -> None:
     for heading, lines in lists.items():
         if not lines:
             raise ValueError(f"phrases: no line under the heading `= {heading}`")
-    for line in lists["marks"]:
-        if len(line.split()) != 2:
-            raise ValueError(f"phrases: `= marks` needs two marks with a blank between in each line, but has {line!r}")
+    phrases.check_marks(lists["marks"])
 
 
 RULER = Method(

@@ -7,7 +7,6 @@ Invariant: two measures are compared by the variants that have a value of both; 
 except for `rifd`; an IFD of 1 or more is never among the top, as in the recipes.
 """
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from recycledb.selection import identities
 from recycledb.selection.agreement import Overlap, Summary, kendall, overlaps, pearson, ranks, summary
 from recycledb.selection.points import Floats
 from recycledb.store import Store, TimeLimit
+from recycledb.suggestions import closest
 
 RANDOM = "random/0"
 POINTS = 2_000  # of a scatter plot
@@ -112,8 +112,8 @@ def compare_measures(
 def _known(name: str, known: Sequence[str]) -> str:
     if name in known:
         return name
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
+    near = closest(name, known)
+    hint = f"did you mean {near}?" if near is not None else f"there are {', '.join(known) or 'none'}"
     raise SelectionError(f"no measure {name!r} (give NAME/MODEL): {hint}")
 
 

@@ -6,7 +6,6 @@ Adding its files again opens the positions again.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
@@ -17,6 +16,7 @@ from recycledb.store import Store
 from recycledb.store.parts import REMOVED, Known, Part, from_json, to_json
 from recycledb.store.places import close_places, last_import
 from recycledb.store.rows import DatasetImportRow
+from recycledb.suggestions import closest
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def find(store: Store, wanted: Iterable[str]) -> tuple[str, ...]:
 
 def unknown(name: str, there: Sequence[str]) -> str:
     """Return what to say about a name that no dataset has."""
-    close = get_close_matches(name, there, n=1)
-    meant = f"did you mean {close[0]!r}? " if close else ""
+    close = closest(name, there)
+    meant = f"did you mean {close!r}? " if close is not None else ""
     return f"no dataset {name!r}; {meant}there are: {', '.join(there) or 'none'}"
 
 
