@@ -16,6 +16,7 @@ from recycledb.cli import (
     status,
     stores,
     sync,
+    view,
 )
 from recycledb.cli.app import app, session
 
@@ -35,6 +36,7 @@ COMMANDS = (
     mixing,
     sample,
     report,
+    view,
 )  # importing a module registers its commands
 ORDER = (
     "demo",

@@ -1,0 +1,241 @@
+"""The store's numbers and properties in memory, one array each, by sample: what lists are filtered and sorted by.
+
+Invariant: a snapshot never changes; when the store has changed, another one takes its place. A number is NaN where the store has NULL or no
+row. Memory: 8 bytes for each number of each sample, 1 for each property, about 200 for its id; 52,000 samples with 20 numbers take 20 MB.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from recycledb.errors import RecycledbError
+from recycledb.store import Store
+
+Numbers = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Order = npt.NDArray[np.int64]
+
+GROUPS = ("dataset", "kind", "teacher", "problem", "selection", "mark")
+LABELS = 200  # at most of one group, the most frequent: reasons of failure quote replies
+SHARE = 0.02  # of the time may be spent on reading the columns again
+# Tables whose rows change what is read here; rows are only ever added.
+_CHANGING = ("place", "closing", "variant", "extraction", "reply", "value", "rating", "name", "selection_item")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of each sample: a measure under a model, of the samples' variants of one kind."""
+
+    key: str
+    measure: str
+    model: str
+    kind: str  # "reflect_both", or "reflect_both by gpt" where several teachers are in use
+    values: Numbers
+
+    @cached_property
+    def ascending(self) -> Order:
+        """The samples that have a value, lowest first; equal ones in the datasets' order."""
+        known = np.flatnonzero(~np.isnan(self.values))
+        return known[np.argsort(self.values[known], kind="stable")]
+
+    @cached_property
+    def descending(self) -> Order:
+        """The samples that have a value, highest first; equal ones in the datasets' order."""
+        known = np.flatnonzero(~np.isnan(self.values))
+        return known[np.argsort(-self.values[known], kind="stable")]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was in the store at one moment. Samples are numbered in the order of their datasets."""
+
+    ids: list[str]
+    columns: dict[str, Column]
+    flags: dict[str, dict[str, Flags]]
+    version: tuple[int, ...]
+    seconds: float  # that reading it took
+    derived: dict[str, Column] = field(default_factory=dict)
+
+    @cached_property
+    def number_of(self) -> dict[str, int]:
+        """The number of each sample."""
+        return {sample: number for number, sample in enumerate(self.ids)}
+
+    def column(self, key: str) -> Column | None:
+        """Return a column: a stored one, `gain:KEY` (minus the origin's), or `gap:KEY|KEY` (how far two are apart); None if unknown."""
+        found = self.columns.get(key) or self.derived.get(key)
+        if found is None:
+            found = self._gain(key) if key.startswith("gain:") else self._gap(key) if key.startswith("gap:") else None
+            if found is not None:
+                self.derived[key] = found
+        return found
+
+    def _gain(self, key: str) -> Column | None:
+        one = self.columns.get(key.removeprefix("gain:"))
+        origin = one and self.columns.get(column_key(one.measure, one.model, "origin"))
+        return Column(key, f"gain of {one.measure}", one.model, one.kind, one.values - origin.values) if one and origin else None
+
+    def _gap(self, key: str) -> Column | None:
+        names = key.removeprefix("gap:").split("|")
+        for split in range(1, len(names)):  # a name may contain the separator
+            one, other = self.columns.get("|".join(names[:split])), self.columns.get("|".join(names[split:]))
+            if one and other:
+                title = f"{one.measure}/{one.model} – {other.measure}/{other.model}"
+                return Column(key, "gap", title, one.kind, np.abs(one.values - other.values))
+        return None
+
+
+def column_key(measure: str, model: str, kind: str) -> str:
+    """Return the key of a column."""
+    return f"{measure}/{model}@{kind}"
+
+
+class Columns:
+    """The newest snapshot of a store, read by a thread of its own."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.error: str | None = None
+        self.progress = "beginning"
+        self._snapshot: Snapshot | None = None
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._ended = 0.0
+
+    def get(self, wait_s: float = 0.0) -> Snapshot | None:
+        """Return the newest snapshot, None while the first is being read; read another if the store has changed."""
+        with self._lock:
+            if self._thread is None and self._is_due():
+                self._thread = threading.Thread(target=self._work, name="columns", daemon=True)
+                self._thread.start()
+            thread = self._thread
+        if thread is not None and wait_s:
+            thread.join(wait_s)
+        return self._snapshot
+
+    def _is_due(self) -> bool:
+        last = self._snapshot
+        if last is None:
+            return True
+        return time.monotonic() - self._ended > last.seconds / SHARE and version(self.store) != last.version
+
+    def _work(self) -> None:
+        try:
+            self._snapshot, self.error = read(self.store, self._tell), None
+        except RecycledbError as error:
+            self.error = str(error)
+        finally:
+            with self._lock:
+                self._ended, self._thread = time.monotonic(), None
+
+    def _tell(self, text: str) -> None:
+        self.progress = text
+
+
+def version(store: Store) -> tuple[int, ...]:
+    """Return numbers that differ when rows were added to what a snapshot is read from; only `loss` is counted, it has no row numbers."""
+    newest = ", ".join(f"(SELECT coalesce(max(rowid), 0) FROM {table})" for table in _CHANGING)
+    sql = f"SELECT {newest}, (SELECT count(*) FROM loss)"
+    return tuple(int(number) for number in store.rows(sql)[0])
+
+
+def read(store: Store, tell: Callable[[str], None] = lambda _: None) -> Snapshot:
+    """Read a snapshot of a store; `tell` gets what is being read."""
+    began = time.monotonic()
+    at = version(store)
+    with store.read() as conn:
+        return _Reading(conn, tell).snapshot(at, began)
+
+
+class _Reading:
+    """A snapshot being read."""
+
+    def __init__(self, conn: Connection, tell: Callable[[str], None]) -> None:
+        self.conn, self.tell = conn, tell
+        tell("samples")
+        self.ids = [
+            row[0]
+            for row in self.rows(
+                "SELECT s.sample_id FROM sample s LEFT JOIN (SELECT sample_id, min(place) AS place FROM sample_order GROUP BY sample_id) o "
+                "ON o.sample_id = s.sample_id ORDER BY o.place IS NULL, o.place, s.sample_id"
+            )
+        ]
+        self.number_of = {sample: number for number, sample in enumerate(self.ids)}
+        self.flags: dict[str, dict[str, Flags]] = {group: {} for group in GROUPS}
+        self.columns: dict[str, Column] = {}
+
+    def rows(self, sql: str) -> Iterator[Any]:
+        """Yield the rows of a statement."""
+        return iter(self.conn.exec_driver_sql(sql))
+
+    def snapshot(self, at: tuple[int, ...], began: float) -> Snapshot:
+        """Read everything."""
+        self.mark("dataset", "SELECT dataset, sample_id FROM dataset_samples")
+        self.mark("kind", "SELECT kind, sample_id FROM current_variants")
+        self.mark("teacher", "SELECT teacher, sample_id FROM variants WHERE teacher IS NOT NULL AND is_current = 1")
+        self.mark("problem", _PROBLEMS)
+        self.mark("selection", "SELECT i.selection, v.sample_id FROM selection_items i JOIN variant v ON v.variant_id = i.variant_id")
+        several = len(self.flags["teacher"]) > 1
+        self.numbers(_SCORES, ("ifd", "rifd", "ppl", "length"), several)
+        self.numbers(_MEASURES, (), several)
+        return Snapshot(self.ids, self.columns, self.flags, at, time.monotonic() - began)
+
+    def mark(self, group: str, sql: str) -> None:
+        """Read which samples have which label of a group: rows of (label, sample_id)."""
+        self.tell(f"{group}s")
+        found: dict[str, list[int]] = {}
+        for label, sample in self.rows(sql):
+            if (number := self.number_of.get(sample)) is not None:
+                found.setdefault(str(label), []).append(number)
+        for label in sorted(found, key=lambda each: -len(found[each]))[:LABELS]:
+            flags = np.zeros(len(self.ids), bool)
+            flags[found[label]] = True
+            self.flags[group][label] = flags
+
+    def numbers(self, sql: str, measures: tuple[str, ...], several: bool) -> None:
+        """Read numbers: rows of (sample_id, kind, teacher, model, number…), one number for each of `measures`, or (measure, number)."""
+        self.tell("scores" if measures else "measures")
+        found: dict[tuple[str, str, str], Numbers] = {}
+        for sample, kind, teacher, model, *rest in self.rows(sql):
+            number = self.number_of.get(sample)
+            if number is None:
+                continue
+            label = f"{kind} by {teacher}" if several and teacher else kind
+            for measure, value in zip(measures, rest, strict=True) if measures else (rest,):
+                values = found.get((measure, model, label))
+                if values is None:
+                    values = found[measure, model, label] = np.full(len(self.ids), np.nan)
+                if value is not None and np.isnan(values[number]):  # of several variants the one with the smallest id
+                    values[number] = value
+        for (measure, model, label), values in found.items():
+            key = column_key(measure, model, label)
+            self.columns[key] = Column(key, measure, model, label, values)
+
+
+# Why samples lack a variant: what a step's replies could not be used for, and questions without a reply.
+_PROBLEMS = """
+    SELECT DISTINCT r.step || ': ' || CASE WHEN instr(e.reason, ':') > 0 THEN substr(e.reason, 1, instr(e.reason, ':') - 1)
+        ELSE e.reason END, v.sample_id
+    FROM extractions e JOIN reply r ON r.text_id = e.text_id JOIN variant v ON v.variant_id = r.variant_id
+    WHERE e.is_current = 1 AND e.variant_id IS NULL AND e.reason IS NOT NULL
+    UNION ALL
+    SELECT DISTINCT t.step || ': ' || t.status, v.sample_id
+    FROM teacher_texts t JOIN variant v ON v.variant_id = t.variant_id WHERE t.status IN ('failed', 'error')
+"""
+_SCORES = """
+    SELECT s.sample_id, s.kind, s.teacher, s.student, s.ifd_ppl, s.rifd_ppl, s.ppl_A_direct, l.n_tokens
+    FROM scores s LEFT JOIN loss l ON l.student_id = s.student_id AND l.variant_id = s.variant_id AND l.stat = 'A_direct'
+    WHERE s.is_current = 1 ORDER BY s.variant_id
+"""
+_MEASURES = """
+    SELECT v.sample_id, v.kind, v.teacher, m.model, m.measure, m.value
+    FROM measures m JOIN variants v ON v.variant_id = m.variant_id
+    WHERE m.is_current = 1 AND v.is_current = 1 AND m.measure NOT IN ('ifd', 'rifd', 'ppl', 'length') ORDER BY m.variant_id
+"""

@@ -1,0 +1,173 @@
+"""The live pages' server: who gets in, what each answer has, the list of samples; the tests marked `browser` use a real Chromium."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import httpx
+import numpy as np
+import pytest
+from scored_stores import two_students
+from view_pages import TOKEN, Served, opened, served, wait_for
+
+from recycledb.store import Store
+from recycledb.view.columns import Column, Snapshot, read
+from recycledb.view.guard import HEADERS
+from recycledb.view.server import own_hosts
+from recycledb.view.state import Range, State, StateError, following, matching, ordered
+from recycledb.workspace import Workspace
+
+WORDS = ("apples", "pears", "plums", "figs")
+
+
+@pytest.fixture
+def workspace(sqlite_url: str) -> Iterator[Workspace]:
+    with Store.open(sqlite_url) as store:
+        two_students(store, WORDS)
+        yield Workspace(store)
+
+
+@pytest.fixture
+def pages(workspace: Workspace) -> Iterator[Served]:
+    with served(workspace) as found:
+        yield found
+
+
+@pytest.fixture
+def client(pages: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=pages.base, follow_redirects=True, timeout=20) as found:
+        assert found.get(pages.address.replace("/?", "/samples?")).status_code == 200
+        wait_for(lambda: "Reading the store" not in found.get("/samples").text)
+        yield found
+
+
+# -- who gets in
+
+
+def test_only_the_token_opens_the_pages(pages: Served) -> None:
+    with httpx.Client(base_url=pages.base, follow_redirects=True, timeout=20) as client:
+        for address in ("/samples", "/static/view.js", "/?token=wrong", "/nothing"):
+            assert client.get(address).status_code == 403
+        answer = client.get(f"/samples?token={TOKEN}&sort=x&q=a+b")
+        assert str(answer.url).endswith("/samples?sort=x&q=a+b")  # the token is not kept in the address
+        [cookie] = answer.history[0].headers.get_list("set-cookie")
+        assert "HttpOnly" in cookie and "SameSite=strict" in cookie
+        assert client.get("/static/view.js").status_code == 200
+
+
+def test_a_foreign_name_of_this_machine_reaches_nothing(client: httpx.Client) -> None:
+    """DNS rebinding: a page of evil.example, which resolves to 127.0.0.1, would send the name that it knows."""
+    port = client.base_url.port
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{port + 1}", ""):
+        assert client.get("/samples", headers={"host": host}).status_code == 400
+    assert client.get("/samples", headers={"host": f"localhost:{port}"}).status_code == 200
+
+
+def test_only_its_own_pages_may_post(client: httpx.Client) -> None:
+    own = str(client.base_url).rstrip("/")
+    for origin in ({}, {"origin": "null"}, {"origin": "https://evil.example"}, {"origin": own + "1"}):
+        assert client.post("/samples", headers=origin, content=b"").status_code == 403
+    assert client.post("/samples", headers={"origin": own}, content=b"").status_code == 405  # let in; the page takes none
+    assert client.post("/samples", headers={"origin": own}, content=iter([b"no length"])).status_code == 413
+
+
+def test_every_answer_has_the_policy(client: httpx.Client) -> None:
+    for address in ("/samples", "/static/page.css", "/nothing", "/samples?sort=nothing"):
+        answer = client.get(address)
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    assert "'unsafe" not in HEADERS["content-security-policy"]
+
+
+def test_names_of_the_server() -> None:
+    assert own_hosts("127.0.0.1", 8321) == {"127.0.0.1:8321", "localhost:8321", "[::1]:8321"}
+    assert "box:80" in own_hosts("Box", 80) and "box" in own_hosts("Box", 80)
+    assert all(name.endswith(":9") for name in own_hosts("0.0.0.0", 9))
+
+
+# -- the address bar
+
+
+def test_an_address_is_read_and_written_alike() -> None:
+    query = "has=kind%3Areflect_both&lacks=selection%3Aa+b&range=ifd%2F7b%40origin%3A0.3..&q=two+words&sort=-ifd%2F7b%40origin&show=x&after=1"
+    state = State.parse(parse_qsl(query))
+    assert state.query() == query and State.parse(parse_qsl(state.query())) == state
+    assert state.ranges == (Range("ifd/7b@origin", 0.3),) and state.with_(sort="").after == ""
+    for text in ("has=kind", "has=knd:x", "range=x", "range=x:a..b", "range=x:nan..1"):
+        with pytest.raises(StateError, match=text.partition("=")[0]):
+            State.parse(parse_qsl(text))
+
+
+def test_a_property_is_wanted_then_unwanted_then_free() -> None:
+    state = State()
+    seen = [(state := state.toggled("kind", "origin")).query() for _ in range(3)]
+    assert seen == ["has=kind%3Aorigin", "lacks=kind%3Aorigin", ""]
+
+
+# -- the columns
+
+
+@pytest.mark.parametrize("store_url", ["sqlite", "duckdb"], indirect=True)
+@pytest.mark.both_backends
+def test_columns_are_what_the_views_have(store_url: str) -> None:
+    with Store.open(store_url) as store:
+        ids = two_students(store, WORDS)
+        snapshot = read(store)
+        assert snapshot.ids == ids
+        rows = store.rows("SELECT sample_id, kind, student, ifd_ppl, rifd_ppl, ppl_A_direct FROM scores")
+        for sample, kind, student, *numbers in rows:
+            for measure, number in zip(("ifd", "rifd", "ppl"), numbers, strict=True):
+                column = snapshot.columns[f"{measure}/{student}@{kind}"]
+                assert column.values[snapshot.number_of[sample]] == pytest.approx(number, nan_ok=True)
+        assert snapshot.flags["kind"]["reflect_both"].all() and list(snapshot.flags["teacher"]) == ["gpt"]
+        gain, one = snapshot.column("gain:ifd/7b@reflect_both"), snapshot.columns["ifd/7b@reflect_both"]
+        assert gain is not None
+        assert np.array_equal(gain.values, one.values - snapshot.columns["ifd/7b@origin"].values)
+        gap = snapshot.column("gap:ifd/7b@origin|ifd/13b@origin")
+        assert gap is not None and (gap.values >= 0).all()
+        assert snapshot.column("gap:ifd/7b@origin") is None and snapshot.column("nothing") is None
+
+
+def numbered(values: list[float], **flags: list[bool]) -> Snapshot:
+    column = Column("n", "n", "m", "origin", np.array(values))
+    found = {group: {"yes": np.array(each)} for group, each in flags.items()}
+    groups = {group: found.get(group, {}) for group in ("dataset", "kind", "teacher", "problem", "selection", "mark")}
+    return Snapshot([f"s{i}" for i in range(len(values))], {"n": column}, groups, (), 0.0)
+
+
+def test_samples_without_a_number_are_in_no_range_and_no_order() -> None:
+    snapshot = numbered([0.5, np.nan, 0.1, 0.5], kind=[True, True, False, True])
+    everything = matching(snapshot, State())
+    assert list(ordered(snapshot, State(), everything)) == [0, 1, 2, 3]
+    assert list(ordered(snapshot, State(sort="n"), everything)) == [2, 0, 3]
+    assert list(ordered(snapshot, State(sort="-n"), everything)) == [0, 3, 2]
+    found = matching(snapshot, State(has=(("kind", "yes"),), ranges=(Range("n", 0.2),)))
+    assert list(np.flatnonzero(found)) == [0, 3]
+    assert list(np.flatnonzero(matching(snapshot, State(lacks=(("kind", "yes"),))))) == [2]
+    assert list(following(np.array([2, 0, 3]), 0, 5)) == [3] and list(following(np.array([2, 0, 3]), None, 2)) == [2, 0]
+    with pytest.raises(StateError, match=r"no kind 'yess'.*yes"):
+        matching(snapshot, State(has=(("kind", "yess"),)))
+    with pytest.raises(StateError, match="no number 'm'"):
+        ordered(snapshot, State(sort="-m"), everything)
+
+
+# -- the list
+
+
+def test_the_list_shows_what_the_address_asks_for(client: httpx.Client) -> None:
+    page = client.get("/samples?sort=-ifd/7b@origin&show=ifd/7b@origin")
+    assert "4 of 4 samples" in page.text
+    places = [page.text.index(f">{word}") if f">{word}" in page.text else page.text.index(word) for word in WORDS]
+    assert places == sorted(places)  # apples have the highest IFD
+    assert client.get("/samples?has=kind:nothing").status_code == 400
+    error = client.get("/samples?sort=nothing", headers={"accept": "application/json"})
+    assert error.json()["error"].startswith("no number 'nothing'")
+
+
+@pytest.mark.browser
+def test_the_list_in_a_browser(pages: Served) -> None:
+    with opened(pages) as page:
+        page.goto(pages.base + "/samples")
+        page.get_by_label("reflect_both").check()
+        page.get_by_role("button", name="Show").click()
+        page.wait_for_url("**has=kind*")
+        assert page.get_by_role("status").inner_text() == "4 of 4 samples"
