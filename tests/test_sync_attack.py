@@ -83,7 +83,11 @@ def attack(folder: Path, samples: int, blows: int, in_flight: int, seed: int) ->
     """Sync one store while everything goes wrong, blow by blow; then let it end, and hold the store against the server's log."""
     url, received, chance = make_store(folder, samples), folder / "received", random.Random(seed)
     received.touch()
-    unsaved, on_wire, cut = [], [], set[str]()  # the last: attempts under way at a kill, whose replies no client can save
+    unsaved, on_wire, cut = (
+        [],
+        [],
+        set[str](),
+    )  # the last: attempts under way at a kill, whose replies no client can save
     with TeacherServer(seed=seed, faults=SHARES, delay_s=0.2, retry_after="0.2") as server:
         write_configuration(folder, server.base_url, **TEACHER, concurrency=in_flight)
         for number in range(blows):
@@ -143,6 +147,7 @@ def check_money(url: str, log: Sequence[Exchange]) -> None:
     assert found["charged"] >= billed - 1e-9, (found, billed)
 
 
+@pytest.mark.long
 def test_an_attack_loses_and_hides_nothing(tmp_path: Path) -> None:
     attack(tmp_path, samples=60, blows=1, in_flight=30, seed=5)
 
