@@ -33,7 +33,7 @@ types: .venv/.installed
 unit: .venv/.installed
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
-# All cases on DuckDB, all of each matrix, longer kills and faults: before a release.
+# The slower ones: all cases on DuckDB, all of each matrix, kills and faults. CI runs them too.
 long: .venv/.installed
 	$(BIN)/pytest -m "long and not slow and not browser" -n $(WORKERS) --dist loadfile
 

@@ -154,6 +154,7 @@ def test_what_is_made_is_addressed_by_its_content_and_grouped_by_hashes(url: str
     assert content(url) == before
 
 
+@pytest.mark.long
 def test_only_augment_does_nothing_else_and_the_others_do_not_augment(tmp_path: Path) -> None:
     url = new(f"sqlite:///{install(tmp_path)}/store.db")
     configure(url, PAIRS, students=True)
@@ -175,6 +176,7 @@ def test_only_augment_does_nothing_else_and_the_others_do_not_augment(tmp_path: 
     )
 
 
+@pytest.mark.long
 def test_derived_variants_are_scored_in_the_same_sync_shown_reported_exported_and_selected(url: str) -> None:
     folder = folder_of(url)
     configure(url, PAIRS, "[augmentations.loud]", 'method = "shout"', students=True)
@@ -225,6 +227,7 @@ def test_derived_variants_are_scored_in_the_same_sync_shown_reported_exported_an
 # -- what stays
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_as_it_would_have(url: str) -> None:
     folder = folder_of(url)
     configure(url, PAIRS, "rounds = 2")
@@ -248,6 +251,7 @@ def test_a_killed_run_goes_on_as_it_would_have(url: str) -> None:
     assert content(url) == found
 
 
+@pytest.mark.long
 def test_added_samples_change_nothing_and_a_closed_member_frees_the_others(url: str) -> None:
     configure(url, PAIRS, "seed = 1")
     put(url, range(20))
@@ -284,6 +288,7 @@ def test_added_samples_change_nothing_and_a_closed_member_frees_the_others(url: 
     sound(url)
 
 
+@pytest.mark.long
 def test_another_seed_or_option_is_another_augmentation_and_more_rounds_are_not(url: str) -> None:
     configure(url, PAIRS)
     put(url, range(20))
@@ -322,6 +327,7 @@ def test_sources_that_are_left_alone_wait_for_others_and_do_not_make_a_run_incom
     assert sync(url)["augmentations"][0]["variants"] > 0
 
 
+@pytest.mark.long
 def test_a_variant_that_gives_none_has_its_reason_on_record(tmp_path: Path) -> None:
     url = new(f"sqlite:///{install(tmp_path)}/store.db")
     configure(url, PAIRS)
@@ -361,6 +367,7 @@ def test_samples_with_different_contexts_are_not_joined(tmp_path: Path) -> None:
     sound(url)
 
 
+@pytest.mark.long
 def test_reflections_are_sources_as_soon_as_they_are_there(tmp_path: Path) -> None:
     url = new(f"sqlite:///{install(tmp_path)}/store.db")
     lines = [recorded_line(*line) + "\n" for i in range(20) for line in replies_about(sample(i))]
@@ -425,6 +432,7 @@ def test_merge_carries_derivations_and_nothing_is_made_twice(tmp_path: Path, her
 # -- what goes wrong
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("raises")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_a_transform_must_not_give_is_one_line_and_what_was_made_before_is_kept(
@@ -447,6 +455,7 @@ def test_what_a_transform_must_not_give_is_one_line_and_what_was_made_before_is_
         sound(url)
 
 
+@pytest.mark.long
 def test_a_check_finds_what_was_changed(tmp_path: Path) -> None:
     url = new(f"sqlite:///{install(tmp_path)}/store.db")
     configure(url, PAIRS, "most = 3")

@@ -31,6 +31,7 @@ def batches(url: str) -> list[dict[str, Any]]:
     return rows(url, "SELECT * FROM batches ORDER BY created_at")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 def test_batches_carry_every_step_of_a_sample_until_nothing_is_missing(tmp_path: Path, backend: str) -> None:
     url = make_store(tmp_path, 6, backend)
@@ -123,6 +124,7 @@ def test_files_keep_the_services_limits_and_the_runs(tmp_path: Path) -> None:
         assert sum(server.asked().values()) == 10
 
 
+@pytest.mark.long
 def test_modes_do_not_ask_for_what_the_other_has_under_way(tmp_path: Path) -> None:
     url = make_store(tmp_path, 6)
     with BatchServer() as server:
@@ -187,6 +189,7 @@ def test_a_line_larger_than_the_bound_is_not_read(tmp_path: Path) -> None:
         assert outcome["examples"]["too_large"] == "too_large: its line is larger than 1 MB (max_reply_mb)"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("told", [True, False])
 def test_an_output_cut_short_is_fetched_again_and_not_paid_again(tmp_path: Path, told: bool) -> None:
     url = make_store(tmp_path, 6)
@@ -209,6 +212,7 @@ def test_an_output_cut_short_is_fetched_again_and_not_paid_again(tmp_path: Path,
         assert (server.fetched, len(server.batches), set(server.asked().values())) == (5, 1, {1})
 
 
+@pytest.mark.long
 def test_lines_that_the_service_counts_and_does_not_send_are_asked_again_after_a_day(tmp_path: Path) -> None:
     url = make_store(tmp_path, 4)
     with BatchServer() as server:
@@ -294,6 +298,7 @@ def kill_when(process: Forked, condition: Any) -> None:
     process.wait()
 
 
+@pytest.mark.long
 def test_the_command_lists_batches(tmp_path: Path, cli: Cli) -> None:
     url = make_store(tmp_path, 4)
     with BatchServer() as server:

@@ -77,6 +77,7 @@ def anywhere(path: Path, number: int, seed: int) -> list[int]:
     return chosen + [draw.randrange(len(content) * 8) for _ in range(number - len(chosen))]
 
 
+@pytest.mark.long
 def test_a_flipped_bit_is_seen_or_changes_nothing(sound: tuple[str, Path]) -> None:
     backend, path = sound
     assert unseen(backend, path, anywhere(path, QUICK[backend], 9)) == []

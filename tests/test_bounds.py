@@ -81,6 +81,7 @@ MANY = f"more than {MAX_VALUES:,} values"
 TOO_LARGE = "row 1 (counted from 0) is larger than 64 MiB"
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("line.zst")
 @pytest.mark.parametrize(
     ("name", "write", "parts"),
@@ -99,6 +100,7 @@ def test_a_row_without_an_end_is_refused_in_little_memory(
     assert peak < 500
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -126,6 +128,7 @@ def test_nesting_is_a_rejected_row_and_no_crash(tmp_path: Path, name: str, unit:
     assert [row.reason for row in read(tmp_path / name)] == [None, "nested too deeply", None]
 
 
+@pytest.mark.long
 def test_a_text_of_many_commas_is_a_text(tmp_path: Path) -> None:
     text = 'a, [b], {c} \\" ' * (MAX_VALUES // 2)
     (tmp_path / "data.jsonl").write_text(json.dumps({"instruction": text, "output": text}) + "\n")
@@ -133,6 +136,7 @@ def test_a_text_of_many_commas_is_a_text(tmp_path: Path) -> None:
     assert row.texts is not None and row.texts.instruction == text
 
 
+@pytest.mark.long
 def test_how_large_a_row_may_be_can_be_said(cli: Cli, tmp_path: Path) -> None:
     rows = [{"instruction": "a", "output": "b" * size} for size in (10, 1_500_000, 20)]
     (tmp_path / "d.json").write_text(json.dumps(rows))
@@ -256,6 +260,7 @@ def test_an_odd_text_rejects_its_row_only(tmp_path: Path) -> None:
     assert [bool(row.texts) for row in rows] == [True, False, True] and "not UTF-8" in str(rows[1].reason)
 
 
+@pytest.mark.long
 def test_one_long_text_repeated_is_refused_before_it_is_built(tmp_path: Path) -> None:
     long = pa.DictionaryArray.from_arrays(pa.array([0] * 3, pa.int32()), pa.array(["x" * (65 << 20)]))
     pq.write_table(pa.table({"instruction": long, "output": ["b"] * 3}), tmp_path / "d.parquet")

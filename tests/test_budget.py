@@ -178,6 +178,7 @@ STOPS = [
 FREE = {Fault.RATE_LIMITED, Fault.RATE_LIMITED_AFTER, *STOPS}
 
 
+@pytest.mark.long
 def test_whatever_was_not_certainly_free_is_charged(tmp_path: Path) -> None:
     """Each way to end once, and what it counts as beside what the server bills."""
     ends = [fault for fault in Fault if fault not in (*STOPS, Fault.NOT_MODIFIED)]
@@ -261,6 +262,7 @@ def test_a_stores_budget_is_held_over_runs(tmp_path: Path, backend: str) -> None
         assert len(server.log) > calls and billed(server.log) <= 2 * budget
 
 
+@pytest.mark.long
 def test_the_smaller_of_two_caps_holds(tmp_path: Path) -> None:
     url = make_store(tmp_path, 40)
     with TeacherServer() as server:
@@ -303,6 +305,7 @@ def finish(process: "subprocess.Popen[str]") -> None:
     assert process.returncode in (0, -9), errors
 
 
+@pytest.mark.long
 def test_a_stores_budget_is_held_by_processes_at_once_and_over_kills(tmp_path: Path) -> None:
     random_store_run(tmp_path / "1", 1, 1)
 
@@ -334,6 +337,7 @@ def test_two_claims_at_once_do_not_pass_the_cap_together(tmp_path: Path) -> None
         ] * 4 + [0.09]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 def test_following_new_rows_comes_to_the_same_as_counting_all(tmp_path: Path, backend: str) -> None:
     url = make_store(tmp_path, 15, backend)
@@ -354,6 +358,7 @@ def test_following_new_rows_comes_to_the_same_as_counting_all(tmp_path: Path, ba
             assert followed.charged_usd == pytest.approx(counted.charged_usd)
 
 
+@pytest.mark.long
 def test_batches_that_are_out_count_until_they_are_taken(tmp_path: Path) -> None:
     url, budget = make_store(tmp_path, 30), 10.0 * DEAREST
     configured = {**PRICES, "budget_usd": budget}
@@ -400,6 +405,7 @@ def test_a_batch_that_was_never_handed_over_costs_nothing(tmp_path: Path) -> Non
 # --- stores from before ---------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_what_older_requests_cost_is_told_by_their_tokens_or_taken_at_its_most(tmp_path: Path) -> None:
     url = make_store(tmp_path, 12)
 
@@ -476,6 +482,7 @@ def test_what_is_unknown_is_never_said_to_be_nothing(known: float | None, unknow
     assert described(known, unknown) == said
 
 
+@pytest.mark.long
 def test_without_prices_no_command_says_that_it_cost_nothing(tmp_path: Path, cli: Cli) -> None:
     make_store(tmp_path, 9)
     with TeacherServer(
@@ -494,6 +501,7 @@ def test_without_prices_no_command_says_that_it_cost_nothing(tmp_path: Path, cli
         assert (told["cost_unknown"], told["budget_usd"]) == (len(server.log) - 2, None)
 
 
+@pytest.mark.long
 def test_the_command_shows_the_budget_and_what_is_left(tmp_path: Path, cli: Cli) -> None:
     make_store(tmp_path, 30)
     with TeacherServer(decide=lambda exchange: Fault.NO_USAGE if exchange.number == 1 else None) as server:

@@ -54,6 +54,7 @@ def findings(url: str) -> list[str]:
         return check(store).findings
 
 
+@pytest.mark.long
 def test_a_sound_store_is_sound_and_every_row_was_looked_at(url: str) -> None:
     with Store.open(url) as store:
         checked, counted = check(store), sound_stores.counted(store)
@@ -154,6 +155,9 @@ CHANGES: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(
+    "a reply's text", "a variant's kind", "a name's meaning", "a pick that is gone", "tokens of a loss"
+)
 @pytest.mark.parametrize(("statement", "message"), CHANGES.values(), ids=CHANGES)
 def test_a_change_is_found_without_digests_too(
     statement: str, message: str, sound_files: dict[str, Path], tmp_path: Path
@@ -169,6 +173,7 @@ def test_a_change_is_found_without_digests_too(
     assert any(message in line for line in found), found
 
 
+@pytest.mark.long
 def test_the_same_is_found_on_duckdb(sound_files: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "store.duckdb"
     shutil.copyfile(sound_files["duckdb"], path)
@@ -188,6 +193,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("statements", SCHEMA.values(), ids=SCHEMA)
 def test_another_schema_is_found(url: str, statements: tuple[str, ...]) -> None:
     by_hand(url, *statements)
@@ -236,6 +242,7 @@ def test_text_that_is_not_utf_8_is_a_finding(sound_files: dict[str, Path], tmp_p
     )
 
 
+@pytest.mark.long
 def test_a_block_that_duckdb_cannot_read_is_a_finding(sound_files: dict[str, Path], tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "store.duckdb"
     shutil.copyfile(sound_files["duckdb"], path)
@@ -244,6 +251,7 @@ def test_a_block_that_duckdb_cannot_read_is_a_finding(sound_files: dict[str, Pat
     assert "hecksum" in told.stdout and told.stderr.count("\n") == 1 and "Traceback" not in told.stderr
 
 
+@pytest.mark.long
 @pytest.mark.both_backends
 def test_the_command_says_what_it_looked_at(url: str, cli: Cli) -> None:
     told = cli("--store", url, "db", "check").stdout

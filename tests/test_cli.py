@@ -219,6 +219,7 @@ def test_debug_shows_the_traceback(cli: Cli) -> None:
 # --- which store ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_store_is_the_option_s_then_the_environment_s_then_the_file_s(cli: Cli, data: Path, tmp_path: Path) -> None:
     inner = tmp_path / "project" / "inner"
     inner.mkdir(parents=True)
@@ -326,6 +327,7 @@ def holding(folder: Path, what: bytes) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file() and what in path.read_bytes()]
 
 
+@pytest.mark.long
 def test_a_sync_in_order_is_0_and_one_that_leaves_rows_missing_is_3(cli: Cli, data: Path, tmp_path: Path) -> None:
     with TeacherServer() as server:
         configured(tmp_path, server)
@@ -338,6 +340,7 @@ def test_a_sync_in_order_is_0_and_one_that_leaves_rows_missing_is_3(cli: Cli, da
         assert len(server.log) == 3
 
 
+@pytest.mark.long
 def test_secrets_are_never_stored_or_told(cli: Cli, data: Path, tmp_path: Path) -> None:
     """Not even when the server, in an error, repeats the key that it was given."""
     environment = {"OPENAI_API_KEY": KEY}

@@ -129,6 +129,7 @@ def test_query_prints_writes_and_refuses(cli: Cli, here: Here, url: str, tmp_pat
     here("query", code=2)
 
 
+@pytest.mark.long
 def test_compare_prints_numbers_and_json(cli: Cli, here: Here, url: str) -> None:
     text = cli("--store", url, "compare", "7b", "13b", "--top", "50%").stdout
     for word in ("Spearman", "Kendall", "picks of the recipe selective", "largest differences", "reflect_both"):
@@ -141,6 +142,7 @@ def test_compare_prints_numbers_and_json(cli: Cli, here: Here, url: str) -> None
     )
 
 
+@pytest.mark.long
 def test_teachers_and_prompts_are_compared_by_name(here: Here, url: str) -> None:
     with Store.open(url) as store:
         scored.use_prompts(store, reflect_instruction="feedbeef0001")
@@ -156,6 +158,7 @@ def test_teachers_and_prompts_are_compared_by_name(here: Here, url: str) -> None
     assert "no such prompt in the store" in said(here, "compare", "7b", "--prompt", "0bad", "--prompt", "current")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "jsonl", "parquet"])
 def test_datasets_loads_the_rows_that_were_written(here: Here, tmp_path: Path, format: str) -> None:
     import datasets
@@ -176,6 +179,7 @@ def test_datasets_loads_the_rows_that_were_written(here: Here, tmp_path: Path, f
         assert [{key: row[key] for key in ("instruction", "input", "output")} for row in loaded] == expected
 
 
+@pytest.mark.long
 def test_export_and_what_trainers_want(cli: Cli, here: Here, url: str, tmp_path: Path) -> None:
     done = cli("--store", url, "export", "--kind", "reflect_both", "-o", "r.jsonl", "--format", "jsonl", "--json")
     assert json.loads(done.stdout)["rows"] == 4
@@ -240,6 +244,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.long
 def test_published_scores_come_in_as_a_student_of_their_own(cli: Cli, here: Here, url: str, tmp_path: Path) -> None:
     path = tmp_path / "origin.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in PUBLISHED))

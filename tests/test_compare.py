@@ -76,6 +76,7 @@ def test_kendall_of_many_values_is_quick_and_right() -> None:
     assert abs(kendall(x, rng.normal(size=50_000)) or 1) < 0.02
 
 
+@pytest.mark.long
 def test_numbers_are_those_that_plain_python_counts(store: Store) -> None:
     rng = random.Random(3)
     samples = stores.add_samples(store, [stores.texts(word) for word in range(40)])
@@ -127,6 +128,7 @@ def test_the_confusion_counts_what_selective_picks(store: Store) -> None:
     assert confusion.agreement == sum(confusion.counts[i][i] for i in range(5)) / 4
 
 
+@pytest.mark.long
 def test_the_same_on_both_backends(tmp_path: "object") -> None:
     found = []
     for backend in ("sqlite", "duckdb"):
@@ -185,6 +187,7 @@ def other_variants(store: Store, samples: list[str], shift: float, **made: Any) 
     return kinds
 
 
+@pytest.mark.long
 def test_teachers_are_compared_by_what_they_made_of_the_same_samples(store: Store) -> None:
     samples = scored.two_students(store)
     scored.add_teachers(store, "claude")
@@ -206,6 +209,7 @@ def test_teachers_are_compared_by_what_they_made_of_the_same_samples(store: Stor
         compare(store, ["7b"], teachers=["gpt", "claude"], kind="origin")
 
 
+@pytest.mark.long
 def test_an_older_prompt_is_seen_as_if_it_were_in_use(store: Store, tmp_path: Path) -> None:
     samples = scored.two_students(store)
     before = select(store, get_recipe("selective"), {"student": "7b"})
@@ -235,6 +239,7 @@ def test_an_older_prompt_is_seen_as_if_it_were_in_use(store: Store, tmp_path: Pa
     assert steps["now"] != steps[again.selection]
 
 
+@pytest.mark.long
 def test_a_teacher_under_older_parameters_can_be_named(store: Store) -> None:
     samples = scored.two_students(store)
     with store.write() as conn:
@@ -265,6 +270,7 @@ def test_the_overlap_by_chance_holds_for_lists_that_end_where_ifd_below_1_does()
     assert found[0].chance == pytest.approx(0.1)
 
 
+@pytest.mark.long
 def test_a_side_without_values_is_named_and_cut_texts_end_in_an_ellipsis(tmp_path: Path) -> None:
     with Store.open(f"sqlite:///{tmp_path}/s.db", create=True) as store:
         scored.two_students(store, ["word " * 100 + "end", "pears"])
@@ -288,6 +294,7 @@ def test_both_decision_trees_have_their_nodes_in_one_order() -> None:
         assert heights == sorted(heights) and len(heights) == 2
 
 
+@pytest.mark.long
 @pytest.mark.both_backends
 def test_the_scores_computed_once_are_those_of_the_view(store: Store) -> None:
     """`compare` gives the recipe a `sample_scores` of its own: the same columns and rows as the view has for a student."""

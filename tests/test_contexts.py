@@ -92,6 +92,7 @@ def test_a_prompt_may_place_the_context_itself() -> None:
     assert Readout("r", "{context}|{instruction}", ("a", "b")).prompt(READ).endswith("a1|q2")
 
 
+@pytest.mark.long
 def test_every_statement_that_reads_texts_reads_the_context(store: Store) -> None:
     register(store)
     samples = add_samples(store, [READ, PLAIN])
@@ -112,6 +113,7 @@ def test_every_statement_that_reads_texts_reads_the_context(store: Store) -> Non
     assert [each for each in integrity.check(store).findings if each.startswith(("sample", "variant"))] == []
 
 
+@pytest.mark.long
 def test_a_changed_context_is_found(sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         add_samples(store, [READ])
@@ -135,6 +137,7 @@ def talks(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_requests_hold_the_context(sqlite_url: str, tmp_path: Path) -> None:
     """Through the real SDK to a server: the sample with a context is asked about with it, the other one as ever."""
     with Store.open(sqlite_url) as store:
@@ -148,6 +151,7 @@ def test_requests_hold_the_context(sqlite_url: str, tmp_path: Path) -> None:
     assert sum("[system]\nBe brief." in each for each in asked) == 1
 
 
+@pytest.mark.long
 def test_the_context_comes_out_again(cli: Cli, tmp_path: Path) -> None:
     store = ("--store", f"sqlite:///{tmp_path}/s.db")
     cli(*store, "add", talks(tmp_path))

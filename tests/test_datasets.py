@@ -278,6 +278,7 @@ def write_sql(path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_several_are_removed_together(cli: Cli, tmp_path: Path) -> None:
     for name, words in (("a", (1, 2)), ("b", (2, 3)), ("c", (3, 4))):
         cli("add", write(tmp_path / f"{name}.json", *words))
@@ -295,6 +296,7 @@ def test_several_are_removed_together(cli: Cli, tmp_path: Path) -> None:
     assert cli("dataset", "list").stdout == "no datasets; recycledb add FILE adds one\n"
 
 
+@pytest.mark.long
 def test_a_removal_travels_with_a_merge(tmp_path: Path) -> None:
     file = write(tmp_path / "train.json", 1, 2)
     urls = [new(f"sqlite:///{tmp_path}/one.db"), new(f"duckdb:///{tmp_path}/two.db")]

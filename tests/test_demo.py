@@ -22,6 +22,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_it_shows_each_step_and_names_what_it_wrote(demo: Path) -> None:
     printed = (demo / "printed").read_text()
     for command in (
@@ -55,6 +56,7 @@ def test_median_ifd_is_below_one_under_both(demo: Path) -> None:
     assert all(row["ifd"] < 1 for row in found)
 
 
+@pytest.mark.long
 def test_other_commands_go_on_from_there(demo: Path) -> None:
     again = run(demo / "out", "sync")
     assert again.returncode == 0
@@ -64,6 +66,7 @@ def test_other_commands_go_on_from_there(demo: Path) -> None:
     assert run(demo / "out", "db", "check").returncode == 0
 
 
+@pytest.mark.long
 def test_it_can_be_run_again_and_leaves_other_folders_alone(demo: Path) -> None:
     assert run(demo, "demo", "out").returncode == 0
     other = demo / "other"

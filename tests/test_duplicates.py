@@ -211,6 +211,7 @@ def test_again_adds_only_what_is_new(sqlite_url: str) -> None:
                 find_duplicates(store, **wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_pairs_across_two_merged_stores_are_found(tmp_path: Path) -> None:
     for name in "ab":
         shutil.copyfile(made("sqlite"), tmp_path / f"{name}.db")

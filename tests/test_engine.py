@@ -150,6 +150,7 @@ fragments = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.builds(Texts, fragments, fragments, fragments), min_size=1, max_size=4))
 def test_agrees_with_the_naive_loop_on_any_text(students: dict[str, Path], llama: Engine, samples: list[Texts]) -> None:
@@ -426,6 +427,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(students: dict[str, 
 # ---------------------------------------------------------------- processes
 
 
+@pytest.mark.long
 def test_workers_give_the_same_numbers_and_a_killed_one_is_a_clear_error(
     students: dict[str, Path], llama: Engine
 ) -> None:
@@ -460,6 +462,7 @@ def test_a_worker_follows_no_signal_that_asks_for_an_end_and_ends_with_its_engin
         assert worker.wait(60) == 0
 
 
+@pytest.mark.long
 def test_a_stop_leaves_only_what_lanes_compute(llama: Engine) -> None:
     texts = [Texts(f"Say {number}.", "", f"{number} it is. " * 20) for number in range(400)]
     stopped, everything = threading.Event(), 4 * len(texts)

@@ -124,6 +124,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, installed: Path, server: Teac
     return desk
 
 
+@pytest.mark.long
 def test_everything_is_planned_with_tokens_and_dollars(desk: Desk) -> None:
     plan = desk.plan  # type: ignore[attr-defined]
     simplify, grade = plan["steps"]
@@ -137,6 +138,7 @@ def test_everything_is_planned_with_tokens_and_dollars(desk: Desk) -> None:
     assert (augmentation["name"], augmentation["sources"]) == ("pairs", SAMPLES)
 
 
+@pytest.mark.long
 def test_a_killed_sync_is_continued_and_asks_nothing_again_that_was_answered(desk: Desk, server: TeacherServer) -> None:
     outcome = desk.outcome  # type: ignore[attr-defined]
     assert outcome["complete"] and outcome["ratings"] > 0
@@ -186,6 +188,7 @@ def test_the_readouts_are_those_of_a_naive_loop(desk: Desk) -> None:
         assert value == pytest.approx(torch.softmax(expected, 0)[0].item(), abs=1e-4)
 
 
+@pytest.mark.long
 def test_everything_is_shown(desk: Desk) -> None:
     status = desk.json("status")
     assert status["variants"] == {"origin": SAMPLES, "paired": SAMPLES // 2, "plain": SAMPLES}
@@ -205,6 +208,7 @@ def test_everything_is_shown(desk: Desk) -> None:
     assert "clearness" in page and "<td>grade</td>" in page and "paired" in page
 
 
+@pytest.mark.long
 def test_everything_is_kept_by_a_merge_also_where_the_package_is_not_installed(desk: Desk) -> None:
     tables = ("variant", "reply", "rating", "readout", "value", "derivation", "derivation_member", "loss")
     bare = {name: value for name, value in desk.env.items() if name != "PYTHONPATH"}

@@ -119,6 +119,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, empty_stores: dict[str, Pa
     return made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("allowed", [False, True])
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 def test_other_files_are_read_at_most(

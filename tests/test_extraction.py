@@ -231,12 +231,14 @@ DOUBLE = [
 ]
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(body=BODY, shape=st.sampled_from(SINGLE))
 def test_any_answer_comes_back_as_it_was_written(body: str, shape: str) -> None:
     assert better(shape.replace("{}", body)) == body.strip()
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(instruction=BODY, answer=BODY, shape=st.sampled_from(DOUBLE))
 def test_any_pair_comes_back_as_it_was_written(instruction: str, answer: str, shape: str) -> None:

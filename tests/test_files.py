@@ -143,6 +143,7 @@ def test_devices_pipes_and_descriptors_are_written_to(tmp_path: Path) -> None:
     assert names(tmp_path) == ["link", "log"]
 
 
+@pytest.mark.long
 def test_stdout_is_written_to_and_not_replaced(sqlite_url: str, cli: Cli, tmp_path: Path) -> None:
     with (tmp_path / "log").open("ab") as log:
         log.write(b"first\n")

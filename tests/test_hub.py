@@ -49,6 +49,7 @@ def add(
     )
 
 
+@pytest.mark.long
 def test_the_training_files_of_a_data_set(cli: Cli, endpoint: str, tmp_path: Path) -> None:
     done = add(cli, endpoint, tmp_path, "hf://datasets/own/plain", "hf://datasets/own/card", "--json")
     plain, card = json.loads(done.stdout)["datasets"]
@@ -67,6 +68,7 @@ def test_the_training_files_of_a_data_set(cli: Cli, endpoint: str, tmp_path: Pat
     assert "tests: 1 added, 0 already there, 0 rejected" in again.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("address", "env", "said"),
     [

@@ -139,6 +139,7 @@ def loaded(*arguments: str, cwd: Path, code: str = "from recycledb.cli import ma
     return set(done.stderr.rpartition("LOADED ")[2].split())
 
 
+@pytest.mark.long
 def test_help_starts_light(tmp_path: Path) -> None:
     for arguments in (["--help"], ["select", "--help"], ["--version"]):
         heavy = loaded(*arguments, cwd=tmp_path) & {*HEAVY, "sqlalchemy", "duckdb", "pyarrow", "numpy"}
@@ -166,6 +167,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("names", "too_much"),
     [

@@ -26,6 +26,7 @@ steps = ["compress", "reflect_instruction", "reflect_response"]
 MOST = (1 << 63) - 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_command_works(backend: str, tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "store.db"

@@ -173,6 +173,7 @@ def test_ratings_and_judgements_are_asked_once_and_have_their_numbers(store: Sto
         assert status == {"quality": (8, 6), "wins/duel": (5, 4)}
 
 
+@pytest.mark.long
 def test_another_scale_asks_nothing_and_another_prompt_asks_its_own(sqlite_url: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("Rate the response to {question}: {answer}\nA number from 0 to 10.")
     with TeacherServer(answer=answer) as server, Store.open(sqlite_url) as store:
@@ -287,6 +288,7 @@ def test_a_failed_question_has_its_status_and_is_asked_again_on_request(sqlite_u
         assert measured(store, "quality")["Explain 1.", "origin"] == (4.5, "ok")
 
 
+@pytest.mark.long
 def test_one_budget_covers_all_teachers(sqlite_url: str, tmp_path: Path) -> None:
     with TeacherServer(answer=answer) as server, Store.open(sqlite_url) as store:
         add_samples(store, [texts(i) for i in range(4)])
@@ -304,6 +306,7 @@ def test_one_budget_covers_all_teachers(sqlite_url: str, tmp_path: Path) -> None
         assert db.sync().complete and len(server.log) == 20 and max(server.questions.values()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("there", ["sqlite", "duckdb"])
 def test_after_a_merge_nothing_is_asked_again(there: str, sqlite_url: str, tmp_path: Path) -> None:
     with TeacherServer(answer=answer) as server:
@@ -349,6 +352,7 @@ def test_batches_carry_judgements(sqlite_url: str, tmp_path: Path) -> None:
         assert (report.all.ties, report.all.flipped, report.all.first_net, report.all.readings) == (2, 2, 4, 4)
 
 
+@pytest.mark.long
 def test_a_killed_sync_is_continued_without_asking_what_was_answered(tmp_path: Path) -> None:
     with TeacherServer(answer=answer, delay_s=0.05) as server:
         url = new(f"sqlite:///{tmp_path}/recycle.db")
@@ -416,6 +420,7 @@ def test_the_configuration_is_checked_where_it_is_read(tmp_path: Path) -> None:
 # -- answers and published numbers
 
 
+@pytest.mark.long
 def test_two_models_are_compared_by_their_answers(store: Store, tmp_path: Path) -> None:
     def judge(exchange: Exchange) -> str:
         first, second = exchange.prompt.split("[The Start of Answer 2]")
@@ -479,6 +484,7 @@ def test_published_numbers_become_values(store: Store, tmp_path: Path) -> None:
         db.import_values(tmp_path / "texts.json", model="paper", **of)
 
 
+@pytest.mark.long
 def test_the_commands(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(json.dumps([texts(i)._asdict() for i in range(2)]))
     (tmp_path / "a.json").write_text('["one", "two"]')

@@ -76,6 +76,7 @@ def test_a_higher_limit_asks_for_what_was_cut_off_and_for_nothing_else(tmp_path:
     assert len(rows(url, "SELECT teacher_id FROM teacher")) == 1
 
 
+@pytest.mark.long
 def test_without_a_limit_what_was_cut_off_is_asked_again_once(tmp_path: Path) -> None:
     url = make_store(tmp_path, 3)
     with TeacherServer(faults={Fault.CUT_OFF: 1.0}) as server:
@@ -86,6 +87,7 @@ def test_without_a_limit_what_was_cut_off_is_asked_again_once(tmp_path: Path) ->
         assert plan(url, limited(server, 4096)).ready == 0
 
 
+@pytest.mark.long
 def test_rows_of_an_older_store_keep_their_id_and_their_limit(tmp_path: Path) -> None:
     url = make_store(tmp_path, 6)
     old = register_former(url, 512)
@@ -115,6 +117,7 @@ def asked_store(folder: Path, server: TeacherServer, limit: int, samples: range,
     return url
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 @pytest.mark.parametrize("old", [False, True], ids=["older and newer", "two older"])
 def test_stores_in_which_one_teacher_has_two_ids_are_merged_into_one_teacher(
@@ -209,6 +212,7 @@ def test_names_that_mean_different_rows_stay_different_teachers(tmp_path: Path) 
 # --- what a change leaves unused ------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_plan_says_what_a_change_leaves_unused_and_how_to_go_back(tmp_path: Path) -> None:
     url = make_store(tmp_path, 5)
     prices = {"price_in": 100.0, "price_out": 100.0}
@@ -234,6 +238,7 @@ def test_the_plan_says_what_a_change_leaves_unused_and_how_to_go_back(tmp_path: 
         assert plan(url, changed).unused == []
 
 
+@pytest.mark.long
 def test_the_command_shows_cut_off_replies_and_changes(tmp_path: Path, cli: Cli) -> None:
     url = make_store(tmp_path, 3)
     with TeacherServer(faults={Fault.CUT_OFF: 1.0}) as server:

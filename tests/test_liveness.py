@@ -146,6 +146,7 @@ def test_a_batch_is_given_up_by_others_or_handed_over_by_its_process_but_not_bot
     assert not batches.give_up(store, second, "its process died")
 
 
+@pytest.mark.long
 def test_a_process_that_slept_while_its_batch_was_given_up_does_not_hand_it_over(tmp_path: Path) -> None:
     url = make_store(tmp_path, 5)
     with BatchServer(delay_uploaded_s=1.0) as server:
@@ -213,6 +214,7 @@ def claims(running: "subprocess.Popen[str]") -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("its own")
 @pytest.mark.parametrize("proc", ["its own", "the host's"])
 def test_processes_of_two_containers_with_one_host_name_ask_nothing_twice(sqlite_url: str, proc: str) -> None:

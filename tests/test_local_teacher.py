@@ -96,6 +96,7 @@ def expected(model: Path) -> list[tuple[str, int, bool]]:
     return answers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [1, 4, 16])
 def test_a_batch_answers_as_one_at_a_time(model: Path, expected: list[tuple[str, int, bool]], batch: int) -> None:
     replies = asyncio.run(ask_all(config(model, concurrency=batch), [question(text) for text in TEXTS]))

@@ -84,6 +84,7 @@ def ranked(origins: Sequence[str], key: Callable[[int], float]) -> list[str]:
     return [origins[i] for i in sorted(range(N), key=lambda i: (-key(i), i))]
 
 
+@pytest.mark.long
 def test_recipes_pick_what_they_say(filled: tuple[Store, list[str]]) -> None:
     store, origins = filled
     weighted = {
@@ -105,6 +106,7 @@ def test_recipes_pick_what_they_say(filled: tuple[Store, list[str]]) -> None:
     assert len(picked(store, "pareto", first="selectit/small", second="quality/large", top="9")) == 9
 
 
+@pytest.mark.long
 def test_all_agree_is_the_upper_half_of_each(filled: tuple[Store, list[str]]) -> None:
     store, origins = filled
     heights = []
@@ -116,6 +118,7 @@ def test_all_agree_is_the_upper_half_of_each(filled: tuple[Store, list[str]]) ->
     assert picked(store, "all_agree", wanted="selectit/small, quality/large") == expected and expected
 
 
+@pytest.mark.long
 def test_deita_leaves_out_what_is_too_similar(filled: tuple[Store, list[str]]) -> None:
     store, origins = filled
     product = {}
@@ -134,6 +137,7 @@ def test_deita_leaves_out_what_is_too_similar(filled: tuple[Store, list[str]]) -
     assert found == [origins[i] for i in kept] and 1 < len(kept) < N
 
 
+@pytest.mark.long
 def test_measures_side_by_side(filled: tuple[Store, list[str]]) -> None:
     store, _ = filled
     found = compare_measures(store, ["selectit/small", "quality/large", "selectit/large"], top="25%", pictures=True)

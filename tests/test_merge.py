@@ -202,6 +202,7 @@ def test_later_merges_bring_what_is_new(desk: Desk, source_backend: str, target_
     assert merged.rows == {table: len(after[table] - before[table]) for table in TABLES}
 
 
+@pytest.mark.long
 def test_a_removed_statistic_comes_back(desk: Desk) -> None:
     source, target = desk.store(), desk.store("duckdb")
     fill(source, range(3))
@@ -243,6 +244,7 @@ def test_every_moment_of_a_merge_is_sound_and_any_stop_is_made_good(desk: Desk) 
     assert contents(target) == contents(source)
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("wal")
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_the_source_may_be_written_meanwhile(desk: Desk, tmp_path: Path, journal: str) -> None:
@@ -306,6 +308,7 @@ def test_a_dataset_ends_in_the_newer_state(desk: Desk, source: list[str], target
     assert state(here) == {("d", i, content_id("sample", *texts(letter))) for i, letter in enumerate(expected)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("source", "target", "why"),
     [
@@ -402,6 +405,7 @@ def spent(store: Store) -> tuple[float, set[str]]:
     return cost, {row[0] for row in store.rows("SELECT status FROM teacher_texts")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_equal_answers_are_one_text_and_two_payments(desk: Desk, first: str, second: str) -> None:
     one, two = desk.store(first), desk.store(second)
@@ -460,6 +464,7 @@ def test_an_equal_answer_that_comes_after_the_merge_is_kept_too(desk: Desk, back
     assert payments(there) == payments(here)
 
 
+@pytest.mark.long
 def test_an_attempt_that_was_lost_is_answered_by_a_later_merge(desk: Desk) -> None:
     source, target = desk.store(), desk.store("duckdb")
     [(attempt, question)] = asked(source, "a")
@@ -606,6 +611,7 @@ def test_both_ways_give_equal_stores(
         assert not any(merge(one, two).rows.values())
 
 
+@pytest.mark.long
 def test_the_command(cli: Cli, desk: Desk, tmp_path: Path) -> None:
     source = desk.store()
     fill(source, range(3))

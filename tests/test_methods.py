@@ -57,6 +57,7 @@ def install(folder: Path, code: str) -> str:
     return str(folder)
 
 
+@pytest.mark.default_cases("a kind that is made of itself")
 @pytest.mark.parametrize("why", WRONG)
 def test_a_method_that_cannot_be_used_is_refused_in_one_line(why: str, tmp_path: Path) -> None:
     code, message = WRONG[why]

@@ -313,6 +313,7 @@ def _walk(url: str, order: list[str], sizes: dict[str, int], most: int) -> list[
     return found
 
 
+@pytest.mark.long
 def test_a_check_finds_a_false_row(tmp_path: Path) -> None:
     url = filled(tmp_path / "store.db", range(12))
     sync(url, tmp_path, augmentations=AUGMENTATIONS)

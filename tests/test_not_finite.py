@@ -127,6 +127,7 @@ def here(tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch, capsys
     return run
 
 
+@pytest.mark.long
 def test_every_command_tells_of_statistics_that_are_no_numbers(
     student: Path, tmp_path: Path, here: Here, store_url: str
 ) -> None:
@@ -202,6 +203,7 @@ def seen(store: Store, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_a_stored_sum_that_is_no_number_is_as_a_missing_one(
     store: Store, empty_stores: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -215,6 +217,7 @@ def test_a_stored_sum_that_is_no_number_is_as_a_missing_one(
     assert statuses == {"ok": 224, "not_finite": 0}
 
 
+@pytest.mark.long
 def test_a_stored_sum_that_is_no_number_breaks_no_command(here: Here, store_url: str) -> None:
     with Store.open(store_url) as store:
         made = filled(store, ODD)

@@ -79,6 +79,7 @@ def test_facility_location_is_the_greedy_order(seed: int, twins: bool) -> None:
     assert all(a >= b - 1e-9 for a, b in pairwise(gains))
 
 
+@pytest.mark.long
 def test_a_pool_larger_than_a_block_agrees_too() -> None:
     pool = random_pool(9, 300, 8)
     first = order("facility", pool)[:12]

@@ -75,6 +75,7 @@ def test_debug_shows_everything(tmp_path: Path) -> None:
     assert "the module warns" in told and "a detail" in told
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 def test_a_model_that_makes_transformers_warn(tmp_path: Path) -> None:
     """By its log and by Python's warnings: lengths for generation that contradict each other, a tokenizer with a short limit."""

@@ -82,6 +82,7 @@ def test_a_clash_that_no_prefix_solves_is_refused(tmp_path: Path) -> None:
 # -- preference pairs
 
 
+@pytest.mark.long
 def test_pairs_are_what_the_trainers_load(sqlite: Store, tmp_path: Path) -> None:
     import datasets
 
@@ -131,6 +132,7 @@ def test_a_context_stands_before_the_question_of_a_pair(sqlite: Store, tmp_path:
 # -- hold-out
 
 
+@pytest.mark.long
 def test_a_hold_out_split_does_not_move_when_samples_are_added(sqlite: Store, tmp_path: Path) -> None:
     def split(seed: int = 0) -> list[set[str]]:
         done = export(sqlite, tmp_path / "x.jsonl", format="jsonl", kind="origin", holdout="30%", seed=seed)
@@ -182,6 +184,7 @@ def test_a_hold_out_is_a_share(sqlite: Store, tmp_path: Path, wrong: str) -> Non
 # -- mixes
 
 
+@pytest.mark.long
 def test_a_mix_draws_exactly_whatever_the_order(sqlite: Store, tmp_path: Path) -> None:
     select(sqlite, get_recipe("recycled"), name="r")
     select(sqlite, get_recipe("cherry"), {"student": "7b", "top": "10"}, name="c")
@@ -238,6 +241,7 @@ def test_a_mix_that_cannot_be_says_why(sqlite: Store, parts: dict[str, str], row
 # -- stdout
 
 
+@pytest.mark.long
 def test_a_dash_is_stdout(sqlite: Store, cli: Cli, tmp_path: Path) -> None:
     store = ("--store", f"sqlite:///{tmp_path}/store.db")
     export(sqlite, tmp_path / "file.json", kind="reflect_both")

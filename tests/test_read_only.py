@@ -80,6 +80,7 @@ def reading_commands(url: str, out: Path) -> list[list[str]]:
     ]
 
 
+@pytest.mark.long
 def test_all_that_reads_works_on_a_colleague_s_store(shared: Path, own_folder: Path) -> None:
     url = f"{shared.suffix[1:]}:///{shared}"
     before = shared.read_bytes()
@@ -94,6 +95,7 @@ def test_all_that_reads_works_on_a_colleague_s_store(shared: Path, own_folder: P
         assert sound_stores.counted(mine)["loss"] == sound_stores.counted(theirs)["loss"]
 
 
+@pytest.mark.long
 def test_all_that_writes_says_why_not(shared: Path, own_folder: Path) -> None:
     url = f"{shared.suffix[1:]}:///{shared}"
     (own_folder / "d.json").write_text('[{"instruction": "x", "output": "y"}]')
@@ -105,6 +107,7 @@ def test_all_that_writes_says_why_not(shared: Path, own_folder: Path) -> None:
     assert shared.read_bytes() == before and [other.name for other in shared.parent.iterdir()] == [shared.name]
 
 
+@pytest.mark.long
 def test_a_file_of_another_user_in_a_folder_of_ours_gets_nothing_beside_it(shared: Path, own_folder: Path) -> None:
     """A -shm of this user's would keep the owner from writing."""
     shared.parent.chmod(0o755)

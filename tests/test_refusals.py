@@ -26,6 +26,7 @@ def states(url: str) -> dict[str, int]:
     return {row["status"]: row["n"] for row in found}
 
 
+@pytest.mark.long
 def test_identical_refusals_from_the_first_end_the_run_and_all_are_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,6 +45,7 @@ def test_identical_refusals_from_the_first_end_the_run_and_all_are_asked_again(
         assert (outcome.complete, outcome.asked[0].asked) == (True, 60)
 
 
+@pytest.mark.long
 def test_a_refusal_is_about_its_question_where_others_are_answered(tmp_path: Path) -> None:
     url = make_store(tmp_path, 60)
     first: set[str] = set()
@@ -62,6 +64,7 @@ def test_a_refusal_is_about_its_question_where_others_are_answered(tmp_path: Pat
     assert commonest["count"] == len(first) and "team not allowed" in commonest["error"]
 
 
+@pytest.mark.long
 def test_few_refusals_fail_where_all_was_asked_and_wait_where_the_run_was_stopped(tmp_path: Path) -> None:
     url = make_store(tmp_path, 8)
     with TeacherServer(faults={Fault.PROXY: 1.0}) as server:
@@ -71,6 +74,7 @@ def test_few_refusals_fail_where_all_was_asked_and_wait_where_the_run_was_stoppe
     assert states(url) == {"error": 5, "failed": 8} and outcome.left.state == "failed"
 
 
+@pytest.mark.long
 def test_a_batch_whose_questions_were_all_refused_alike_is_asked_again(tmp_path: Path) -> None:
     url = make_store(tmp_path, 25)
 
@@ -89,6 +93,7 @@ def test_a_batch_whose_questions_were_all_refused_alike_is_asked_again(tmp_path:
         assert run(url, wanted).complete
 
 
+@pytest.mark.long
 def test_a_named_key_that_is_not_set_ends_the_run_before_any_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +114,7 @@ def test_a_named_key_that_is_not_set_ends_the_run_before_any_claim(
 # --- exit codes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_exit_codes_tell_running_again_from_nothing_more_can_be_done(tmp_path: Path, cli: Cli) -> None:
     make_store(tmp_path, 4)
     fault = [Fault.SERVER_ERROR]
@@ -151,6 +157,7 @@ def test_exit_codes_tell_running_again_from_nothing_more_can_be_done(tmp_path: P
         assert (found["state"], found["pending"], found["failed_permanently"]) == ("complete", 0, 0)
 
 
+@pytest.mark.long
 def test_a_wrong_key_is_one_line_with_the_server_s_sentence(tmp_path: Path, cli: Cli) -> None:
     make_store(tmp_path, 30)
     with TeacherServer(faults={Fault.PROXY: 1.0}) as server:

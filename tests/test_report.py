@@ -142,6 +142,7 @@ def test_every_text_and_every_number_is_in_the_report(written: tuple[Store, Path
     assert "no_marker" in reader.text
 
 
+@pytest.mark.long
 def test_only_the_first_samples_where_asked(store: Store, tmp_path: Path) -> None:
     fill(store)
     path = tmp_path / "few.html"
@@ -153,6 +154,7 @@ def test_only_the_first_samples_where_asked(store: Store, tmp_path: Path) -> Non
     assert Reader(path.read_text(encoding="utf-8")).packed("index") == []
 
 
+@pytest.mark.long
 def test_an_empty_store_has_a_report(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "empty.html"
     write_report(store, path)
@@ -162,6 +164,7 @@ def test_an_empty_store_has_a_report(store: Store, tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.glob(".*.new")] == []
 
 
+@pytest.mark.long
 def test_a_page_reaches_for_nothing_and_runs_only_its_own(written: tuple[Store, Path]) -> None:
     store, path = written
     comparison = compare(store, [row[0] for row in store.rows("SELECT student FROM students")], pictures=True)
@@ -219,6 +222,7 @@ def test_pictures_hold_every_count() -> None:
     assert flow_chart([], "") == ""
 
 
+@pytest.mark.long
 def test_the_command(cli: Cli, sqlite_url: str, tmp_path: Path) -> None:
     with Store.open(sqlite_url) as store:
         fill(store)

@@ -72,6 +72,7 @@ def exported(url: str, folder: Path) -> str:
         return export(store, folder / "out.json", kind="reflect_response").sha256
 
 
+@pytest.mark.long
 def test_until_a_sync_has_read_all_replies_a_store_gives_what_it_gave(url: str, tmp_path: Path) -> None:
     before = exported(url, tmp_path)
     assert current(url) == ["A brook rises there.", OLD_TEXT]
@@ -98,6 +99,7 @@ def test_stored_replies_are_read_again_without_a_request_and_whatever_is_synced(
     assert sync(url, teacher=teacher).idle
 
 
+@pytest.mark.long
 def test_a_frozen_store_selects_the_same_before_and_keeps_every_variant_after(tmp_path: Path) -> None:
     """Its replies are made up and hold no section, so that all are read again and none gives a variant."""
     name = "store-0006.sqlite"

@@ -49,6 +49,7 @@ async def arrival(server: TeacherServer) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.long
 def test_sync_in_a_running_loop(tmp_path: Path) -> None:
     heard: list[tuple[threading.Thread, Progress]] = []
 
@@ -66,6 +67,7 @@ def test_sync_in_a_running_loop(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.long
 def test_an_error_and_a_stop_arrive_in_the_running_loop(tmp_path: Path) -> None:
     async def cell(db: Workspace, stop: Stop) -> Any:
         return db.sync(only="reflect", stop=stop)
@@ -80,6 +82,7 @@ def test_an_error_and_a_stop_arrive_in_the_running_loop(tmp_path: Path) -> None:
             asyncio.run(db.async_sync(only="reflect"))
 
 
+@pytest.mark.long
 def test_the_loop_goes_on_while_a_sync_is_awaited(tmp_path: Path) -> None:
     """The teacher answers only once the loop has run: a blocked loop would wait for ever."""
     heard: list[bool] = []
@@ -100,6 +103,7 @@ def test_the_loop_goes_on_while_a_sync_is_awaited(tmp_path: Path) -> None:
     assert outcome.as_dict()["answered"] == SAMPLES and all(heard) and heard
 
 
+@pytest.mark.long
 def test_cancelling_awaits_what_is_in_flight(tmp_path: Path) -> None:
     async def program(db: Workspace, server: TeacherServer) -> None:
         running = asyncio.create_task(db.async_sync(only="reflect"))
@@ -133,6 +137,7 @@ os._exit(0)  # as the command leaves
 """
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_cell_is_an_orderly_stop(tmp_path: Path) -> None:
     """What an interrupt of a notebook's kernel is: the reply in flight is awaited and kept, and the cell has an outcome."""
     url = make_store(tmp_path, SAMPLES)

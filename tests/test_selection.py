@@ -135,7 +135,6 @@ def forest(store: Store) -> Callable[[Mapping[str, Any]], str]:
     return score
 
 
-@pytest.mark.both_backends
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_selective_agrees_with_plain_python_row_for_row(
@@ -225,6 +224,7 @@ SELECTIONS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.long
 def test_the_same_selection_is_the_same_bytes_and_the_same_row_on_any_backend(tmp_path: Path) -> None:
     results = []
     for backend in ("sqlite", "duckdb"):

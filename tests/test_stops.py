@@ -126,6 +126,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_servers_pause(tmp_path: Path, numb
         assert statuses(url).total() == len(server.log)
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_at_once_and_commits_what_has_arrived(tmp_path: Path) -> None:
     url = make_store(tmp_path, 60)
     with TeacherServer(
@@ -169,6 +170,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_a_closed_terminal_loses_no_reply(tmp_path: Path) -> None:
     url = make_store(tmp_path, 80)
     with TeacherServer(delay_s=0.5) as server:
@@ -246,6 +248,7 @@ def test_a_stop_while_it_is_planned_begins_nothing(tmp_path: Path) -> None:
     assert rows(url, "SELECT * FROM worker") == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [r"/v1/batches/\w+", r"/v1/files/.*/content", "/v1/batches"])
 def test_a_stop_is_seen_while_a_batch_service_says_nothing(tmp_path: Path, path: str) -> None:
     url = make_store(tmp_path, 3)
@@ -266,6 +269,7 @@ def test_a_stop_is_seen_while_a_batch_service_says_nothing(tmp_path: Path, path:
         assert set(server.asked().values()) == {1}
 
 
+@pytest.mark.long
 def test_a_batch_service_that_asks_to_wait_is_waited_for_within_the_patience(tmp_path: Path) -> None:
     url = make_store(tmp_path, 3)
     stop = Stop()
@@ -306,6 +310,7 @@ def test_a_call_hands_on_its_result_and_its_error_and_a_stop_leaves_it_alone() -
     ended.set()
 
 
+@pytest.mark.long
 def test_scoring_that_is_stopped_commits_what_was_computed_and_no_more(tmp_path: Path) -> None:
     from tiny_students import save_student
 

@@ -211,6 +211,7 @@ def test_sqlite_refuses_a_row_that_points_nowhere(sqlite_url: str) -> None:
         assert counted(store, "loss") == 0
 
 
+@pytest.mark.long
 def test_verify_finds_what_is_wrong(store: Store) -> None:
     stores.register(store)
     stores.add_samples(store, [stores.texts(1), stores.texts(2)])
@@ -343,6 +344,7 @@ def view_rows(store: Store, view: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: [(row[name] is None, str(row[name])) for name in sorted(row)])
 
 
+@pytest.mark.long
 def test_both_backends_show_the_same(tmp_path: Path, empty_stores: dict[str, Path]) -> None:
     shown = {}
     for backend, empty in empty_stores.items():
@@ -858,6 +860,7 @@ def test_a_writer_waits_for_another_process(sqlite_url: str) -> None:
 WRITERS, TRANSACTIONS = 4, 150
 
 
+@pytest.mark.long
 def test_writing_processes_lose_no_row_and_are_never_locked_out(sqlite_url: str) -> None:
     running = [process("write", sqlite_url, writer, TRANSACTIONS) for writer in range(WRITERS)]
     with running[0] as a, running[1] as b, running[2] as c, running[3] as d:
@@ -933,6 +936,7 @@ FUNCTIONS = """
 """
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=60)
 @given(rows=st.lists(st.tuples(st.none() | FLOATS, st.none() | FLOATS), min_size=1, max_size=40))
 def test_sql_functions_mean_what_duckdb_means(rows: list[tuple[float | None, float | None]]) -> None:

@@ -135,6 +135,7 @@ def place(tmp_path: Path, students: Path) -> Place:
     return made
 
 
+@pytest.mark.long
 def test_a_plan_writes_nothing_and_says_what_the_run_does(place: Place) -> None:
     before = (place.folder / "store.db").read_bytes()
     plan = place.sync("small").plan()
@@ -216,6 +217,7 @@ def test_ten_more_samples_cost_exactly_their_rows(place: Place) -> None:
     assert after["variant"] - before["variant"] == 10 + plan.calls
 
 
+@pytest.mark.long
 def test_a_better_extractor_reads_stored_texts_again_and_asks_only_what_follows(place: Place) -> None:
     """The store is made what an older extractor would have left: its number on every verdict, one reply not understood."""
     place.sync("small").run()
@@ -240,6 +242,7 @@ def test_a_better_extractor_reads_stored_texts_again_and_asks_only_what_follows(
 # --- lazy -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_lazy_asks_twice_a_sample_and_the_recipe_picks_what_the_full_run_picks(tmp_path: Path) -> None:
     from recycledb.workspace import Workspace
 
@@ -451,6 +454,7 @@ def write_toml(folder: Path, base_url: str, **teacher: Any) -> None:
     (folder / "recycledb.toml").write_text("\n".join(["[store]", 'url = "sqlite:///store.db"', "[teachers.t]", *lines]))
 
 
+@pytest.mark.long
 def test_the_command_tells_how_it_goes_and_how_it_ended(tmp_path: Path, cli: Cli) -> None:
     make_store(tmp_path, 12)
     with TeacherServer(delay_s=0.3) as server:

@@ -80,6 +80,7 @@ def check_run_under_faults(folder: Path, samples: int, least_calls: int) -> None
     print(f"{outcome.as_dict()['calls']} calls: {dict(ends)}, {outcome.as_dict()['reasons']}")
 
 
+@pytest.mark.long
 def test_every_call_under_faults_is_on_record_as_the_server_saw_it(tmp_path: Path) -> None:
     check_run_under_faults(tmp_path, 25, 80)
 
@@ -94,6 +95,7 @@ def test_two_thousand_calls_under_faults_agree_with_the_servers_log(tmp_path: Pa
     check_run_under_faults(tmp_path, 560, 2_000)
 
 
+@pytest.mark.long
 def test_a_question_is_asked_no_more_often_than_its_limit_and_again_by_the_next_run(tmp_path: Path) -> None:
     url = make_store(tmp_path, 3)
     steps = ["reflect_response"]
@@ -132,6 +134,7 @@ def test_what_failed_for_good_is_asked_again_only_on_request(tmp_path: Path) -> 
         assert len(server.log) == 12
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("unauthorized")
 @pytest.mark.parametrize(
     ("fault", "said"),
@@ -158,6 +161,7 @@ def test_a_failure_of_the_account_stops_the_run_and_loses_nothing(tmp_path: Path
         assert sum(1 for exchange in server.log if exchange.status == 200) == 60
 
 
+@pytest.mark.long
 def test_a_server_that_stays_down_ends_the_run_with_one_clear_line(tmp_path: Path) -> None:
     url = make_store(tmp_path, 40)
     with TeacherServer(decide=lambda exchange: Fault.SERVER_ERROR if exchange.number >= 10 else None) as server:
@@ -181,6 +185,7 @@ ODD = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 def test_odd_replies_are_stored_beside_the_others_and_asked_once(
     tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
@@ -226,6 +231,7 @@ class Odd:
         await self.teacher.close()
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("sqlite")
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 def test_a_reply_that_no_store_takes_ends_as_failed_with_its_text_and_its_price(tmp_path: Path, backend: str) -> None:
@@ -255,6 +261,7 @@ def test_a_reply_that_no_store_takes_ends_as_failed_with_its_text_and_its_price(
     assert {row["error"].partition(":")[0] for row in found} == {"unstorable"}
 
 
+@pytest.mark.long
 def test_a_defect_of_ours_at_one_reply_is_that_replys_and_at_all_ends_the_run(tmp_path: Path) -> None:
     url = make_store(tmp_path, 60)
 
@@ -279,6 +286,7 @@ def test_a_defect_of_ours_at_one_reply_is_that_replys_and_at_all_ends_the_run(tm
     assert counts == {"ok": 29, "failed": len(server.log) - 29}
 
 
+@pytest.mark.long
 def test_an_extractor_that_fails_at_one_text_leaves_a_reason(tmp_path: Path) -> None:
     url = make_store(tmp_path, 3)
     with TeacherServer() as server:
@@ -295,6 +303,7 @@ def test_an_extractor_that_fails_at_one_text_leaves_a_reason(tmp_path: Path) -> 
     assert reasons[0].startswith("defect: KeyError: ") and "odd" in reasons[0]
 
 
+@pytest.mark.long
 def test_a_claim_that_was_never_sent_ends_and_costs_nothing(tmp_path: Path) -> None:
     """The store is locked while a claim is written, and the run is cancelled meanwhile."""
     url = make_store(tmp_path, 5)
@@ -329,6 +338,7 @@ async def cancelled_while_claiming(store: Store, wanted: Any, worker: str, path:
     other.close()
 
 
+@pytest.mark.long
 def test_a_store_that_takes_no_reply_ends_the_run_as_a_full_disk_does(tmp_path: Path) -> None:
     url = make_store(tmp_path, 5)
     with Store.open(url) as store, store.write() as conn:
@@ -341,6 +351,7 @@ def test_a_store_that_takes_no_reply_ends_the_run_as_a_full_disk_does(tmp_path: 
         assert run(url, target(server.base_url, ["reflect_response"])).complete
 
 
+@pytest.mark.long
 def test_a_small_run_says_why_nothing_came_back(tmp_path: Path, cli: Cli) -> None:
     make_store(tmp_path, 2)
     with TeacherServer() as server:

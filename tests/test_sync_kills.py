@@ -119,6 +119,7 @@ def start_command(folder: Path, *command: str) -> Forked:
     return start(command, cwd=folder, stdout=PIPE, stderr=PIPE, text=True, env=clean_environment())
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("15")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_asking_and_what_is_under_way_is_committed(tmp_path: Path, number: signal.Signals) -> None:
@@ -159,6 +160,7 @@ def test_after_a_signal_waiting_has_an_end(tmp_path: Path) -> None:
         assert statuses.total() == len(server.log)
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("full")
 @pytest.mark.parametrize(
     ("what", "said"), [("write", "no space is left for"), ("fsync", "the disk refused to write")], ids=["full", "fsync"]
@@ -186,6 +188,7 @@ def test_a_disk_that_fails_ends_asking_at_once(tmp_path: Path, what: str, said: 
     check_record(url, asked)
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("2")
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_that_share_a_store_ask_nothing_twice(tmp_path: Path, processes: int) -> None:
@@ -200,6 +203,7 @@ def test_processes_that_share_a_store_ask_nothing_twice(tmp_path: Path, processe
     assert {row["status"] for tries in attempts(url).values() for row in tries} == {"ok"}
 
 
+@pytest.mark.long
 def test_a_dead_processs_questions_are_taken_over_by_one_that_is_running(tmp_path: Path) -> None:
     url = make_store(tmp_path, 50)
 

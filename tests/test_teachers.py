@@ -370,6 +370,7 @@ def arrivals(server: TeacherServer) -> list[float]:
     return sorted(exchange.arrived_at for exchange in server.log)
 
 
+@pytest.mark.long
 def test_every_fault_at_once_leaves_no_question_open() -> None:
     shares: dict[Fault, float] = dict.fromkeys(
         (fault for fault, _, _ in OUTCOMES if fault not in (Fault.NONE, Fault.HANG)), 0.015
@@ -419,6 +420,7 @@ def test_a_budget_that_is_used_up_is_waited_for(reset: str, pause: float) -> Non
     assert second - first >= pause
 
 
+@pytest.mark.long
 def test_places_fall_to_what_the_server_bears_and_stay_near_it() -> None:
     texts = [f"q{n}" for n in range(240)]
     with TeacherServer(capacity=8, delay_s=0.03) as running:
@@ -430,6 +432,7 @@ def test_places_fall_to_what_the_server_bears_and_stay_near_it() -> None:
     assert max(exchange.in_flight for exchange in running.log[len(refused) // 3 :]) <= 16
 
 
+@pytest.mark.long
 def test_requests_and_tokens_a_minute_are_kept() -> None:
     texts = [f"q{n}" for n in range(7)]
     with TeacherServer() as running:
@@ -442,6 +445,7 @@ def test_requests_and_tokens_a_minute_are_kept() -> None:
     assert times[-1] - times[0] >= 0.4  # 7 times 400 at 4,000 a second, but for the first in and the last out
 
 
+@pytest.mark.long
 def test_a_server_that_is_down_is_probed_and_then_given_up() -> None:
     with TeacherServer(decide=lambda exchange: Fault.SERVER_ERROR) as running:
         teacher = open_teacher(config(running, concurrency=32, wait_s=2.0))

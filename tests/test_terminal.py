@@ -261,6 +261,7 @@ def require_harmless(told: str) -> None:
     assert f"{ATTACK[-6:]}{FORGED}" not in visible(MEANT.sub("", told)), "a name forged a line"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "index"), RUNS, ids=str)
 def test_no_command_hands_a_text_to_the_terminal_raw(
     name: str, index: int, command_server: CommandServer, folder: Path

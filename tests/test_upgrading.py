@@ -26,6 +26,7 @@ def rows(url: str) -> int:
         return int(store.rows("SELECT count(*) FROM loss")[0][0])
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("sqlite-rename", "sqlite-5")
 @pytest.mark.parametrize("moment", ["begin", "rename", "0", "5"])
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -61,6 +62,7 @@ def test_the_copy_has_the_store_s_mode_and_owner(backend: str, tmp_path: Path) -
     assert stat.S_IMODE(after.st_mode) == 0o640 and (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
 
 
+@pytest.mark.long
 def test_two_copies_of_one_second_have_two_names(tmp_path: Path) -> None:
     names = set()
     for _ in range(3):
@@ -94,6 +96,7 @@ def fill_up(folder: Path, leave: int) -> None:
         file.write(b"x" * max(0, free - leave))
 
 
+@pytest.mark.long
 @pytest.mark.both_backends
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_full_disk_leaves_the_store_as_it_was(backend: str, small_disk: Path) -> None:
@@ -110,6 +113,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(backend: str, small_disk: Path) 
     assert revisions(url) == (OLD, HEAD) and upgrade(url) is not None and rows(url) == 32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_full_disk_lets_a_store_be_read(backend: str, small_disk: Path, tmp_path: Path, cli: Cli) -> None:
     url = thaw(OLD, backend, small_disk)
@@ -127,6 +131,7 @@ def test_a_full_disk_lets_a_store_be_read(backend: str, small_disk: Path, tmp_pa
         assert store.rows("SELECT count(*) FROM selections")[0][0] == 1  # the one that was frozen
 
 
+@pytest.mark.long
 def test_a_disk_that_refuses_to_write_is_one_line(tmp_path: Path) -> None:
     """The kernel answers every fsync with EIO, from before the copy on."""
     url = thaw(OLD, "sqlite", tmp_path)

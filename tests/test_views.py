@@ -70,7 +70,6 @@ def old_names(store: Store) -> dict[str, str]:
     return {"teacher": "0" * 12, "prompt": "1" * 12, "version": "7"}
 
 
-@pytest.mark.both_backends
 def test_a_variant_is_current_where_all_that_it_was_made_of_is(store: Store) -> None:
     """Nothing above what is no longer in use is current, however far below that lies."""
     scored.add_teachers(store, "gpt")
@@ -164,6 +163,7 @@ def shown(store: Store, where: str = "1 = 1", **values: str) -> dict[tuple[str, 
 ODD = (None, math.nan, math.inf, -math.inf, 1e6, -5.0)
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("sqlite-0", "duckdb-0")
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_stand_side_by_side_as_plain_python_puts_them(store: Store, seed: int) -> None:

@@ -22,6 +22,7 @@ def blocks_of_page() -> list[str]:
     return blocks
 
 
+@pytest.mark.long
 def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)

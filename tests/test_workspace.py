@@ -100,6 +100,7 @@ def done(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_method_returns_what_its_command_prints(name: str, cli: Cli, done: Path) -> None:
     arguments, method = COMMANDS[name]
