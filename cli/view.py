@@ -30,7 +30,9 @@ def view(
 
     def started(address: str) -> None:
         if host not in LOCAL:
-            tell(f"warning: everybody who reaches {host} and has this address can read the store and mark its samples; it is not encrypted")
+            tell(
+                f"warning: everybody who reaches {host} and has this address can read the store and mark its samples; it is not encrypted"
+            )
         tell(f"the pages: {address}")
         tell("Ctrl-C ends it")
         if open_it:

@@ -1,10 +1,9 @@
 """The live pages' server: who gets in, what each answer has, the list of samples; the tests marked `browser` use a real Chromium."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import parse_qsl
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 import pytest
 from scored_stores import two_students
@@ -67,7 +66,9 @@ def test_only_its_own_pages_may_post(client: httpx.Client) -> None:
     own = str(client.base_url).rstrip("/")
     for origin in ({}, {"origin": "null"}, {"origin": "https://evil.example"}, {"origin": own + "1"}):
         assert client.post("/samples", headers=origin, content=b"").status_code == 403
-    assert client.post("/samples", headers={"origin": own}, content=b"").status_code == 405  # let in; the page takes none
+    assert (
+        client.post("/samples", headers={"origin": own}, content=b"").status_code == 405
+    )  # let in; the page takes none
     assert client.post("/samples", headers={"origin": own}, content=iter([b"no length"])).status_code == 413
 
 
@@ -88,7 +89,8 @@ def test_names_of_the_server() -> None:
 
 
 def test_an_address_is_read_and_written_alike() -> None:
-    query = "has=kind%3Areflect_both&lacks=selection%3Aa+b&range=ifd%2F7b%40origin%3A0.3..&q=two+words&sort=-ifd%2F7b%40origin&show=x&after=1"
+    query = "has=kind%3Areflect_both&lacks=selection%3Aa+b&range=ifd%2F7b%40origin%3A0.3..&q=two+words"
+    query += "&sort=-ifd%2F7b%40origin&show=x&after=1"
     state = State.parse(parse_qsl(query))
     assert state.query() == query and State.parse(parse_qsl(state.query())) == state
     assert state.ranges == (Range("ifd/7b@origin", 0.3),) and state.with_(sort="").after == ""
@@ -167,7 +169,7 @@ def test_the_list_shows_what_the_address_asks_for(client: httpx.Client) -> None:
 def test_the_list_in_a_browser(pages: Served) -> None:
     with opened(pages) as page:
         page.goto(pages.base + "/samples")
-        page.get_by_label("reflect_both").check()
+        page.get_by_role("checkbox", name="reflect_both").check()
         page.get_by_role("button", name="Show").click()
         page.wait_for_url("**has=kind*")
         assert page.get_by_role("status").inner_text() == "4 of 4 samples"

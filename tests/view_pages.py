@@ -33,7 +33,10 @@ def served(workspace: Workspace) -> Iterator[Served]:
         ready.set()
 
     thread = threading.Thread(
-        target=serve, args=(workspace,), kwargs={"port": 0, "token": TOKEN, "started": started, "stop": stop}, daemon=True
+        target=serve,
+        args=(workspace,),
+        kwargs={"port": 0, "token": TOKEN, "started": started, "stop": stop},
+        daemon=True,
     )
     thread.start()
     try:
@@ -47,7 +50,9 @@ def served(workspace: Workspace) -> Iterator[Served]:
 
 def chromium() -> str:
     """Return the path of the installed Chromium."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
+    )
     assert found, "no Chromium on the PATH: apt-get install chromium"
     return found
 

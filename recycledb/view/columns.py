@@ -80,7 +80,11 @@ class Snapshot:
     def _gain(self, key: str) -> Column | None:
         one = self.columns.get(key.removeprefix("gain:"))
         origin = one and self.columns.get(column_key(one.measure, one.model, "origin"))
-        return Column(key, f"gain of {one.measure}", one.model, one.kind, one.values - origin.values) if one and origin else None
+        return (
+            Column(key, f"gain of {one.measure}", one.model, one.kind, one.values - origin.values)
+            if one and origin
+            else None
+        )
 
     def _gap(self, key: str) -> Column | None:
         names = key.removeprefix("gap:").split("|")
@@ -181,7 +185,10 @@ class _Reading:
         self.mark("kind", "SELECT kind, sample_id FROM current_variants")
         self.mark("teacher", "SELECT teacher, sample_id FROM variants WHERE teacher IS NOT NULL AND is_current = 1")
         self.mark("problem", _PROBLEMS)
-        self.mark("selection", "SELECT i.selection, v.sample_id FROM selection_items i JOIN variant v ON v.variant_id = i.variant_id")
+        self.mark(
+            "selection",
+            "SELECT i.selection, v.sample_id FROM selection_items i JOIN variant v ON v.variant_id = i.variant_id",
+        )
         several = len(self.flags["teacher"]) > 1
         self.numbers(_SCORES, ("ifd", "rifd", "ppl", "length"), several)
         self.numbers(_MEASURES, (), several)

@@ -89,5 +89,6 @@ class Guard:
 
 def _page(title: str, text: str, status: int) -> Response:
     return HTMLResponse(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1><p>{text}</p></html>', status
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1><p>{text}</p></html>',
+        status,
     )

@@ -52,7 +52,11 @@ def default_numbers(snapshot: Snapshot) -> list[str]:
     """Return the numbers that are shown unless the address names others: IFD of origins, and how much a rewrite gains."""
     origins = [key for key, each in snapshot.columns.items() if each.measure == "ifd" and each.kind == "origin"]
     others = [key for key, each in snapshot.columns.items() if each.measure == "ifd" and each.kind != "origin"]
-    return [*origins, *(f"gain:{key}" for key in others if key.partition("@")[0] == origins[0].partition("@")[0])][:SHOWN] if origins else []
+    return (
+        [*origins, *(f"gain:{key}" for key in others if key.partition("@")[0] == origins[0].partition("@")[0])][:SHOWN]
+        if origins
+        else []
+    )
 
 
 def read_lines(store: Store, snapshot: Snapshot, page: Order, shown: Sequence[Column]) -> list[Line]:

@@ -4,6 +4,7 @@ A page is a module with `routes`; a handler takes a `Request` and returns what `
 functions, which Starlette runs in threads.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ def environment() -> Environment:
 
 def brief(value: float | None) -> str:
     """Return a number with three digits after the point, a dash for none."""
-    return "–" if value is None or value != value else f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return "–" if value is None or math.isnan(value) else f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -69,5 +70,7 @@ def snapshot_for(request: Request, here: str) -> Snapshot | Response:
     if found is not None:
         return found
     if columns.error is not None:
-        return render(request, "message.html", here=here, heading="The store cannot be read", text=columns.error, status=500)
+        return render(
+            request, "message.html", here=here, heading="The store cannot be read", text=columns.error, status=500
+        )
     return render(request, "waiting.html", here=here, reading=columns.progress)

@@ -8,7 +8,7 @@
     show=KEY            numbers to show beside each sample
     after=SAMPLE_ID     the samples after this one
 
-Invariant: `State.parse(state.query())` is the same state, so an address can be sent to a colleague, and the same state is always the same text.
+Invariant: parsing what `State.query` returns gives the same state, and one state is always the same text: it can be sent to a colleague.
 """
 
 import math
@@ -116,7 +116,9 @@ def _labels(name: str, texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
         if not text:
             continue
         if not colon or group not in GROUPS:
-            raise StateError(f"{name}={text}: write {name}=GROUP:LABEL; the groups are {', '.join(GROUPS)}{did_you_mean(group, GROUPS)}")
+            raise StateError(
+                f"{name}={text}: write {name}=GROUP:LABEL; the groups are {', '.join(GROUPS)}{did_you_mean(group, GROUPS)}"
+            )
         found.append((group, label))
     return tuple(sorted(set(found)))
 
