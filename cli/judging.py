@@ -1,4 +1,4 @@
-"""Commands about judgements and what they are about: judge report, add-answers, import-values."""
+"""Commands about judgements and what they are about: judge report, judge import, add-answers, import-values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +10,7 @@ from recycledb.cli.app import Json, app, emit, session, stdout
 from recycledb.cli.plans import right
 
 if TYPE_CHECKING:
+    from recycledb.reviews import ImportedReviews
     from recycledb.selection.imported import AddedAnswers, ImportedValues
     from recycledb.selection.judged import JudgeReport, Tally
 
@@ -64,6 +65,57 @@ def _numbers(tally: "Tally") -> list[str]:
     score = "–" if tally.score is None else f"{tally.score:.4f}"
     counts = [f"{number:,}" for number in (tally.wins, tally.ties, tally.losses)]
     return [*counts, score, f"{tally.flipped:,}", f"{tally.undecided:,}"]
+
+
+@judge.command("import")
+def import_logs(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE…", help="Logs such as vicuna_wrap_reviews_gpt4.json, each of one test set."),
+    ],
+    *,
+    judge: Annotated[str, typer.Option(help="The name that the judge gets here, such as gpt-4.")],
+    first: Annotated[str, typer.Option(metavar="AUTHOR", help="The model that Answer1 is by.")],
+    second: Annotated[str, typer.Option(metavar="AUTHOR", help="The model that Answer2 is by.")],
+    name: Annotated[str | None, typer.Option(help="The name of the judging. Default: the judge's.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="The test set, where there is one FILE. Default: from the file's name; created if missing.",
+            autocompletion=completion.dataset,
+        ),
+    ] = None,
+    prompt: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The prompt that was asked, for the record.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Import published reviews of two models' answers, in both orders. Safe to re-run.
+
+    The questions become a dataset, the answers variants of kind answer, the reviews replies of the judge; no teacher is asked.
+
+    Example: [bold]recycledb judge import *_reviews_gpt4.json --judge gpt-4 --first cherry --second alpaca[/bold]
+    """
+    with session.open() as db:
+        found = db.import_reviews(
+            *files, judge=judge, first=first, second=second, name=name, dataset=dataset, prompt=prompt
+        )
+    emit(found.as_dict(), as_json=as_json, show=lambda: _show_imported(found))
+
+
+def _show_imported(found: "ImportedReviews") -> None:
+    out = stdout()
+    there = f" ({found.reviews_present:,} already there)" if found.reviews_present else ""
+    of = ", ".join(each.dataset for each in found.files)
+    out.print(f"imported {found.reviews_new:,} reviews of {found.pairs:,} pairs by {found.judge}{there}: {of}", markup=False)
+    for count, what in (
+        (found.without_review, "are missing: their pairs are undecided"),
+        (found.unreadable, "have no two scores on their first line: their pairs are undecided"),
+        (found.read_otherwise, "are read otherwise than the scores in the file say"),
+    ):
+        if count:
+            out.print(f"  {count:,} reviews {what}", markup=False)
+    out.print(f"`recycledb judge report {found.judging}` sums them up", markup=False)
 
 
 @app.command("add-answers")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import polars
     import pyarrow
 
+    from recycledb.reviews import ImportedReviews
     from recycledb.selection.compare import Comparison
     from recycledb.selection.diff import Diff
     from recycledb.selection.duplicates import Duplicates
@@ -224,6 +225,15 @@ class Workspace:
         from recycledb.selection.judged import judge_report
 
         return judge_report(self.store, name)
+
+    def import_reviews(
+        self, *files: str | Path, judge: str, first: str, second: str, prompt: str | Path | None = None, **options: Any
+    ) -> "ImportedReviews":
+        """Import published logs of pairwise reviews, as judgements of `judge`; options as in `recycledb.reviews.import_reviews`. Idempotent."""
+        from recycledb.reviews import import_reviews
+
+        of = {"judge": judge, "first": first, "second": second, "prompt": _path(prompt)}
+        return import_reviews(self.store, [Path(file) for file in files], **of, **options)  # type: ignore[arg-type]
 
     def import_scores(
         self,
