@@ -1,7 +1,7 @@
 """Import published logs of pairwise reviews: the two models' answers become variants, the reviews replies of a named judge.
 
-The questions of a log are a dataset: one that is there, whose rows they must match, or a new one without answers of its own. A question that
-a test set asks twice has its answers twice, as variants of two rounds, so that each row of the log is a pair.
+The questions of a log are a dataset: one that is there, whose rows they must match, or a new one without answers of its own. A question
+that a test set asks twice has its answers twice, as variants of two rounds, so that each row of the log is a pair.
 
 Invariant: everything is checked before anything is written, and all files are one transaction. Ids follow from the content, so the same
 log adds nothing a second time; another review of the same ordered pair by the same judge is an error. Nothing was paid here, so the
@@ -10,7 +10,7 @@ cost of these replies is 0.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,9 @@ def import_reviews(
 ) -> ImportedReviews:
     """Store logs in which `judge` compares the answers of the models `first` (Answer1) and `second`, as the judging `name` (or `judge`).
 
-    Each file is of one dataset: `dataset`, or the test set in its name; it is created where it is missing. `prompt` is a file with the prompt
-    that was asked. Raises FormatError for a file that is no log, SelectionError for one that contradicts the store; neither changes anything.
+    Each file is of one dataset: `dataset`, or the test set in its name; it is created where it is missing. `prompt` is a file with the
+    prompt that was asked. Raises FormatError for a file that is no log, and SelectionError for one that contradicts the store; neither
+    changes anything.
     """
     for given in (first, second):
         if not given.strip() or "/" in given:
@@ -116,7 +117,9 @@ def _datasets(files: Sequence[Path], dataset: str | None) -> Iterator[tuple[Path
     if not files:
         raise SelectionError("no file was named: give logs such as vicuna_wrap_reviews_gpt4.json")
     if dataset is not None and len(files) > 1:
-        raise SelectionError(f"--dataset {dataset} is for one file, and there are {len(files)}: import each in a call of its own")
+        raise SelectionError(
+            f"--dataset {dataset} is for one file, and there are {len(files)}: import each in a call of its own"
+        )
     named = [(path, dataset or test_set_of(path)) for path in files]
     for name, count in Counter(name for _, name in named).items():
         if count > 1:
@@ -210,7 +213,9 @@ class _Import:
         for row in log.rows:
             if row.position in found:  # else its sample is no longer in the dataset
                 origin, sample, given = found[row.position]
-                self.pairs.append(self._pair(path, row, origin, sample, (questions[row.position], given), rounds[origin]))
+                self.pairs.append(
+                    self._pair(path, row, origin, sample, (questions[row.position], given), rounds[origin])
+                )
                 rounds[origin] += 1
         self.report.files.append(ImportedLog(str(path), dataset, len(log.rows)))
 

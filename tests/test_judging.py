@@ -16,11 +16,14 @@ from templates import new
 
 from recycledb import config, methods
 from recycledb.errors import ConfigError, FormatError, SelectionError
+from recycledb.reflection.prompts import prompt_id_of
 from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.workspace import Workspace
 
 RATE, COMPARE = methods.steps()["rate"], methods.steps()["compare"]
+RATING = methods.teacher_measures()["rating"]
+MEASURE_OPTIONS = {"prompts": "", "criterion": "", "scale": [0, 5], "reference": "none"}
 SHOWN = (Texts("i", "", "a"), Texts("i", "", "b"))
 QUALITY = {"method": "rating", "teacher": "judge", "kinds": ["origin", "reflect_response"]}
 DUEL = {"teacher": "judge", "between": ["origin", "reflect_response"]}
@@ -384,6 +387,29 @@ def test_a_killed_sync_is_continued_without_asking_what_was_answered(tmp_path: P
             assert kept <= {row[0] for row in store.rows("SELECT attempt_id FROM reply")}
             assert len(server.log) <= 25 + 2  # what was on the wire at the kill may be asked again
             assert store.rows("SELECT count(*), count(outcome) FROM judgements")[0] == (5, 4)
+
+
+def test_a_recording_has_a_rating_of_the_same_texts_for_each_prompt(sqlite_url: str, tmp_path: Path) -> None:
+    reads = texts(0)
+    kept = {"step": "rate", "reads": reads._asdict(), "text": "3/5"}
+    other = RATING.template({**MEASURE_OPTIONS, "criterion": "accuracy"})
+    own = {**kept, "text": "4.5/5", "prompt": prompt_id_of("rate", other)[:12]}
+    (tmp_path / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (kept, own)))
+    judge = {"provider": "recorded", "file": "replies.jsonl"}
+    measure = {"method": "rating", "teacher": "judge", "kinds": ["origin"]}
+    given = {
+        "teachers": {"judge": judge},
+        "sync": {"steps": ["score"]},
+        "measures": {"help": measure, "accuracy": {**measure, "criterion": "accuracy"}},
+    }
+    with Store.open(sqlite_url) as store:
+        add_samples(store, [reads])
+        db = Workspace(store, config.parse(given, tmp_path / "recycledb.toml"))
+        outcome = db.sync()
+        assert measured(store, "help") == {("Explain 0.", "origin"): (3.0, "ok")}
+        assert measured(store, "accuracy") == {("Explain 0.", "origin"): (4.5, "ok")}
+        # The scale behind the slash is no rating of its own in the summary.
+        assert (outcome.complete, outcome.as_dict()["ratings"]) == (True, 2)
 
 
 # -- the configuration
