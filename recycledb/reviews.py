@@ -142,7 +142,7 @@ class _Import:
 
     def __init__(self, store: Store, judge: str, authors: tuple[str, str], name: str, prompt: Path | None) -> None:
         self.store, self.authors = store, authors
-        self.report = ImportedReviews(name, judge, *(f"{ANSWER}/{author}" for author in authors))
+        self.report = ImportedReviews(name, judge, f"{ANSWER}/{authors[0]}", f"{ANSWER}/{authors[1]}")
         step = methods.steps()[COMPARE]
         text = prompts.load(step, prompt).text if prompt else UNKNOWN_PROMPT
         now = utc_now()

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from stores import add_samples, texts
+from tiny_students import save_student, transformers
 
 from recycledb import config
 from recycledb.errors import FormatError, SelectionError
 from recycledb.store import Store
 from recycledb.workspace import Workspace
+
+torch.set_num_threads(1)
 
 # What the judge said of (a first, b first) for each question: wins, a flip, a tie, losses, and what the published script cannot read.
 SAID = [
@@ -255,3 +259,145 @@ def test_missing_answers_are_an_error_and_leave_the_file(sqlite_url: str, tmp_pa
             db.export(out, kind="answer/my-7b", format="alpaca_eval", dataset="training")
         assert out.read_text() == '"as before"'
         assert db.export(out, kind="answer/my-7b").rows == 3  # what there is, in any other format
+
+
+# -- judges of one's own
+
+RATED = {"my-7b": (0, 2.5, 5), "other": (4.9, None, 3)}  # out of 5, of the questions 2, 0 and 1
+
+
+def rated(store: Store, folder: Path, **tables: Any) -> Workspace:
+    """Return a workspace whose answers have ratings by a recorded teacher, with a gold answer for all but the second question."""
+    answered(store, folder)
+    lines = []
+    for author, ratings in RATED.items():
+        for i, rating in zip((2, 0, 1), ratings, strict=True):
+            reads = texts(i, with_input=i == 2)._replace(output=f"{author} — {i}")._asdict()
+            lines.append({"step": "rate", "reads": reads, "text": "unsure" if rating is None else f"{rating}/5"})
+    (folder / "replies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = {
+        "teachers": {"gpt": {"provider": "recorded", "file": "replies.jsonl"}},
+        "sync": {"steps": ["score"]},
+        "measures": {"quality": {"method": "rating", "teacher": "gpt", "kinds": ["answer"]}},
+        **tables,
+    }
+    return Workspace(store, config.parse(given, folder / "recycledb.toml"))
+
+
+def test_training_files_of_a_judge_have_equal_ids(store: Store, tmp_path: Path) -> None:
+    db = rated(store, tmp_path)
+    db.sync()
+    done = db.write_judge_data(tmp_path / "judge", rating="quality/gpt")
+    files = [
+        json.loads((tmp_path / "judge" / f"{name}.json").read_text())
+        for name in ("with_reference", "without_reference")
+    ]
+    shown, alone = files
+    # The published trainer shuffles the two files apart; here each row has its partner at its own place.
+    assert [row["id"] for row in shown] == [row["id"] for row in alone] and len(
+        {row["id"] for row in shown}
+    ) == done.items == 5
+    assert [row["output"] for row in shown] == [row["output"] for row in alone]
+    digit = {row["instruction"].rpartition("[Answer]\n")[2]: row["output"] for row in alone}
+    assert digit == {"my-7b — 2": "0", "my-7b — 0": "5", "my-7b — 1": "9", "other — 2": "9", "other — 1": "5"}
+    reference = next(row["instruction"] for row in shown if row["instruction"].endswith("my-7b — 2"))
+    assert reference.startswith("Please act as a precise judge") and "### Response" not in reference
+    assert "[Question]\nExplain 2.\nAbout 2\n\n[Reference]\n2 is explained.\n\n[Answer]\nmy-7b — 2" in reference
+    assert all(set(row) == {"instruction", "input", "output", "id"} and row["input"] == "" for row in shown + alone)
+    training = json.loads((tmp_path / "judge" / "training.json").read_text())
+    assert training["template"] == "{instruction}\n\n### Response:" and training["digits"] == {"0": 1, "5": 2, "9": 2}
+    assert training["data"] == done.files and done.files["with_reference"]["rows"] == 5
+    assert training["lora"]["r"] == 16 and training["loss"]["kl_with_to_without"] == 2.0
+    again = db.write_judge_data(tmp_path / "again", rating="quality/gpt", kind="answer", dataset="test")
+    assert again.files == done.files  # the same rows, the same bytes
+    one = db.write_judge_data(tmp_path / "one", rating="quality/gpt", kind="answer/other", reference="answer/my-7b")
+    assert (one.items, one.without_reference) == (2, 0)
+    own = db.write_judge_data(tmp_path / "own", rating="quality/gpt", reference="answer/other", scale=(0, 10))
+    assert (own.items, own.without_reference, own.digits) == (3, 2, {"0": 1, "2": 1, "5": 1})
+
+
+def test_what_cannot_be_trained_on_is_one_line(sqlite_url: str, tmp_path: Path) -> None:
+    with Store.open(sqlite_url) as store:
+        db = rated(store, tmp_path)
+        db.sync()
+        written(tmp_path / "numbers.json", [1, 7, 3])
+        db.import_values(tmp_path / "numbers.json", measure="published", model="paper", dataset="test")
+        for options, says in (
+            ({"rating": "qualty/gpt"}, r"no numbers of a measure 'qualty/gpt'.*did you mean quality/gpt"),
+            ({"rating": "published/paper"}, r"scale of published/paper is not known.*--scale"),
+            (
+                {"rating": "published/paper", "scale": (0, 5), "reference": "answer"},
+                r"number 7.*not on the scale 0 to 5",
+            ),
+            ({"rating": "published/paper", "scale": (5, 0)}, r"--scale 5 0: give the lowest"),
+            (
+                {"rating": "published/paper", "scale": (0, 9)},
+                r"nothing to train on: of 3 variants.* 3 have no origin beside",
+            ),
+            ({"rating": "quality/gpt", "kind": "mosaic"}, r"nothing to train on: of 0 variants.*--kind mosaic"),
+            ({"rating": "quality/gpt", "cosine": "quality/gpt"}, r"method = \"embedding\""),
+        ):
+            with pytest.raises(SelectionError, match=says):
+                db.write_judge_data(tmp_path / "judge", **options)
+        assert not (tmp_path / "judge").exists()
+
+
+@pytest.mark.long
+def test_a_trained_judge_comes_back_as_a_student(sqlite_url: str, tmp_path: Path) -> None:
+    """The files train a tiny model, whose expected digit is then that of the rating; likeness to the reference counts on request."""
+    save_student(tmp_path / "base", "llama")
+    tables = {
+        "students": {
+            "judge": {"model": str(tmp_path / "judge"), "prompt": "none", "stats": []},
+            "base": {"model": str(tmp_path / "base")},
+        },
+    }
+    selfj = {"method": "expected", "students": ["judge"], "kinds": ["answer"]}
+    likeness = {"method": "embedding", "students": ["base"], "part": "answer", "kinds": ["origin", "answer"]}
+    quality = {"method": "rating", "teacher": "gpt", "kinds": ["answer"]}
+    with Store.open(sqlite_url) as store:
+        db = rated(
+            store,
+            tmp_path,
+            students={"base": tables["students"]["base"]},
+            measures={"quality": quality, "like": likeness},
+        )
+        assert db.sync(only="measure").complete
+        both = db.write_judge_data(tmp_path / "both", rating="quality/gpt", cosine="like/base")
+        assert (both.items, both.without_vector) == (5, 0)
+        db.write_judge_data(tmp_path / "data", rating="quality/gpt")
+        digits = train(tmp_path / "base", tmp_path / "data" / "without_reference.json", tmp_path / "judge")
+        db = rated(store, tmp_path, **tables, measures={"quality": quality, "selfj": selfj})
+        assert db.sync(only="measure").complete
+        found = store.rows("""
+            SELECT m.variant_id, m.value FROM measures m WHERE m.measure = 'selfj' AND m.model = 'judge' AND m.is_current = 1
+        """)
+        values = {row[0]: row[1] for row in found}
+        assert len(values) == 6 and all(abs(values[key] - digit) < 1 for key, digit in digits.items())
+
+
+def train(base: Path, data: Path, out: Path) -> dict[str, int]:
+    """Fine-tune the model in `base` on a file of `judge data` until it gives the digits, and save it to `out`; return the digits by id."""
+    template = json.loads((data.parent / "training.json").read_text())["template"]
+    model, tokenizer = (
+        transformers.AutoModelForCausalLM.from_pretrained(base),
+        transformers.AutoTokenizer.from_pretrained(base),
+    )
+    rows = json.loads(data.read_text())
+    prompts = [tokenizer(template.replace("{instruction}", row["instruction"]))["input_ids"] for row in rows]
+    wanted = torch.tensor([tokenizer.encode("\n" + row["output"])[-1] for row in rows])
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    longest = max(map(len, prompts))
+    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])  # behind, where nothing looks
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts])
+    for _ in range(60):
+        logits = model(padded).logits[torch.arange(len(prompts)), last]
+        loss = torch.nn.functional.cross_entropy(logits, wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 0.02:
+            break
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {row["id"]: int(row["output"]) for row in rows}
