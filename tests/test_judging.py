@@ -439,6 +439,25 @@ def test_the_configuration_is_checked_where_it_is_read(tmp_path: Path) -> None:
         Workspace(store, parsed(judgings={"j": {"between": ["origin", "reflect_both"], "prompts": "judge.txt"}})).plan()
 
 
+def test_a_prompt_that_cannot_be_used_hides_nothing_else_in_status(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "judge.txt").write_text("Which is better? {question} {answer_1}")
+    (tmp_path / "rate.txt").write_text("Rate {answer} by {criteria}.")
+    tables: dict[str, Any] = {
+        "measures": {"quality": QUALITY, "odd": {**QUALITY, "prompts": "rate.txt"}},
+        "judgings": {"duel": DUEL, "half": {**DUEL, "prompts": "judge.txt"}},
+    }
+    with Store.open(sqlite_url) as store:
+        add_samples(store, [texts(0)])
+        db = workspace(store, tmp_path, "http://127.0.0.1:9", **tables)
+        status = db.look()
+        named = [{key: each[key] for key in each if key != "reason"} for each in status.facts["problems"]]
+        assert named == [{"measure": "odd"}, {"judging": "half"}]
+        assert "{criteria}" in status.facts["missing_unknown"] and "{answer_2}" in status.facts["missing_unknown"]
+        assert status.plan is not None and {ask.name or ask.step for ask in status.plan.asks} == {
+            "reflect_response", "quality", "duel",
+        }  # fmt: skip
+
+
 # -- answers and published numbers
 
 
