@@ -72,7 +72,7 @@ def _numbers(tally: "Tally") -> list[str]:
 def import_logs(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE…", help="Logs such as vicuna_wrap_reviews_gpt4.json, each of one test set."),
+        typer.Argument(metavar="FILE", help="Logs such as vicuna_wrap_reviews_gpt4.json, each of one test set."),
     ],
     *,
     judge: Annotated[str, typer.Option(help="The name that the judge gets here, such as gpt-4.")],

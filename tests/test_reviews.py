@@ -12,6 +12,7 @@ from tiny_students import save_student, transformers
 
 from recycledb import config
 from recycledb.errors import FormatError, SelectionError
+from recycledb.methods.expected import EXPECTED
 from recycledb.store import Store
 from recycledb.workspace import Workspace
 
@@ -308,6 +309,11 @@ def test_training_files_of_a_judge_have_equal_ids(store: Store, tmp_path: Path) 
     assert training["template"] == "{instruction}\n\n### Response:" and training["digits"] == {"0": 1, "5": 2, "9": 2}
     assert training["data"] == done.files and done.files["with_reference"]["rows"] == 5
     assert training["lora"]["r"] == 16 and training["loss"]["kl_with_to_without"] == 2.0
+    # The trainer's template makes of an instruction the prompt that the measure asks later; Self-J's own judge.py leaves the suffix out.
+    options = {"prompts": "", "suffix": "", "scale": [0, 9], "reference": "none"}
+    [asked] = EXPECTED.measures[0].readouts(options)
+    prompt = asked.prompt(texts(2, with_input=True)._replace(output="my-7b — 2"))
+    assert prompt in [training["template"].replace("{instruction}", row["instruction"]) for row in alone]
     again = db.write_judge_data(tmp_path / "again", rating="quality/gpt", kind="answer", dataset="test")
     assert again.files == done.files  # the same rows, the same bytes
     one = db.write_judge_data(tmp_path / "one", rating="quality/gpt", kind="answer/other", reference="answer/my-7b")
@@ -339,6 +345,11 @@ def test_what_cannot_be_trained_on_is_one_line(sqlite_url: str, tmp_path: Path) 
         ):
             with pytest.raises(SelectionError, match=says):
                 db.write_judge_data(tmp_path / "judge", **options)
+        db.import_reviews(written(tmp_path / "v_reviews.json", log()), **IMPORT)
+        with pytest.raises(
+            SelectionError, match="5 have no origin beside them"
+        ):  # a test set without answers of its own
+            db.write_judge_data(tmp_path / "judge", rating="wins/gpt-4/gpt-4")
         assert not (tmp_path / "judge").exists()
 
 

@@ -251,11 +251,11 @@ def _rated(store: Store, name: str, model: str, kind: str | None, dataset: str |
 
 
 def _references(store: Store, kind: str) -> dict[str, SQLRow]:
-    """Return the current variant of a kind by sample; that with the smallest id of several."""
+    """Return the current variant of a kind with an answer, by sample; that with the smallest id of several."""
     kind, _, author = kind.partition("/")
     sql = """
         SELECT c.sample_id, c.variant_id, v.output FROM current_variants c JOIN variant v ON v.variant_id = c.variant_id
-        WHERE c.kind = :kind AND (:author = '' OR v.derivation_id IN (
+        WHERE c.kind = :kind AND trim(v.output) <> '' AND (:author = '' OR v.derivation_id IN (
             SELECT d.derivation_id FROM derivation d JOIN augmentation a ON a.augmentation_id = d.augmentation_id WHERE a.name = :author
         ))
         ORDER BY c.variant_id DESC

@@ -350,16 +350,9 @@ def export(
     if format in PAIR_FORMATS and kind == ORIGIN:
         raise SelectionError(f"--format {format} writes rewrites beside the origin: give --kind, such as reflect_both")
     named, (kind, author) = kind, kind_and_author(store, kind)
-    declared = (
-        Parameter("kind", "text"),
-        Parameter("author", "text"),
-        Parameter("teacher", "teacher", default="none" if kind == ANSWER else None),
-        Parameter("dataset", "dataset", default="none"),
-    )
-    recipe = Recipe("export", "", _EXPORT, declared)
     learner = identities.find_student(store, student).name if student is not None else None
-    bound = bind(
-        store, recipe, {"kind": kind, "author": author, "teacher": teacher, "dataset": dataset, PROMPT: prompt}
+    recipe, bound = _everything(
+        store, {"kind": kind, "author": author, "teacher": teacher, "dataset": dataset, PROMPT: prompt}
     )
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
         _require_rows(sandbox, bound)
@@ -383,6 +376,18 @@ def export(
     beside = write_more(store, wanted, written, learner)
     left_out = (done.unpaired, done.held_out, done.contexts_left_out)
     return Exported(named, maker, dataset, done.rows, format, str(output), sha256, beside, *left_out)
+
+
+def _everything(store: Store, given: Given) -> tuple[Recipe, Bound]:
+    """Return the recipe that picks all variants of one kind, and its parameters."""
+    declared = (
+        Parameter("kind", "text"),
+        Parameter("author", "text"),
+        Parameter("teacher", "teacher", default="none" if given["kind"] == ANSWER else None),
+        Parameter("dataset", "dataset", default="none"),
+    )
+    recipe = Recipe("export", "", _EXPORT, declared)
+    return recipe, bind(store, recipe, given)
 
 
 def _require_rows(sandbox: Sandbox, bound: Bound) -> None:
