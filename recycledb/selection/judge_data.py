@@ -235,14 +235,17 @@ def _rated(store: Store, name: str, model: str, kind: str | None, dataset: str |
     if kind:
         identities.require_kind(kind)
     sql = """
-        SELECT m.variant_id, m.sample_id, m.value, v.instruction, v.input, v.output, s.context FROM measures m
+        WITH m AS MATERIALIZED (
+            SELECT n.variant_id, n.sample_id, n.value FROM measures n
+            WHERE n.measure = :measure AND n.model = :model AND n.is_current = 1 AND n.value IS NOT NULL AND (:kind = '' OR n.kind = :kind)
+        )
+        SELECT m.variant_id, m.sample_id, m.value, v.instruction, v.input, v.output, s.context FROM m
         JOIN variant v ON v.variant_id = m.variant_id
         JOIN sample s ON s.sample_id = m.sample_id
         JOIN (
             SELECT sample_id, min(place) AS place FROM sample_order WHERE :dataset = '' OR dataset = :dataset GROUP BY sample_id
         ) p ON p.sample_id = m.sample_id
-        WHERE m.measure = :measure AND m.model = :model AND m.is_current = 1 AND m.value IS NOT NULL
-        AND (:kind = '' OR m.kind = :kind) AND (:author = '' OR v.derivation_id IN (
+        WHERE (:author = '' OR v.derivation_id IN (
             SELECT d.derivation_id FROM derivation d JOIN augmentation a ON a.augmentation_id = d.augmentation_id WHERE a.name = :author
         ))
         ORDER BY p.place, m.variant_id
