@@ -95,14 +95,13 @@ def test_measures_agree_with_the_naive_loop(loaded: tuple[Engine, Any, Any]) -> 
             assert SELECTIT_MEASURE.value(facts["selectit"], selectit) == pytest.approx(expected, abs=1e-4)
             n_ok += 1
         for name, chosen in judges.items():
-            [readout], scale = asked[name], range(chosen["scale"][0], chosen["scale"][1] + 1)
+            [readout] = asked[name]
             text = readout.wording.replace("{question}", question).replace("{answer}", texts.output)
             text = text.replace("{reference}", "a reference")
             if len(tokenizer.encode(text)) > MAX_LENGTH:
                 assert found[i, readout.prompt_id].status is LossStatus.TOO_LONG
                 continue
-            p = np.exp(np.array(naive.digit_logs(model, tokenizer, text)))[scale.start : scale.stop]
-            expected = float((p * np.array(scale)).sum() / p.sum())
+            expected = naive.expected(model, tokenizer, text, chosen["scale"])
             assert EXPECTED_MEASURE.value(facts[name], chosen) == pytest.approx(expected, abs=1e-4)
         for vector in VECTORS:
             result = found[i, vector.key]
