@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from selecting import RUN, Bare, Cost, measured
+import selecting
+from selecting import RUN, Cost, measured
 from synthetic import Prose
 
 from recycledb.config import load
@@ -39,17 +40,6 @@ stats = []
 [measures.selectit]
 [sync]
 students = ["7b", "13b"]
-"""
-BARE = """
-    WITH rated AS (
-        SELECT x.variant_id, count(x.value) AS n, sum(s.parameters * x.value) / sum(s.parameters) AS score
-        FROM value x JOIN student s ON s.student_id = x.model_id
-        WHERE x.measure_id IN (SELECT measure_id FROM measure WHERE name = 'selectit') GROUP BY x.variant_id
-    )
-    SELECT v.instruction, v.input, v.output FROM rated r JOIN variant v ON v.variant_id = r.variant_id
-    JOIN place p ON p.sample_id = v.sample_id
-    WHERE r.n = 2 AND v.kind = 'origin'
-    ORDER BY r.score DESC, p.position LIMIT (SELECT count(*) / 5 FROM place)
 """
 
 
@@ -143,18 +133,12 @@ def insert(store: Store, page: list[ReadoutRow]) -> int:
     return count
 
 
-def bare_select(url: str) -> None:
-    """Pick by one statement on the tables and write the texts."""
-    found = [{"instruction": row[0], "input": row[1], "output": row[2]} for row in Bare(url).rows(BARE)]
-    Path("bare.json").write_text(json.dumps(found, ensure_ascii=False, indent=1))
-
-
 def compare(url: str, folder: Path, rounds: int) -> None:
     """Print the time of the command beside that of the bare SQL, and whether both picked the same texts."""
     ours: list[Cost] = []
     bare: list[Cost] = []
     for _ in range(rounds):
-        bare.append(measured([sys.executable, __file__, "--bare", url], folder))
+        bare.append(measured([sys.executable, selecting.__file__, "--bare", "selectit", url], folder))
         command = [*RUN, "--store", url, "select", "selectit", "--top", "20%", "-o", "picked.json"]
         ours.append(measured(command, folder))
     picked, expected = (json.loads((folder / name).read_text()) for name in ("picked.json", "bare.json"))
@@ -174,20 +158,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--samples", type=int, default=52_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bare", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.bare:
-        bare_select(given.bare)
-        return
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     urls = [f"{backend}:///{folder}/store.{backend}" for backend in ("sqlite", "duckdb")]
     print("| rows | file | number | CPU, s | MB | bytes a row |\n|---|---|---|---|---|---|")
     for url in urls:
-        path = Path(url.partition(":///")[2])
-        for old in path.parent.glob(f"{path.name}*"):
-            old.unlink()
-        fill(url, folder, given.samples)
+        if not Path(url.partition(":///")[2]).exists():  # else of an earlier run
+            fill(url, folder, given.samples)
     empty = [*RUN, "--store", urls[0], "--help"]
     start = min(measured(empty, folder).cpu_s for _ in range(given.rounds))
     print(f"\n`--help`: {start:.2f} s of CPU\n\n| command | engine | ours, CPU s | bare | ratio | wall ratio | picks |")

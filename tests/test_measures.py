@@ -3,14 +3,18 @@
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import forks
 import naive
 import pytest
 import torch
 from stores import add_samples
+from sync_runs import make_store, rows
+from test_methods import install
 from tiny_students import SAMPLES, save_student, transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -99,6 +103,35 @@ def test_a_change_computes_exactly_what_it_makes_missing(
         assert project.step(store) == (0, 0, 0)  # back to a measure that was there
         for name, path in students.items():
             agrees(store, name, path)
+
+
+@pytest.mark.long
+def test_a_new_version_of_a_formula_computes_values_alone(tmp_path: Path) -> None:
+    """A package's measure over a statistic: the plan of version 2 has no fact, and its values stand beside those of version 1."""
+    code = (
+        "from recycledb.methods.ifd import A_DIRECT\nimport os\n"
+        "def value(facts, options):\n    return int(os.environ['V']) * facts.losses['A_direct'][0]\n"
+        "M = Method('mine', measures=(StudentMeasure('hardness', 'h', value, version=int(os.environ['V']), statistics=(A_DIRECT,)),))"
+    )
+    package = install(tmp_path, code)
+    save_student(tmp_path / "student", "llama")
+    (tmp_path / "recycledb.toml").write_text(
+        '[store]\nurl = "sqlite:///store.db"\n[students.s]\nmodel = "student"\nmax_length = 200\nstats = []\n[measures.hardness]\n'
+    )
+    url = make_store(tmp_path, 5)
+    command = f"import sys; sys.path.insert(0, {package!r}); from recycledb.cli import main; main()"
+    for version, facts in ((1, 5), (2, 0)):
+        for options in (["--dry-run", "--json"], ["--json"]):
+            done = forks.run(
+                [sys.executable, "-c", command, "sync", *options], cwd=tmp_path, modules=forks.MODELS,
+                env=forks.clean_environment(V=str(version)),
+            )  # fmt: skip
+            if "--dry-run" in options:
+                [plan] = json.loads(done.stdout)["measures"]
+                assert (plan["facts"], plan["variants"] + plan["values"]) == (facts, 5)
+    found = rows(url, "SELECT sum(m.value) / sum(l.loss_sum / l.n_tokens) AS version, min(m.is_current) AS current FROM measures m "
+                      "JOIN loss l ON l.variant_id = m.variant_id WHERE m.measure = 'hardness' GROUP BY m.is_current ORDER BY 1")  # fmt: skip
+    assert found == [{"version": pytest.approx(1), "current": 0}, {"version": pytest.approx(2), "current": 1}]
 
 
 def agrees(store: Store, name: str, path: Path) -> None:
