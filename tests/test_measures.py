@@ -129,8 +129,11 @@ def test_a_new_version_of_a_formula_computes_values_alone(tmp_path: Path) -> Non
             if "--dry-run" in options:
                 [plan] = json.loads(done.stdout)["measures"]
                 assert (plan["facts"], plan["variants"] + plan["values"]) == (facts, 5)
-    found = rows(url, "SELECT sum(m.value) / sum(l.loss_sum / l.n_tokens) AS version, min(m.is_current) AS current FROM measures m "
-                      "JOIN loss l ON l.variant_id = m.variant_id WHERE m.measure = 'hardness' GROUP BY m.is_current ORDER BY 1")  # fmt: skip
+    found = rows(
+        url,
+        "SELECT sum(m.value) / sum(l.loss_sum / l.n_tokens) AS version, m.is_current AS current FROM measures m "
+        "JOIN loss l ON l.variant_id = m.variant_id WHERE m.measure = 'hardness' GROUP BY m.is_current ORDER BY 2",
+    )
     assert found == [{"version": pytest.approx(1), "current": 0}, {"version": pytest.approx(2), "current": 1}]
 
 
