@@ -178,7 +178,7 @@ class Readout:
         """The canonical form of wording and choices, from which the id is computed."""
         return canonical_json({"choices": list(self.choices), "wording": self.wording})
 
-    @property
+    @cached_property
     def prompt_id(self) -> str:
         """The content address of wording and choices: equal readouts are one fact, even if several measures use them."""
         return content_id("prompt", READOUT, self.text, length=IDENTITY_LENGTH)

@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from recycledb import methods
@@ -34,7 +35,10 @@ UNUSABLE = "unusable"  # the facts are there, and the method derives no number f
 
 @dataclass(frozen=True)
 class Measured:
-    """A configured measure: its method and options, and the students under which it is computed."""
+    """A configured measure: its method and options, and the students under which it is computed.
+
+    What follows from these is computed once: it is needed for every value.
+    """
 
     config: MeasureConfig
     students: tuple[Student, ...]
@@ -44,22 +48,22 @@ class Measured:
         """The student measure that computes it."""
         return methods.measures()[self.config.method]
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
         """The method's options, as configured."""
         return self.config.options(self.method.options)
 
-    @property
+    @cached_property
     def readouts(self) -> tuple[Readout, ...]:
         """The readouts that the method needs with these options."""
         return self.method.readouts(self.options)
 
-    @property
+    @cached_property
     def vectors(self) -> tuple[Vector, ...]:
         """The vectors that the method needs with these options."""
         return self.method.vectors(self.options)
 
-    @property
+    @cached_property
     def parameters(self) -> str:
         """Everything that changes its values besides the method's version, as JSON: options and facts."""
         facts: dict[str, Any] = {
@@ -70,7 +74,7 @@ class Measured:
             facts["vectors"] = [vector.key for vector in self.vectors]
         return canonical_json({**facts, "options": self.options})
 
-    @property
+    @cached_property
     def measure_id(self) -> str:
         """The content address of its name, method, version and parameters."""
         return measure_id_of(self.config.name, self.method.name, self.method.version, self.parameters)
@@ -217,5 +221,6 @@ def _facts(measured: Measured, found: Facts, texts: Texts) -> methods.Facts:
 def _readouts(measured: Measured, rows: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, ...] | None]]:
     for readout in measured.readouts:
         row = rows[readout.prompt_id]
-        known = tuple(getattr(row, f"lp{i}") for i in range(len(readout.choices)))
+        first = row._fields.index("lp0")
+        known = tuple(row[first : first + len(readout.choices)])
         yield readout.name, known if row.status == LossStatus.OK else None
