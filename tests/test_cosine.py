@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from stores import add_samples
-from tiny_students import SAMPLES, save_student, transformers
+from tiny_students import SAMPLES, save_student, tokenizer, transformers
 
 from recycledb import config
 from recycledb.errors import ConfigError
@@ -157,3 +157,62 @@ def test_queries_that_are_not_there_are_told_with_what_to_type(sqlite_url: str, 
             ConfigError, match=r"measure near: .*'arena_hard'.*arena-hard.*recycledb add FILE --dataset arena_hard"
         ):
             space.plan()
+
+
+# -- what a student has computed
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "bert"
+    words = tokenizer(bos=True)
+    torch.manual_seed(3)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.both_backends
+@pytest.mark.parametrize("store_url", ["sqlite", "duckdb"], indirect=True)
+def test_equal_texts_are_computed_once_though_one_is_in_the_store(
+    store_url: str, llama: Path, encoder: Path, tmp_path: Path
+) -> None:
+    """The second dataset has other questions and the same answers: what is computed of these costs no token, and is the same."""
+    (tmp_path / "judge.txt").write_text("Rate from 0 to 9: {answer}\nScore:", encoding="utf-8")
+    tables = {
+        "students": {
+            "llama": {"model": str(llama), "prompt": "none", "max_length": 500, "device": "cpu", "stats": ["A_direct"]},
+            "bert": {"model": str(encoder), "encoder": True, "max_length": 200, "device": "cpu"},
+        },
+        "measures": {
+            "judge": {"method": "expected", "prompts": "judge.txt", "students": ["llama"]},
+            "own": {"method": "embedding", "part": "answer", "students": ["llama"]},
+            "apart": {"method": "embedding", "part": "answer", "students": ["bert"]},
+        },
+        "sync": {"students": ["llama"]},
+    }
+    answers = ["Paris is the capital.", "Four, since two and two make four.", "Paris is the capital."]
+    with Store.open(store_url) as store:
+        space = Workspace(store, config.parse(tables, tmp_path / "recycledb.toml"))
+        add_samples(store, [Texts(f"First {i}", "", answer) for i, answer in enumerate(answers)], "first")
+        assert space.sync().complete
+        kernels = store.rows("SELECT kernel FROM embedding UNION ALL SELECT kernel FROM readout")
+        assert sum(row.kernel == "known" for row in kernels) < len(kernels)
+        add_samples(store, [Texts(f"Then {i}", "", answer) for i, answer in enumerate(answers)], "second")
+        outcome = space.sync()
+        assert outcome.complete
+        assert [(each.student, each.statistics, each.tokens) for each in outcome.scored] == [
+            ("llama", 9, 0),
+            ("bert", 3, 0),
+        ]
+        for table, numbers in (
+            ("loss", "loss_sum"),
+            ("readout", "lp0, lp1, lp9"),
+            ("embedding", "student_id, vector, norm"),
+        ):
+            rows = store.rows(f"SELECT DISTINCT pair_id, {numbers} FROM {table}")
+            assert len(rows) == 2 * (1 + (table == "embedding")), "equal sequences, other numbers"
+        assert space.plan().ready == 0
+        add_samples(store, [Texts("Another", "", "Something else entirely.")], "third")
+        assert all(each.tokens > 0 for each in space.sync().scored)
