@@ -29,6 +29,7 @@ from recycledb.methods import Placed, Pool
 from recycledb.schema import canonical_json, content_id, utc_now
 from recycledb.selection import identities
 from recycledb.store import Sandbox, Store
+from recycledb.store.datasets import origins_of
 from recycledb.store.rows import OrderingItemRow, OrderingRow
 from recycledb.vectors import decoded
 
@@ -104,7 +105,7 @@ def find_or_compute(
         pool = pool._replace(vectors=_vectors(store, pool.ids, of, student.name))
         if method.queries:
             dataset = str(_value(call, "queries", values))
-            queries = _origins(store, identities.find_dataset(store, dataset))
+            queries = origins_of(store, identities.find_dataset(store, dataset))
             parameters |= {"queries": dataset, "queries_sha256": _sha256(queries)}
             pool = pool._replace(queries=_vectors(store, queries, of, student.name))
     parameters["columns"] = _sha256([[name, *values] for name, values in sorted(pool.columns.items())])
@@ -225,17 +226,6 @@ def _vectors(store: Store, ids: Sequence[str], of: tuple[str, str, str], student
             f'method = "embedding", pooling = "{of[1]}", part = "{of[2]}" and students = ["{student}"], then run `recycledb sync`'
         )
     return np.stack([decoded(found[key]) for key in ids])
-
-
-def _origins(store: Store, dataset: str) -> list[str]:
-    rows = store.rows(
-        """
-        SELECT v.variant_id FROM dataset_samples d JOIN variant v ON v.sample_id = d.sample_id AND v.kind = 'origin'
-        WHERE d.dataset = :dataset ORDER BY d.position
-        """,
-        dataset=dataset,
-    )
-    return list(dict.fromkeys(row[0] for row in rows))
 
 
 def _sha256(value: Any) -> str:
