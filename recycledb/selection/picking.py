@@ -54,8 +54,7 @@ def columns_of(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
     if not re.match(r"(?i)[\s(]*(with|select|values|from|table)\b", body):
         raise SelectionError(f"recipe {recipe.name} is not one SELECT (or WITH … SELECT) statement")
     try:
-        columns, rows = sandbox.execute(f"SELECT * FROM (\n{_body(recipe)}\n) AS picked LIMIT 0", bound.values)
-        list(rows)
+        columns = sandbox.columns(_body(recipe), bound.values)
     except QueryError as error:
         raise QueryError(f"recipe {recipe.name}: {error}") from error
     _require_different(sandbox, recipe, bound, columns)
