@@ -40,7 +40,7 @@ MEASURES = """
 kinds = ["origin"]            # default: every kind that is scored
 prompts = "selectit.txt"      # one rating prompt a line; default: five of ours
 
-[measures.vectors]            # what tells similar samples, to choose different ones
+[measures.vectors]            # to tell similar samples from others
 method = "embedding"
 part = "row"
 students = ["small"]          # better: a sentence encoder
