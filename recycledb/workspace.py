@@ -318,6 +318,7 @@ class Workspace:
         holdout: str | None = None,
         seed: int = 0,
         timeout_s: float | None = None,
+        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
         **parameters: Any,
     ) -> "Selected":
         """Run a recipe (the name of a shipped one, or the Path of a .sql file), record the selection, write its rows to `out`.
@@ -343,6 +344,7 @@ class Workspace:
             holdout=holdout,
             seed=seed,
             timeout_s=timeout_s,
+            progress=progress,
         )
 
     def mix(

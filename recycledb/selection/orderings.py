@@ -18,7 +18,7 @@ enough is found instead of computed.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -84,12 +84,17 @@ def _require_keys(recipe: str, name: str, given: Mapping[str, str]) -> None:
 
 
 def find_or_compute(
-    store: Store, call: OrderCall, pool: Pool, values: Mapping[str, Any], samples: int
+    store: Store,
+    call: OrderCall,
+    pool: Pool,
+    values: Mapping[str, Any],
+    samples: int,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[str, OrderingRow | None, list[OrderingItemRow]]:
     """Return the id of the ordering of a pool, and its rows if they are not stored yet.
 
     `values` are the recipe's parameters, and `samples` what a share of the parameter `most` refers to. SelectionError if the pool has
-    variants without a vector.
+    variants without a vector. `progress` is called with what is being done, how much of it is done, and the total.
     """
     method = methods.orderings()[call.name]
     options, most = _options(call, values, len(pool.ids), samples)
@@ -122,8 +127,13 @@ def find_or_compute(
         created_at=utc_now(),
     )
     row = row._replace(ordering_id=ordering_id_of(row))
-    placed = islice(method.order(pool, options), most)
-    return row.ordering_id, row, _items(row.ordering_id, pool, list(placed))
+    what, total, placed = f"{call.name}: variants put in order", min(most, len(pool.ids)), list[Placed]()
+    progress(what, 0, total)  # the first one takes longest
+    for each in islice(method.order(pool, options), most):
+        placed.append(each)
+        progress(what, len(placed), total)
+    progress(what, total, total)  # an ordering may leave variants out
+    return row.ordering_id, row, _items(row.ordering_id, pool, placed)
 
 
 def ordering_id_of(row: OrderingRow) -> str:

@@ -8,7 +8,7 @@ done by the recipe alone.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def select(
     holdout: str | None = None,
     seed: int = 0,
     timeout_s: float | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Selected:
     """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
 
@@ -90,7 +91,7 @@ def select(
     writes the samples' extra fields too; `holdout` is a share of the samples that go to a second file, drawn by `seed`.
     SelectionError if the recipe or its parameters are invalid, or if there are no scores; if there are scores but no picks, `note` says
     why. In a read-only store the selection is not recorded, and `not_recorded` says why. QueryError if its SQL, reading the rows
-    included, takes longer than `timeout_s` seconds.
+    included, takes longer than `timeout_s` seconds. `progress` is told what an ordering is doing, how much is done, and the total.
     """
     wanted = asked(
         output, format, with_extra=with_extra, holdout=holdout, seed=seed, llama_factory=llama_factory, card=card
@@ -104,7 +105,7 @@ def select(
     called = name or _name(recipe, bound, given or {})
     limit = TimeLimit(timeout_s)
     if recipe.order is not None:
-        _put_in_order(store, recipe, bound, samples, limit)
+        _put_in_order(store, recipe, bound, samples, limit, progress)
     running = Running(recipe, bound, called, samples, cut, groups or {}, warning=warning)
     return run(store, running, wanted.named(called), limit)
 
@@ -160,12 +161,19 @@ def run(store: Store, running: Running, output: Output, limit: TimeLimit) -> Sel
     return replace(selected, not_recorded=_record(store, recipe, selected, picks), beside=beside)
 
 
-def _put_in_order(store: Store, recipe: Recipe, bound: Bound, samples: int, limit: TimeLimit) -> None:
+def _put_in_order(
+    store: Store,
+    recipe: Recipe,
+    bound: Bound,
+    samples: int,
+    limit: TimeLimit,
+    progress: Callable[[str, int, int], None],
+) -> None:
     """Find or compute the ordering that the recipe picks from, and bind its id."""
     assert recipe.order is not None
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
         pool = orderings.read_pool(sandbox, recipe.name, recipe.order, bound.values)
-    key, row, items = orderings.find_or_compute(store, recipe.order, pool, bound.values, samples)
+    key, row, items = orderings.find_or_compute(store, recipe.order, pool, bound.values, samples, progress)
     if row is not None:
         orderings.record(store, row, items)
     bound.values["ordering"] = bound.said["ordering"] = key
