@@ -2,7 +2,8 @@
 
     python benchmarks/measures.py tokens FILE.json --samples 600       any Alpaca file; the demo's tokenizer; no model is run
     python benchmarks/measures.py seconds FILE.json --samples 40       SelectIT by the engine and by one forward pass for each prompt
-    python benchmarks/measures.py facility --pool 10400 --take 208     facility location over made-up vectors of 384 dimensions
+    python benchmarks/measures.py facility --pool 10400 --take 1040    facility location over made-up vectors of 384 dimensions
+    python benchmarks/measures.py orderings --pool 10400               the other orderings
 
 Ratios of one run; absolute seconds depend on the machine.
 """
@@ -95,43 +96,96 @@ def seconds(samples: list[Texts]) -> None:
     print(f"largest difference of a log-probability: {largest:.1e}")
 
 
-def facility(pool: int, take: int) -> None:
-    """Print the time and memory of facility location over clustered unit vectors."""
+def made_up(kind: str, pool: int) -> np.ndarray:
+    """Return unit vectors of 384 dimensions: in clusters, independent, or as an encoder's (unequal spectrum and clusters, near copies)."""
     chance = np.random.default_rng(0)
-    centres = chance.normal(size=(200, 384))
-    vectors = centres[chance.integers(0, 200, pool)] + chance.normal(size=(pool, 384))
-    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    vectors = chance.normal(size=(pool, 384))
+    if kind == "clusters":
+        vectors += chance.normal(size=(200, 384))[chance.integers(0, 200, pool)]
+    if kind == "encoder":
+        spectrum = chance.normal(size=(384, 384)) * (np.arange(1, 385) ** -0.5)[:, None]
+        centres = chance.normal(size=(300, 384))[chance.zipf(1.5, pool) % 300]
+        vectors = (centres + 0.8 * vectors) @ spectrum / 10 + 0.3 * chance.normal(size=384)
+        vectors[-pool // 20 :] = vectors[: pool // 20] + 1e-3 * chance.normal(size=(pool // 20, 384))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def facility(pool: int, take: int, kind: str) -> None:
+    """Print the time and memory of facility location, beside one n x n product and, for small pools, the naive greedy choice."""
+    vectors = made_up(kind, pool)
     method = methods.orderings()["facility"]
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    started = time.perf_counter()
+    before, wall, cpu = memory(), time.perf_counter(), time.process_time()
     found = list(islice(method.order(Pool([str(i) for i in range(pool)], {}, vectors), {}), take))
-    wall = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    rows = vectors[:256].astype(np.float64)
+    wall, cpu, peak = time.perf_counter() - wall, time.process_time() - cpu, memory() - before
+    exact = vectors.astype(np.float64)
     started = time.process_time()
     for _ in range(4):
-        rows @ vectors.T.astype(np.float64)
+        exact[:256] @ exact.T
     product = (time.process_time() - started) / 4 * pool / 256
     print(
-        f"{pool:,} vectors, {len(found):,} taken: {wall:.1f} s, {cpu:.1f} s of CPU, {cpu / product:.1f} times one n x n product"
+        f"{kind}: {pool:,} vectors, {len(found):,} taken: {wall:.1f} s, {cpu:.1f} s of CPU, {cpu / product:.1f} times one n x n product"
     )
-    print(
-        f"peak memory {after.ru_maxrss / 1024:,.0f} MB; an n x n matrix of float64 would be {pool * pool * 8 / 1e6:,.0f} MB"
-    )
+    print(f"{peak:,.0f} MB more at the peak; an n x n matrix of float64 would be {pool * pool * 8 / 1e6:,.0f} MB")
+    if pool <= 3_000:
+        started = time.process_time()
+        same = naive_facility(exact, take) == [each.place for each in found]
+        slow = time.process_time() - started
+        print(f"naive, with that matrix: {slow:.1f} s of CPU, ratio {cpu / slow:.2f}, the same order: {same}")
+
+
+def memory() -> float:
+    """Return the largest memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def naive_facility(vectors: np.ndarray, take: int) -> list[int]:
+    """Return the greedy choice by evaluating every gain anew in each step."""
+    similar = np.array([np.exp(-np.linalg.norm(vectors - row, axis=1) / vectors.shape[1]) for row in vectors])
+    best, free, found = np.zeros(len(vectors)), np.ones(len(vectors), bool), []
+    for _ in range(take):
+        gains = np.where(free, np.maximum(similar - best, 0.0).sum(1), -1.0)
+        found.append(int(np.argmax(gains >= gains.max() * (1 - 1e-9))))
+        free[found[-1]] = False
+        best = np.maximum(best, similar[found[-1]])
+    return found
+
+
+def orderings(pool: int) -> None:
+    """Print the time of the other orderings of a pool, whole, with 500 queries."""
+    chance = np.random.default_rng(0)
+    ids, vectors, scores = [str(i) for i in range(pool)], made_up("clusters", pool), chance.random((3, pool)).tolist()
+    opposed = [scores[0], [1 - score for score in scores[0]], scores[1]]
+    for name, of, options in (
+        ("random", Pool(ids, {}), {}),
+        ("filter", Pool(ids, {"score": scores[0]}, vectors), {"threshold": 0.9}),
+        ("filter", Pool(ids, {"score": scores[0]}, vectors), {"threshold": 0.5}),
+        ("round_robin", Pool(ids, {}, vectors, vectors[:500]), {}),
+        ("pareto", Pool(ids, dict(zip("ab", scores, strict=False))), {}),
+        ("pareto", Pool(ids, dict(zip("abc", scores, strict=True))), {}),
+        ("pareto", Pool(ids, dict(zip("abc", opposed, strict=True))), {}),
+    ):
+        method = methods.orderings()[name]
+        started = time.process_time()
+        number = len(list(method.order(of, {**method.options, **options})))
+        print(
+            f"{name} {options or ''}{''.join(of.columns)}: {number:,} placed, {time.process_time() - started:.1f} s of CPU"
+        )
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Run one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tokens", "seconds", "facility"))
+    parser.add_argument("what", choices=("tokens", "seconds", "facility", "orderings"))
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--pool", type=int, default=10_400)
-    parser.add_argument("--take", type=int, default=208)
+    parser.add_argument("--take", type=int, default=1_040)
+    parser.add_argument("--vectors", choices=("clusters", "independent", "encoder"), default="encoder")
     given = parser.parse_args()
     if given.what == "facility":
-        facility(given.pool, given.take)
+        facility(given.pool, given.take, given.vectors)
+    elif given.what == "orderings":
+        orderings(given.pool)
     elif given.file is None:
         parser.error("give an Alpaca JSON file")
     else:

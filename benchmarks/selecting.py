@@ -113,6 +113,18 @@ TREE = f"""
     WHERE c.ifd < 1 AND c.rifd < 1 ORDER BY p.position
 """
 
+SELECTIT = """
+    WITH rated AS (
+        SELECT x.variant_id, count(x.value) AS n, sum(s.parameters * x.value) / sum(s.parameters) AS score
+        FROM value x JOIN student s ON s.student_id = x.model_id
+        WHERE x.measure_id IN (SELECT measure_id FROM measure WHERE name = 'selectit') GROUP BY x.variant_id
+    )
+    SELECT v.instruction, v.input, v.output FROM rated r JOIN variant v ON v.variant_id = r.variant_id
+    JOIN place p ON p.sample_id = v.sample_id
+    WHERE r.n = 2 AND v.kind = 'origin'
+    ORDER BY r.score DESC, p.position LIMIT (SELECT count(*) / 5 FROM place)
+"""
+
 
 def bare_select(bare: Bare) -> None:
     """Run the decision tree in one statement and write the texts."""
@@ -180,11 +192,18 @@ def bare_copy(source: str, target: str) -> None:
     there.close()
 
 
+def bare_selectit(bare: Bare) -> None:
+    """Pick the highest fifth by SelectIT in one statement and write the texts."""
+    rows = [{"instruction": row[0], "input": row[1], "output": row[2]} for row in bare.rows(SELECTIT)]
+    Path("bare.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1))
+
+
 BARE: dict[str, Callable[[Bare], None]] = {
     "select": bare_select,
     "compare": bare_compare,
     "status": bare_status,
     "sync": bare_sync,
+    "selectit": bare_selectit,  # for measure_rows.py
 }
 
 # -- the comparison

@@ -272,6 +272,7 @@ def prepare(folder: Path) -> Target:
         student = folder / f"student-{name}"
         student.mkdir(exist_ok=True)
         (student / "config.json").write_text(f'{{"made_up": "{name}"}}')
+        (student / "tokenizer.json").write_text("{}")
         (student / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     path = folder / "recycledb.toml"
     path.write_text(CONFIGURATION)

@@ -26,8 +26,8 @@ def run() -> int:
     import typer
 
     from recycledb.cli import commands
-    from recycledb.cli.printing import discard, is_closed, make_safe, show_traceback, show_usage_error, tell
-    from recycledb.errors import RecycledbError
+    from recycledb.cli.printing import discard, is_closed, is_full, make_safe, show_traceback, show_usage_error, tell
+    from recycledb.errors import RecycledbError, is_interrupt
 
     wrong_use = typer.BadParameter.__mro__[1]  # UsageError, which Typer does not export
     make_safe()
@@ -51,6 +51,14 @@ def run() -> int:
     except (
         Exception
     ) as error:  # wrong usage; anything else is a bug, and its traceback is printed with control characters escaped
+        if is_interrupt(error):
+            return INTERRUPTED
+        if is_full(error):
+            reason = getattr(error, "strerror", None) or error
+            tell(
+                f"the output cannot be written: {reason}; free some space or send it elsewhere, then run the command again"
+            )
+            return 1
         if not isinstance(error, wrong_use):
             show_traceback(error)
             return 1

@@ -1,5 +1,6 @@
-"""The compare command: students, teachers or prompts."""
+"""The compare command: students, teachers, prompts or measures."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from recycledb.selection.matrix import Matrix
     from recycledb.selection.picks import Confusion
 
+LISTED = 6  # pairs of measures; more are shown as a matrix
 
 Students = Annotated[
     list[str],
@@ -116,20 +118,46 @@ def _written(plot: Path | None) -> None:
 
 def _show_matrix(found: "Matrix") -> None:
     out = stdout()
-    out.print(f"Spearman's rank correlation over {found.kind} variants", markup=False)
-    table = _table("", *found.measures)
-    for one in found.measures:
-        numbers = (found.spearman(one, other) for other in found.measures)
-        table.add_row(one, *("–" if value is None else f"{value:.2f}" for value in numbers))
-    out.print(table)
-    table = _table(f"top {found.top}", "n", "k", "in both", "overlap", "chance")
-    for pair in found.pairs:
-        shares = ("–" if value is None else f"{value:.1%}" for value in (pair.overlap, pair.chance))
-        table.add_row(" × ".join(pair.measures), str(pair.n), str(pair.k), str(pair.shared), *shares)
+    known = {each.side: each.n for each in found.summaries}
+    out.print(f"Spearman's rank correlation of {len(found.measures)} measures over {found.kind} variants", markup=False)
+    out.print(_triangle(found.measures, found.spearman, "{:z.2f}".format, ("n", known)))
     out.print()
-    out.print(table)
+    if len(found.pairs) <= LISTED:
+        table = _table(f"top {found.top}", "n", "k", "in both", "overlap", "chance")
+        for pair in found.pairs:
+            shares = ("–" if value is None else f"{value:.1%}" for value in (pair.overlap, pair.chance))
+            table.add_row(" × ".join(pair.measures), str(pair.n), str(pair.k), str(pair.shared), *shares)
+        out.print(table)
+    else:
+        shares_of = {frozenset(pair.measures): pair.overlap for pair in found.pairs}
+        chances = [pair.chance for pair in found.pairs if pair.chance is not None]
+        expected = f" ({_range(chances)} by chance)" if chances else ""
+        out.print(f"share of the top {found.top} that two measures have in common{expected}", markup=False)
+        out.print(_triangle(found.measures, lambda one, other: shares_of[frozenset((one, other))], "{:.0%}".format))
     out.print()
     out.print(f"baselines: {', '.join(found.baselines)}", style="dim", markup=False)
+    out.print("most rankings hardly beat a random choice of samples: see docs/measures.md", style="dim")
+
+
+def _triangle(
+    names: Sequence[str],
+    value_of: Callable[[str, str], float | None],
+    written: Callable[[float], str],
+    counts: tuple[str, Mapping[str, int]] | None = None,
+) -> "Table":
+    """Return a symmetric matrix without its upper half; columns have numbers, since names would make it too wide for a terminal."""
+    table = _table("", *((counts[0],) if counts else ()), *(str(i) for i in range(1, len(names))))
+    for i, name in enumerate(names):
+        values = (value_of(name, other) for other in names[:i])
+        cells = ["–" if value is None else written(value) for value in values]
+        cells += [""] * (len(names) - 1 - len(cells))
+        table.add_row(f"{i + 1:>{len(str(len(names)))}} {name}", *((str(counts[1][name]),) if counts else ()), *cells)
+    return table
+
+
+def _range(values: Sequence[float]) -> str:
+    least, most = f"{min(values):.1%}", f"{max(values):.1%}"
+    return least if least == most else f"{least} to {most}"
 
 
 def _number(value: float | None) -> str:

@@ -36,7 +36,7 @@ def export(
     kind: Annotated[
         str,
         typer.Option(
-            help="The kind of variant: origin, compressed, reflect_instruction …",
+            help="The kind of variant: origin, compressed, reflect_instruction …; answer/AUTHOR for one model's answers.",
             autocompletion=completion.kind,
         ),
     ] = "origin",

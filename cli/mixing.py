@@ -18,6 +18,7 @@ from recycledb.cli.options import (
     goes_to_stdout,
     target,
 )
+from recycledb.cli.progress import counted
 from recycledb.cli.selections import tell_selected
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def duplicates(
 
     Example: [bold]recycledb duplicates --threshold 0.7[/bold]
     """
-    with session.open() as db:
-        found = db.duplicates(threshold=threshold, words=words, seed=seed, dataset=dataset)
+    with session.open() as db, counted() as progress:
+        found = db.duplicates(threshold=threshold, words=words, seed=seed, dataset=dataset, progress=progress)
     emit(found.as_dict(), as_json=as_json, show=lambda: _show_duplicates(found))
 
 

@@ -66,7 +66,8 @@ OutFormat = Annotated[
     str,
     typer.Option(
         "--format",
-        help="The file's format: alpaca, sharegpt, messages (OpenAI), llamafactory (with system and history), jsonl or parquet; "
+        help="The file's format: alpaca, sharegpt, messages (OpenAI), llamafactory (with system and history), "
+        "alpaca_eval (a model's outputs, for `alpaca_eval --model_outputs`), jsonl or parquet; "
         "preference pairs, with the origin's answer as the rejected one: "
         "dpo (TRL, messages), dpo-text (TRL, texts) or dpo-llamafactory.",
         autocompletion=completion.format_out,

@@ -29,7 +29,7 @@ def show_plan(plan: "Plan", target: "Target") -> None:
         table = Table(
             "step", "teacher", *right("ready", "follow-up (max)", "prompt tokens", "completion tokens", "USD"), box=None
         )
-        for ask in plan.asks:
+        for ask in (each for each in plan.asks if each.calls):
             tokens_out, cost = _about(ask.completion_tokens), _dollars(ask.cost_usd)
             numbers = (f"{ask.ready:,}", f"{ask.follow:,}", _about(ask.prompt_tokens), tokens_out, cost)
             table.add_row(f"{ask.step} {ask.name}" if ask.name else ask.step, ask.teacher, *numbers)

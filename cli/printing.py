@@ -6,6 +6,7 @@ Invariant: in text printed by a command, an error, a warning or a library's log,
 not read as markup. Styles are passed as `style=`, never inside a text.
 """
 
+import errno
 import logging
 import os
 import re
@@ -185,6 +186,27 @@ def _takes_text(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether an error comes from a standard output that takes no more text, such as a file on a full disk.
+
+    What it could not take is dropped, so that Python does not try again, and fail again, when it ends.
+    """
+    if not isinstance(error, OSError) or error.errno not in _FULL or error.filename is not None:
+        return False
+    try:
+        sys.stdout.flush()  # what could not be written is still in its buffer, if it has one
+        os.write(sys.stdout.fileno(), b"\n")  # a blank line does no harm where the error came from elsewhere
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.stdout.flush()
+        return True
+    return False
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Progress of a sync: bars on a terminal, or JSON lines on stderr."""
+"""Progress of a sync: bars on a terminal, or JSON lines on stderr; of other commands: a line on a terminal."""
 
 import json
 import os
@@ -48,6 +48,26 @@ def drawn(as_json: bool) -> Iterator["Listener"]:
     finally:
         with suppress(OSError):  # the terminal may have been closed
             bars.stop()
+
+
+@contextmanager
+def counted() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function to call with what is being done, how much is done and the total: a line on a terminal until all is done."""
+    status = stderr().status("")  # draws nothing where stderr is no terminal
+
+    def tell(what: str, done: int, total: int) -> None:
+        with suppress(OSError):  # the terminal may have been closed
+            if done < total:
+                status.update(f"{what}: {done:,} of {total:,}")
+                status.start()
+            else:  # so that it is gone when the result is printed
+                status.stop()
+
+    try:
+        yield tell
+    finally:
+        with suppress(OSError):
+            status.stop()
 
 
 def _while_read(listener: "Listener") -> "Listener":

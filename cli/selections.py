@@ -25,6 +25,7 @@ from recycledb.cli.options import (
     parse_params,
     target,
 )
+from recycledb.cli.progress import counted
 
 if TYPE_CHECKING:
     from recycledb.cli.printing import Terminal
@@ -120,7 +121,7 @@ def select(
     if output is None and card is not None and llama_factory is None:
         raise typer.BadParameter("--card needs a file to describe: add -o FILE")
     to = target(output, as_json=as_json)
-    with session.open() as db:
+    with session.open() as db, counted() as progress:
         selected = db.select(
             chosen,
             given,
@@ -133,6 +134,7 @@ def select(
             llama_factory=llama_factory,
             card=card,
             timeout_s=timeout,
+            progress=progress,
         )
     tell_selected(selected, as_json=as_json, quiet_stdout=goes_to_stdout(to))
 

@@ -1,13 +1,14 @@
-"""Build the demo's samples and its teacher's recorded replies from the texts that people wrote for them.
+"""Build the demo's samples and its teachers' recorded replies from the texts that people wrote for them.
 
-    python examples/build_demo_data.py      # demo_texts.txt -> recycledb/demo/samples.json and replies.jsonl
+    python examples/build_demo_data.py      # demo_texts.txt -> recycledb/demo/samples.json, replies.jsonl and judge.jsonl
 
 `demo_texts.txt` holds, for each sample, its texts and what a good teacher might say about it. This script puts these into
 replies of the shapes in which real teachers write, well-formed or not. A sample begins with `=== name | c=… i=… a=… b=…`,
 where the letters stand for the replies to compress, to reflect_instruction, and to reflect_response on the origin and on
 the new instruction, and each names a shape below; what is not named is `plain`. A section begins with `--- title`.
 "compress reply" and "instruction reply" give a whole reply that holds no usable text, and "draft" an answer that the
-teacher thinks better of.
+teacher thinks better of. "rating" gives the judge's whole reply about the origin, and "judgements" its replies about the
+origin and the better answer, one a line: first with the origin shown first, then with the better answer shown first.
 
 Invariant: the questions that arise from the samples when the replies are extracted are exactly those that have a reply.
 The token counts are a fourth of the characters: nobody was asked and nobody was paid.
@@ -25,7 +26,13 @@ SOURCE = Path(__file__).with_name("demo_texts.txt")
 DEMO = Path(__file__).parents[1] / "recycledb" / "demo"
 PLACEHOLDERS = ("<noinput>", "No input.")
 TWICE = "recursion"  # this sample is in the file a second time, so that there is something to find
-PROMPT_CHARACTERS = {"compress": 700, "reflect_instruction": 1900, "reflect_response": 1100}
+PROMPT_CHARACTERS = {
+    "compress": 700,
+    "reflect_instruction": 1900,
+    "reflect_response": 1100,
+    "rate": 350,
+    "compare": 650,
+}
 
 
 @dataclass(frozen=True)
@@ -180,19 +187,21 @@ def _indent(text: str) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """A step, the texts that it reads, the reply, and the texts that the reply was written to give (None: unusable)."""
+    """A step, the texts that it reads, the reply, and the texts that the reply was written to give (None: none)."""
 
     step: str
     reads: dict[str, str]
     text: str
     gives: dict[str, str] | None
+    beside: dict[str, str] | None = None  # the texts of the second variant shown
 
     def line(self) -> str:
         """Return the reply as a line of the recording."""
-        read = sum(map(len, self.reads.values()))
+        read = sum(len(text) for texts in (self.reads, self.beside or {}) for text in texts.values())
         row: dict[str, Any] = {
             "step": self.step,
             "reads": self.reads,
+            **({"beside": [self.beside]} if self.beside else {}),
             "text": self.text,
             "finish_reason": "stop",
             "prompt_tokens": (read + PROMPT_CHARACTERS[self.step]) // 4,
@@ -203,8 +212,7 @@ class Question:
 
 def ask_all(written: Written) -> Iterator[Question]:
     """Yield every question that arises about a sample, with its reply, in the order in which they arise."""
-    origin = written.sample()
-    origin["input"] = "" if origin["input"] in PLACEHOLDERS else origin["input"]
+    origin = _origin(written)
     read: dict[str, str] | None = origin
     if origin["input"]:
         compressed = _compress(written, origin)
@@ -216,6 +224,23 @@ def ask_all(written: Written) -> Iterator[Question]:
         yield renewed
         if renewed.gives is not None:
             yield _respond(written, "b", renewed.gives, "new answer")
+
+
+def judge_all(written: Written) -> Iterator[Question]:
+    """Yield the judge's questions about a sample: a rating of the origin, and whether the better answer is better, in both orders."""
+    origin = _origin(written)
+    yield Question("rate", origin, written["rating"], None)
+    better = _respond(written, "a", origin, "answer").gives
+    if better is not None:
+        one, other = written["judgements"].splitlines()
+        yield Question("compare", origin, one, None, beside=better)
+        yield Question("compare", better, other, None, beside=origin)
+
+
+def _origin(written: Written) -> dict[str, str]:
+    """Return the sample as it is stored: with an empty input where a placeholder stands."""
+    sample = written.sample()
+    return {**sample, "input": "" if sample["input"] in PLACEHOLDERS else sample["input"]}
 
 
 def _compress(written: Written, origin: dict[str, str]) -> Question:
@@ -256,7 +281,7 @@ def _second_thoughts(critique: str, draft: str, better: str) -> str:
 
 
 def build(folder: Path = DEMO) -> None:
-    """Write samples.json and replies.jsonl into `folder`."""
+    """Write samples.json, replies.jsonl and judge.jsonl into `folder`."""
     written = read_written()
     samples = [w.sample() for w in written]
     samples.append(next(w.sample() for w in written if w.name == TWICE))
@@ -264,10 +289,13 @@ def build(folder: Path = DEMO) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(samples, ensure_ascii=False, indent=1)
     (folder / "samples.json").write_text(f"{text}\n", encoding="utf-8", newline="\n")
-    with (folder / "replies.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{question.line()}\n" for question in questions)
+    judged = [question for w in written for question in judge_all(w)]
+    for name, replies in (("replies.jsonl", questions), ("judge.jsonl", judged)):
+        with (folder / name).open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{question.line()}\n" for question in replies)
     unusable = sum(question.gives is None for question in questions)
     print(f"{len(samples)} samples, {len(questions)} replies, {unusable} of them unusable, in {folder}")
+    print(f"{len(judged)} replies of the judge")
 
 
 if __name__ == "__main__":

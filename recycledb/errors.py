@@ -74,3 +74,8 @@ class SelectionError(RecycledbError):
 
 class QueryError(SelectionError):
     """A query was refused (it writes, or reads other files) or failed."""
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Tell whether an error is what DuckDB makes of a Ctrl-C that arrives while it computes, opens or closes a database."""
+    return isinstance(error, RuntimeError) and str(error) == "Query interrupted"

@@ -22,6 +22,7 @@ from recycledb.store.migrate import HEAD
 from recycledb.store.pending import in_datasets, named_datasets, samples_in
 from recycledb.store.spending import Spending, known, unknown
 from recycledb.store.statement import tokens
+from recycledb.sync import raters
 from recycledb.sync.budget import measure
 from recycledb.sync.plan import Plan, make, money
 from recycledb.sync.target import Target, resolve
@@ -64,7 +65,7 @@ class Status:
 def look(store: Store, config: Config, datasets: tuple[str, ...] = ()) -> Status:
     """Return what is in the store, or in these datasets, and what the configuration still needs; Ctrl-C stops the statements.
 
-    A student or prompt file that cannot be used (a model's folder is gone) is in `problems` and `missing_unknown`, and what is missing
+    A student or prompt that cannot be used (a model's folder is gone) is in `problems` and `missing_unknown`, and what is missing
     is that of the others. If nothing can be resolved, `missing` is None.
     """
     spending = spending_of(store, config)
@@ -77,7 +78,7 @@ def look(store: Store, config: Config, datasets: tuple[str, ...] = ()) -> Status
         with suppress(RecycledbError):  # what else is wrong hides nothing of the store either
             rest, problems = _without_problems(config)
             others = replace(resolve(rest), datasets=datasets)
-            if problems and (others.teacher or others.all_students):
+            if problems and (others.teacher or others.all_students or others.raters):
                 found = others
     if isinstance(found, RecycledbError):
         return Status(
@@ -91,7 +92,7 @@ def look(store: Store, config: Config, datasets: tuple[str, ...] = ()) -> Status
 
 
 def _without_problems(config: Config) -> tuple[Config, list[dict[str, str]]]:
-    """Return a configuration without the students and prompt files that cannot be used, and these, each with its reason.
+    """Return a configuration without the students and prompts that cannot be used, and these, each with its reason.
 
     With a bad prompt file no teacher step is left: what later steps need depends on it. So it is if the student of `lazy` is bad.
     """
@@ -124,7 +125,27 @@ def _without_problems(config: Config) -> tuple[Config, list[dict[str, str]]]:
     if not left:  # none is to score; those that are left are for measures only
         sync["steps"] = tuple(step for step in sync["steps"] if step != methods.SCORE)
     parts = {"students": students, "measures": measures, "sync": config.sync.model_copy(update=sync)}
-    return config.model_copy(update=parts), problems
+    rest, found = _without_bad_raters(config.model_copy(update=parts))
+    return rest, problems + found
+
+
+def _without_bad_raters(config: Config) -> tuple[Config, list[dict[str, str]]]:
+    """Return a configuration without the measures and judgings by teachers whose prompt cannot be used, and these with their reasons."""
+    problems = []
+    measures, between = dict(config.measures), dict(config.judgings)
+    for name in [each.name for each in config.measures.values() if each.by_teacher]:
+        try:
+            raters.rating_measures(config, [name])
+        except RecycledbError as error:
+            del measures[name]
+            problems.append({"measure": name, "reason": str(error)})
+    for name, judging in config.judgings.items():
+        try:
+            raters.judgings(config.model_copy(update={"judgings": {name: judging}}))
+        except RecycledbError as error:
+            del between[name]
+            problems.append({"judging": name, "reason": str(error)})
+    return config.model_copy(update={"measures": measures, "judgings": between}), problems
 
 
 def status(

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     import polars
     import pyarrow
 
+    from recycledb.reviews import ImportedReviews
     from recycledb.selection.compare import Comparison
     from recycledb.selection.diff import Diff
     from recycledb.selection.duplicates import Duplicates
     from recycledb.selection.imported import AddedAnswers, ImportedValues
+    from recycledb.selection.judge_data import JudgeData
     from recycledb.selection.judged import JudgeReport
     from recycledb.selection.matrix import Matrix
     from recycledb.selection.published import Imported
@@ -225,6 +227,18 @@ class Workspace:
 
         return judge_report(self.store, name)
 
+    def import_reviews(self, *files: str | Path, **options: Any) -> "ImportedReviews":
+        """Import published logs of pairwise reviews as judgements; options as in `recycledb.reviews.import_reviews`. Idempotent."""
+        from recycledb.reviews import import_reviews
+
+        return import_reviews(self.store, [Path(file) for file in files], **options)
+
+    def write_judge_data(self, folder: str | Path, **options: Any) -> "JudgeData":
+        """Write training files for a judge; options as in `recycledb.selection.judge_data.write_judge_data`."""
+        from recycledb.selection.judge_data import write_judge_data
+
+        return write_judge_data(self.store, Path(folder), **options)
+
     def import_scores(
         self,
         file: str | Path,
@@ -242,22 +256,11 @@ class Workspace:
         of = {"dataset": dataset, "kind": kind, "student": student, "teacher": teacher}
         return import_scores(self.store, Path(file), **of, prompt=template, max_length=max_length)  # type: ignore[arg-type]
 
-    def import_values(
-        self,
-        file: str | Path,
-        *,
-        measure: str,
-        model: str,
-        dataset: str,
-        kind: str = "origin",
-        teacher: str | None = None,
-        field: str | None = None,
-    ) -> "ImportedValues":
-        """Import published numbers, one for each position of a dataset, as values of a measure under a model. Idempotent."""
+    def import_values(self, file: str | Path, *, kind: str = "origin", **options: Any) -> "ImportedValues":
+        """Import published numbers, one for each position of a dataset; options as in `selection.imported.import_values`. Idempotent."""
         from recycledb.selection.imported import import_values
 
-        of = {"measure": measure, "model": model, "dataset": dataset, "kind": kind}
-        return import_values(self.store, Path(file), **of, teacher=teacher, field=field)
+        return import_values(self.store, Path(file), kind=kind, **options)
 
     def add_answers(self, file: str | Path, *, author: str, dataset: str, field: str | None = None) -> "AddedAnswers":
         """Add a model's answers to the questions of a dataset, as variants of kind `answer`. Idempotent."""
@@ -315,6 +318,7 @@ class Workspace:
         holdout: str | None = None,
         seed: int = 0,
         timeout_s: float | None = None,
+        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
         **parameters: Any,
     ) -> "Selected":
         """Run a recipe (the name of a shipped one, or the Path of a .sql file), record the selection, write its rows to `out`.
@@ -340,6 +344,7 @@ class Workspace:
             holdout=holdout,
             seed=seed,
             timeout_s=timeout_s,
+            progress=progress,
         )
 
     def mix(

@@ -5,6 +5,7 @@ Written from the published definition alone and sharing no code with `recycledb.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +87,13 @@ def selectit(model: Any, tokenizer: Any, texts: Texts, prompts: list[str], alpha
         tokens.append((base + 1) * float((p[base] - p).sum()) / 4)
     scores = torch.tensor(tokens, dtype=torch.float64)
     return float(scores.mean() / (1 + alpha * scores.std(unbiased=False)))
+
+
+def expected(model: Any, tokenizer: Any, prompt: str, scale: Sequence[int]) -> float:
+    """Return the mean of the digits of a scale (first, last), weighted by their probabilities as the next token."""
+    digits = range(scale[0], scale[1] + 1)
+    p = torch.tensor(digit_logs(model, tokenizer, prompt), dtype=torch.float64).exp()[digits.start : digits.stop]
+    return float((p * torch.tensor(digits)).sum() / p.sum())
 
 
 @torch.no_grad()

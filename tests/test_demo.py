@@ -19,6 +19,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run(folder, "demo", "out")
     assert result.returncode == 0, result.stderr
     (folder / "printed").write_text(result.stdout)
+    (folder / "told").write_text(result.stderr)
     return folder
 
 
@@ -34,14 +35,57 @@ def test_it_shows_each_step_and_names_what_it_wrote(demo: Path) -> None:
         "compare small large",
         "show",
         "query",
+        "measures",
+        "judge report better",
+        "select selectit",
+        "select superfilter_d",
+        "compare --measure",
     ):
         assert f"$ recycledb {command}" in printed
-    for name in ("recycledb.toml", "samples.json", "replies.jsonl", "recycle.db", "selective-small.json"):
+    for name in (
+        "recycledb.toml",
+        "samples.json",
+        "replies.jsonl",
+        "recycle.db",
+        "selective-small.json",
+        "diverse.json",
+    ):
         assert name in printed
         assert (demo / "out" / name).exists()
+    assert "next: cd out && recycledb report" in (demo / "told").read_text()
+
+
+def test_it_shows_other_methods_on_the_same_samples(demo: Path) -> None:
+    printed = (demo / "printed").read_text()
+    for student in ("small", "large"):
+        assert f"measured selectit under {student}: 40 values" in printed
+    assert "better: reflect_response against origin, judged by judge" in printed
+    assert "(7.9% of the pairs flipped)" in printed
+    mosaics, ruled = (
+        [json.loads(line) for line in part.splitlines() if line.startswith('{"instruction"')]
+        for part in printed.partition("'mosaic'")[2].split("'ruler'")
+    )
+    assert len(mosaics) == len(ruled) == 2
+    assert all(set(row) == {"instruction", "output"} for row in mosaics + ruled)
+    names = ["ifd/small", "ifd/large", "selectit/small", "selectit/large", "quality/judge", "ppl/small"]
+    lines = printed.splitlines()
+    for number, name in enumerate([*names, "length/small", "random/0"], 1):
+        assert [line for line in lines if line.startswith(f"{number} {name} ")], name
+    assert "hardly beat" in printed
+
+
+def test_its_comments_and_configuration_fit_a_terminal(demo: Path) -> None:
+    from recycledb.demo import CONFIGURATION, MEASURES
+
+    text = (demo / "out" / "recycledb.toml").read_text()
+    assert text == CONFIGURATION + MEASURES
+    assert all(len(line) < 80 for line in MEASURES.splitlines())
+    assert MEASURES.strip() in (demo / "printed").read_text()
 
 
 def test_its_selections_differ_and_are_alpaca_json(demo: Path) -> None:
+    for line in ("selective-small: 13 of 40 samples", "selective-large: 7 of 40 samples"):
+        assert line in (demo / "printed").read_text()
     picks = [json.loads((demo / "out" / f"selective-{name}.json").read_text()) for name in ("small", "large")]
     assert picks[0] != picks[1]
     for rows in picks:

@@ -15,7 +15,7 @@ import torch
 import transformers as hugging_face
 
 from recycledb.formats import is_placeholder
-from recycledb.methods import scored_kinds
+from recycledb.methods import scored_kinds, steps
 from recycledb.methods.reflection import Kind, Step, extract
 from recycledb.schema import Texts
 
@@ -53,9 +53,9 @@ def samples() -> list[Texts]:
     )
 
 
-def recording() -> list[dict[str, Any]]:
+def recording(name: str = "replies.jsonl") -> list[dict[str, Any]]:
     """Return the recorded replies."""
-    return [json.loads(line) for line in (DEMO / "replies.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (DEMO / name).read_text(encoding="utf-8").splitlines()]
 
 
 def replies() -> dict[tuple[Step, Texts], str]:
@@ -156,11 +156,39 @@ def test_replies_come_in_the_shapes_of_real_teachers() -> None:
         assert any(word in answer and len(answer) > 200 for answer in usable)
 
 
+def test_the_judge_has_a_reply_about_each_origin_and_each_pair_in_both_orders() -> None:
+    judged = [
+        (r["step"], *(Texts(**texts) for texts in (r["reads"], *r.get("beside", ())))) for r in recording("judge.jsonl")
+    ]
+    better = [(read, texts) for (step, read), texts in walk().items() if step == Step.REFLECT_RESPONSE and texts]
+    pairs = [pair for pair in better if pair[0] in samples()]
+
+    assert len(pairs) == 39
+    assert len(judged) == len(set(judged)) == 118
+    assert set(judged) == {
+        *(("rate", origin) for origin in samples()),
+        *(("compare", *pair) for pair in pairs),
+        *(("compare", *reversed(pair)) for pair in pairs),
+    }
+
+
+def test_two_replies_of_the_judge_are_unusable() -> None:
+    reasons = []
+    for row in recording("judge.jsonl"):
+        found = steps()[row["step"]].read(row["text"], [Texts(**row["reads"])])
+        assert (found.reason is None) == bool(found.ratings)
+        reasons += [found.reason.partition(":")[0]] if found.reason else []
+
+    assert sorted(reasons) == ["no_number", "no_scores"]
+
+
 def test_the_data_are_what_the_script_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example("build_demo_data").build(tmp_path)
 
-    assert "41 samples, 128 replies, 5 of them unusable" in capsys.readouterr().out
-    for name in ("samples.json", "replies.jsonl"):
+    said = capsys.readouterr().out
+    assert "41 samples, 128 replies, 5 of them unusable" in said
+    assert "118 replies of the judge" in said
+    for name in ("samples.json", "replies.jsonl", "judge.jsonl"):
         assert (tmp_path / name).read_bytes() == (DEMO / name).read_bytes()
 
 

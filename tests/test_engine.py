@@ -33,8 +33,10 @@ from recycledb.scoring.heads import block_losses, token_losses
 from recycledb.scoring.kernels import Packed, Padded, Single, choose
 from recycledb.scoring.lanes import LocalLane
 from recycledb.scoring.network import load_network, split
+from recycledb.scoring.outputs import Output
 from recycledb.scoring.packs import Work, by_beginning, by_length, lay_out
 from recycledb.scoring.requests import Progress, Request, Result
+from recycledb.scoring.spans import Span
 
 STATS = tuple(Stat)
 MAX_LENGTH = 256
@@ -245,12 +247,12 @@ def test_equal_work_is_computed_once(llama: Engine) -> None:
 
 def test_what_the_store_knows_is_not_computed(llama: Engine) -> None:
     first = collect(llama.score(ask(SAMPLES)))
-    stored = {r.pair_id: (r.loss_sum, r.n_tokens) for r in first.values() if r.pair_id and r.loss_sum is not None}
+    stored = {r.pair_id: r.output for r in first.values() if r.pair_id and r.output is not None}
     asked: list[str] = []
 
-    def known(pair_ids: Sequence[str]) -> dict[str, tuple[float, int]]:
-        asked.extend(pair_ids)
-        return {pair: stored[pair] for pair in pair_ids if pair in stored}
+    def known(spans: Sequence[Span]) -> dict[str, Output]:
+        asked.extend(str(span.pair_id) for span in spans)
+        return {span.key: stored[str(span.pair_id)] for span in spans if span.pair_id in stored}
 
     seen: list[Progress] = []
     again = collect(llama.score(ask(SAMPLES), known, seen.append))

@@ -16,11 +16,14 @@ from templates import new
 
 from recycledb import config, methods
 from recycledb.errors import ConfigError, FormatError, SelectionError
+from recycledb.reflection.prompts import prompt_id_of
 from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.workspace import Workspace
 
 RATE, COMPARE = methods.steps()["rate"], methods.steps()["compare"]
+RATING = methods.teacher_measures()["rating"]
+MEASURE_OPTIONS = {"prompts": "", "criterion": "", "scale": [0, 5], "reference": "none"}
 SHOWN = (Texts("i", "", "a"), Texts("i", "", "b"))
 QUALITY = {"method": "rating", "teacher": "judge", "kinds": ["origin", "reflect_response"]}
 DUEL = {"teacher": "judge", "between": ["origin", "reflect_response"]}
@@ -390,6 +393,29 @@ def test_a_killed_sync_is_continued_without_asking_what_was_answered(tmp_path: P
             assert store.rows("SELECT count(*), count(outcome) FROM judgements")[0] == (5, 4)
 
 
+def test_a_recording_has_a_rating_of_the_same_texts_for_each_prompt(sqlite_url: str, tmp_path: Path) -> None:
+    reads = texts(0)
+    kept = {"step": "rate", "reads": reads._asdict(), "text": "3/5"}
+    other = RATING.template({**MEASURE_OPTIONS, "criterion": "accuracy"})
+    own = {**kept, "text": "4.5/5", "prompt": prompt_id_of("rate", other)[:12]}
+    (tmp_path / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (kept, own)))
+    judge = {"provider": "recorded", "file": "replies.jsonl"}
+    measure = {"method": "rating", "teacher": "judge", "kinds": ["origin"]}
+    given = {
+        "teachers": {"judge": judge},
+        "sync": {"steps": ["score"]},
+        "measures": {"help": measure, "accuracy": {**measure, "criterion": "accuracy"}},
+    }
+    with Store.open(sqlite_url) as store:
+        add_samples(store, [reads])
+        db = Workspace(store, config.parse(given, tmp_path / "recycledb.toml"))
+        outcome = db.sync()
+        assert measured(store, "help") == {("Explain 0.", "origin"): (3.0, "ok")}
+        assert measured(store, "accuracy") == {("Explain 0.", "origin"): (4.5, "ok")}
+        # The scale behind the slash is no rating of its own in the summary.
+        assert (outcome.complete, outcome.as_dict()["ratings"]) == (True, 2)
+
+
 # -- the configuration
 
 
@@ -415,6 +441,25 @@ def test_the_configuration_is_checked_where_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "judge.txt").write_text("Which is better? {question} {answer_1}")
     with Store.open(new(f"sqlite:///{tmp_path}/s.db")) as store, pytest.raises(ConfigError, match=r"no \{answer_2\}"):
         Workspace(store, parsed(judgings={"j": {"between": ["origin", "reflect_both"], "prompts": "judge.txt"}})).plan()
+
+
+def test_a_prompt_that_cannot_be_used_hides_nothing_else_in_status(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "judge.txt").write_text("Which is better? {question} {answer_1}")
+    (tmp_path / "rate.txt").write_text("Rate {answer} by {criteria}.")
+    tables: dict[str, Any] = {
+        "measures": {"quality": QUALITY, "odd": {**QUALITY, "prompts": "rate.txt"}},
+        "judgings": {"duel": DUEL, "half": {**DUEL, "prompts": "judge.txt"}},
+    }
+    with Store.open(sqlite_url) as store:
+        add_samples(store, [texts(0)])
+        db = workspace(store, tmp_path, "http://127.0.0.1:9", **tables)
+        status = db.look()
+        named = [{key: each[key] for key in each if key != "reason"} for each in status.facts["problems"]]
+        assert named == [{"measure": "odd"}, {"judging": "half"}]
+        assert "{criteria}" in status.facts["missing_unknown"] and "{answer_2}" in status.facts["missing_unknown"]
+        assert status.plan is not None and {ask.name or ask.step for ask in status.plan.asks} == {
+            "reflect_response", "quality", "duel",
+        }  # fmt: skip
 
 
 # -- answers and published numbers

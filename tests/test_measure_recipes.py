@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,65 @@ def test_deita_leaves_out_what_is_too_similar(filled: tuple[Store, list[str]]) -
             kept.append(i)
     found = picked(store, "deita", complexity="selectit", quality="quality", encoder="large", top="100")
     assert found == [origins[i] for i in kept] and 1 < len(kept) < N
+
+
+def naive_facility(vectors: np.ndarray[Any, Any]) -> list[int]:
+    """Return the greedy order, every gain computed anew; equal ones in the order of the vectors."""
+    similar = np.exp(-np.linalg.norm(vectors[:, None] - vectors[None], axis=2) / vectors.shape[1])
+    chosen: list[int] = []
+    while len(chosen) < len(vectors):
+        best = similar[chosen].max(0) if chosen else np.zeros(len(vectors))
+        gains = [-1.0 if i in chosen else np.maximum(similar[i] - best, 0).sum() for i in range(len(vectors))]
+        chosen.append(next(i for i, gain in enumerate(gains) if gain >= max(gains) - 1e-9 * abs(max(gains))))
+    return chosen
+
+
+def test_superfilter_d_takes_from_the_hardest_those_that_stand_for_most(sqlite_url: str) -> None:
+    """The pool is a share of these samples; without an IFD (0 in the published code) or with one of 1 none is in it; all can be taken."""
+    chance = np.random.default_rng(5)
+    vectors = chance.normal(size=(20, 6))
+    vectors[13] = vectors[4]  # of the two that stand for each other, the harder one comes first
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    direct = [3.0 - 0.05 * ((7 * i) % 20) for i in range(20)]  # A_condition is 2.5: the IFD rises as this falls
+    with Store.open(sqlite_url) as store:
+        origins = [scored.origin_of(store, sample) for sample in add_samples(store, [texts(i) for i in range(20)])]
+        scored.add_students(store, "small", "encoder")
+        small, encoder = (scored.student_id(name) for name in ("small", "encoder"))
+        with store.write() as conn:
+            for i, origin in enumerate(origins):
+                whole = encoded(vectors[i].tolist())
+                alone = (None, "too_short") if i == 2 else (10 * direct[i], "ok")
+                store.insert(conn, [
+                    stores.loss_row(small, origin, "A_direct", alone[0], 10, status=alone[1]),
+                    stores.loss_row(small, origin, "A_condition", 25.0, 10),
+                    EmbeddingRow(encoder, "mean", "row", origin, whole, 1.0, 5, False, "ok", None, "test"),
+                ])  # fmt: skip
+        given = {"student": "small", "encoder": "encoder"}
+        for share, size in (("35%", 7), ("100%", 20)):
+            below = [i for i in range(20) if i != 2 and 2.5 - direct[i] < 0]
+            pool = sorted(below, key=lambda i: (direct[i], i))[:size]
+            assert 7 <= len(pool) < 20
+            expected = [origins[pool[i]] for i in naive_facility(vectors[pool])]
+            assert picked(store, "superfilter_d", **given, pool=share, top="15%") == expected[:3]
+            assert picked(store, "superfilter_d", **given, pool=share, top="100%") == expected
+        [(few,)] = store.rows("SELECT count(*) FROM orderings WHERE method = 'facility'")
+        assert few >= 2
+
+
+def test_of_equal_ratings_the_earlier_sample_is_picked(sqlite_url: str) -> None:
+    """SelectIT's published code takes the later one."""
+    with Store.open(sqlite_url) as store:
+        fill(store)
+        measure = measure_id_of("even", "selectit", 1, "{}")
+        origins = [row[0] for row in store.rows(
+            "SELECT v.variant_id FROM variants v JOIN dataset_samples d ON d.sample_id = v.sample_id ORDER BY d.position"
+        )]  # fmt: skip
+        with store.write() as conn:
+            store.insert(conn, [MeasureRow(measure, "even", "selectit", 1, "{}", "2026-01-01T00:00:00.000000Z")])
+            store.ensure_name(conn, "measure", "even", measure)
+            for i, origin in enumerate(origins):
+                store.insert(conn, [ValueRow(measure, scored.student_id("small"), origin, "", float(i % 2), "ok")])
+        assert picked(store, "selectit", measure="even", top="8") == [*origins[1::2], *origins[0:4:2]]
 
 
 @pytest.mark.long

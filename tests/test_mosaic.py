@@ -218,8 +218,10 @@ def test_added_samples_and_closed_members_change_no_row_and_every_row_is_true(ba
 
         put(store, [number for number in range(12) if number != place.position])
         put(store, range(12, 16), "e")
-        outcome = Sync(store, target).run()
         freed = len(group) - 1
+        planned = {each.name: each.sources for each in make_plan(store, target).augmentations}
+        assert planned == {"ruler": 4, "mosaic": 4 + freed}
+        outcome = Sync(store, target).run()
         assert {each.name: each.sources for each in outcome.augmented} == {"ruler": 4, "mosaic": 4 + freed}
         second = true_rows(store)
         assert first.items() < second.items()

@@ -19,6 +19,7 @@ from recycledb import methods
 from recycledb.errors import SelectionError, StudentError
 from recycledb.methods import Placed, Pool, Vector
 from recycledb.methods.embedding import PARTS
+from recycledb.methods.facility import Greedy
 from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.encoder import Encoder
 from recycledb.scoring.requests import Request
@@ -79,11 +80,59 @@ def test_facility_location_is_the_greedy_order(seed: int, twins: bool) -> None:
     assert all(a >= b - 1e-9 for a, b in pairwise(gains))
 
 
-@pytest.mark.long
-def test_a_pool_larger_than_a_block_agrees_too() -> None:
-    pool = random_pool(9, 300, 8)
-    first = order("facility", pool)[:12]
-    assert [each.place for each in first] == naive_facility(pool.vectors)[:12]
+def awkward(name: str) -> Any:
+    """Return vectors (n, D) whose greedy order hangs on ties, copies or tiny distances."""
+    chance = np.random.default_rng(5)
+    clusters = np.repeat(chance.normal(size=(6, 16)), 9, axis=0) + 0.15 * chance.normal(size=(54, 16))
+    return {
+        "clusters": unit(clusters),
+        "not of unit length": clusters.astype(np.float32),
+        "copies": unit(clusters[chance.integers(0, 20, 50)]),
+        "nearly copies": unit(np.repeat(clusters[:20], 3, axis=0) + 1e-6 * chance.normal(size=(60, 16))),
+        "all ties": np.eye(16, dtype=np.float32),  # every two are equally far apart
+        "a circle": unit([[math.cos(math.tau * i / 12), math.sin(math.tau * i / 12)] for i in range(12)]),
+        "zeros among others": np.concatenate([unit(clusters[:8]), np.zeros((3, 16), np.float32), -np.zeros((2, 16), np.float32)]),
+        "all equal": np.tile(unit(clusters[:1]), (7, 1)),
+        "all zero": np.zeros((4, 8), np.float32),
+        "one": unit(clusters[:1]),
+        "two": unit(clusters[:2]),
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["clusters", "not of unit length", "copies", "nearly copies", "all ties", "a circle", "zeros among others", "all equal",
+     "all zero", "one", "two"],
+)  # fmt: skip
+def test_ties_and_copies_are_placed_as_by_the_definition(name: str) -> None:
+    vectors = awkward(name)
+    found = order("facility", Pool([str(place) for place in range(len(vectors))], {}, vectors))
+    assert [each.place for each in found] == naive_facility(vectors)
+
+
+@pytest.mark.parametrize(("listed", "block"), [(0, 5_000), (150 * 20, 1), (150 * 150, 10**6)])
+def test_neither_kept_lists_nor_blocks_change_the_greedy_order(listed: int, block: int) -> None:
+    vectors = random_pool(9, 150, 8, twins=True).vectors[:-2].astype(np.float64)
+    found = [chosen for chosen, _ in Greedy(vectors, np.ones(148), listed=listed, block=block).order()]
+    similar = np.exp(-np.linalg.norm(vectors[:, None] - vectors, axis=2) / 8)
+    best, expected, free = np.zeros(148), [], np.ones(148, bool)
+    while free.any():
+        gains = np.where(free, np.maximum(similar - best, 0.0).sum(1), -1.0)
+        chosen = int(np.argmax(gains >= gains.max() * (1 - 1e-9)))
+        free[chosen], best = False, np.maximum(best, similar[chosen])
+        expected.append(chosen)
+    assert found == expected
+
+
+def test_the_gains_of_an_order_sum_to_what_it_represents() -> None:
+    """Also after many steps: the sum of the gains is Σ_j max_{i in S} s_ij, for every S that begins the order."""
+    vectors = awkward("clusters").astype(np.float64)
+    similar = np.exp(-np.linalg.norm(vectors[:, None] - vectors, axis=2) / 16)
+    total, taken = 0.0, []
+    for each in order("facility", Pool([str(place) for place in range(len(vectors))], {}, awkward("clusters"))):
+        assert each.gain is not None
+        total, taken = total + each.gain, [*taken, each.place]
+        assert total == pytest.approx(similar[taken].max(0).sum(), rel=1e-12)
 
 
 def test_the_filter_compares_with_kept_variants_only() -> None:
@@ -94,6 +143,30 @@ def test_the_filter_compares_with_kept_variants_only() -> None:
     assert [each.place for each in order("filter", pool, threshold=0.9)] == [3, 0, 2]
     assert [each.gain for each in order("filter", pool, threshold=0.9)] == [5.0, 3.0, 1.0]
     assert [each.place for each in order("filter", pool._replace(columns={}), threshold=2.0)] == list(range(6))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.9])
+def test_the_filter_of_many_blocks_is_the_walk_one_by_one(threshold: float) -> None:
+    """DEITA's code drops with batches what is like a variant that was itself dropped."""
+    chance = np.random.default_rng(2)
+    vectors = unit(chance.normal(size=(40, 6))[chance.integers(0, 40, 900)] + 0.4 * chance.normal(size=(900, 6)))
+    scores = chance.integers(0, 50, 900).astype(float).tolist()
+    kept: list[int] = []
+    for place in sorted(range(900), key=lambda place: -scores[place]):
+        if not kept or float((vectors[kept].astype(np.float64) @ vectors[place].astype(np.float64)).max()) <= threshold:
+            kept.append(place)
+    pool = Pool([str(place) for place in range(900)], {"score": scores}, vectors)
+    assert [each.place for each in order("filter", pool, threshold=threshold)] == kept
+
+
+def test_equal_vectors_are_ties_whatever_rounding_says() -> None:
+    """A cosine of 1 is not above a threshold of 1; of variants equally near to a query the first in the pool comes first."""
+    vectors = np.repeat(unit(np.random.default_rng(1).normal(size=(30, 383))), 20, axis=0)
+    pool = Pool([str(place) for place in range(600)], {}, vectors)
+    assert len(order("filter", pool, threshold=1.0)) == 600
+    assert [each.place for each in order("filter", pool, threshold=0.99)] == list(range(0, 600, 20))
+    near = order("round_robin", pool._replace(queries=vectors[[0, 40]]))
+    assert [each.place for each in near[:40]] == [x for i in range(20) for x in (i, 40 + i)]
 
 
 def test_a_taken_variant_costs_the_query_its_turn() -> None:

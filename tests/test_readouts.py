@@ -2,29 +2,39 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import naive
 import numpy as np
 import pytest
 import torch
-from tiny_students import ARCHITECTURES, SAMPLES, save_student, transformers
+from scored_stores import add_students, origin_of, student_id
+from stores import add_samples, loss_row
+from tiny_students import ARCHITECTURES, SAMPLES, save_encoder, save_student, transformers
 
 from recycledb import methods
 from recycledb.methods import DIGITS, Facts, Readout, Vector
+from recycledb.methods.embedding import PARTS, POOLINGS
 from recycledb.methods.expected import EXPECTED, SCORERS
+from recycledb.methods.ifd import Stat
 from recycledb.methods.selectit import SELECTIT, token_score
 from recycledb.schema import LossStatus, Texts
+from recycledb.scoring.encoder import Encoder
 from recycledb.scoring.engine import Engine
 from recycledb.scoring.requests import Request, Result
+from recycledb.store import Store
 
 torch.set_num_threads(1)
 MAX_LENGTH = 256
 SHORT = [texts for texts in SAMPLES if len(texts.instruction + texts.input + texts.output) < 200]
 PROMPTS = ["Rate from 1 to 5 how well the answer fits.", "Rate from 1 to 5 how well the text is written, {please}."]
-VECTORS = [
-    Vector(pooling, "answer", lambda template, texts: texts.output) for pooling in ("mean", "weighted_mean", "last")
-]
+VECTORS = [*(Vector(pooling, "answer", PARTS["answer"]) for pooling in POOLINGS), Vector("mean", "row", PARTS["row"])]
+MEASURES_OF_LOSSES = {
+    "ifd": ("A_condition", "A_direct"),
+    "rifd": ("Q_condition", "Q_direct"),
+    "ppl": ("A_condition", None),
+}
 [EXPECTED_MEASURE], [SELECTIT_MEASURE] = EXPECTED.measures, SELECTIT.measures
 
 
@@ -53,15 +63,20 @@ def results(engine: Engine, requests: Sequence[Request]) -> Mapping[tuple[Any, s
 
 
 def test_measures_agree_with_the_naive_loop(loaded: tuple[Engine, Any, Any]) -> None:
-    """SelectIT, Self-J with a reference, DEITA, and vectors of three poolings, in one run beside the losses."""
+    """SelectIT, Self-J with and without a reference, DEITA's two, and vectors of three poolings, in one run beside the losses."""
     engine, model, tokenizer = loaded
     selectit = options(SELECTIT_MEASURE, prompts="\n".join(PROMPTS))
-    selfj = options(EXPECTED_MEASURE, reference="origin")
-    deita = options(EXPECTED_MEASURE, prompts=SCORERS["deita_quality"], scale=[1, 6])
+    judges = {
+        "selfj": options(EXPECTED_MEASURE),
+        "selfj_reference": options(EXPECTED_MEASURE, reference="origin"),
+        **{
+            name: options(EXPECTED_MEASURE, prompts=SCORERS[name], scale=[1, 6])
+            for name in ("deita_quality", "deita_complexity")
+        },
+    }
     asked = {
         "selectit": SELECTIT_MEASURE.readouts(selectit),
-        "selfj": EXPECTED_MEASURE.readouts(selfj),
-        "deita": EXPECTED_MEASURE.readouts(deita),
+        **{name: EXPECTED_MEASURE.readouts(chosen) for name, chosen in judges.items()},
     }
     readouts = tuple(readout for each in asked.values() for readout in each)
     found = results(
@@ -79,26 +94,71 @@ def test_measures_agree_with_the_naive_loop(loaded: tuple[Engine, Any, Any]) -> 
             expected = naive.selectit(model, tokenizer, texts, PROMPTS)
             assert SELECTIT_MEASURE.value(facts["selectit"], selectit) == pytest.approx(expected, abs=1e-4)
             n_ok += 1
-        for name, scale, chosen in (("selfj", range(10), selfj), ("deita", range(1, 7), deita)):
+        for name, chosen in judges.items():
             [readout] = asked[name]
             text = readout.wording.replace("{question}", question).replace("{answer}", texts.output)
             text = text.replace("{reference}", "a reference")
             if len(tokenizer.encode(text)) > MAX_LENGTH:
                 assert found[i, readout.prompt_id].status is LossStatus.TOO_LONG
                 continue
-            p = np.exp(np.array(naive.digit_logs(model, tokenizer, text)))[scale.start : scale.stop]
-            expected = float((p * np.array(scale)).sum() / p.sum())
+            expected = naive.expected(model, tokenizer, text, chosen["scale"])
             assert EXPECTED_MEASURE.value(facts[name], chosen) == pytest.approx(expected, abs=1e-4)
         for vector in VECTORS:
             result = found[i, vector.key]
-            if not texts.output:
+            text = texts.output if vector.part == "answer" else f"{texts.instruction}\n{texts.input}\n{texts.output}"
+            if not text:
                 assert result.status is LossStatus.EMPTY and result.output is None
                 continue
             assert result.output is not None
-            truth = naive.vector(model, tokenizer, texts.output, vector.pooling, MAX_LENGTH)
+            truth = naive.vector(model, tokenizer, text, vector.pooling, MAX_LENGTH)
             assert np.allclose(result.output[:-1], truth.numpy(), atol=1e-4)
-            assert result.n_tokens == len(tokenizer.encode(texts.output))
+            assert result.n_tokens == len(tokenizer.encode(text))
     assert n_ok >= 5
+
+
+def test_measures_of_losses_agree_with_the_naive_loop(loaded: tuple[Engine, Any, Any], sqlite_url: str) -> None:
+    """ifd, rifd, ppl and length as the view `measures` has them, from the engine's losses."""
+    engine, model, tokenizer = loaded
+    samples = [texts for texts in SHORT if texts.instruction]
+    with Store.open(sqlite_url) as store:
+        origins = dict(zip((origin_of(store, key) for key in add_samples(store, samples)), samples, strict=True))
+        add_students(store, "s")
+        found = results(engine, [Request(key, texts, tuple(Stat)) for key, texts in origins.items()])
+        with store.write() as conn:
+            store.insert(conn, [
+                loss_row(student_id("s"), variant, stat, result.loss_sum, result.n_tokens, status=result.status.value)
+                for (variant, stat), result in found.items()
+            ])  # fmt: skip
+        values = {(row.variant_id, row.measure): row.value for row in store.rows("SELECT * FROM measures")}
+    numbers = 0
+    for variant, texts in origins.items():
+        sums = naive.score(model, tokenizer, engine.tokeniser.prompt, MAX_LENGTH, texts)
+        losses = {stat: None if each.loss_sum is None else each.loss_sum / each.n_tokens for stat, each in sums.items()}
+        for measure, (upper, lower) in MEASURES_OF_LOSSES.items():
+            above, below = losses[upper], losses[lower] if lower else 0.0
+            expected = None if above is None or below is None else math.exp(above - below)
+            assert values[variant, measure] == (expected if expected is None else pytest.approx(expected, rel=1e-4))
+            numbers += expected is not None
+        length = None if found[variant, "A_direct"].status is LossStatus.TOO_SHORT else sums["A_direct"].n_tokens
+        assert values[variant, "length"] == length
+    assert numbers >= 15
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_an_encoder_agrees_with_the_naive_loop(tmp_path: Path, pooling: str) -> None:
+    """Each text alone, without padding; a long one is cut."""
+    folder = save_encoder(tmp_path / "encoder")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    vector = Vector(pooling, "row", PARTS["row"])
+    with Encoder.load(str(folder), revision=None, max_length=64, device="cpu") as encoder:
+        requests = [Request(i, texts, (), vectors=(vector,)) for i, texts in enumerate(SAMPLES)]
+        found = {each.key: each for batch in encoder.score(requests) for each in batch}
+    for i, texts in enumerate(SAMPLES):
+        truth = naive.vector(model, tokenizer, f"{texts.instruction}\n{texts.input}\n{texts.output}", pooling, 64)
+        output = found[i].output
+        assert output is not None and np.allclose(output[:-1], truth.numpy(), atol=1e-4)
+    assert any(result.truncated for result in found.values())
 
 
 def logs_of(result: Result) -> list[float] | None:

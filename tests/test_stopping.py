@@ -2,10 +2,12 @@
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import pytest
 import scored_stores as scored
 from conftest import BACKENDS, CommandServer, clean_environment
@@ -179,3 +181,25 @@ def test_a_time_limit_is_a_number_above_0(sqlite_url: str) -> None:
             with pytest.raises(QueryError, match="give a number of seconds above 0"):
                 _rows(store, "SELECT 1 AS a", limit)
         assert _rows(store, "SELECT 1 AS a", float("inf")) == [(1,)]
+
+
+# DuckDB raises an error of its own for a Ctrl-C that arrives while it computes, here where SQLAlchemy asks it for its keywords.
+INTERRUPTED_WHILE_OPENING = """
+import duckdb, os, signal, sys, threading
+real = duckdb.connect
+
+def connect(*given, **more):
+    connection = real(":memory:", config={"threads": 1})
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    connection.execute("SELECT max(hash(i)) FROM range(1000000000) t(i)")
+
+duckdb.connect = connect
+sys.argv = ["recycledb", "--store", "duckdb:///store.duckdb", "status"]
+from recycledb.cli import main
+main()
+"""
+
+
+def test_ctrl_c_while_duckdb_opens_a_file_is_one_line(tmp_path: Path) -> None:
+    done = forks.run([sys.executable, "-c", INTERRUPTED_WHILE_OPENING], cwd=tmp_path, env=clean_environment())
+    require_stopped((done.returncode, done.stderr))

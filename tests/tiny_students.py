@@ -82,6 +82,17 @@ def save_student(folder: Path, architecture: str, *, bos: bool | None = None) ->
     return folder
 
 
+def save_encoder(folder: Path) -> Path:
+    """Write a sentence encoder to `folder`: a BERT of random weights."""
+    words = tokenizer(bos=True)
+    torch.manual_seed(3)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=128, initializer_range=0.3, **shape)
+    transformers.BertModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
 SAMPLES = [
     Texts("Give three tips for staying healthy.", "", "Eat well, sleep, and walk a little every day."),
     Texts("Name the capital.", "France", "Paris is the capital of France."),

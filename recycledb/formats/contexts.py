@@ -5,7 +5,7 @@
 | sharegpt, messages | turns before the question |
 | llamafactory | `system` and `history` (pairs of question and answer) |
 | jsonl, parquet | a column `context`, a list of messages |
-| alpaca | nowhere: its rows have three keys |
+| alpaca, alpaca_eval | nowhere: their rows have three and four keys |
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from recycledb.schema import context_messages
 
 CONTEXT = "\0context"  # the key of a row's context, as the store has it: no column of a query has such a name
-WITHOUT_CONTEXT = ("alpaca",)  # formats that leave it out
+WITHOUT_CONTEXT = ("alpaca", "alpaca_eval")  # formats that leave it out
 
 _SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt"}
 

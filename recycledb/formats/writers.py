@@ -24,9 +24,10 @@ from recycledb.formats.pairs import PAIR, PAIR_FORMATS, pair_row
 from recycledb.formats.values import flat, plain
 from recycledb.suggestions import did_you_mean
 
-OUT_FORMATS = ("alpaca", "sharegpt", "messages", "llamafactory", "jsonl", "parquet", *PAIR_FORMATS)
+OUT_FORMATS = ("alpaca", "sharegpt", "messages", "llamafactory", "alpaca_eval", "jsonl", "parquet", *PAIR_FORMATS)
 TEXT_FIELDS = ("instruction", "input", "output")
 PACKED = (".gz", ".zst")
+GENERATOR, TEST_SET = "\0generator", "\0test_set"  # keys of the model and the test set that AlpacaEval's rows name
 EXTRA = "\0extra"  # the key of a row's extra fields, a mapping: no column of a query has such a name
 
 Rows = Iterable[Mapping[str, Any]]
@@ -94,6 +95,11 @@ def _write_llama_factory(stream: IO[bytes], rows: Rows) -> None:
         stream.write(part)
 
 
+def _write_alpaca_eval(stream: IO[bytes], rows: Rows) -> None:
+    for part in _json_list(rows, _alpaca_eval_layout):
+        stream.write(part)
+
+
 def _write_jsonl(stream: IO[bytes], rows: Rows) -> None:
     for number, row in enumerate(_whole(rows)):
         stream.write(_json_line(number, _full_row(row)))
@@ -133,6 +139,7 @@ _WRITERS: dict[str, Callable[[IO[bytes], Rows], None]] = {
     "sharegpt": _write_sharegpt,
     "messages": _write_messages,
     "llamafactory": _write_llama_factory,
+    "alpaca_eval": _write_alpaca_eval,
     "jsonl": _write_jsonl,
     "parquet": _write_parquet,
     **{format: _pair_writer(format) for format in PAIR_FORMATS},
@@ -177,6 +184,14 @@ def _llama_factory_layout(row: Mapping[str, Any]) -> str:
     return _object_layout(found | extra_fields(row, found))
 
 
+def _alpaca_eval_layout(row: Mapping[str, Any]) -> str:
+    """Return a row as `alpaca_eval --model_outputs` reads it (tatsu-lab/alpaca_eval): it joins instruction and input by an empty line."""
+    asked = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
+    named = {"generator": row.get(GENERATOR), "dataset": row.get(TEST_SET)}
+    found = {"instruction": asked, "output": row["output"]} | {key: value for key, value in named.items() if value}
+    return _object_layout(found | extra_fields(row, found))
+
+
 def _sharegpt_layout(row: Mapping[str, Any]) -> str:
     lines = (_quoted(turn) for turn in sharegpt_turns(row))
     extra = extra_fields(row, ("conversations",)).items()
@@ -190,7 +205,9 @@ def _quoted(value: Any) -> str:
 
 def _full_row(row: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: row[name] for name in TEXT_FIELDS} | {
-        name: plain(value) for name, value in row.items() if name not in (*TEXT_FIELDS, EXTRA, PAIR, CONTEXT)
+        name: plain(value)
+        for name, value in row.items()
+        if name not in (*TEXT_FIELDS, EXTRA, PAIR, CONTEXT, GENERATOR, TEST_SET)
     }
     own |= context_column(row)
     return own | extra_fields(row, own)

@@ -86,6 +86,7 @@ _ORIGIN = VariantKind(ORIGIN, "origin", "the sample as imported")
 
 
 def _built_in() -> tuple[Method, ...]:
+    from recycledb.methods.cosine import COSINE
     from recycledb.methods.embedding import EMBEDDING
     from recycledb.methods.expected import EXPECTED
     from recycledb.methods.ifd import IFD
@@ -97,7 +98,7 @@ def _built_in() -> tuple[Method, ...]:
     from recycledb.methods.ruler import RULER
     from recycledb.methods.selectit import SELECTIT
 
-    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, ORDERS, RULER, MOSAIC, RATING, JUDGING
+    return REFLECTION, IFD, SELECTIT, EXPECTED, EMBEDDING, COSINE, ORDERS, RULER, MOSAIC, RATING, JUDGING
 
 
 @cache

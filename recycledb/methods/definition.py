@@ -178,7 +178,7 @@ class Readout:
         """The canonical form of wording and choices, from which the id is computed."""
         return canonical_json({"choices": list(self.choices), "wording": self.wording})
 
-    @property
+    @cached_property
     def prompt_id(self) -> str:
         """The content address of wording and choices: equal readouts are one fact, even if several measures use them."""
         return content_id("prompt", READOUT, self.text, length=IDENTITY_LENGTH)
@@ -230,13 +230,16 @@ class Facts(NamedTuple):
     """The input of a measure's `value`, for one variant and one student; None for a fact without a number.
 
     `losses` maps a statistic's name to (mean loss in nats, number of tokens); `readouts` maps a readout's name to the log-probabilities
-    of its choices, in the order of the choices; `vectors` maps a vector's key to its coordinates.
+    of its choices, in the order of the choices; `vectors` maps a vector's key to its coordinates, `references` to those of the variant that
+    the measure's `reference` names, and `queries` to those of the measure's queries (one row each).
     """
 
     losses: Mapping[str, tuple[float, int] | None]
     readouts: Mapping[str, Sequence[float] | None]
     texts: Texts
     vectors: Mapping[str, Any] = {}
+    references: Mapping[str, Any] = {}
+    queries: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,9 @@ class StudentMeasure:
     `readouts` and `vectors` return those needed for the configuration's options. `value` derives the number from the facts and the
     options, or None. A change of `value` needs a new `version`; facts are not computed again for it. `options` are the measure's
     parameters with their defaults; `check` raises ValueError for values that make no sense. `reference` returns the kind of variant whose
-    output the readouts show as the reference, "" for none: only variants whose sample has one are measured.
+    output the readouts show as the reference, or whose vectors a measure without readouts compares with, "" for none: only variants whose
+    sample has one are measured. `queries` returns the name of a dataset whose origins' vectors are needed too, "" for none; the list of
+    these origins is then part of the measure's identity.
     """
 
     name: str
@@ -260,6 +265,7 @@ class StudentMeasure:
     options: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Mapping[str, Any]], None] = lambda options: None
     reference: Callable[[Mapping[str, Any]], str] = lambda options: ""
+    queries: Callable[[Mapping[str, Any]], str] = lambda options: ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@
                   except `variant_id` and `rank`; higher is better), then those of the rest. Equal variants share a layer; within a layer,
                   higher in the first column first.
 
-All take vectors in blocks: an n × n matrix is never in memory.
+All take vectors in blocks: an n × n matrix is never in memory. `recycledb.methods.facility` has the first.
 """
 
 import hashlib
@@ -21,132 +21,73 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from recycledb.methods.definition import Method, Ordering, Placed, Pool
+from recycledb.methods.facility import facility
 from recycledb.schema import canonical_json
 
-TIE: Final = 1e-9  # gains whose relative difference is smaller are equal
-_BLOCK: Final = 256  # rows of similarities at once: 20 MB for a pool of 10,000
-
-
-class _Similarities:
-    """exp(-|a - b| / D) of the rows of (n, D) vectors, in float64: gains are small differences of many numbers near 1."""
-
-    def __init__(self, vectors: Any) -> None:
-        import numpy as np
-
-        self.vectors = np.asarray(vectors, np.float64)
-        self.squares = np.einsum("ij,ij->i", self.vectors, self.vectors)
-
-    def distances(self, rows: Any) -> Any:
-        """Return the squared distances of some rows to all: (r, n); 0 to themselves."""
-        import numpy as np
-
-        found = self.vectors[rows] @ self.vectors.T
-        found *= -2.0
-        found += self.squares[rows][:, None]
-        found += self.squares[None, :]
-        found[np.arange(len(rows)), rows] = 0.0
-        return np.maximum(found, 0.0, out=found)
-
-    def of(self, distances: Any) -> Any:
-        """Return similarities, in place, of squared distances."""
-        import numpy as np
-
-        np.sqrt(distances, out=distances)
-        distances *= -1.0 / self.vectors.shape[1]
-        return np.exp(distances, out=distances)
-
-    def least(self, similarities: Any) -> Any:
-        """Return the squared distances that belong to similarities, a little more where rounding could hide one."""
-        import numpy as np
-
-        with np.errstate(divide="ignore"):
-            return (np.log(similarities) * self.vectors.shape[1]) ** 2 + 1e-9
-
-
-def facility(pool: Pool, options: Mapping[str, Any]) -> Iterator[Placed]:
-    """Yield the pool in the order of the greedy facility location.
-
-    Gains are kept exact for all variants: after each choice only the variants that are now better represented change them, and of the
-    others' gains only those of their neighbours. Lazy evaluation was measured to need far more similarities (docs/experiments.md).
-    """
-    import numpy as np
-
-    similar = _Similarities(pool.vectors)
-    n = len(pool.ids)
-    best, free = np.zeros(n), np.ones(n, bool)
-    gains = np.zeros(n)
-    for rows in _blocks(np.arange(n)):
-        gains[rows] = similar.of(similar.distances(rows)).sum(1)
-    for number in range(n):
-        top = gains[free].max()
-        chosen = int(np.flatnonzero(free & (gains >= top - TIE * abs(top)))[0])
-        yield Placed(chosen, float(max(top, 0.0)))
-        free[chosen] = False
-        row = similar.of(similar.distances(np.array([chosen])))[0]
-        better = np.flatnonzero(row > best)
-        if number == 0:  # the sums are of another magnitude now: start again, so that their rounding does not stay
-            best = row
-            for rows in _blocks(np.flatnonzero(free)):
-                gains[rows] = np.maximum(similar.of(similar.distances(rows)) - best, 0.0).sum(1)
-            continue
-        for columns in _blocks(better):
-            gains -= _lost(similar, columns, best, row, n)
-        best[better] = row[better]
-
-
-def _lost(similar: _Similarities, columns: Any, best: Any, row: Any, n: int) -> Any:
-    """Return how much each variant's gain falls when the variants `columns` get the similarity `row` in place of `best`.
-
-    Only variants nearer to one of them than its representative so far had a gain by it, usually few: the others are left out before the
-    square root and the exponential.
-    """
-    import numpy as np
-
-    found = similar.distances(columns)  # symmetric: row j has what each variant adds for j
-    near = np.flatnonzero((found < similar.least(best[columns])[:, None]).ravel())
-    of, by = np.divmod(near, n)
-    similarities = similar.of(found.ravel()[near])
-    before = np.maximum(similarities - best[columns][of], 0.0)
-    after = np.maximum(similarities - row[columns][of], 0.0)
-    return np.bincount(by, weights=before - after, minlength=n)
-
-
-def _blocks(rows: Any) -> Iterator[Any]:
-    for start in range(0, len(rows), _BLOCK):
-        yield rows[start : start + _BLOCK]
+TIE: Final = 1e-9  # cosines whose difference is smaller are equal: rounding decides nothing
+_BLOCK: Final = 256  # variants compared at once
 
 
 def distinct(pool: Pool, options: Mapping[str, Any]) -> Iterator[Placed]:
-    """Yield the pool by its score without variants that are too similar to an earlier one (DEITA's filter)."""
+    """Yield the pool by its score without variants that are too similar to an earlier one that was kept (DEITA's filter).
+
+    A block is compared with all that were kept before it by one product, and its own members, one after the other, with those of them
+    that are kept.
+    """
     import numpy as np
 
-    vectors = np.asarray(pool.vectors, np.float32)
     scores = pool.columns.get("score")
     order: Sequence[int] = range(len(pool.ids))
     if scores is not None:
         known = [index for index in order if scores[index] is not None]
         order = sorted(known, key=lambda index: -scores[index])  # stable: equal scores keep the pool's order
+    most = options["threshold"] + TIE
+    vectors, number = _unit(pool.vectors), 0
     kept = np.empty_like(vectors)
-    number = 0
-    for index in order:
-        nearest = float((kept[:number] @ vectors[index]).max()) if number else None
-        if nearest is None or nearest <= options["threshold"]:
-            kept[number] = vectors[index]
-            number += 1
-            yield Placed(index, None if scores is None else float(scores[index]))
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        rows = vectors[block]
+        dropped = np.zeros(len(block), bool)
+        for some in range(0, number, 16 * _BLOCK):
+            dropped |= (rows @ kept[some : min(some + 16 * _BLOCK, number)].T > most).any(axis=1)
+        among = rows @ rows.T > most
+        for place, index in enumerate(block):
+            if not dropped[place]:
+                dropped |= among[place]
+                kept[number] = rows[place]
+                number += 1
+                yield Placed(index, None if scores is None else float(scores[index]))
+
+
+def _unit(vectors: Any) -> Any:
+    """Return vectors of length 1 in float64, so that equal ones have a cosine of 1; one without a direction is left as it is."""
+    import numpy as np
+
+    found = np.array(vectors, np.float64)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.divide(found, lengths, out=found, where=lengths > 0)
 
 
 def round_robin(pool: Pool, options: Mapping[str, Any]) -> Iterator[Placed]:
-    """Yield the nearest variants of each query in turn; the gain is the similarity to the query that took it."""
+    """Yield the nearest variants of each query in turn; the gain is the similarity to the query that took it.
+
+    Memory: 12 bytes for each query and variant, and a block of similarities.
+    """
     import numpy as np
 
-    vectors, queries = np.asarray(pool.vectors, np.float32), np.asarray(pool.queries, np.float32)
-    similar = queries @ vectors.T  # (m, n): query sets are small
-    nearest = np.argsort(-similar, axis=1, kind="stable")
+    vectors, queries = _unit(pool.vectors), _unit(pool.queries)
+    similar = np.empty((len(queries), len(vectors)), np.float64)
+    nearest = np.empty(similar.shape, np.int32)
+    for start in range(0, len(queries), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        # Rounded, so that equal vectors are ties, which the pool's order decides.
+        similar[rows] = np.round(queries[rows] @ vectors.T, 12)
+        nearest[rows] = np.argsort(-similar[rows], axis=1, kind="stable")
     taken = np.zeros(len(pool.ids), bool)
     for turn in range(len(pool.ids)):
-        for query in range(len(queries)):
-            index = int(nearest[query, turn])
+        column = nearest[:, turn]
+        for query in np.flatnonzero(~taken[column]).tolist():
+            index = int(column[query])
             if not taken[index]:
                 taken[index] = True
                 yield Placed(index, float(similar[query, index]), f"near query {query + 1}")
@@ -181,7 +122,8 @@ class _Layers:
     """
 
     def __init__(self) -> None:
-        self.layers: list[list[tuple[float, ...]]] = []
+        self.layers: list[Any] = []  # arrays (members, columns), with room for more below the members
+        self.sizes: list[int] = []
         self.layer_of: dict[tuple[float, ...], int] = {}  # equal points share a layer
 
     def of(self, point: tuple[float, ...]) -> int:
@@ -191,17 +133,26 @@ class _Layers:
             while low < high:
                 middle = (low + high) // 2
                 low, high = (middle + 1, high) if self._is_beaten(point, middle) else (low, middle)
-            if low == len(self.layers):
-                self.layers.append([])
-            self.layers[low].append(point)
+            self._add(point, low)
             self.layer_of[point] = low
         return self.layer_of[point]
 
+    def _add(self, point: tuple[float, ...], layer: int) -> None:
+        import numpy as np
+
+        if layer == len(self.layers):
+            self.layers.append(np.empty((8, len(point))))
+            self.sizes.append(0)
+        if self.sizes[layer] == len(self.layers[layer]):
+            self.layers[layer] = np.concatenate([self.layers[layer], np.empty_like(self.layers[layer])])
+        self.layers[layer][self.sizes[layer]] = point
+        self.sizes[layer] += 1
+
     def _is_beaten(self, point: tuple[float, ...], layer: int) -> bool:
-        members = self.layers[layer]
+        members = self.layers[layer][: self.sizes[layer]]
         if len(point) == 2:  # the last member has the largest second coordinate of its layer
-            return members[-1][1] >= point[1]
-        return any(all(a >= b for a, b in zip(member, point, strict=True)) for member in members)
+            return bool(members[-1][1] >= point[1])
+        return bool((members >= point).all(axis=1).any())
 
 
 ORDERS = Method(

@@ -1,4 +1,4 @@
-"""One run of the engine over a stream of requests: known sums of losses, packs in progress, and the requests that wait for them.
+"""One run of the engine over a stream of requests: known outputs, packs in progress, and the requests that wait for them.
 
 Invariant: each request gets exactly one result for each statistic, readout and vector in it; each distinct work is computed at most once in
 a run, whichever requests contain it and whenever they come. How it is computed is up to the engine's lanes, which get
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STOP_CHECK_S = 0.1
 
-Known = Callable[[Sequence[str]], Mapping[str, tuple[float, int]]]
+Known = Callable[[Sequence[Span]], Mapping[str, Output]]  # the outputs that the store has, by the spans' keys
 
 
 class Computed(NamedTuple):
@@ -117,16 +117,12 @@ class Run:
         return results, works
 
     def _known_outputs(self, spans: Sequence[Span]) -> dict[str, Output]:
-        """Return outputs that need no computation, by the spans' keys: of this run, and sums of losses that the store has."""
+        """Return outputs that need no computation, by the spans' keys: of this run, and those that the store has."""
         distinct = {span.key: span for span in spans if span.pair_id is not None}
         found = {key: self._outputs[key] for key in distinct if key in self._outputs}
-        unknown = {
-            span.pair_id: key
-            for key, span in distinct.items()
-            if span.pair_id is not None and span.is_loss and key not in found and key not in self._waiting
-        }
+        unknown = [span for key, span in distinct.items() if key not in found and key not in self._waiting]
         if self._known is not None and unknown:
-            found |= {unknown[pair]: np.array([total]) for pair, (total, _) in self._known(list(unknown)).items()}
+            found |= self._known(unknown)
         return found
 
     def _finished(self) -> list[Result]:

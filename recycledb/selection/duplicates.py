@@ -36,6 +36,7 @@ _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\
 _TOKEN = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+|[^\w\s.,;:!?'\"“”‘’`´()\[\]{{}}。、「」『』«»]")
 
 Shingles = frozenset[int]
+Counted = Callable[[str, int, int], None]  # what is being done, how much of it is done, the total
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ def find_duplicates(
     words: int = WORDS,
     seed: int = SEED,
     dataset: str | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Counted = lambda what, done, total: None,
 ) -> Duplicates:
     """Find the near-duplicates among the samples in datasets (in `dataset`), store them and put this search in use.
 
-    `words` is the length of a shingle; `progress` is called with the number of samples compared so far.
+    `words` is the length of a shingle; `progress` is called with what is being done, how much of it is done, and the total.
     """
     if not 0.1 <= threshold <= 1:
         raise SelectionError(f"the threshold is {threshold:g}; give a similarity from 0.1 to 1, such as 0.8")
@@ -113,12 +114,13 @@ def near_duplicates(
     threshold: float = THRESHOLD,
     words: int = WORDS,
     seed: int = SEED,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Counted = lambda what, done, total: None,
 ) -> list[Pair]:
     """Return the pairs of questions that are at least as similar as `threshold`, in order."""
     first: dict[Shingles, str] = {}  # the smallest id with this set
     pairs = []
-    for each in sorted(asked):
+    for number, each in enumerate(sorted(asked)):
+        _now_and_then(progress, "questions read", number, len(asked))
         shingles = shingles_of(question_text(each), words)
         if not shingles:
             continue  # nothing but punctuation: no similarity
@@ -136,9 +138,7 @@ def near_duplicates(
     return sorted(pairs)
 
 
-def _proposed(
-    sets: Sequence[Shingles], threshold: float, seed: int, progress: Callable[[int], None]
-) -> Iterator[set[int]]:
+def _proposed(sets: Sequence[Shingles], threshold: float, seed: int, progress: Counted) -> Iterator[set[int]]:
     """Yield for each set the numbers of the earlier ones that agree with it in a whole band of their MinHash signatures."""
     import numpy
     from datasketch import MinHash  # imports scipy, which takes a second
@@ -148,10 +148,10 @@ def _proposed(
     sketches = MinHash.generator(sets, num_perm=PERMUTATIONS, seed=seed + 1, scheme="affine32", hashfunc=_low)
     for number, sketch in enumerate(sketches):
         signatures[number] = sketch.hashvalues
-        if number % 1_000 == 0:
-            progress(number)
+        _now_and_then(progress, "signatures computed", number, len(sets))
     buckets: list[dict[bytes, list[int]]] = [{} for _ in range(count)]
     for number in range(len(sets)):
+        _now_and_then(progress, "questions compared", number, len(sets))
         whole = signatures[number].tobytes()
         others: set[int] = set()
         for band, bucket in enumerate(buckets):
@@ -160,7 +160,12 @@ def _proposed(
             others.update(before)
             before.append(number)
         yield others
-    progress(len(sets))
+    progress("questions compared", len(sets), len(sets))
+
+
+def _now_and_then(progress: Counted, what: str, done: int, total: int) -> None:
+    if done % 1_000 == 0:
+        progress(what, done, total)
 
 
 def _low(shingle: int) -> int:

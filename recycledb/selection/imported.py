@@ -89,10 +89,10 @@ def import_values(
     if measure in OWN or measure.startswith("wins/"):
         raise SelectionError(f"{measure} is a measure of its own; give --measure another name")
     dataset = identities.find_dataset(store, dataset)
-    variants = _variants(store, dataset, kind, teacher)
+    variants = variants_at(store, dataset, kind, teacher)
     numbers = list(read_numbers(path, field))
-    _require_rows(store, path, dataset, len(numbers))
-    _require_texts(path, numbers, variants)
+    require_rows(store, path, dataset, len(numbers))
+    require_texts(path, numbers, variants)
     measure_id = content_id("measure", measure, IMPORTED, VERSION, _PARAMETERS, length=IDENTITY_LENGTH)
     _require_own_measure(store, measure, measure_id)
     values: dict[str, float | None] = {}
@@ -125,7 +125,7 @@ def import_values(
 _PARAMETERS = canonical_json({"options": {}})
 
 
-def _variants(store: Store, dataset: str, kind: str, teacher: str | None) -> dict[int, SQLRow]:
+def variants_at(store: Store, dataset: str, kind: str, teacher: str | None) -> dict[int, SQLRow]:
     """Return the current variant of `kind` at each position of the dataset, with its texts; that with the smallest id of several."""
     maker = identities.find_teacher(store, teacher) if teacher is not None else None
     rows = store.rows(
@@ -143,7 +143,8 @@ def _variants(store: Store, dataset: str, kind: str, teacher: str | None) -> dic
     return {int(row.position): row for row in rows}
 
 
-def _require_rows(store: Store, path: Path, dataset: str, rows: int) -> None:
+def require_rows(store: Store, path: Path, dataset: str, rows: int) -> None:
+    """Raise SelectionError unless a file has as many rows as the dataset."""
     counted = store.rows("SELECT rows FROM datasets WHERE dataset = :dataset", dataset=dataset)
     last = store.rows("SELECT max(position) FROM dataset_samples WHERE dataset = :dataset", dataset=dataset)[0][0]
     expected = int(counted[0][0]) if counted else int(last) + 1
@@ -154,7 +155,7 @@ def _require_rows(store: Store, path: Path, dataset: str, rows: int) -> None:
         )
 
 
-def _require_texts(path: Path, rows: Sequence[Numbered] | Sequence[Answered], variants: Mapping[int, SQLRow]) -> None:
+def require_texts(path: Path, rows: Sequence[Numbered] | Sequence[Answered], variants: Mapping[int, SQLRow]) -> None:
     """Raise SelectionError where a row repeats other texts than those of the variant at its position."""
     for row in rows:
         variant = variants.get(row.position)
@@ -212,10 +213,10 @@ def add_answers(store: Store, path: Path, *, author: str, dataset: str, field: s
     if not author.strip() or "/" in author:
         raise SelectionError(f"{author!r} is no name of an author: give one without a slash, such as --author my-7b")
     dataset = identities.find_dataset(store, dataset)
-    origins = _variants(store, dataset, ORIGIN, None)
+    origins = variants_at(store, dataset, ORIGIN, None)
     answers = list(read_answers(path, field))
-    _require_rows(store, path, dataset, len(answers))
-    _require_texts(path, answers, origins)
+    require_rows(store, path, dataset, len(answers))
+    require_texts(path, answers, origins)
     parameters = {"author": author}
     augmentation = content_id("augmentation", ANSWERS, VERSION, 0, parameters, length=IDENTITY_LENGTH)
     round = derivations.Round(augmentation, ANSWERS, (ORIGIN,), 0)

@@ -18,7 +18,7 @@ enough is found instead of computed.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,6 +29,7 @@ from recycledb.methods import Placed, Pool
 from recycledb.schema import canonical_json, content_id, utc_now
 from recycledb.selection import identities
 from recycledb.store import Sandbox, Store
+from recycledb.store.datasets import origins_of
 from recycledb.store.rows import OrderingItemRow, OrderingRow
 from recycledb.vectors import decoded
 
@@ -83,12 +84,17 @@ def _require_keys(recipe: str, name: str, given: Mapping[str, str]) -> None:
 
 
 def find_or_compute(
-    store: Store, call: OrderCall, pool: Pool, values: Mapping[str, Any], samples: int
+    store: Store,
+    call: OrderCall,
+    pool: Pool,
+    values: Mapping[str, Any],
+    samples: int,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[str, OrderingRow | None, list[OrderingItemRow]]:
     """Return the id of the ordering of a pool, and its rows if they are not stored yet.
 
     `values` are the recipe's parameters, and `samples` what a share of the parameter `most` refers to. SelectionError if the pool has
-    variants without a vector.
+    variants without a vector. `progress` is called with what is being done, how much of it is done, and the total.
     """
     method = methods.orderings()[call.name]
     options, most = _options(call, values, len(pool.ids), samples)
@@ -104,7 +110,7 @@ def find_or_compute(
         pool = pool._replace(vectors=_vectors(store, pool.ids, of, student.name))
         if method.queries:
             dataset = str(_value(call, "queries", values))
-            queries = _origins(store, identities.find_dataset(store, dataset))
+            queries = origins_of(store, identities.find_dataset(store, dataset))
             parameters |= {"queries": dataset, "queries_sha256": _sha256(queries)}
             pool = pool._replace(queries=_vectors(store, queries, of, student.name))
     parameters["columns"] = _sha256([[name, *values] for name, values in sorted(pool.columns.items())])
@@ -121,8 +127,13 @@ def find_or_compute(
         created_at=utc_now(),
     )
     row = row._replace(ordering_id=ordering_id_of(row))
-    placed = islice(method.order(pool, options), most)
-    return row.ordering_id, row, _items(row.ordering_id, pool, list(placed))
+    what, total, placed = f"{call.name}: variants put in order", min(most, len(pool.ids)), list[Placed]()
+    progress(what, 0, total)  # the first one takes longest
+    for each in islice(method.order(pool, options), most):
+        placed.append(each)
+        progress(what, len(placed), total)
+    progress(what, total, total)  # an ordering may leave variants out
+    return row.ordering_id, row, _items(row.ordering_id, pool, placed)
 
 
 def ordering_id_of(row: OrderingRow) -> str:
@@ -225,17 +236,6 @@ def _vectors(store: Store, ids: Sequence[str], of: tuple[str, str, str], student
             f'method = "embedding", pooling = "{of[1]}", part = "{of[2]}" and students = ["{student}"], then run `recycledb sync`'
         )
     return np.stack([decoded(found[key]) for key in ids])
-
-
-def _origins(store: Store, dataset: str) -> list[str]:
-    rows = store.rows(
-        """
-        SELECT v.variant_id FROM dataset_samples d JOIN variant v ON v.sample_id = d.sample_id AND v.kind = 'origin'
-        WHERE d.dataset = :dataset ORDER BY d.position
-        """,
-        dataset=dataset,
-    )
-    return list(dict.fromkeys(row[0] for row in rows))
 
 
 def _sha256(value: Any) -> str:

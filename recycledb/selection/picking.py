@@ -16,7 +16,8 @@ from typing import Any
 from recycledb.errors import QueryError, SelectionError
 from recycledb.formats.contexts import CONTEXT
 from recycledb.formats.pairs import PAIR, PAIR_FORMATS, Pair
-from recycledb.formats.writers import EXTRA
+from recycledb.formats.writers import EXTRA, GENERATOR, TEST_SET
+from recycledb.selection.evaluation import ALPACA_EVAL
 from recycledb.selection.output import Output
 from recycledb.selection.recipes import Bound, Recipe, parse_top
 from recycledb.store import Sandbox
@@ -53,8 +54,7 @@ def columns_of(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
     if not re.match(r"(?i)[\s(]*(with|select|values|from|table)\b", body):
         raise SelectionError(f"recipe {recipe.name} is not one SELECT (or WITH … SELECT) statement")
     try:
-        columns, rows = sandbox.execute(f"SELECT * FROM (\n{_body(recipe)}\n) AS picked LIMIT 0", bound.values)
-        list(rows)
+        columns = sandbox.columns(_body(recipe), bound.values)
     except QueryError as error:
         raise QueryError(f"recipe {recipe.name}: {error}") from error
     _require_different(sandbox, recipe, bound, columns)
@@ -96,6 +96,12 @@ def places_in_cut(recipe: Recipe, columns: list[str], cut: Any, samples: int) ->
     return count if percent is None else int(percent * samples / 100)
 
 
+# Whose an answer is, for AlpacaEval.
+_AUTHOR = """
+    LEFT JOIN derivation d ON d.derivation_id = v.derivation_id
+    LEFT JOIN augmentation a ON a.augmentation_id = d.augmentation_id AND a.method = 'answers'
+"""
+
 # The extra fields at a sample's first open position.
 _EXTRA = """
     LEFT JOIN sample_order o ON o.place = p.place
@@ -110,17 +116,19 @@ def picked_rows(
     teachers = dict(sandbox.execute("SELECT teacher_id, teacher FROM teachers")[1])
     rank = "picked.rank NULLS LAST, " if "rank" in picks.columns else ""
     other = [column for column in picks.columns if column not in (*LINEAGE, "rank", "reason", *TEXTS)]
-    pairs = output.format in PAIR_FORMATS
+    pairs, outputs = output.format in PAIR_FORMATS, output.format == ALPACA_EVAL
     taken = ["variant_id", *(column for column in picks.columns if column in ("rank", "reason")), *other]
     sql = f"""
         SELECT {", ".join(f"picked.{_quoted(column)}" for column in taken)},
             v.sample_id, v.kind, v.teacher_id, v.instruction, v.input, v.output,
-            {"e.extra" if output.with_extra else "NULL"}, {"s.output" if pairs else "NULL"}, s.context
+            {"e.extra" if output.with_extra or outputs else "NULL"}, {"s.output" if pairs else "NULL"}, s.context,
+            {"a.name, e.dataset" if outputs else "NULL, NULL"}
         FROM (\n{_body(recipe)}\n) AS picked
         LEFT JOIN variant v ON v.variant_id = picked.variant_id
         LEFT JOIN ({_PLACES}) AS p ON p.sample_id = v.sample_id
         LEFT JOIN sample s ON s.sample_id = v.sample_id
-        {_EXTRA if output.with_extra else ""}
+        {_EXTRA if output.with_extra or outputs else ""}
+        {_AUTHOR if outputs else ""}
         ORDER BY {rank}p.place NULLS LAST, v.variant_id
     """
     values = {**bound.values, "sight": bound.said.get("dataset")}
@@ -128,7 +136,7 @@ def picked_rows(
     seen: set[str] = set()
     for row in rows:
         pick = dict(zip(taken, row, strict=False))
-        sample, kind, teacher, *texts, extra, rejected, context = row[len(taken) :]
+        sample, kind, teacher, *texts, extra, rejected, context, author, test_set = row[len(taken) :]
         if sample is None:
             raise SelectionError(
                 f"recipe {recipe.name} picked {pick['variant_id']!r}, which is not a variant in this store"
@@ -147,7 +155,14 @@ def picked_rows(
         more = {EXTRA: json.loads(extra or "{}")} if output.with_extra else {}
         more |= {PAIR: Pair(rejected, context)} if pairs else {}
         more |= {CONTEXT: context} if context is not None else {}
+        more |= _evaluated(author or lineage["teacher"] or kind, extra, test_set) if outputs else {}
         yield dict(zip(TEXTS, texts, strict=True)) | lineage | {key: pick[key] for key in taken[1:]} | more
+
+
+def _evaluated(generator: str, extra: str | None, dataset: str | None) -> dict[str, Any]:
+    """Return the model and the test set of an output: the set that its own source row names, else the dataset."""
+    named = json.loads(extra or "{}").get("dataset")
+    return {GENERATOR: generator, TEST_SET: named if isinstance(named, str) and named else dataset}
 
 
 def _is_first(picks: Picks, sample: str) -> bool:

@@ -8,7 +8,7 @@ done by the recipe alone.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from typing import Any
 from recycledb import methods
 from recycledb.errors import SelectionError
 from recycledb.formats.pairs import PAIR_FORMATS
+from recycledb.methods.judging import ANSWER
 from recycledb.schema import ORIGIN, canonical_json, utc_now
 from recycledb.selection import identities, orderings
+from recycledb.selection.evaluation import ALPACA_EVAL, kind_and_author, require_outputs
 from recycledb.selection.output import HeldOut, Output, asked, deliver, require_writable, write_more
 from recycledb.selection.picking import Picks, columns_of, picked_rows, places_in_cut
 from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind
@@ -79,6 +81,7 @@ def select(
     holdout: str | None = None,
     seed: int = 0,
     timeout_s: float | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Selected:
     """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
 
@@ -88,7 +91,7 @@ def select(
     writes the samples' extra fields too; `holdout` is a share of the samples that go to a second file, drawn by `seed`.
     SelectionError if the recipe or its parameters are invalid, or if there are no scores; if there are scores but no picks, `note` says
     why. In a read-only store the selection is not recorded, and `not_recorded` says why. QueryError if its SQL, reading the rows
-    included, takes longer than `timeout_s` seconds.
+    included, takes longer than `timeout_s` seconds. `progress` is told what an ordering is doing, how much is done, and the total.
     """
     wanted = asked(
         output, format, with_extra=with_extra, holdout=holdout, seed=seed, llama_factory=llama_factory, card=card
@@ -102,7 +105,7 @@ def select(
     called = name or _name(recipe, bound, given or {})
     limit = TimeLimit(timeout_s)
     if recipe.order is not None:
-        _put_in_order(store, recipe, bound, samples, limit)
+        _put_in_order(store, recipe, bound, samples, limit, progress)
     running = Running(recipe, bound, called, samples, cut, groups or {}, warning=warning)
     return run(store, running, wanted.named(called), limit)
 
@@ -158,12 +161,19 @@ def run(store: Store, running: Running, output: Output, limit: TimeLimit) -> Sel
     return replace(selected, not_recorded=_record(store, recipe, selected, picks), beside=beside)
 
 
-def _put_in_order(store: Store, recipe: Recipe, bound: Bound, samples: int, limit: TimeLimit) -> None:
+def _put_in_order(
+    store: Store,
+    recipe: Recipe,
+    bound: Bound,
+    samples: int,
+    limit: TimeLimit,
+    progress: Callable[[str, int, int], None],
+) -> None:
     """Find or compute the ordering that the recipe picks from, and bind its id."""
     assert recipe.order is not None
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
         pool = orderings.read_pool(sandbox, recipe.name, recipe.order, bound.values)
-    key, row, items = orderings.find_or_compute(store, recipe.order, pool, bound.values, samples)
+    key, row, items = orderings.find_or_compute(store, recipe.order, pool, bound.values, samples, progress)
     if row is not None:
         orderings.record(store, row, items)
     bound.values["ordering"] = bound.said["ordering"] = key
@@ -287,6 +297,10 @@ def count_samples(store: Store, dataset: str | None) -> int:
 _EXPORT = """
 SELECT variant_id FROM variants
 WHERE kind = :kind AND is_current = 1 AND (kind = 'origin' OR teacher = :teacher OR derivation_id IS NOT NULL)
+AND (:author = '' OR derivation_id IN (
+    SELECT d.derivation_id FROM derivation d JOIN augmentation a ON a.augmentation_id = d.augmentation_id
+    WHERE a.method = 'answers' AND a.name = :author
+))
 AND sample_id IN (
     SELECT sample_id FROM dataset_samples WHERE CAST(:dataset AS VARCHAR) IS NULL OR dataset = :dataset
 )
@@ -343,17 +357,15 @@ def export(
     require_writable(wanted, name)
     if format in PAIR_FORMATS and kind == ORIGIN:
         raise SelectionError(f"--format {format} writes rewrites beside the origin: give --kind, such as reflect_both")
-    identities.require_kind(kind)
-    declared = (
-        Parameter("kind", "text"),
-        Parameter("teacher", "teacher"),
-        Parameter("dataset", "dataset", default="none"),
-    )
-    recipe = Recipe("export", "", _EXPORT, declared)
+    named, (kind, author) = kind, kind_and_author(store, kind)
     learner = identities.find_student(store, student).name if student is not None else None
-    bound = bind(store, recipe, {"kind": kind, "teacher": teacher, "dataset": dataset, PROMPT: prompt})
+    recipe, bound = _everything(
+        store, {"kind": kind, "author": author, "teacher": teacher, "dataset": dataset, PROMPT: prompt}
+    )
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
         _require_rows(sandbox, bound)
+        if format == ALPACA_EVAL:
+            require_outputs(store, sandbox, kind, author, dataset)
         picks = Picks(["variant_id"], None)
         done = deliver(store, wanted, picked_rows(sandbox, recipe, bound, picks, wanted))
     sha256 = str(done.file_sha256)
@@ -363,22 +375,35 @@ def export(
         file=output,
         format=format,
         rows=done.rows,
-        counts={kind: done.rows},
+        counts={named: done.rows},
         sha256=sha256,
-        recipe=f"every {kind}",
+        recipe=f"every {named}",
         parameters={"teacher": maker, "dataset": dataset},
         held_out=_held_out(wanted, done.held_out),
     )
     beside = write_more(store, wanted, written, learner)
     left_out = (done.unpaired, done.held_out, done.contexts_left_out)
-    return Exported(kind, maker, dataset, done.rows, format, str(output), sha256, beside, *left_out)
+    return Exported(named, maker, dataset, done.rows, format, str(output), sha256, beside, *left_out)
+
+
+def _everything(store: Store, given: Given) -> tuple[Recipe, Bound]:
+    """Return the recipe that picks all variants of one kind, and its parameters."""
+    declared = (
+        Parameter("kind", "text"),
+        Parameter("author", "text"),
+        Parameter("teacher", "teacher", default="none" if given["kind"] == ANSWER else None),
+        Parameter("dataset", "dataset", default="none"),
+    )
+    recipe = Recipe("export", "", _EXPORT, declared)
+    return recipe, bind(store, recipe, given)
 
 
 def _require_rows(sandbox: Sandbox, bound: Bound) -> None:
     if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
         of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
         where = f" in dataset {bound.said['dataset']}" if bound.said["dataset"] else ""
-        raise SelectionError(f"there is no current {bound.said['kind']}{of}{where} to export")
+        author = f"/{bound.said['author']}" if bound.said["author"] else ""
+        raise SelectionError(f"there is no current {bound.said['kind']}{author}{of}{where} to export")
 
 
 # -- what is missing

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
-from recycledb.errors import ReadOnlyError, StoreError, without_password
+from recycledb.errors import ReadOnlyError, StoreError, is_interrupt, without_password
 from recycledb.schema import utc_now
 from recycledb.store import migrate
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
@@ -86,7 +86,7 @@ def _explained(backend: Backend) -> Iterator[None]:
     except UnicodeDecodeError as error:  # raised for a text, or by a driver whose message quotes damaged bytes
         raise StoreError(f"{backend.path} is damaged: it contains text that is not UTF-8; restore a backup") from error
     except RuntimeError as error:
-        if str(error) != "Query interrupted":  # what DuckDB makes of a Ctrl-C that arrives while it computes
+        if not is_interrupt(error):
             raise
         raise KeyboardInterrupt from error
 

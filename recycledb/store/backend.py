@@ -88,6 +88,9 @@ class Sandbox(Protocol):
     def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
         """Run one statement; return the column names and an iterator of row tuples."""
 
+    def columns(self, select: str, parameters: dict[str, Any] | None = None) -> list[str]:
+        """Return the columns of a SELECT, as a subquery has them, without reading its rows."""
+
     def interrupt(self) -> None:
         """Stop the running statement, from another thread."""
 

@@ -159,3 +159,15 @@ def _leaving(conn: Connection, datasets: Sequence[str], all_of_them: Sequence[st
         {"datasets": list(datasets), "all_of_them": list(all_of_them)},
     ).one()
     return int(found[0]), int(found[1] or 0)
+
+
+def origins_of(store: Store, dataset: str) -> list[str]:
+    """Return the origins (ids) of a dataset, in its order, each once."""
+    rows = store.rows(
+        """
+        SELECT v.variant_id FROM dataset_samples d JOIN variant v ON v.sample_id = d.sample_id AND v.kind = 'origin'
+        WHERE d.dataset = :dataset ORDER BY d.position
+        """,
+        dataset=dataset,
+    )
+    return list(dict.fromkeys(row[0] for row in rows))

@@ -17,7 +17,7 @@ from alembic.ddl.impl import DefaultImpl
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
-from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.errors import QueryError, ReadOnlyError, StoreError, is_interrupt
 from recycledb.store.access import may_write
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
 from recycledb.store.statement import statements_in, with_dollars, without_comments
@@ -178,6 +178,8 @@ class DuckDB:
                 try:
                     conn.exec_driver_sql(f'SELECT count(*), max(hash("{table}")) FROM "{table}"').fetchall()
                 except Exception as error:  # any error of the driver is a finding
+                    if is_interrupt(error):
+                        raise
                     found.append(f"{table}: {error}")
         return found
 
@@ -279,6 +281,11 @@ class DuckDBSandbox:
         except duckdb.Error as error:
             raise QueryError(self._refusal(error)) from error
         return columns, self._rows(result)
+
+    def columns(self, select: str, parameters: dict[str, Any] | None = None) -> list[str]:
+        """Return the columns of a SELECT, as a subquery has them; DESCRIBE does not plan it, which for large views takes a second."""
+        _, rows = self.execute(f"DESCRIBE SELECT * FROM (\n{select}\n) AS picked", parameters)
+        return [str(row[0]) for row in rows]
 
     def _checked(self, sql: str, given: dict[str, Any]) -> Any:
         """Return the single statement of a text; raise QueryError unless it only reads."""

@@ -17,6 +17,7 @@ class Need(NamedTuple):
 
     `reference` is the kind of variant whose output the readouts show, "" for none; then variants of samples without one are left out, and
     so are the references themselves. `origin` is the only variant of its kind; of others the current one with the smallest id is meant.
+    Where only vectors are needed (`pairs`), they are those of the variants and of their references.
     """
 
     scope: Scope
@@ -25,6 +26,11 @@ class Need(NamedTuple):
     prompts: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
     reference: str = ""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the vectors of references are needed too."""
+        return bool(self.reference and self.vectors and not self.prompts and not self.stats)
 
     @property
     def facts(self) -> int:
@@ -103,9 +109,13 @@ def _present(need: Need, subject: str) -> str:
 
 
 def _lacking(need: Need, samples: str) -> str:
+    bearers = "SELECT variant_id, reference_id FROM subject"
+    if need.pairs:  # a vector does not depend on what it is compared with
+        bearers = "SELECT variant_id, '' AS reference_id FROM subject UNION SELECT reference_id, '' FROM subject"
     return f"""
         {_referred(need, samples)},
-        counted AS (SELECT c.variant_id, c.reference_id, {_present(need, "c")} AS present FROM subject c),
+        bearer AS ({bearers}),
+        counted AS (SELECT c.variant_id, c.reference_id, {_present(need, "c")} AS present FROM bearer c),
         lacking AS MATERIALIZED (SELECT * FROM counted WHERE present < {need.facts})
         SELECT v.variant_id, v.sample_id, v.kind, v.instruction, v.input, v.output, {context_of("v")}, k.present, k.reference_id,
             coalesce(r.output, '') AS reference
@@ -168,7 +178,11 @@ def _parts(ids: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
 # -- values
 
 
-def _valueless(need: Need, samples: str) -> str:
+def _valueless(need: Need, samples: str, ready: bool = True) -> str:
+    """Return the CTEs up to `valueless`: the variants without a value, with `ready` only those whose facts are all there."""
+    there = f"{_present(need, 'c')} >= {need.facts}" if ready else "1 = 1"
+    if need.pairs and ready:
+        there += f" AND (SELECT {_present(need, 'r')} FROM (SELECT c.reference_id AS variant_id) r) >= {need.facts}"
     return f"""
         {_referred(need, samples)},
         valueless AS MATERIALIZED (
@@ -177,7 +191,7 @@ def _valueless(need: Need, samples: str) -> str:
                 SELECT 1 FROM value x WHERE x.measure_id = :measure AND x.model_id = :student
                 AND x.variant_id = c.variant_id AND x.other_id = c.reference_id
             )
-            AND {_present(need, "c")} >= {need.facts}
+            AND {there}
         )
     """
 
@@ -195,9 +209,9 @@ def lacking_values(store: Store, need: Need, measure: str, samples: Sequence[str
     return store.rows(sql, measure=measure, **need.parameters, **values)
 
 
-def count_values(store: Store, need: Need, measure: str) -> int:
-    """Return how many values are pending: all their facts exist."""
-    sql = f"{_valueless(need, samples_in(need.scope.datasets))} SELECT count(*) FROM valueless"
+def count_values(store: Store, need: Need, measure: str, *, ready: bool = True) -> int:
+    """Return how many values are pending: all their facts exist, or without `ready` also those that wait for facts."""
+    sql = f"{_valueless(need, samples_in(need.scope.datasets), ready)} SELECT count(*) FROM valueless"
     return int(store.rows(sql, measure=measure, **need.parameters)[0][0])
 
 

@@ -318,6 +318,10 @@ class SQLiteSandbox:
             )
         return [column[0] for column in cursor.description or ()], self._rows(cursor)
 
+    def columns(self, select: str, parameters: dict[str, Any] | None = None) -> list[str]:
+        """Return the columns of a SELECT, as a subquery has them, without reading its rows."""
+        return self.execute(f"SELECT * FROM (\n{select}\n) AS picked LIMIT 0", parameters)[0]
+
     def _attach(self, sql: str, parameters: dict[str, Any]) -> tuple[list[str], Any]:
         found = _ATTACH.fullmatch(sql)
         if found is None:

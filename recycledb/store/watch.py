@@ -109,16 +109,14 @@ class WatchedSandbox:
 
     def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Iterator[Row]]:
         """Run one statement; return the column names and an iterator of row tuples."""
-        _require_text("the SQL", sql)
-        if "\0" in sql:
-            raise QueryError(
-                f"the SQL contains a NUL character, at {sql.index(chr(0))}; databases ignore what follows it"
-            )
-        for name, value in (parameters or {}).items():
-            if isinstance(value, str):
-                _require_text(f"the value of parameter {name}", value)
+        _require_texts(sql, parameters)
         columns, rows = self._watch.call(lambda: self._sandbox.execute(sql, parameters))
         return columns, self._rows(rows)
+
+    def columns(self, select: str, parameters: dict[str, Any] | None = None) -> list[str]:
+        """Return the columns of a SELECT, as a subquery has them, without reading its rows."""
+        _require_texts(select, parameters)
+        return self._watch.call(lambda: self._sandbox.columns(select, parameters))
 
     def _rows(self, rows: Iterator[Row]) -> Iterator[Row]:
         while batch := self._watch.call(lambda: list(islice(rows, BATCH_ROWS))):
@@ -131,6 +129,15 @@ class WatchedSandbox:
     def leave(self) -> None:
         """Never close the connection: its statement cannot be stopped."""
         self._sandbox.leave()
+
+
+def _require_texts(sql: str, parameters: dict[str, Any] | None) -> None:
+    _require_text("the SQL", sql)
+    if "\0" in sql:
+        raise QueryError(f"the SQL contains a NUL character, at {sql.index(chr(0))}; databases ignore what follows it")
+    for name, value in (parameters or {}).items():
+        if isinstance(value, str):
+            _require_text(f"the value of parameter {name}", value)
 
 
 def _require_text(what: str, text: str) -> None:

@@ -396,8 +396,8 @@ class Sync:
         lacking = {each.student_id: count for each, (_, count, _) in zip(own, counts, strict=True)}
         found = []
         for student in students:
-            measured = [self.target.need(each, student) for each in self.target.measures_of(student)]
-            total = lacking.get(student.student_id, 0) + sum(count_lacking(self.store, need).facts for need in measured)
+            needs = [n for each in self.target.measures_of(student) for n in self.target.fact_needs(each, student)]
+            total = lacking.get(student.student_id, 0) + sum(count_lacking(self.store, need).facts for need in needs)
             if total and not self.stop.is_set():
                 found.append(self._score_under(student, self.target.needs(student), total))
         return found

@@ -313,7 +313,13 @@ class TeacherRun:
     async def _ask(self, admitted: Admitted, attempt: AttemptRow) -> None:
         candidate = admitted.candidate
         question = Question(
-            attempt.attempt_id, candidate.step, candidate.messages, candidate.shown, attempt.number, candidate.stop
+            attempt_id=attempt.attempt_id,
+            step=candidate.step,
+            messages=candidate.messages,
+            shown=candidate.shown,
+            number=attempt.number,
+            stop=candidate.stop,
+            prompt_id=attempt.prompt_id,
         )
         with admitted.ticket:
             try:
@@ -415,7 +421,7 @@ class TeacherRun:
             verdicts, follow = await self._in_thread(self._read_and_follow, group)
             self._reading = 0
             self.result.variants += len(verdicts.variants)
-            self.result.ratings += len(verdicts.ratings)
+            self.result.ratings += verdicts.numbers
             self.result.unusable += verdicts.unusable
             self.questions.add(follow)
             self._wake.set()

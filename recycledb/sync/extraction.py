@@ -47,7 +47,7 @@ class Found:
         """Add the counts of stored results."""
         self.read += len(verdicts.extractions)
         self.variants += len(verdicts.variants)
-        self.ratings += len(verdicts.ratings)
+        self.ratings += verdicts.numbers
         self.unusable += verdicts.unusable
 
 

@@ -5,26 +5,32 @@ Invariant: facts are committed as soon as their pack is computed, so a kill lose
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from recycledb.config import StudentConfig
 from recycledb.methods import Readout, Vector
 from recycledb.schema import LossStatus, Texts
 from recycledb.scoring.requests import Request, Result
 from recycledb.store import Store
+from recycledb.store.known import KnownFacts
 from recycledb.store.losses import known_pairs
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
 from recycledb.store.places import iter_places
 from recycledb.store.rows import EmbeddingRow, LossRow, ReadoutRow
 from recycledb.sync.progress import Listener, Progress
 from recycledb.sync.student import Student
-from recycledb.vectors import encoded
+from recycledb.vectors import decoded, encoded
 
 if TYPE_CHECKING:
     from recycledb.scoring.encoder import Encoder
     from recycledb.scoring.engine import Engine
+    from recycledb.scoring.outputs import Output
     from recycledb.scoring.requests import Progress as EngineProgress
+    from recycledb.scoring.spans import Span
 
 WITHOUT_VALUE = (LossStatus.NOT_FINITE, LossStatus.TOO_LONG, LossStatus.TOO_SHORT)  # where there is a text
 
@@ -120,11 +126,12 @@ class StudentRun:
 
     def run(self) -> Scored:
         """Compute and commit the missing facts; return the counts."""
-        known = lambda pairs: known_pairs(self.store, self.student.student_id, pairs)  # noqa: E731
-        with load_engine(self.student) as engine:
-            for results in engine.score(self._requests(), known, self._note, self.stop.is_set):
+        with load_engine(self.student) as engine, closing(KnownFacts(self.store, self.student.student_id)) as known:
+            found = lambda spans: dict(self._known(known, spans))  # noqa: E731
+            for results in engine.score(self._requests(), found, self._note, self.stop.is_set):
                 rows = [self._row(result) for result in results]
                 add_facts(self.store, sorted(rows, key=lambda row: type(row).__name__))  # inserted table by table
+                known.note(rows)
                 self._count(results)
         if self.stop.is_set():
             self.result.stopped = "stopped on request"
@@ -134,6 +141,25 @@ class StudentRun:
         self.progress.ended = True
         self.listener(self.progress)
         return self.result
+
+    def _known(self, known: KnownFacts, spans: "Sequence[Span]") -> "Iterator[tuple[str, Output]]":
+        """Yield what the store has of these token sequences, by the spans' keys."""
+        by_name: dict[str, dict[str, str]] = {}  # of a readout, a pooling or "" for losses: keys by pair_id
+        for span in spans:
+            name = span.pooling or (span.stat if span.choices else "")
+            by_name.setdefault(name, {})[str(span.pair_id)] = span.key
+        for name, keys in by_name.items():
+            pairs = list(keys)
+            if not name:
+                for pair, (total, _) in known_pairs(self.store, self.student.student_id, pairs).items():
+                    yield keys[pair], np.array([total])
+            elif name in self.readouts:
+                number = len(self.readouts[name].choices)
+                for pair, row in known.readouts(name, pairs).items():
+                    yield keys[pair], np.array([getattr(row, f"lp{i}") for i in range(number)])
+            else:
+                for pair, row in known.vectors(name, pairs).items():
+                    yield keys[pair], np.append(decoded(row.vector).astype(np.float64), row.norm)
 
     def _requests(self) -> Iterator[Request]:
         """Yield requests for the variants that lack facts, need by need in dataset order, fetched page by page."""

@@ -295,13 +295,17 @@ def _measure(
 ) -> MeasurePlan:
     need = target.need(measured, student)
     lacking = count_lacking(store, need)
-    tokens, counted = None, 0
-    if sample and lacking.facts:
-        tokens, counted = _tokens(store, student, need, lacking.characters, sample, measured.readouts, measured.vectors)
     values = count_values(store, need, measured.measure_id)
-    return MeasurePlan(
-        measured.config.name, student.config.name, lacking.variants, lacking.facts, values, coming, tokens, counted
-    )
+    # A pair's value waits for one vector or two; else each variant that lacks facts has a value to come.
+    variants = count_values(store, need, measured.measure_id, ready=False) - values if need.pairs else lacking.variants
+    facts, tokens, counted = 0, None, 0
+    for each in target.fact_needs(measured, student):
+        lacking = count_lacking(store, each)
+        facts += lacking.facts
+        if sample and lacking.facts:
+            more, read = _tokens(store, student, each, lacking.characters, sample, measured.readouts, measured.vectors)
+            tokens, counted = (None if more is None else more + (tokens or 0)), counted + read
+    return MeasurePlan(measured.config.name, student.config.name, variants, facts, values, coming, tokens, counted)
 
 
 def _augmentations(store: Store, target: Target) -> list[AugmentPlan]:

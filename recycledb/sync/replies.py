@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from recycledb.methods.rating import OUT_OF
 from recycledb.reflection.teachers.contract import Reply, error_line, fitted
 from recycledb.schema import ReplyStatus, content_id, utc_now
 from recycledb.store import Store
@@ -85,6 +86,11 @@ class Readings(NamedTuple):
     extractions: list[ExtractionRow]
     variants: list[VariantRow]
     ratings: list[RatingRow]
+
+    @property
+    def numbers(self) -> int:
+        """The number of ratings, without the scales that some of them name: 4.5/5 is one."""
+        return sum(row.name != OUT_OF for row in self.ratings)
 
     @property
     def unusable(self) -> int:

@@ -74,10 +74,11 @@ class Target:
         return self.rater.name if self.rater else ""
 
     def within(self, store: Store) -> "Target":
-        """Return the target for a store, in which the teacher may have an older id, or several."""
+        """Return the target for a store, in which the teacher may have an older id, or several, and measures their queries."""
+        found = replace(self, measures=tuple(each.within(store) for each in self.measures))
         if self.teacher is None or self.known is not None:
-            return self
-        return replace(self, known=find(store, self.teacher.name, self.teacher.identity))
+            return found
+        return replace(found, known=find(store, self.teacher.name, self.teacher.identity))
 
     @property
     def teacher_id(self) -> str:
@@ -117,7 +118,7 @@ class Target:
         """Return the facts that are needed of a student: its own statistics, then those of measures."""
         scored = self.score and any(student.student_id == each.student_id for each in self.students)
         own = [self.own_need(student)] if scored else []
-        return own + [self.need(measured, student) for measured in self.measures_of(student)]
+        return own + [need for measured in self.measures_of(student) for need in self.fact_needs(measured, student)]
 
     def own_need(self, student: Student) -> Need:
         """Return the statistics that are configured for a student."""
@@ -127,6 +128,12 @@ class Target:
     def need(self, measured: Measured, student: Student) -> Need:
         """Return the facts that a measure needs of a student."""
         return measured.need(student.student_id, self.wanted, self.augmentation_ids, self.datasets)
+
+    def fact_needs(self, measured: Measured, student: Student) -> list[Need]:
+        """Return all that has to be computed for a measure: what it needs of variants, and of queries that are not among them."""
+        need = self.need(measured, student)
+        queries = measured.query_need(need)
+        return [need] if queries is None else [need, queries]
 
     def measures_of(self, student: Student) -> list[Measured]:
         """Return the measures that are taken under a student."""

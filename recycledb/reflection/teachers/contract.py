@@ -64,6 +64,7 @@ class Question:
     shown: tuple[Texts, ...]
     number: int = 1
     stop: tuple[str, ...] = ()
+    prompt_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,15 @@
 """A teacher that answers from a recording: for the demo, for tests, and to reuse replies that were paid for.
 
-A recording is JSON Lines. Each line is a reply to one question, identified by step and texts, not by the prompt's wording:
+A recording is JSON Lines. Each line is a reply to one question, identified by step and texts:
 
     {"step": "reflect_response", "reads": {"instruction": "…", "input": "", "output": "…"}, "text": "…",
      "finish_reason": "stop", "prompt_tokens": 210, "completion_tokens": 95}
 
+The prompt's wording does not matter unless the line has a `prompt`: a prompt_id or its first digits (view `prompts`). Then the reply is to
+this prompt alone, and comes before one without, so that two measures of one teacher can have different ratings of the same texts.
+
 If a step shows several variants, `beside` is a list of the others' texts, in order. `reads` has `context` too (a list of messages,
-each with role and content) where the sample has one. `beside`, `finish_reason`, `prompt_tokens`,
+each with role and content) where the sample has one. `prompt`, `beside`, `finish_reason`, `prompt_tokens`,
 `completion_tokens`, `served_model` and `error` ("kind: detail") are optional; so is `text` if there is an error.
 Several lines for one question are the replies to its attempts, in order; further attempts get the last one.
 
@@ -28,7 +31,7 @@ from recycledb.reflection.teachers.pace import Pace, Ticket
 from recycledb.schema import ReplyStatus, Texts, content_id, context_json
 from recycledb.suggestions import did_you_mean
 
-_TEXT_FIELDS = ("text", "finish_reason", "served_model", "error")
+_TEXT_FIELDS = ("text", "finish_reason", "served_model", "error", "prompt")
 _COUNT_FIELDS = ("prompt_tokens", "completion_tokens")
 
 
@@ -51,6 +54,7 @@ class RecordedTeacher:
             self._descriptor = os.open(self._path, os.O_RDONLY)
         except OSError as error:
             raise TeacherError(f"recording {self._path} cannot be read: {error.strerror}") from error
+        self._prompts: dict[bytes, dict[str, array[int]]] = {}  # replies to one prompt, by question and prompt
         try:
             self._offsets = self._index()
         except BaseException:
@@ -72,7 +76,7 @@ class RecordedTeacher:
 
     async def ask(self, question: Question, ticket: Ticket | None = None) -> Reply:
         """Return the recorded reply to this attempt at the question."""
-        offsets = self._offsets.get(question_key(question.step, question.shown))
+        offsets = self._found(question)
         if not offsets:
             return failed("no_recorded_reply", f"{self._path.name} has none for {question.step} of these texts")
         index = 2 * (min(question.number, len(offsets) // 2) - 1)
@@ -88,6 +92,12 @@ class RecordedTeacher:
             return failed(kind, detail, text=row.get("text"), finish_reason=row.get("finish_reason"), **fields)
         return judged(row["text"], row.get("finish_reason"), **fields)
 
+    def _found(self, question: Question) -> "array[int] | None":
+        """Return where the replies to a question are: those to its prompt, else those to any."""
+        key = question_key(question.step, question.shown)
+        own = [prompt for prompt in self._prompts.get(key, ()) if question.prompt_id.startswith(prompt)]
+        return self._prompts[key][max(own, key=len)] if own else self._offsets.get(key)
+
     async def close(self) -> None:
         """Close the recording."""
         if self._descriptor >= 0:
@@ -100,12 +110,13 @@ class RecordedTeacher:
         with os.fdopen(os.dup(self._descriptor), "rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    key = self._check(line, number)
-                    offsets.setdefault(key, array("q")).extend((at, len(line)))
+                    key, prompt = self._check(line, number)
+                    found = self._prompts.setdefault(key, {}).setdefault(prompt, array("q")) if prompt else None
+                    (offsets.setdefault(key, array("q")) if found is None else found).extend((at, len(line)))
                 at += len(line)
         return offsets
 
-    def _check(self, line: bytes, number: int) -> bytes:
+    def _check(self, line: bytes, number: int) -> tuple[bytes, str]:
         try:
             row = json.loads(line)
             shown = [_texts(texts) for texts in (row["reads"], *row.get("beside", ()))]
@@ -114,7 +125,7 @@ class RecordedTeacher:
                 meant = did_you_mean(str(step), methods.steps())
                 raise ValueError(f"{step!r} is not a step{meant}; there are {', '.join(methods.steps())}")
             _check_fields(row, shown)
-            return question_key(step, shown)
+            return question_key(step, shown), row.get("prompt") or ""
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             detail = "nested too deep" if isinstance(error, RecursionError) else detail
@@ -140,9 +151,11 @@ def _check_fields(row: Mapping[str, Any], shown: Sequence[Texts]) -> None:
         raise KeyError("text")
 
 
-def recorded_line(step: str, shown: Sequence[Texts], reply: Reply) -> str:
-    """Return the line of a recording in which `reply` answers a question about the variants in `shown`."""
+def recorded_line(step: str, shown: Sequence[Texts], reply: Reply, prompt_id: str = "") -> str:
+    """Return the line of a recording in which `reply` answers a question about the variants in `shown`, with `prompt_id` of this prompt."""
     row: dict[str, Any] = {"step": str(step), "reads": shown[0]._asdict(), "text": reply.text}
+    if prompt_id:
+        row["prompt"] = prompt_id
     if shown[0].context is not None:
         row["reads"]["context"] = json.loads(shown[0].context)
     if shown[1:]:
