@@ -476,7 +476,7 @@ class Workspace:
         return check(self.store)
 
     def report(self, out: str | Path = "report.html", *, samples: int | None = None) -> dict[str, Any]:
-        """Write one HTML file that shows what is in the store, with the texts of all samples or of the first few.
+        """Write one HTML file that shows what is in the store, with the texts of the first `samples`, or of as many as fit in 15 MB.
 
         >>> db.report("report.html", samples=3)["samples"]
         3

@@ -13,9 +13,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["asset", "data_block", "escape", "figure", "number", "packed_block", "page", "section", "share", "table"]
+__all__ = [
+    "Link",
+    "asset",
+    "data_block",
+    "escape",
+    "figure",
+    "number",
+    "packed_block",
+    "page",
+    "section",
+    "share",
+    "table",
+]
+
+
+class Link(NamedTuple):
+    """A cell of a table that leads to another page of ours."""
+
+    text: str
+    address: str
 
 
 LONG = 30  # characters of a text whose column must not become narrow
@@ -85,8 +104,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "n
     classes = [_class([row[i] for row in rows]) for i in range(len(columns))]
     head = "".join(f"<th{each}>{escape(name)}</th>" for name, each in zip(columns, classes, strict=True))
     lines = (
-        "<tr>" + "".join(f"<td{c}>{escape(_shown(v))}</td>" for v, c in zip(row, classes, strict=True)) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td{c}>{_cell(v)}</td>" for v, c in zip(row, classes, strict=True)) + "</tr>" for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
@@ -101,6 +119,12 @@ def share(part: float | None, whole: float | None) -> str:
     return "–" if part is None or not whole else f"{100 * part / whole:.1f}\u00a0%"
 
 
+def _cell(value: Any) -> str:
+    if isinstance(value, Link):
+        return f'<a href="{escape(value.address)}">{escape(value.text)}</a>'
+    return escape(_shown(value))
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "–"
@@ -109,7 +133,8 @@ def _shown(value: Any) -> str:
 
 def _class(values: Sequence[Any]) -> str:
     """Return the class of a column: n for numbers, t for long texts, d for dates."""
-    texts = [value for value in values if isinstance(value, str)]
+    shown = [value.text if isinstance(value, Link) else value for value in values]
+    texts = [value for value in shown if isinstance(value, str)]
     if all(re.fullmatch(r"–|-?\$?[\d,.]+(\u00a0%)?", text) for text in texts):
         return ' class="n"'
     if any(len(text) > LONG for text in texts):
