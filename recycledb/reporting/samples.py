@@ -122,7 +122,8 @@ def fitting(conn: Connection, samples: Samples, most: int) -> list[str]:
     size = 0
     for number, start in enumerate(range(0, len(samples.order), BLOCK)):
         part = samples.order[start : start + BLOCK]
-        packed, entries, more = "", [], most + 1
+        packed, more = "", most + 1
+        entries: list[_Entry] = []
         while part and size + more > most:
             packed, entries = _block(conn, samples, number, part)
             more = len(packed) + len(packed_block("index", entries))  # the parts of an index are larger than the whole

@@ -6,7 +6,7 @@ functions, which Starlette runs in threads.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from starlette.requests import Request
@@ -15,6 +15,10 @@ from starlette.responses import HTMLResponse, Response
 from recycledb.reporting import page as parts
 from recycledb.view.columns import Columns, Snapshot
 from recycledb.workspace import Workspace
+
+if TYPE_CHECKING:
+    from recycledb.view.live import Live
+    from recycledb.view.overview import Overview
 
 FIRST_READ_S = 3.0  # how long a request waits for the first snapshot before it says what is being read
 
@@ -43,6 +47,8 @@ class Shared:
 
     workspace: Workspace
     columns: Columns
+    overview: "Overview"
+    live: "Live | None"  # None where no other process can write to the store
     templates: Environment = field(default_factory=environment)
 
     @property
