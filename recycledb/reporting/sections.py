@@ -97,7 +97,12 @@ def variants(conn: Connection, current: Mapping[str, int], links: Links = no_lin
     kinds = [*methods.kinds(), *(kind for kind in current if kind not in methods.kinds())]
     origins = current.get("origin", 0)
     rows = [
-        [_named(links, "kind", kind), found.get(kind, 0), current.get(kind, 0), share(current.get(kind, 0), origins)]
+        [
+            _named(links if current.get(kind) else no_links, "kind", kind),
+            found.get(kind, 0),
+            current.get(kind, 0),
+            share(current.get(kind, 0), origins),
+        ]
         for kind in kinds
     ]
     note = "Current: made by the teacher and prompt that are in use now, by the newest version of the extractor."
@@ -256,7 +261,14 @@ def selections(conn: Connection, links: Links = no_links) -> str:
         conn, "SELECT selection, recipe, parameters, rows, counts, created_at FROM selections ORDER BY created_at"
     )
     lines = [
-        [_named(links, "selection", name), recipe, pairs(parameters), count, pairs(counts), when(at)]
+        [
+            _named(links if count else no_links, "selection", name),
+            recipe,
+            pairs(parameters),
+            count,
+            pairs(counts),
+            when(at),
+        ]
         for name, recipe, parameters, count, counts, at in rows
     ]
     columns = ["selection", "recipe", "parameters", "rows", "by kind", "created (UTC)"]

@@ -75,16 +75,15 @@ class Forecast:
         planned: dict[str, int] = {}
         for ask in made.plan.asks:
             planned[ask.step] = planned.get(ask.step, 0) + ask.calls
-        questions, usd = 0, 0.0
-        known = True
+        questions, usd, known = 0, 0.0, True
+        mean = run.mean_usd()  # for steps that had no reply when the plan was made
         for ask in made.plan.asks:
             # Those in flight when the plan was made are not part of it, but are answered first.
             left = max(0, planned[ask.step] - done.get(ask.step, 0)) * ask.calls / planned[ask.step] if ask.calls else 0
             questions += round(left)
-            if left and ask.cost_usd is None:
-                known = False
-            elif left and ask.cost_usd is not None:
-                usd += ask.cost_usd * left / ask.calls
+            each = mean if ask.cost_usd is None or not ask.calls else ask.cost_usd / ask.calls
+            known = known and (each is not None or not left)
+            usd += (each or 0.0) * left
         facts = sum(each.statistics for each in made.plan.scores) + sum(each.facts for each in made.plan.measures)
         new = max(0, (statistics.number or 0) - made.statistics)
         follow = sum(each.follow for each in made.plan.scores)

@@ -71,6 +71,7 @@ class Overview:
 
     def _work(self) -> None:
         began, worked = time.monotonic(), time.thread_time()
+        is_first = self._numbers is None
         try:
             now = version(self.store)
             if self._numbers is None or self._numbers.version != now:
@@ -81,7 +82,8 @@ class Overview:
         finally:
             with self._lock:
                 worked = time.thread_time() - worked  # not the time that other processes took
-                self._next, self._thread = time.monotonic() + worked / SHARE, None
+                # The first time does not count: much of it is loading and warming up, and it lasted while rows were added.
+                self._next, self._thread = time.monotonic() + (0.0 if is_first else worked / SHARE), None
 
     def _read(self, now: tuple[int, ...], began: float) -> Numbers:
         at = utc_now()

@@ -81,6 +81,11 @@ class Run:
         self.failures[reason] += 1
         self.examples.setdefault(reason, example)
 
+    def mean_usd(self) -> float | None:
+        """Return what a reply of this run has cost, if all costs are known."""
+        replies = sum(counts["ok"] for counts in self.steps.values())
+        return self.cost_usd / replies if replies and not self.cost_unknown else None
+
     def rate(self, now: float) -> float:
         """Return replies a second, of the last minutes."""
         while self.moments and self.moments[0] < now - 2 * WINDOW_S:
