@@ -48,6 +48,11 @@ class Answer:
     columns: list[str]
     rows: list[Row]
 
+    def _repr_html_(self) -> str:
+        from recycledb.selection.notebook import answer_html
+
+        return answer_html(self.columns, self.rows)
+
     def to_arrow(self) -> "pyarrow.Table":
         """Return a pyarrow Table; a column of mixed types is text.
 
