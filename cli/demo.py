@@ -88,4 +88,6 @@ def _close(folder: Path, written: list[str]) -> None:
         size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         out.print(f"  {name:<24} {size / 1e6:8.2f} MB")
     stderr().print()
-    stderr().print(f"next: cd {folder} && recycledb status; for your own data, recycledb init in another folder")
+    stderr().print(
+        f"next: cd {folder} && recycledb view opens the pages of this store; for your own data, recycledb init in another folder"
+    )
