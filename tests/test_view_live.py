@@ -22,7 +22,7 @@ from recycledb.workspace import Workspace
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 PRICES = {"price_in": 1.0, "price_out": 2.0}
-SAMPLES = 40
+SAMPLES = 24
 
 
 def answer(exchange: Exchange) -> str:

@@ -96,15 +96,11 @@ def variants(conn: Connection, current: Mapping[str, int], links: Links = no_lin
     found = dict(_rows(conn, "SELECT kind, count(*) FROM variant GROUP BY kind"))
     kinds = [*methods.kinds(), *(kind for kind in current if kind not in methods.kinds())]
     origins = current.get("origin", 0)
-    rows = [
-        [
-            _named(links if current.get(kind) else no_links, "kind", kind),
-            found.get(kind, 0),
-            current.get(kind, 0),
-            share(current.get(kind, 0), origins),
-        ]
-        for kind in kinds
-    ]
+    rows = []
+    for kind in kinds:
+        there = current.get(kind, 0)
+        name = _named(links if there else no_links, "kind", kind)
+        rows.append([name, found.get(kind, 0), there, share(there, origins)])
     note = "Current: made by the teacher and prompt that are in use now, by the newest version of the extractor."
     return section("variants", "Variants", table(["kind", "variants", "current", "of all samples"], rows), note=note)
 
