@@ -163,5 +163,5 @@ def _close(folder: Path, written: list[str]) -> None:
         size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         out.print(f"  {name:<24} {size / 1e6:8.2f} MB")
     stderr().print()
-    stderr().print(f"next: cd {folder} && recycledb report -o report.html", soft_wrap=True, markup=False)
+    stderr().print(f"next: cd {folder} && recycledb view opens the pages of this store", soft_wrap=True, markup=False)
     stderr().print("or, for your own data: recycledb init in another folder, with tables of this recycledb.toml")

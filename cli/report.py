@@ -18,11 +18,13 @@ def report(
     ),
     samples: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Include the texts of the first N samples only. Default: all."),
+        typer.Option(
+            min=0, metavar="N", help="Include the texts of the first N samples. Default: as many as fit in 15 MB."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write a report of the store as one HTML file, with every text; it works offline.
+    """Write a report of the store as one HTML file, with texts; it works offline.
 
     Example: [bold]recycledb report -o report.html[/bold]
     """

@@ -12,6 +12,7 @@ from typing import Any
 from recycledb import methods
 from recycledb.config import Config
 from recycledb.errors import RecycledbError, StoreError
+from recycledb.markup import paragraphs, table
 from recycledb.methods.ifd import is_number
 from recycledb.reflection import prompts
 from recycledb.scoring.identity import identify
@@ -56,6 +57,20 @@ class Status:
     target: Target | None  # None if it cannot be resolved
     plan: Plan | None
     spending: Spending | None
+
+    def _repr_html_(self) -> str:
+        columns = ["teacher", "step", "attempts", "ok", "failed", "errors", "unanswered", "unusable", "cost_usd"]
+        kinds = [[kind, count] for kind, count in self.facts["variants"].items()]
+        teachers = [[each[name] for name in columns] for each in self.facts["teachers"]]
+        students = [
+            [each[name] for name in ("student", "statistics", "without_value")] for each in self.facts["students"]
+        ]
+        parts = [paragraphs(f"{self.facts['samples']:,} samples, {self.facts['selections']:,} selections")]
+        parts.append(table(["kind", "variants"], kinds, "no sample yet"))
+        parts += [table([name.replace("_", " ") for name in columns], teachers)] if teachers else []
+        parts += [table(["student", "statistics", "without value"], students)] if students else []
+        missing = self.plan._repr_html_() if self.plan else paragraphs(self.facts.get("missing_unknown", ""))
+        return "".join(parts) + missing
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts for JSON."""
@@ -208,12 +223,12 @@ class _Of:
     datasets: tuple[str, ...]
 
     def rows(self, sql: str) -> Sequence[SQLRow]:
-        """Run a statement in which `{samples}` restricts the samples of `v`, and `{of_TABLE}` the variants of a table."""
+        """Run a statement in which `{samples}` restricts the samples of `v`, and `{of_ALIAS}` the variants of a table."""
         everything = not self.datasets
         conditions = {"samples": "1 = 1" if everything else f"v.sample_id IN ({samples_in(self.datasets)})"}
-        for table in ("t", "l", "w", "r", "j"):
-            there = "1 = 1" if everything else in_datasets(f"{table}.variant_id", self.datasets)
-            conditions[f"of_{table}"] = there
+        for alias in ("t", "l", "w", "r", "j"):
+            there = "1 = 1" if everything else in_datasets(f"{alias}.variant_id", self.datasets)
+            conditions[f"of_{alias}"] = there
         return self.store.rows(sql.format(**conditions), **named_datasets(self.datasets))
 
 

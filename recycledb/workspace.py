@@ -50,6 +50,11 @@ class Answer:
     columns: list[str]
     rows: list[Row]
 
+    def _repr_html_(self) -> str:
+        from recycledb.selection.notebook import answer_html
+
+        return answer_html(self.columns, self.rows)
+
     def to_arrow(self) -> "pyarrow.Table":
         """Return a pyarrow Table; a column of mixed types is text.
 
@@ -481,7 +486,7 @@ class Workspace:
         return check(self.store)
 
     def report(self, out: str | Path = "report.html", *, samples: int | None = None) -> dict[str, Any]:
-        """Write one HTML file that shows what is in the store, with the texts of all samples or of the first few.
+        """Write one HTML file that shows what is in the store, with the texts of the first `samples`, or of as many as fit in 15 MB.
 
         >>> db.report("report.html", samples=3)["samples"]
         3

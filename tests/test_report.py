@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -152,6 +153,22 @@ def test_only_the_first_samples_where_asked(store: Store, tmp_path: Path) -> Non
     assert "The first 2 of 6 samples" in reader.text
     write_report(store, path, limit=0)
     assert Reader(path.read_text(encoding="utf-8")).packed("index") == []
+
+
+def test_a_report_has_as_many_samples_as_fit(sqlite_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "fits.html"
+    with Store.open(sqlite_url) as store:
+        noise = Random(1)
+        add_samples(store, [Texts("Read.", "", noise.randbytes(2_000).hex()) for _ in range(6)])
+        whole = write_report(store, path)
+        most = whole["bytes"] - 2_000
+        fits = write_report(store, path, most=most)
+        assert 0 < fits["samples"] < fits["of"] == whole["samples"] == 6
+        assert path.stat().st_size == fits["bytes"] <= most
+        reader = Reader(path.read_text(encoding="utf-8"))
+        assert len(reader.packed("index")) == len(reader.packed("block-0")) == fits["samples"]
+        assert f"The first {fits['samples']} of 6 samples" in reader.text and "--samples 6 includes all" in reader.text
+        assert write_report(store, path, limit=6, most=most)["samples"] == 6
 
 
 @pytest.mark.long

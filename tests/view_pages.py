@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ class Served:
 
     address: str  # with the token
     base: str  # http://127.0.0.1:PORT
+    stop: Callable[[], None]
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def served(workspace: Workspace) -> Iterator[Served]:
     thread.start()
     try:
         assert ready.wait(30), "the server has not started"
-        yield Served(addresses[0], addresses[0].partition("/?")[0])
+        yield Served(addresses[0], addresses[0].partition("/?")[0], stop.set)
     finally:
         stop.set()
         thread.join(10)

@@ -21,13 +21,28 @@ class Flow:
     count: int
 
 
-def histogram(counts: Sequence[int], low: float, high: float, kind: str, mark: float = 1.0) -> str:
-    """Return a histogram of equal bins between `low` and `high`, with a dashed line at `mark`; `kind` determines the colour."""
+def histogram(
+    counts: Sequence[int],
+    low: float,
+    high: float,
+    kind: str,
+    mark: float = 1.0,
+    *,
+    links: Sequence[str | None] = (),
+    label: str = "",
+) -> str:
+    """Return a histogram of equal bins between `low` and `high`, with a dashed line at `mark`; `kind` determines the colour.
+
+    A bin leads to its address in `links`, if there is one; `label` is what a screen reader says.
+    """
     most = max([*counts, 1])
     step = WIDTH / len(counts)
     bars = "".join(
-        f'<rect class="fill" x="{i * step:.1f}" y="{BAR_HEIGHT * (1 - n / most):.1f}" width="{step - 1:.1f}"'
-        f' height="{BAR_HEIGHT * n / most:.1f}"><title>{n:,}</title></rect>'
+        _linked(
+            f'<rect class="fill" x="{i * step:.1f}" y="{BAR_HEIGHT * (1 - n / most):.1f}" width="{step - 1:.1f}"'
+            f' height="{BAR_HEIGHT * n / most:.1f}"><title>{n:,}</title></rect>',
+            links[i] if links else None,
+        )
         for i, n in enumerate(counts)
         if n
     )
@@ -37,11 +52,17 @@ def histogram(counts: Sequence[int], low: float, high: float, kind: str, mark: f
         f"{low + (high - low) * i / 4:g}</text>"
         for i in range(5)
     )
+    said = f' aria-label="{escape(label)}"' if label else ""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {BAR_HEIGHT + AXIS_HEIGHT}" role="img" class="{escape(kind)}">{bars}'
+        f'<svg viewBox="0 0 {WIDTH} {BAR_HEIGHT + AXIS_HEIGHT}" role="img" class="{escape(kind)}"{said}>{bars}'
         f'<line class="axis" x1="0" x2="{WIDTH}" y1="{BAR_HEIGHT}" y2="{BAR_HEIGHT}"/>'
         f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{BAR_HEIGHT}"/>{ticks}</svg>'
     )
+
+
+def _linked(drawn: str, address: str | None) -> str:
+    """Return a shape that leads to an address; it is passed over by the Tab key: a chart may have fifty."""
+    return drawn if address is None else f'<a href="{escape(address)}" tabindex="-1">{drawn}</a>'
 
 
 # -- charts of points and lines

@@ -8,17 +8,26 @@ import base64
 import gzip
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
 
-__all__ = ["asset", "data_block", "escape", "figure", "number", "packed_block", "page", "section", "share", "table"]
+from recycledb.markup import Link, escape, number, share, table
 
-
-LONG = 30  # characters of a text whose column must not become narrow
+__all__ = [
+    "Link",
+    "asset",
+    "data_block",
+    "escape",
+    "figure",
+    "number",
+    "packed_block",
+    "page",
+    "section",
+    "share",
+    "table",
+]
 
 
 def asset(name: str) -> str:
@@ -75,43 +84,3 @@ def section(name: str, title: str, *parts: str, note: str = "") -> str:
 def figure(caption: str, picture: str) -> str:
     """Return a chart with its caption."""
     return f'<figure><div class="wide">{picture}</div><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "none") -> str:
-    """Return a table; numbers are aligned to the right, and None is a dash."""
-    rows = [list(row) for row in rows]
-    if not rows:
-        return f'<p class="empty">{escape(empty)}</p>'
-    classes = [_class([row[i] for row in rows]) for i in range(len(columns))]
-    head = "".join(f"<th{each}>{escape(name)}</th>" for name, each in zip(columns, classes, strict=True))
-    lines = (
-        "<tr>" + "".join(f"<td{c}>{escape(_shown(v))}</td>" for v, c in zip(row, classes, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    """Return a number with thousands separators; a dash for None."""
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def share(part: float | None, whole: float | None) -> str:
-    """Return a part of a whole in percent."""
-    return "–" if part is None or not whole else f"{100 * part / whole:.1f}\u00a0%"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _class(values: Sequence[Any]) -> str:
-    """Return the class of a column: n for numbers, t for long texts, d for dates."""
-    texts = [value for value in values if isinstance(value, str)]
-    if all(re.fullmatch(r"–|-?\$?[\d,.]+(\u00a0%)?", text) for text in texts):
-        return ' class="n"'
-    if any(len(text) > LONG for text in texts):
-        return ' class="t"'
-    return ' class="d"' if all(re.fullmatch(r"[\d-]{10}\u00a0[\d:]{5}", text) for text in texts) else ""

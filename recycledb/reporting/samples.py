@@ -25,6 +25,7 @@ TEXTS_AT_ONCE = 2_000
 # (variant_id, kind as a number, teacher)
 _Variant = tuple[str, int, str | None]
 _Ratios = tuple[float | None, float | None]
+_Entry = list[Any]  # of the index: see `_block`
 
 
 @dataclass
@@ -106,28 +107,62 @@ def _read_taken(conn: Connection, found: Samples, sample_of: dict[str, str], num
 
 def blocks(conn: Connection, samples: Samples) -> Iterator[str]:
     """Yield the compressed blocks of texts, then the compressed index, which is built meanwhile."""
-    index = []
+    index: list[_Entry] = []
+    for number, start in enumerate(range(0, len(samples.order), BLOCK)):
+        packed, entries = _block(conn, samples, number, samples.order[start : start + BLOCK])
+        index += entries
+        yield packed
+    yield packed_block("index", index)
+
+
+def fitting(conn: Connection, samples: Samples, most: int) -> list[str]:
+    """Return blocks and index as above, of as many samples as take up to `most` bytes; `samples` is cut to these."""
+    found: list[str] = []
+    index: list[_Entry] = []
+    size = 0
     for number, start in enumerate(range(0, len(samples.order), BLOCK)):
         part = samples.order[start : start + BLOCK]
-        texts = _texts(conn, [variant[0] for row in part for variant in samples.variants[row[0]]])
-        contexts = _contexts(conn, [row[0] for row in part])
-        packed = []
-        for sample, dataset, position in part:
-            variants = samples.variants[sample]
-            before = {"c": contexts[sample]} if sample in contexts else {}
-            packed.append({"id": sample, "v": [_text(variant, texts) for variant in variants], **before})
-            index.append(
-                [
-                    _first_words(texts, variants),
-                    [variant[1] for variant in variants],
-                    [_ratios(samples, variant[0]) for variant in variants],
-                    sorted(samples.taken.get(sample, [])),
-                    [dataset, position],
-                    sample[:12],
-                ]
-            )
-        yield packed_block(f"block-{number}", packed)
-    yield packed_block("index", index)
+        packed, more = "", most + 1
+        entries: list[_Entry] = []
+        while part and size + more > most:
+            packed, entries = _block(conn, samples, number, part)
+            more = len(packed) + len(packed_block("index", entries))  # the parts of an index are larger than the whole
+            if size + more > most:
+                part = part[: len(part) // 2]
+        if not part:
+            samples.order = samples.order[:start]
+            break
+        found.append(packed)
+        index += entries
+        size += more
+        if start + len(part) < len(samples.order) and len(part) < BLOCK:
+            samples.order = samples.order[: start + len(part)]
+            break
+    return [*found, packed_block("index", index)]
+
+
+def _block(
+    conn: Connection, samples: Samples, number: int, part: Sequence[tuple[str, int, int]]
+) -> tuple[str, list[_Entry]]:
+    """Return a compressed block of texts and its samples' entries in the index."""
+    texts = _texts(conn, [variant[0] for row in part for variant in samples.variants[row[0]]])
+    contexts = _contexts(conn, [row[0] for row in part])
+    packed, index = [], []
+    for sample, dataset, position in part:
+        variants = samples.variants[sample]
+        before = {"c": contexts[sample]} if sample in contexts else {}
+        packed.append({"id": sample, "v": [_text(variant, texts) for variant in variants], **before})
+        index.append(
+            [
+                _first_words(texts, variants),
+                [variant[1] for variant in variants],
+                [_ratios(samples, variant[0]) for variant in variants],
+                sorted(samples.taken.get(sample, [])),
+                [dataset, position],
+                sample[:12],
+            ]
+        )
+    return packed_block(f"block-{number}", packed), index
 
 
 def _texts(conn: Connection, variants: Sequence[str]) -> dict[str, tuple[str, str, str]]:

@@ -91,6 +91,11 @@ class Comparison:
         ]
         return differing[0] if len(differing) == 1 else "sides"
 
+    def _repr_html_(self) -> str:
+        from recycledb.selection.notebook import comparison_html
+
+        return comparison_html(self)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
         found = asdict(self)

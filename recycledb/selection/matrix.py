@@ -61,6 +61,11 @@ class Matrix:
             return 1.0
         return next((pair.spearman for pair in self.pairs if set(pair.measures) == {one, other}), None)
 
+    def _repr_html_(self) -> str:
+        from recycledb.selection.notebook import matrix_html
+
+        return matrix_html(self)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
         found = asdict(self)

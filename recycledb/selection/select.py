@@ -62,6 +62,11 @@ class Selected:
     held_out: HeldOut | None = None  # the second file of a hold-out split
     warning: str | None = None
 
+    def _repr_html_(self) -> str:
+        from recycledb.selection.notebook import selected_html
+
+        return selected_html(self)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
         return asdict(self)

@@ -59,6 +59,12 @@ class Backend(Protocol):
     def undisturbed(self) -> AbstractContextManager[None]:
         """Raise StoreError at the end of the block if the file was read without locks and written in the meantime."""
 
+    def commits(self, conn: Connection) -> int | None:
+        """Return a number that changes when another connection has committed; None if no other process can write meanwhile.
+
+        It costs nothing, and compares with earlier numbers of the same connection, outside of its transactions.
+        """
+
     def refused_writing(self, error: Exception) -> bool:
         """Return whether a driver's error means that the store is read-only: no permission, or the disk is full."""
 

@@ -161,6 +161,10 @@ class DuckDB:
         """Return an engine for a new database in memory."""
         return create_engine("duckdb:///:memory:", poolclass=StaticPool)
 
+    def commits(self, conn: Connection) -> int | None:
+        """Return None: this process holds the file alone."""
+        return None
+
     def undisturbed(self) -> AbstractContextManager[None]:
         """Do nothing: while a process reads, no other process can write."""
         return nullcontext()

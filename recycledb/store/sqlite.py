@@ -178,6 +178,12 @@ class SQLite:
         """Raise StoreError if the file was written while it was read without locks."""
         return self.reading.undisturbed()
 
+    def commits(self, conn: Connection) -> int | None:
+        """Return SQLite's counter of other connections' commits."""
+        found = int(conn.exec_driver_sql("PRAGMA data_version").scalar() or 0)
+        conn.rollback()  # within a transaction the counter stands still
+        return found
+
     def damage(self) -> list[str]:
         """Run SQLite's integrity and foreign key checks."""
         with self.reader.connect() as conn:

@@ -5,6 +5,7 @@ is recorded as alive before it claims again. Rows of `worker` are the only ones 
 """
 
 import os
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
@@ -12,6 +13,17 @@ from recycledb.schema import random_id, utc_now
 from recycledb.store import Store
 from recycledb.store.liveness import Host, find_process, is_alive, process_start, this_host
 from recycledb.store.rows import WorkerRow
+
+
+class Running(NamedTuple):
+    """A worker that is alive."""
+
+    worker_id: str
+    machine: str
+    pid: int
+    process_started: str
+    started_at: str
+    heartbeat_at: str
 
 
 def start_worker(store: Store) -> str:
@@ -49,12 +61,30 @@ def _end(conn: Connection, worker: str, now: str) -> None:
     conn.execute(text("UPDATE worker SET ended_at = :now WHERE worker_id = :w"), {"now": now, "w": worker})
 
 
+def running(store: Store, conn: Connection) -> list[Running]:
+    """Return the workers that are alive, oldest first; nothing is recorded."""
+    rows = conn.execute(text(f"{_OPEN} ORDER BY started_at, worker_id")).fetchall()
+    return [
+        Running(
+            row.worker_id, Host.parse(row.host).name, row.pid, row.process_started, row.started_at, row.heartbeat_at
+        )
+        for row in rows
+        if _is_alive(store, row)
+    ]
+
+
+_OPEN = "SELECT worker_id, host, pid, process_started, started_at, heartbeat_at FROM worker WHERE ended_at IS NULL"
+
+
+def _is_alive(store: Store, row: Any) -> bool:
+    here, host = this_host(), Host.parse(row.host)
+    silence = store.watch.silence(row.worker_id, row.heartbeat_at)
+    found = find_process(row.pid) if host == here and here.known else ""
+    return is_alive(host, row.process_started, here, found, silence)
+
+
 def _end_dead(store: Store, conn: Connection, now: str) -> None:
     """Record every worker that is no longer alive as ended."""
-    here = this_host()
-    sql = "SELECT worker_id, host, pid, process_started, heartbeat_at FROM worker WHERE ended_at IS NULL"
-    for row in conn.execute(text(sql)).fetchall():
-        host, silence = Host.parse(row.host), store.watch.silence(row.worker_id, row.heartbeat_at)
-        found = find_process(row.pid) if host == here and here.known else ""
-        if not is_alive(host, row.process_started, here, found, silence):
+    for row in conn.execute(text(_OPEN)).fetchall():
+        if not _is_alive(store, row):
             _end(conn, row.worker_id, now)

@@ -93,6 +93,11 @@ class Outcome:
         )
         return not (self.read or taken or any(rows))
 
+    def _repr_html_(self) -> str:
+        from recycledb.sync.shown import outcome_html
+
+        return outcome_html(self)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as a JSON object."""
         asked = [asdict(a) for a in self.asked]

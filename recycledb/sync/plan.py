@@ -183,6 +183,11 @@ class Plan:
             "augmentations": [asdict(each) for each in self.augmentations],
         }
 
+    def _repr_html_(self) -> str:
+        from recycledb.sync.shown import plan_html
+
+        return plan_html(self)
+
     def without_left_alone(self, left_alone: Mapping[str, int]) -> "Plan":
         """Return the plan with this many sources of each augmentation (by name) marked as waiting for more sources."""
         return replace(

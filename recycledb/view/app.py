@@ -1,6 +1,6 @@
 """The application: its routes, and its answers to what goes wrong."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -11,33 +11,47 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from recycledb.errors import RecycledbError
-from recycledb.view import samples
+from recycledb.store import Store
+from recycledb.view import live, overview, samples
 from recycledb.view.columns import Columns
 from recycledb.view.guard import Guard
 from recycledb.view.shared import Shared, render
 from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace
 
-PAGES = (samples,)
+PAGES = (overview, live, samples)
 ASSETS = {
     "page.css": ("recycledb.reporting", "text/css"),
     "view.css": ("recycledb.view", "text/css"),
     "view.js": ("recycledb.view", "text/javascript"),
     "samples.js": ("recycledb.view", "text/javascript"),
+    "overview.css": ("recycledb.view", "text/css"),
+    "overview.js": ("recycledb.view", "text/javascript"),
 }
 
 
-def make(workspace: Workspace, token: str, hosts: Collection[str], cookie: str = "recycledb") -> ASGIApp:
-    """Return the application for an open store; see `Guard` for the other parameters."""
+def make(
+    workspace: Workspace, token: str, hosts: Collection[str], cookie: str = "recycledb"
+) -> tuple[ASGIApp, Callable[[], None]]:
+    """Return the application for an open store, and a function that ends its streams; see `Guard` for the other parameters."""
     routes = [route for each in PAGES for route in each.routes]
     routes.append(Route("/static/{name}", asset))
     app = Starlette(
         routes=routes, exception_handlers={RecycledbError: refused, HTTPException: missing, Exception: missing}
     )
-    shared = Shared(workspace, Columns(workspace.store), SearchIndex(workspace.store))
-    shared.columns.get()  # begins to read
+    columns = Columns(workspace.store)
+    stream = live.Live(workspace) if is_shared(workspace.store) else None
+    shared = Shared(workspace, columns, SearchIndex(workspace.store), overview.Overview(workspace.store, columns), stream)
     app.state.shared = shared
-    return Guard(app, token, hosts, cookie)
+    shared.columns.get()  # begins to read
+    shared.overview.get()
+    return Guard(app, token, hosts, cookie), stream.close if stream else lambda: None
+
+
+def is_shared(store: Store) -> bool:
+    """Return whether other processes can write to a store while this one has it open."""
+    with store.read() as conn:
+        return store.backend.commits(conn) is not None
 
 
 def asset(request: Request) -> Response:

@@ -40,9 +40,15 @@ def serve(
     number = listening.getsockname()[1]
     token = token or secrets.token_urlsafe(24)
     name = f"[{host}]" if ":" in host else host
-    app = make(workspace, token, own_hosts(name, number), cookie=f"recycledb_{number}")
+    app, end_streams = make(workspace, token, own_hosts(name, number), cookie=f"recycledb_{number}")
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            end_streams()  # uvicorn waits for open answers
+            await super().shutdown(sockets)
+
     settings = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1, server_header=False)
-    server = uvicorn.Server(settings)
+    server = Server(settings)
     open_at = LOCAL[0] if host in ("0.0.0.0", "::") else name
     separator = "&" if "?" in path else "?"
     started(f"http://{open_at}:{number}{path}{separator}token={token}")

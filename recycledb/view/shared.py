@@ -6,7 +6,7 @@ functions, which Starlette runs in threads.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from starlette.requests import Request
@@ -16,6 +16,10 @@ from recycledb.reporting import page as parts
 from recycledb.view.columns import Columns, Snapshot
 from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace
+
+if TYPE_CHECKING:
+    from recycledb.view.live import Live
+    from recycledb.view.overview import Overview
 
 FIRST_READ_S = 3.0  # how long a request waits for the first snapshot before it says what is being read
 
@@ -45,6 +49,8 @@ class Shared:
     workspace: Workspace
     columns: Columns
     index: SearchIndex
+    overview: "Overview"
+    live: "Live | None"  # None where no other process can write to the store
     templates: Environment = field(default_factory=environment)
 
     @property
