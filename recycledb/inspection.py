@@ -17,6 +17,7 @@ from recycledb.reflection import prompts
 from recycledb.scoring.identity import identify
 from recycledb.selection.explain import explain
 from recycledb.store import SQLRow, Store
+from recycledb.store.marks import of_sample
 from recycledb.store.measures import summary
 from recycledb.store.migrate import HEAD
 from recycledb.store.pending import in_datasets, named_datasets, samples_in
@@ -313,6 +314,7 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
         "derivations": _derivations(store, sample),
         "selections": _dicts(store.rows(_SELECTIONS, s=sample)),
         "near_duplicates": _dicts(store.rows(_NEAR_DUPLICATES, s=sample)),
+        "marks": _dicts(of_sample(store, sample)),
         "explanations": explain(store, sample),
     }
 

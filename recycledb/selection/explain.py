@@ -13,6 +13,7 @@ from typing import Any
 
 from recycledb.methods.ifd import spelled
 from recycledb.methods.reflection import Kind
+from recycledb.selection import marked
 from recycledb.selection.identities import find_prompts
 from recycledb.selection.recipes import BEST, PROMPT, shipped_as
 from recycledb.selection.split import is_held_out, parse_holdout
@@ -123,14 +124,15 @@ def explain(store: Store, sample_id: str) -> list[dict[str, Any]]:
     for student, teacher in _settings(store, sample_id):
         if (student, teacher) not in asked:
             steps = _selective(store, sample_id, {"student": student, "teacher": teacher})
+            steps = [*steps, *marked.lines(store, sample_id, {}, None, None)]
             explained.append(_explanation(None, "selective", {"student": student, "teacher": teacher}, None, steps))
     return explained
 
 
 # Only selections that are current under their name: the others were replaced by later ones.
 _SELECTIONS = """
-    SELECT s.selection, s.recipe, s.sql, s.parameters, s.selection_id, s.rows, max(v.kind) AS picked, min(i.position) AS position,
-        max(i.reason) AS reason
+    SELECT s.selection, s.recipe, s.sql, s.parameters, s.selection_id, s.rows, s.created_at,
+        max(v.kind) AS picked, min(i.position) AS position, max(i.reason) AS reason
     FROM selections s
     LEFT JOIN (
         selection_item i JOIN variant v ON v.variant_id = i.variant_id AND v.sample_id = :sample
@@ -154,6 +156,7 @@ def _recorded(
         case _:
             steps = [f"reason: {row.reason}"] if row.reason else []
     steps = [*steps, *_draws(store, sample_id, row, parameters)]
+    steps += marked.lines(store, sample_id, parameters, row.picked, row.created_at)
     if row.picked:
         steps = [*steps, f"picked at position {row.position} of {row.rows}"]
     if not _in_sight(store, sample_id, parameters.get("dataset")):
