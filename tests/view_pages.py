@@ -23,8 +23,8 @@ class Served:
 
 
 @contextmanager
-def served(workspace: Workspace) -> Iterator[Served]:
-    """Serve the pages of a store at a free port, in a thread."""
+def served(workspace: Workspace, **options: Any) -> Iterator[Served]:
+    """Serve the pages of a store at a free port, in a thread; options as in `serve`."""
     addresses: list[str] = []
     ready, stop = threading.Event(), threading.Event()
 
@@ -35,7 +35,7 @@ def served(workspace: Workspace) -> Iterator[Served]:
     thread = threading.Thread(
         target=serve,
         args=(workspace,),
-        kwargs={"port": 0, "token": TOKEN, "started": started, "stop": stop},
+        kwargs={"port": 0, "token": TOKEN, "started": started, "stop": stop, **options},
         daemon=True,
     )
     thread.start()
