@@ -2,13 +2,17 @@
 
 import json
 import re
+import signal
+import subprocess
 from collections.abc import Iterator
+from subprocess import PIPE
 from urllib.parse import urlencode
 
 import httpx2 as httpx
 import pytest
 import stores
-from conftest import Cli
+from conftest import RUN_COMMAND
+from forks import clean_environment
 from scored_stores import origin_of, two_students
 from view_pages import Served, opened, served, wait_for
 
@@ -43,14 +47,14 @@ def samples(workspace: Workspace) -> list[str]:
 
 @pytest.fixture
 def pages(workspace: Workspace) -> Iterator[Served]:
-    with served(workspace, person="ann") as found:
+    with served(workspace, person="ann", path="/samples") as found:
         yield found
 
 
 @pytest.fixture
 def client(pages: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=pages.base, follow_redirects=True, timeout=20, headers={"origin": pages.base}) as found:
-        assert found.get(pages.address.replace("/?", "/samples?")).status_code == 200
+        assert found.get(pages.address).status_code == 200
         wait_for(lambda: "Reading the store" not in found.get("/samples").text)
         yield found
 
@@ -148,7 +152,10 @@ def test_hostile_texts_are_shown_and_run_nothing(sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         [sample] = stores.add_samples(store, [Texts(HOSTILE, HOSTILE, long)], dataset="<i>d</i>")
         add_marks(store, [Given(Target(sample), "keep", HOSTILE, "<b>eve", {"page": "command"})])
-        with served(Workspace(store), person='"><script>') as pages, opened(pages) as page:
+        with (
+            served(Workspace(store), person='"><script>', path="/samples") as pages,
+            opened(pages, expected="404 (Not Found)") as page,
+        ):  # no icon beside plain text
             page.goto(f"{pages.base}/samples/{sample}")
             page.wait_for_selector("article.origin")
             assert page.title().startswith("Sample ")
@@ -313,7 +320,7 @@ def test_a_review_by_keyboard_alone(pages: Served, workspace: Workspace, samples
 
 @pytest.mark.browser
 def test_a_mark_that_is_not_stored_comes_back(pages: Served, workspace: Workspace) -> None:
-    with opened(pages) as page:
+    with opened(pages, expected="400 (Bad Request)") as page:
         page.goto(f"{pages.base}/review?all=1")
         page.locator("#item").evaluate("node => { node.dataset.seen = 'no-such-variant'; }")
         page.keyboard.press("k")
@@ -342,6 +349,15 @@ def test_the_page_of_a_sample_by_keyboard_and_buttons(pages: Served, workspace: 
     assert [row[2:] for row in marks_in(workspace)] == [("keep", "jk: good", "ann")]
 
 
-def test_the_command_opens_a_queue(cli: Cli) -> None:
-    told = " ".join(cli("view", "--help").stdout.split())
-    assert "--queue" in told and "--as" in told
+@pytest.mark.long
+def test_the_command_opens_a_queue(sqlite_url: str) -> None:
+    with Store.open(sqlite_url) as store:
+        two_students(store, WORDS)
+    queue = ["--queue", "SELECT sample_id FROM samples", "--as", "eve"]
+    command = [*RUN_COMMAND, "--store", sqlite_url, "view", "--no-open", "--port", "0", *queue]
+    with subprocess.Popen(command, stderr=PIPE, text=True, env=clean_environment()) as process:
+        assert process.stderr is not None
+        address = process.stderr.readline().split()[-1]
+        page = httpx.get(address, follow_redirects=True, timeout=60)
+        process.send_signal(signal.SIGINT)
+    assert "/review?sql=SELECT+sample_id" in str(page.url) and "0 of 4 marked by eve" in page.text

@@ -41,7 +41,7 @@ def served(workspace: Workspace, **options: Any) -> Iterator[Served]:
     thread.start()
     try:
         assert ready.wait(30), "the server has not started"
-        yield Served(addresses[0], addresses[0].partition("/?")[0])
+        yield Served(addresses[0], "/".join(addresses[0].split("/")[:3]))
     finally:
         stop.set()
         thread.join(10)
@@ -58,8 +58,11 @@ def chromium() -> str:
 
 
 @contextmanager
-def opened(served_at: Served, **options: Any) -> Iterator[Any]:
-    """Open the pages in a Chromium; yield Playwright's page, which fails the test for an error of a script or a refused resource."""
+def opened(served_at: Served, *, expected: str | None = None, **options: Any) -> Iterator[Any]:
+    """Open the pages in a Chromium; yield Playwright's page, which fails the test for an error of a script or a refused resource.
+
+    `expected` is a part of the console's errors that the test provokes.
+    """
     from playwright.sync_api import sync_playwright
 
     complaints: list[str] = []
@@ -74,6 +77,7 @@ def opened(served_at: Served, **options: Any) -> Iterator[Any]:
             yield page
         finally:
             browser.close()
+    complaints = [each for each in complaints if expected is None or expected not in each]
     assert not complaints, complaints
 
 
