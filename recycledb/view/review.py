@@ -64,13 +64,13 @@ def review(request: Request) -> Response:
     queue = find_queue(request, fresh=at is None)
     if isinstance(queue, Response):
         return queue
-    marks = everybodys(shared.workspace.store)
-    mine = marks.get(shared.person, {})
     if queue is None:
+        marks = everybodys(shared.workspace.store)
         names = [each.name for each in selections(shared.workspace.store)]
         return render(
             request, "review_start.html", here=HERE, names=names[-50:], people=people(marks), person=shared.person
         )
+    mine = {Target(*row[:2]): row.mark for row in current(shared.workspace.store, shared.person)}
     at = resume(queue, mine) if at is None else min(at, len(queue.items) - 1)
     return render(
         request,
@@ -79,7 +79,6 @@ def review(request: Request) -> Response:
         queue=queue,
         total=len(queue.items),
         done=sum(item in mine for item in queue.items),
-        people=people(marks, queue),
         person=shared.person,
         **item_values(shared, queue, at),
     )
@@ -240,13 +239,10 @@ def everybodys(store: Store) -> dict[str, dict[Target, str]]:
     return found
 
 
-def people(marks: Mapping[str, Mapping[Target, str]], queue: Queue | None = None) -> list[tuple[str, int]]:
-    """Return who has marked how much (of a queue), most first."""
-    counts = {
-        name: len(each) if queue is None else sum(target in queue.place for target in each)
-        for name, each in marks.items()
-    }
-    return sorted(((name, count) for name, count in counts.items() if count), key=lambda each: (-each[1], each[0]))
+def people(marks: Mapping[str, Mapping[Target, str]]) -> list[tuple[str, int]]:
+    """Return who has marked how much, most first."""
+    counts = [(name, len(each)) for name, each in marks.items() if each]
+    return sorted(counts, key=lambda each: (-each[1], each[0]))
 
 
 def agreements(request: Request) -> Response:

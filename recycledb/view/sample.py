@@ -104,7 +104,12 @@ def page_values(shared: Shared, sample: str) -> dict[str, Any]:
         "replies": [reply(row, kinds) for row in found["teacher_texts"]],
         "cost": cost(found["teacher_texts"]),
         "trees": [
-            (each, Markup(decision_tree(each)), [spelled(line) for line in each.decision.steps])
+            (
+                each,
+                Markup(decision_tree(each)),
+                [spelled(line) for line in each.decision.steps],
+                spelled(each.decision.verdict),
+            )
             for each in decisions(found["scores"])
         ],
         "selections": [
