@@ -45,6 +45,7 @@ ORDER = (
     "sync",
     "status",
     "show",
+    "mark",
     "query",
     "select",
     "selections",

@@ -18,6 +18,33 @@ SCORES = {"ifd_ppl": "IFD", "rifd_ppl": "rIFD"} | {
 
 
 @app.command()
+def mark(
+    identifier: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="The id of a sample or variant, or a unique prefix of one."),
+    ],
+    word: Annotated[str, typer.Argument(metavar="keep|drop|unsure|none", help="none takes your mark back.")],
+    *,
+    note: Annotated[str, typer.Option(help="Why.")] = "",
+    by: Annotated[str | None, typer.Option(metavar="NAME", help="Who decided. Default: your login name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Mark a sample or one of its variants keep, drop or unsure; recipes leave out what is marked drop.
+
+    The newest mark counts, whoever made it; `select --marks ignore` picks as if there were none. The view marks has all of them:
+    [bold]recycledb query "SELECT * FROM marks" -o marks.csv[/bold]
+
+    Example: [bold]recycledb mark 3dd72b drop --note "the answer is cut off"[/bold]
+    """
+    with session.open() as db:
+        row = db.mark(identifier, word, note=note, by=by)
+    what = f"variant {row['variant_id'][:12]} of sample" if row["variant_id"] else "sample"
+    said = "no longer marked" if row["mark"] == "none" else f"marked {row['mark']}"
+    line = f"{what} {row['sample_id'][:12]}: {said} by {row['marked_by']}"
+    emit(row, as_json=as_json, show=lambda: stdout().print(visible_line(line), markup=False))
+
+
+@app.command()
 def show(
     identifier: Annotated[
         str,
@@ -52,6 +79,7 @@ def _show(found: dict[str, Any]) -> None:
         out.print(f"near-duplicate of sample {near['sample_id'][:12]}, {near['similarity']:.0%} the same", markup=False)
     for text in found["teacher_texts"]:
         _show_text(text)
+    _show_marks(found)
     out.print()
     out.print(_costs(found["teacher_texts"]))
     _show_selections(found)
@@ -124,6 +152,16 @@ def _show_derivations(found: dict[str, Any]) -> None:
             line = f"  {member['ordinal'] + 1}. {member['kind']} {member['variant_id'][:12]} of {whose}"
             out.print(line, markup=False)
         out.print(f"parameters {derivation['parameters']}", style="dim", markup=False)
+
+
+def _show_marks(found: dict[str, Any]) -> None:
+    kinds = {variant["variant_id"]: variant["kind"] for variant in found["variants"]}
+    for row in found["marks"]:
+        if row["is_current"]:
+            what = f"{kinds[row['variant_id']]} " if row["variant_id"] else ""
+            words = f": {row['note']}" if row["note"] else ""
+            line = f"{what}marked {row['mark']} by {row['marked_by']} on {row['created_at'][:10]}{words}"
+            stdout().print(visible_line(line), markup=False, soft_wrap=True)
 
 
 def _show_text(text: dict[str, Any]) -> None:

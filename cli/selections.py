@@ -60,6 +60,8 @@ def recipes(context: typer.Context) -> None:
     out.print("every recipe, also your own", style="bold")
     near = "near_duplicates: keep | drop = keep  drop picks one of each group that `recycledb duplicates` has found, the best ranked"
     out.print(f"    {near}", style="dim", markup=False)
+    marks = "marks: respect | ignore = respect  respect leaves out what people marked drop, on the pages or by `recycledb mark`"
+    out.print(f"    {marks}", style="dim", markup=False)
     out.print("    prompt: text = current  use variants made with an older prompt", style="dim", markup=False)
 
 
@@ -98,6 +100,13 @@ def select(
     top: Annotated[
         str | None, typer.Option(metavar="5%|N", help="How many to pick: a share of the samples, or a number.")
     ] = None,
+    marks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="respect|ignore",
+            help="Whether samples and variants that people marked drop are left out. Default: respect.",
+        ),
+    ] = None,
     param: Params = [],  # noqa: B006 — typer copies it
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; - is stdout.")] = None,
     format: OutFormat = "alpaca",
@@ -114,7 +123,7 @@ def select(
 
     Example: [bold]recycledb select selective --student 7b -o recycled.json[/bold]
     """
-    named = {"student": student, "teacher": teacher, "prompt": prompt, "dataset": dataset, "top": top}
+    named = {"student": student, "teacher": teacher, "prompt": prompt, "dataset": dataset, "top": top, "marks": marks}
     given = {**named, **parse_params(param)}
     given = {key: value for key, value in given.items() if value is not None}
     chosen = _recipe(recipe, sql)
@@ -204,6 +213,8 @@ def _show_selected(selected: "Selected", out: "Terminal") -> None:
         out.print(f"  mean {spelled(name):<15} {mean:>8.4f}")
     if selected.near_duplicates:
         out.print(f"  near-duplicates left out {selected.near_duplicates}")
+    if selected.marked_drop:
+        out.print(f"  marked drop, left out    {selected.marked_drop}")
     out.print(f"  id     {selected.selection_id}")
     out.print(f"  sha256 {selected.file_sha256 or selected.output_sha256}")
     if selected.file:

@@ -18,6 +18,7 @@ from recycledb.reflection import prompts
 from recycledb.scoring.identity import identify
 from recycledb.selection.explain import explain
 from recycledb.store import SQLRow, Store
+from recycledb.store.marks import of_sample
 from recycledb.store.measures import summary
 from recycledb.store.migrate import HEAD
 from recycledb.store.pending import in_datasets, named_datasets, samples_in
@@ -337,6 +338,16 @@ def find_sample(store: Store, prefix: str) -> str:
 def show(store: Store, prefix: str) -> dict[str, Any]:
     """Return everything about one sample, and why selections picked it or not; `prefix` is a unique prefix of an id."""
     sample = find_sample(store, prefix)
+    return {
+        **history(store, sample),
+        "losses": _dicts(store.rows(_LOSSES, s=sample)),
+        "measures": _dicts(store.rows(_MEASURES, s=sample)),
+        "explanations": explain(store, sample),
+    }
+
+
+def history(store: Store, sample: str) -> dict[str, Any]:
+    """Return what is found by a sample's id alone, in milliseconds however large the store is: not its losses and measures."""
     found = store.rows("SELECT * FROM samples WHERE sample_id = :s", s=sample)[0]
     return {
         **dict(found._mapping),
@@ -344,12 +355,10 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
         "variants": _dicts(store.rows(_VARIANTS, s=sample)),
         "teacher_texts": _dicts(store.rows(_TEXTS, s=sample)),
         "scores": _dicts(store.rows(_SCORES, s=sample)),
-        "losses": _dicts(store.rows(_LOSSES, s=sample)),
-        "measures": _dicts(store.rows(_MEASURES, s=sample)),
         "derivations": _derivations(store, sample),
         "selections": _dicts(store.rows(_SELECTIONS, s=sample)),
         "near_duplicates": _dicts(store.rows(_NEAR_DUPLICATES, s=sample)),
-        "explanations": explain(store, sample),
+        "marks": _dicts(of_sample(store, sample)),
     }
 
 

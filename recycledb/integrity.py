@@ -31,6 +31,7 @@ from recycledb.selection.select import selection_id_of
 from recycledb.store import Store, verify
 from recycledb.store.derivations import derivation_id_of, stored
 from recycledb.store.duplicates import search_id_of
+from recycledb.store.marks import WORDS, mark_id_of
 from recycledb.store.rater_rows import TeacherMeasureRow
 from recycledb.store.rows import ReplyRow
 from recycledb.store.statement import MOST_TOKENS
@@ -211,6 +212,13 @@ def _wrong_name(row: RowOf) -> Iterator[str]:
         yield f"means {row['id']!r}, which is not a version"
 
 
+def _wrong_mark(row: RowOf) -> Iterator[str]:
+    if row["mark"] not in WORDS:
+        yield f"has the unknown mark {row['mark']!r}"
+    if _object(row["seen"]) is None:
+        yield "has something in seen that is not a JSON object"
+
+
 def _wrong_worker(row: RowOf) -> Iterator[str]:
     """The rows of `worker` change, so they have no digest; only whether their values are possible can be checked."""
     moments = [row["started_at"], row["heartbeat_at"], *([row["ended_at"]] if row["ended_at"] is not None else [])]
@@ -253,6 +261,7 @@ RULES = {
     "duplicate_search": Rule("duplicate_search_id", _duplicate_search),
     "near_duplicate": Rule(wrong=_wrong_near_duplicate),
     "place": Rule(wrong=_wrong_place),
+    "mark": Rule("mark_id", mark_id_of, _wrong_mark),
     "selection": Rule(wrong=_wrong_selection),
     "name": Rule(wrong=_wrong_name),
     "worker": Rule(wrong=_wrong_worker),

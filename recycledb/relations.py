@@ -152,6 +152,12 @@ _RELATIONS = (
         ) AS each_one WHERE items > pool_size OR items <> last
         """,
     ),
+    Relation(
+        "of mark are about a variant of another sample",
+        """
+        SELECT count(*) FROM mark m JOIN variant v ON v.variant_id = m.variant_id WHERE v.sample_id <> m.sample_id
+        """,
+    ),
     _named("teacher", "teacher"),
     _named("student", "student"),
     _named("prompt", "prompt"),

@@ -14,6 +14,7 @@ from recycledb.config import Config, load
 from recycledb.formats import MAX_ROW
 from recycledb.formats.arrow import to_table
 from recycledb.inspection import Status, look, measures, show
+from recycledb.marking import mark
 from recycledb.store import Row, Store
 from recycledb.store.batches import listed
 from recycledb.store.datasets import Removals
@@ -382,6 +383,14 @@ class Workspace:
         from recycledb.selection.duplicates import find_duplicates
 
         return find_duplicates(self.store, **options)
+
+    def mark(self, identifier: str, word: str, *, note: str = "", by: str | None = None) -> dict[str, Any]:
+        """Mark a sample or variant (a unique prefix of its id) keep, drop or unsure; none takes the mark back.
+
+        >>> db.mark(db.query("SELECT min(sample_id) FROM samples").rows[0][0], "unsure", by="me")["mark"]
+        'unsure'
+        """
+        return mark(self.store, identifier, word, note=note, by=by)
 
     def selections(self) -> list[dict[str, Any]]:
         """Return the recorded selections, oldest first.

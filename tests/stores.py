@@ -11,6 +11,7 @@ from recycledb.schema import Texts, canonical_json, content_id, random_id, utc_n
 from recycledb.store import Store
 from recycledb.store.derivations import derivation_id_of
 from recycledb.store.duplicates import pool_sha256, search_id_of
+from recycledb.store.marks import mark_id_of
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
 from recycledb.store.pending import Scope, Wanted
 from recycledb.store.places import Place, replace_places
@@ -28,6 +29,7 @@ from recycledb.store.rows import (
     EmbeddingRow,
     ExtractionRow,
     LossRow,
+    MarkRow,
     MeasureRow,
     NearDuplicateRow,
     OrderingItemRow,
@@ -280,6 +282,7 @@ def derive(store: Store, conn: Any, samples: Sequence[str], name: str) -> str:
         OrderingRow(ordering, "random", 1, canonical_json(parameters), "00" * 32, 1, now),
         OrderingItemRow(ordering, 1, members[0], 0.5, "first"),
         rater_row(name, teacher, prompt),
+        mark_row(samples[0], members[0], f"of {name}"),
         AugmentationRow(augmentation, f"a-{name}", "pair", 1, 0, canonical_json(parameters), now),
         DerivationRow(derivation, augmentation, 0, "{}", None, now),
         VariantRow(key, samples[0], "pair", members[0], None, None, None, *made, now, derivation_id=derivation),
@@ -294,6 +297,13 @@ def rater_row(name: str, teacher: str, prompt: str) -> TeacherMeasureRow:
     """Return the row of a rating measure."""
     row = TeacherMeasureRow("", f"r-{name}", "rating", teacher, prompt, "", "", 0.0, 5.0, utc_now())
     return row._replace(measure_id=teacher_measure_id_of(row))
+
+
+def mark_row(sample: str, variant: str | None, note: str = "", **more: Any) -> MarkRow:
+    """Return the row of a mark; `more` are the fields that matter to a test."""
+    row = MarkRow("", sample, variant, "keep", note, "ann", "2026-01-01T00:00:00.000000Z", '{"page":"command"}')
+    row = row._replace(**more)
+    return row._replace(mark_id=mark_id_of(row._asdict()))
 
 
 def duplicate(store: Store, conn: Any, samples: Sequence[str]) -> None:
@@ -359,6 +369,7 @@ VIEWS = (
         "derivation_members",
     ),
     *("near_duplicates", "duplicate_groups", "embeddings", "orderings", "ordering_items", "teacher_measures"),
+    "marks",
 )
 # Those that a store may have no row of: `fill` judges no pair, and its teacher has one row.
 EMPTY_VIEWS = ("judgements", "teacher_aliases", "alias_replies")

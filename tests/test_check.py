@@ -72,6 +72,7 @@ def test_a_sound_store_is_sound_and_every_row_was_looked_at(url: str) -> None:
             "student",
             "ordering",
             "teacher_measure",
+            "mark",
             "reply",
             "selection",
             "measure",

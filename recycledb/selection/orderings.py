@@ -174,14 +174,20 @@ def _stored(store: Store, name: str, version: int, parameters: Mapping[str, Any]
     return min(found)[1] if found else None
 
 
-def read_pool(sandbox: Sandbox, recipe: str, call: OrderCall, values: Mapping[str, Any]) -> Pool:
-    """Return the variants of a recipe's pool query; SelectionError if there are none."""
+def read_pool(
+    sandbox: Sandbox,
+    recipe: str,
+    call: OrderCall,
+    values: Mapping[str, Any],
+    left_out: frozenset[str] = frozenset(),
+) -> Pool:
+    """Return the variants of a recipe's pool query, without those left out; SelectionError if there are none."""
     names, rows = sandbox.execute(call.pool.strip().rstrip(";"), dict(values))
     if "variant_id" not in names:
         raise SelectionError(f"recipe {recipe}: the pool returns {', '.join(names)}; it must return variant_id")
     at = names.index("variant_id")
     by_id = {row[at]: row for row in reversed(list(rows))}  # the first row of a variant counts
-    found = list(reversed(by_id.values()))
+    found = [row for key, row in reversed(by_id.items()) if key not in left_out]
     if not found:
         raise SelectionError(
             f"recipe {recipe}: the pool is empty; what it needs may not be computed yet: see `recycledb measures`"

@@ -41,6 +41,8 @@ class Picks:
     cut: int | None
     groups: Mapping[str, str] = field(default_factory=dict)  # of near-duplicate samples, of which one is picked
     only: Mapping[str, str] | None = None  # the variants to pick and the reason for each; None: all
+    left_out: frozenset[str] = frozenset()  # variants that marks leave out
+    marked: set[str] = field(default_factory=set)  # those of them that the recipe picked
     first: dict[str, str] = field(default_factory=dict)  # by group: the sample that was picked
     dropped: int = 0
     items: list[tuple[str, float | None, str | None]] = field(default_factory=list)
@@ -144,6 +146,9 @@ def picked_rows(
         if pick["variant_id"] in seen:  # for example through two positions of one sample: it is one pick
             continue
         if picks.only is not None and pick["variant_id"] not in picks.only:
+            continue
+        if pick["variant_id"] in picks.left_out:
+            picks.marked.add(pick["variant_id"])
             continue
         if picks.cut is not None and len(seen) >= picks.cut:
             return

@@ -19,6 +19,7 @@ REVISION_TABLES = {
     **{table: table for table in ("sample", "place", "closing", "variant", "extraction", "loss")},
     "name": "name WHERE kind <> 'selection'",
 }
+MARK_TABLE = "mark"  # counted where it has rows: a store without marks is described as before there were any
 
 
 def selection_id_of(sql: str, parameters: dict[str, Any], picks: list[Item]) -> str:
@@ -29,8 +30,9 @@ def selection_id_of(sql: str, parameters: dict[str, Any], picks: list[Item]) -> 
 def store_revision(sandbox: Sandbox) -> str:
     """Return the row counts of the append-only tables: rows never change, so equal counts in one store mean equal content."""
     sql = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {rows}" for table, rows in REVISION_TABLES.items())
-    counts = dict(sandbox.execute(sql)[1])
-    return " ".join(f"{table}:{counts[table]}" for table in REVISION_TABLES)
+    counts = dict(sandbox.execute(f"{sql} UNION ALL SELECT '{MARK_TABLE}', count(*) FROM {MARK_TABLE}")[1])
+    counted = [table for table in (*REVISION_TABLES, MARK_TABLE) if table != MARK_TABLE or counts[table]]
+    return " ".join(f"{table}:{counts[table]}" for table in counted)
 
 
 def record(store: Store, row: SelectionRow, picks: Sequence[Item]) -> str | None:

@@ -18,7 +18,7 @@ from recycledb.errors import SelectionError
 from recycledb.formats.pairs import PAIR_FORMATS
 from recycledb.methods.judging import ANSWER
 from recycledb.schema import ORIGIN, canonical_json, utc_now
-from recycledb.selection import identities, orderings
+from recycledb.selection import identities, marked, orderings
 from recycledb.selection.evaluation import ALPACA_EVAL, kind_and_author, require_outputs
 from recycledb.selection.output import HeldOut, Output, asked, deliver, require_writable, write_more
 from recycledb.selection.picking import Picks, columns_of, picked_rows, places_in_cut
@@ -61,6 +61,7 @@ class Selected:
     contexts_left_out: int = 0  # rows whose system prompt and earlier turns the format cannot hold
     held_out: HeldOut | None = None  # the second file of a hold-out split
     warning: str | None = None
+    marked_drop: int = 0  # variants that the recipe picked and marks left out
 
     def _repr_html_(self) -> str:
         from recycledb.selection.notebook import selected_html
@@ -91,7 +92,8 @@ def select(
     """Run `recipe` with the parameters `given`, write its picks to `output` and record the selection under `name`.
 
     The default name is RECIPE[-STUDENT][-TEACHER][-PROMPT]; if `output` is a folder, the file gets that name. A `top` that the recipe
-    does not declare limits its ranking; with near_duplicates=drop, one of each group of near-duplicates is picked. `llama_factory` is
+    does not declare limits its ranking; with near_duplicates=drop, one of each group of near-duplicates is picked; unless marks=ignore,
+    what is marked `drop` is left out (see `recycledb.selection.marked`). `llama_factory` is
     LLaMA-Factory's data folder, where the rows are written unless `output` is given; `card` is a dataset card to write; `with_extra`
     writes the samples' extra fields too; `holdout` is a share of the samples that go to a second file, drawn by `seed`.
     SelectionError if the recipe or its parameters are invalid, or if there are no scores; if there are scores but no picks, `note` says
@@ -101,17 +103,23 @@ def select(
     wanted = asked(
         output, format, with_extra=with_extra, holdout=holdout, seed=seed, llama_factory=llama_factory, card=card
     )
-    bound, cut = _bound(store, recipe, dict(given or {}))
+    given = dict(given or {})
+    marks = marked.wish(recipe, given)
+    bound, cut = _bound(store, recipe, dict(given))
     samples = count_samples(store, bound.said.get("dataset"))
     _require_scores(store, bound, samples)
     groups, warning = _near_duplicates(store, bound)
+    left_out = marked.note(store, recipe, bound, marks)
     if groups is not None:
         bound, cut = _cut_later(recipe, bound, cut)
-    called = name or _name(recipe, bound, given or {})
+    else:
+        bound, picks = marked.rank_further(recipe, bound, left_out, samples)
+        cut = cut if picks is None else picks
+    called = name or _name(recipe, bound, given)
     limit = TimeLimit(timeout_s)
     if recipe.order is not None:
-        _put_in_order(store, recipe, bound, samples, limit, progress)
-    running = Running(recipe, bound, called, samples, cut, groups or {}, warning=warning)
+        _put_in_order(store, recipe, bound, samples, left_out, limit, progress)
+    running = Running(recipe, bound, called, samples, cut, groups or {}, warning=warning, left_out=left_out)
     return run(store, running, wanted.named(called), limit)
 
 
@@ -127,6 +135,7 @@ class Running:
     groups: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, str] | None = None
     warning: str | None = None
+    left_out: frozenset[str] = frozenset()  # variants that marks leave out
 
 
 def run(store: Store, running: Running, output: Output, limit: TimeLimit) -> Selected:
@@ -137,7 +146,7 @@ def run(store: Store, running: Running, output: Output, limit: TimeLimit) -> Sel
         revision = store_revision(sandbox)
         columns = columns_of(sandbox, recipe, bound)
         cut = places_in_cut(recipe, columns, running.cut, running.samples)
-        picks = Picks(columns, cut, running.groups, running.only)
+        picks = Picks(columns, cut, running.groups, running.only, running.left_out)
         done = deliver(store, output, picked_rows(sandbox, recipe, bound, picks, output))
     parameters = _parameters(bound)
     selected = Selected(
@@ -155,12 +164,13 @@ def run(store: Store, running: Running, output: Output, limit: TimeLimit) -> Sel
         format=output.format,
         file=str(output.file) if output.file else None,
         file_sha256=done.file_sha256,
-        note=None if picks.items else _why_nothing(recipe, bound, running.samples),
+        note=None if picks.items else _why_nothing(recipe, bound, running.samples, len(picks.marked)),
         near_duplicates=picks.dropped,
         unpaired=done.unpaired,
         contexts_left_out=done.contexts_left_out,
         held_out=done.held_out,
         warning=running.warning,
+        marked_drop=len(picks.marked),
     )
     beside = _beside(store, selected, output, done.rows)
     return replace(selected, not_recorded=_record(store, recipe, selected, picks), beside=beside)
@@ -171,13 +181,14 @@ def _put_in_order(
     recipe: Recipe,
     bound: Bound,
     samples: int,
+    left_out: frozenset[str],
     limit: TimeLimit,
     progress: Callable[[str, int, int], None],
 ) -> None:
     """Find or compute the ordering that the recipe picks from, and bind its id."""
     assert recipe.order is not None
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
-        pool = orderings.read_pool(sandbox, recipe.name, recipe.order, bound.values)
+        pool = orderings.read_pool(sandbox, recipe.name, recipe.order, bound.values, left_out)
     key, row, items = orderings.find_or_compute(store, recipe.order, pool, bound.values, samples, progress)
     if row is not None:
         orderings.record(store, row, items)
@@ -427,8 +438,10 @@ def _require_scores(store: Store, bound: Bound, samples: int) -> None:
         raise SelectionError(f"no scores under {name}; run `recycledb sync --student {name}`")
 
 
-def _why_nothing(recipe: Recipe, bound: Bound, samples: int) -> str:
+def _why_nothing(recipe: Recipe, bound: Bound, samples: int, marked_drop: int) -> str:
     said = bound.said
+    if marked_drop:
+        return f"nothing was picked: all {marked_drop} variants that {recipe.name} picked are marked drop (--marks ignore picks them)"
     if "teacher" in recipe.declares and not said.get("teacher") and said.get("kind") != "origin":
         return "nothing was picked: no teacher has made a variant yet (run `recycledb sync`)"
     top = f" (top {said['top']} of {samples} samples)" if said.get("top") else ""

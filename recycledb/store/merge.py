@@ -41,7 +41,7 @@ TABLES = (
     "prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample", "variant", "dataset", "place", "closing",
     "dataset_import", "attempt", "reply", "repeated_reply", "batch", "batch_event", "derivation_member", "extraction", "rating", "loss",
     "readout", "embedding", "value", "ordering", "ordering_item",
-    "duplicate_search", "duplicate_pool", "near_duplicate", "teacher_measure", "selection", "selection_item", "name",
+    "duplicate_search", "duplicate_pool", "near_duplicate", "teacher_measure", "mark", "selection", "selection_item", "name",
 )  # fmt: skip
 
 Tell = Callable[[str, int], None]  # a table's name and how many of its rows are new so far
@@ -98,7 +98,7 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
         work.copy("derivation_member")
         work.copy_repeated()
         work.copy_batches()
-        for table in ("teacher_measure", "extraction", "rating"):
+        for table in ("teacher_measure", "extraction", "rating", "mark"):
             work.copy(table)
         for table, owner in (
             ("loss", "student"),

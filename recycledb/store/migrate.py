@@ -14,7 +14,7 @@ from recycledb.errors import SchemaError
 from recycledb.store.backend import Backend
 from recycledb.store.backup import copy_beside
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")  # a test compares them with the files
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")  # a test compares them with the files
 HEAD = REVISIONS[-1]
 # Tables of a store of any revision: many projects number their revisions like this one and have a table `alembic_version`.
 FIRST_TABLES = {

@@ -7,6 +7,7 @@ columns default to None. A test compares them with `recycledb.store.tables`.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from recycledb.store.mark_rows import MarkRow
 from recycledb.store.rater_rows import TeacherMeasureRow
 
 
@@ -446,6 +447,7 @@ StoredRow = (
     | DuplicatePoolRow
     | NearDuplicateRow
     | TeacherMeasureRow
+    | MarkRow
     | SelectionRow
     | SelectionItemRow
     | NameRow
@@ -484,6 +486,7 @@ ROWS: Mapping[str, type[StoredRow]] = {
     "duplicate_pool": DuplicatePoolRow,
     "near_duplicate": NearDuplicateRow,
     "teacher_measure": TeacherMeasureRow,
+    "mark": MarkRow,
     "selection": SelectionRow,
     "selection_item": SelectionItemRow,
     "name": NameRow,

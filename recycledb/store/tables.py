@@ -496,5 +496,5 @@ class Name(SQLModel, table=True):
     digest: int | None = Field(default=None, sa_type=BigInteger)
 
 
-# More tables, on the metadata that is named above.
 from recycledb.store.duplicate_tables import DuplicatePool, DuplicateSearch, NearDuplicate  # noqa: E402, F401
+from recycledb.store.mark_tables import Mark  # noqa: E402, F401

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from importlib.resources import files
+from pathlib import PurePath
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,28 +13,21 @@ from starlette.types import ASGIApp
 
 from recycledb.errors import RecycledbError
 from recycledb.store import Store
-from recycledb.view import live, overview, samples
+from recycledb.view import live, marks, overview, review, sample, samples
 from recycledb.view.columns import Columns
 from recycledb.view.guard import Guard
 from recycledb.view.shared import Shared, render
 from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace
 
-PAGES = (overview, live, samples)
-ASSETS = {
-    "page.css": ("recycledb.reporting", "text/css"),
-    "view.css": ("recycledb.view", "text/css"),
-    "view.js": ("recycledb.view", "text/javascript"),
-    "samples.js": ("recycledb.view", "text/javascript"),
-    "overview.css": ("recycledb.view", "text/css"),
-    "overview.js": ("recycledb.view", "text/javascript"),
-}
+PAGES = (overview, live, samples, sample, marks, review)
+MEDIA = {".css": "text/css", ".js": "text/javascript"}
 
 
 def make(
-    workspace: Workspace, token: str, hosts: Collection[str], cookie: str = "recycledb"
+    workspace: Workspace, token: str, hosts: Collection[str], cookie: str = "recycledb", person: str = "nobody"
 ) -> tuple[ASGIApp, Callable[[], None]]:
-    """Return the application for an open store, and a function that ends its streams; see `Guard` for the other parameters."""
+    """Return the application for an open store, and a function that ends its streams; `person` is who marks; see `Guard` for the others."""
     routes = [route for each in PAGES for route in each.routes]
     routes.append(Route("/static/{name}", asset))
     app = Starlette(
@@ -41,7 +35,9 @@ def make(
     )
     columns = Columns(workspace.store)
     stream = live.Live(workspace) if is_shared(workspace.store) else None
-    shared = Shared(workspace, columns, SearchIndex(workspace.store), overview.Overview(workspace.store, columns), stream)
+    shared = Shared(
+        workspace, columns, SearchIndex(workspace.store), overview.Overview(workspace.store, columns), stream, person
+    )
     app.state.shared = shared
     shared.columns.get()  # begins to read
     shared.overview.get()
@@ -57,11 +53,11 @@ def is_shared(store: Store) -> bool:
 def asset(request: Request) -> Response:
     """Return a stylesheet or script of the package."""
     name = request.path_params["name"]
-    if name not in ASSETS:
+    found = files("recycledb.reporting") / name if name == "page.css" else files("recycledb.view") / "static" / name
+    media = MEDIA.get(PurePath(name).suffix)
+    if media is None or PurePath(name).name != name or not found.is_file():
         raise HTTPException(404)
-    package, media = ASSETS[name]
-    folder = files(package)
-    text = (folder / "static" / name if package == "recycledb.view" else folder / name).read_text(encoding="utf-8")
+    text = found.read_text(encoding="utf-8")
     return Response(text, media_type=media, headers={"cache-control": "no-cache"})
 
 
