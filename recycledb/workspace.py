@@ -5,17 +5,17 @@ as an object whose `as_dict()` returns it. The commands call these methods, or t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from recycledb.additions import Additions, Options, add
 from recycledb.config import Config, load
 from recycledb.formats import MAX_ROW
-from recycledb.formats.arrow import to_table
 from recycledb.inspection import Status, look, measures, show
 from recycledb.marking import mark
-from recycledb.store import Row, Store
+from recycledb.selection.answer import Answer
+from recycledb.store import Store
 from recycledb.store.batches import listed
 from recycledb.store.datasets import Removals
 from recycledb.store.datasets import find as find_datasets
@@ -27,10 +27,6 @@ from recycledb.sync.apart import run_async
 from recycledb.sync.progress import silent
 
 if TYPE_CHECKING:
-    import pandas
-    import polars
-    import pyarrow
-
     from recycledb.reviews import ImportedReviews
     from recycledb.selection.compare import Comparison
     from recycledb.selection.diff import Diff
@@ -42,37 +38,6 @@ if TYPE_CHECKING:
     from recycledb.selection.published import Imported
     from recycledb.selection.select import Exported, Selected
     from recycledb.store.merge import Merged
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A query's columns and rows, with conversions to data frames."""
-
-    columns: list[str]
-    rows: list[Row]
-
-    def _repr_html_(self) -> str:
-        from recycledb.selection.notebook import answer_html
-
-        return answer_html(self.columns, self.rows)
-
-    def to_arrow(self) -> "pyarrow.Table":
-        """Return a pyarrow Table; a column of mixed types is text.
-
-        >>> db.query("SELECT 1 AS a UNION ALL SELECT 'x' ORDER BY 1").to_arrow()["a"].to_pylist()
-        ['1', 'x']
-        """
-        return to_table(self.columns, self.rows)
-
-    def to_pandas(self) -> "pandas.DataFrame":
-        """Return a pandas DataFrame; pandas must be installed."""
-        return self.to_arrow().to_pandas()
-
-    def to_polars(self) -> "polars.DataFrame":
-        """Return a polars DataFrame; polars must be installed."""
-        import polars
-
-        return polars.DataFrame(polars.from_arrow(self.to_arrow()))
 
 
 class Workspace:
