@@ -127,33 +127,35 @@ class Columns:
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._ended = 0.0
+        self._next = 0.0  # when the store is to be looked at again
 
     def get(self, wait_s: float = 0.0) -> Snapshot | None:
-        """Return the newest snapshot, None while the first is being read; read another if the store has changed."""
+        """Return the newest snapshot, None while the first is being read; read another if that is due and the store has changed.
+
+        Waits up to `wait_s` seconds for the first one, and never for another.
+        """
         with self._lock:
-            if self._thread is None and self._is_due():
+            if self._thread is None and time.monotonic() >= self._next:
                 self._thread = threading.Thread(target=self._work, name="columns", daemon=True)
                 self._thread.start()
             thread = self._thread
-        if thread is not None and wait_s:
+        if thread is not None and self._snapshot is None:
             thread.join(wait_s)
         return self._snapshot
 
-    def _is_due(self) -> bool:
-        last = self._snapshot
-        if last is None:
-            return True
-        return time.monotonic() - self._ended > last.seconds / SHARE and version(self.store) != last.version
-
     def _work(self) -> None:
+        began = time.monotonic()
+        last = self._snapshot
         try:
-            self._snapshot, self.error = read(self.store, self._tell), None
+            if last is None or version(self.store) != last.version:  # not in a request: statistics are counted
+                self._snapshot = read(self.store, self._tell)
+            self.error = None
         except RecycledbError as error:
             self.error = str(error)
         finally:
             with self._lock:
-                self._ended, self._thread = time.monotonic(), None
+                ended = time.monotonic()
+                self._next, self._thread = ended + (ended - began) / SHARE, None
 
     def _tell(self, text: str) -> None:
         self.progress = text

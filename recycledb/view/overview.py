@@ -1,7 +1,7 @@
 """The overview: what is in the store, what it cost, how it is scored; and a sync that is running.
 
-Invariant: a request computes no sums. A thread reads all sections in one transaction, and again when the store has changed, at most so
-often that it takes 2 % of the time; the page says of when its numbers are.
+Invariant: a request computes no sums. A thread reads all sections but the distributions in one transaction, and again when the store has
+changed, at most so often that it takes 2 % of the time; the distributions are those of the columns. The page says of when its numbers are.
 """
 
 import threading
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from recycledb.errors import RecycledbError
+from recycledb.errors import RecycledbError, StoreError
 from recycledb.reporting import sections
 from recycledb.schema import utc_now
 from recycledb.store import Store
@@ -49,6 +49,9 @@ class Overview:
         self.error: str | None = None
         self.progress = "beginning"
         self._numbers: Numbers | None = None
+        self._parts: dict[str, str] = {}
+        self._students: list[str] = []
+        self._snapshot: Snapshot | None = None  # that the distributions are of
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._next = 0.0  # when the store is to be looked at again
@@ -59,13 +62,16 @@ class Overview:
         return self._thread is not None
 
     def get(self, wait_s: float = 0.0) -> Numbers | None:
-        """Return the newest numbers, None while the first are being read; read others if that is due and the store has changed."""
+        """Return the newest numbers, None while the first are being read; read others if that is due and the store has changed.
+
+        Waits up to `wait_s` seconds for the first ones, and never for others.
+        """
         with self._lock:
             if self._thread is None and time.monotonic() >= self._next:
                 self._thread = threading.Thread(target=self._work, name="overview", daemon=True)
                 self._thread.start()
             thread = self._thread
-        if thread is not None and wait_s:
+        if thread is not None and self._numbers is None:
             thread.join(wait_s)
         return self._numbers
 
@@ -73,9 +79,7 @@ class Overview:
         began, worked = time.monotonic(), time.thread_time()
         is_first = self._numbers is None
         try:
-            now = version(self.store)
-            if self._numbers is None or self._numbers.version != now:
-                self._numbers = self._read(now, began)
+            self._update(began)
             self.error = None
         except RecycledbError as error:
             self.error = str(error)
@@ -85,8 +89,26 @@ class Overview:
                 # The first time does not count: much of it is loading and warming up, and it lasted while rows were added.
                 self._next, self._thread = time.monotonic() + (0.0 if is_first else worked / SHARE), None
 
-    def _read(self, now: tuple[int, ...], began: float) -> Numbers:
-        at = utc_now()
+    def _update(self, began: float) -> None:
+        """Read what has changed: the sections, or the columns, which are read apart from them and at other times."""
+        now, at = version(self.store), utc_now()
+        changed = self._numbers is None or self._numbers.version != now
+        if changed:
+            self._parts = self._read()
+        self.progress = "scores"
+        while (snapshot := self.columns.get(60.0)) is None:
+            if self.columns.error is not None:
+                raise StoreError(self.columns.error)
+        if changed or snapshot is not self._snapshot:
+            self._snapshot = snapshot
+            self._parts["scores"] = sections.distributions(self._students, ratios(snapshot), to_bin)
+            body = "".join(self._parts[name] for name in TITLES)
+            # The functions of `sections` escape every text; nowhere else is anything marked as safe.
+            cards, took = Markup(self._parts["cards"]), time.monotonic() - began
+            self._numbers = Numbers(cards, Markup(body), at, took, now)
+
+    def _read(self) -> dict[str, str]:
+        """Return all sections but the scores."""
         parts: dict[str, str] = {}
         with self.store.read() as conn:
             steps: dict[str, Callable[[], str]] = {
@@ -102,18 +124,8 @@ class Overview:
             for name, step in steps.items():
                 self.progress = name
                 parts[name] = step()
-            students = sections.students_of(conn)
-        self.progress = "scores"
-        parts["scores"] = self._distributions(students)
-        body = "".join(parts[name] for name in TITLES)
-        # These functions escape every text; nowhere else is anything marked as safe.
-        return Numbers(Markup(parts["cards"]), Markup(body), at, time.monotonic() - began, now)
-
-    def _distributions(self, students: list[str]) -> str:
-        while (snapshot := self.columns.get(60.0)) is None:
-            if self.columns.error is not None:
-                return ""
-        return sections.distributions(students, ratios(snapshot), to_bin)
+            self._students = sections.students_of(conn)
+        return parts
 
 
 def ratios(snapshot: Snapshot) -> sections.Ratios:
