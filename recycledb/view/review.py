@@ -196,7 +196,7 @@ def from_selection(store: Store, name: str, address: str) -> Queue:
 
 def resume(queue: Queue, mine: Mapping[Target, str]) -> int:
     """Return the first place without a mark of the person after the one marked last, else before it."""
-    places = [queue.place[target] for target in mine if target in queue.place]  # `mine` is in order of time
+    places: list[int] = [queue.place[target] for target in mine if target in queue.place]  # `mine` is in order of time
     start = places[-1] + 1 if places else 0
     for at in (*range(start, len(queue.items)), *range(start)):
         if queue.items[at] not in mine:
