@@ -6,8 +6,8 @@ row. Memory: 8 bytes for each number of each sample, 1 for each property, about 
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -112,6 +112,7 @@ class Columns:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ended = 0.0
+        self._labels: list[tuple[str, str, Collection[str]]] = []  # that a snapshot being read may lack
 
     def get(self, wait_s: float = 0.0) -> Snapshot | None:
         """Return the newest snapshot, None while the first is being read; read another if the store has changed."""
@@ -124,6 +125,14 @@ class Columns:
             thread.join(wait_s)
         return self._snapshot
 
+    def label(self, group: str, label: str, samples: Collection[str]) -> None:
+        """Say which samples have a label that this process has just stored, so that lists need not wait for the next snapshot."""
+        with self._lock:
+            if self._thread is not None:
+                self._labels.append((group, label, samples))
+            if self._snapshot is not None:
+                self._snapshot = _labelled(self._snapshot, group, label, samples)
+
     def _is_due(self) -> bool:
         last = self._snapshot
         if last is None:
@@ -132,15 +141,26 @@ class Columns:
 
     def _work(self) -> None:
         try:
-            self._snapshot, self.error = read(self.store, self._tell), None
+            found = read(self.store, self._tell)
+            with self._lock:
+                for each in self._labels:
+                    found = _labelled(found, *each)
+                self._snapshot, self.error = found, None
         except RecycledbError as error:
             self.error = str(error)
         finally:
             with self._lock:
-                self._ended, self._thread = time.monotonic(), None
+                self._ended, self._thread, self._labels = time.monotonic(), None, []
 
     def _tell(self, text: str) -> None:
         self.progress = text
+
+
+def _labelled(snapshot: Snapshot, group: str, label: str, samples: Collection[str]) -> Snapshot:
+    """Return a snapshot in which these samples, and no others, have a label."""
+    flags = np.zeros(len(snapshot.ids), bool)
+    flags[[number for each in samples if (number := snapshot.number_of.get(each)) is not None]] = True
+    return replace(snapshot, flags={**snapshot.flags, group: {**snapshot.flags[group], label: flags}})
 
 
 def version(store: Store) -> tuple[int, ...]:
