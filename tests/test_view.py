@@ -1,19 +1,26 @@
 """The live pages' server: who gets in, what each answer has, the list of samples; the tests marked `browser` use a real Chromium."""
 
+import re
+import stat
 from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 import httpx2 as httpx
 import numpy as np
 import pytest
 from scored_stores import two_students
+from stores import add_samples, texts
 from view_pages import TOKEN, Served, opened, served, wait_for
 
+from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.view.columns import Column, Snapshot, read
 from recycledb.view.guard import HEADERS
 from recycledb.view.server import own_hosts
 from recycledb.view.state import Range, State, StateError, following, matching, ordered
+from recycledb.view.texts import SearchError, SearchIndex, expression
 from recycledb.workspace import Workspace
 
 WORDS = ("apples", "pears", "plums", "figs")
@@ -152,7 +159,107 @@ def test_samples_without_a_number_are_in_no_range_and_no_order() -> None:
         ordered(snapshot, State(sort="-m"), everything)
 
 
+# -- words
+
+
+def test_what_a_user_types_is_looked_for() -> None:
+    assert expression('rivers "of gold" -silver begin*') == '("rivers" AND "of gold" AND "begin"*) NOT "silver"'
+    assert (
+        expression("good-bye NEAR(a OR b)") == '("good-bye" AND "NEAR(a" AND "OR" AND "b)")'
+    )  # no syntax of FTS5 gets through
+    assert expression('"open') == '("open")' and expression("東京*") == '(" 東  京 "*)'
+    for nothing in ("", "-silver", '""', "++ --"):
+        with pytest.raises(SearchError, match="nothing to look for"):
+            expression(nothing)
+
+
+@pytest.mark.parametrize("store_url", ["sqlite", "duckdb"], indirect=True)
+@pytest.mark.both_backends
+def test_words_are_found_in_any_text_and_in_any_script(store_url: str, tmp_path: Path) -> None:
+    with Store.open(store_url) as store:
+        add_samples(
+            store,
+            [
+                Texts("Où est Genève ?", "", "à l'ouest"),
+                Texts("東京はどこですか", "", "関東"),
+                Texts("x == y", "", "z"),
+            ],
+        )
+        index, snapshot = SearchIndex(store, tmp_path / "cache"), read(store)
+
+        def found(words: str) -> list[int]:
+            assert index.update(20) and index.error is None
+            return list(np.flatnonzero(index.samples_with(words, snapshot)))
+
+        assert found("geneve") == [0] and found('"à l ouest"') == [0] and found("gen*") == [0] and found("gen") == []
+        assert found("京は") == [1] and found("東は") == [] and found("関東 東京") == [1]
+        assert found("x -z") == [] and found("x -w") == [2]
+        assert stat.S_IMODE(index.path.stat().st_mode) == 0o600
+        [new] = add_samples(store, [Texts("Geneva", "", "a lake")], "more")
+        snapshot = read(store)
+        assert found("geneva") == [snapshot.number_of[new]]  # and what was indexed before is not read again
+        index.path.write_bytes(b"no database" * 100)
+        assert index.update(20) and "built again" in (index.error or "")
+        assert found("lake") == [snapshot.number_of[new]]
+
+
+def test_another_store_at_the_same_path_is_indexed_anew(sqlite_url: str, tmp_path: Path) -> None:
+    for word in ("first", "second"):
+        with Store.open(sqlite_url) as store:
+            add_samples(store, [Texts(f"{word} store", "", "")])
+            index = SearchIndex(store, tmp_path / "cache")
+            assert index.update(20)
+            assert index.samples_with("store", read(store)).sum() == 1 and index.samples_with(word, read(store)).any()
+        path = Path(sqlite_url.partition(":///")[2])
+        if word == "first":
+            path.unlink()
+            Store.open(sqlite_url, create=True).close()
+
+
 # -- the list
+
+
+def test_a_form_goes_on_to_the_address(client: httpx.Client) -> None:
+    query = "q=&sort_by=ifd/7b@origin&direction=down&range_key=rifd/7b@origin&low=0.1&high=&has=kind:origin"
+    answer = client.get(f"/samples?{query}")
+    expected = State(has=(("kind", "origin"),), ranges=(Range("rifd/7b@origin", 0.1),), sort="-ifd/7b@origin")
+    assert answer.url.query.decode() == expected.query()
+    assert "kind: origin" in answer.text and "rifd/7b@origin ≥ 0.1" in answer.text
+    wrong = client.get("/samples?range_key=rifd/7b@origin&low=high&high=")
+    assert wrong.status_code == 400 and "must be numbers" in wrong.text
+
+
+def test_pages_follow_by_key_and_nothing_twice(sqlite_url: str) -> None:
+    with Store.open(sqlite_url) as store:
+        add_samples(store, [texts(f"word{i}") for i in range(120)])
+        with (
+            served(Workspace(store)) as pages,
+            httpx.Client(base_url=pages.base, follow_redirects=True, timeout=20) as client,
+        ):
+            client.get(pages.address)
+            wait_for(lambda: "Reading the store" not in client.get("/samples").text)
+            text, seen = client.get("/samples").text, []
+            for _ in range(5):
+                seen += re.findall(r'data-id="(\w+)"', text)
+                if not (more := re.search(r'data-more="([^"]+)"', text)):
+                    break
+                text = client.get(f"/samples?{unescape(more[1])}&rows=1").text
+            assert len(seen) == 120 and seen == read(store).ids
+            assert "1 of 120 samples" in client.get("/samples?q=word77").text
+
+
+def test_texts_are_escaped(sqlite_url: str) -> None:
+    with Store.open(sqlite_url) as store:
+        add_samples(store, [Texts("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "'\"&")], "<b>set</b>")
+        with (
+            served(Workspace(store)) as pages,
+            httpx.Client(base_url=pages.base, follow_redirects=True, timeout=20) as client,
+        ):
+            client.get(pages.address)
+            wait_for(lambda: "Reading the store" not in client.get("/samples").text)
+            for address in ("/samples", "/samples?has=dataset:%3Cb%3Ex", "/samples?q=%3Cscript%3E", "/%3Cscript%3E"):
+                page = client.get(address).text
+                assert "<script>alert" not in page and "<img src=x" not in page and "<b>" not in page
 
 
 def test_the_list_shows_what_the_address_asks_for(client: httpx.Client) -> None:
@@ -169,7 +276,33 @@ def test_the_list_shows_what_the_address_asks_for(client: httpx.Client) -> None:
 def test_the_list_in_a_browser(pages: Served) -> None:
     with opened(pages) as page:
         page.goto(pages.base + "/samples")
-        page.get_by_role("checkbox", name="reflect_both").check()
-        page.get_by_role("button", name="Show").click()
+        page.get_by_label("Sort by").select_option("ifd/7b@origin")
+        page.wait_for_url("**sort=-ifd*")
+        first = page.locator("#lines tr").first
+        assert WORDS[0] in first.inner_text()
+        page.locator(".facets a", has_text="reflect_both").click()
         page.wait_for_url("**has=kind*")
         assert page.get_by_role("status").inner_text() == "4 of 4 samples"
+        page.get_by_label("Words in any text").fill("plums")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**q=plums*")
+        assert page.get_by_role("status").first.inner_text() == "1 of 4 samples"
+        page.get_by_title("Remove this condition").first.click()
+        page.wait_for_function("!location.search.includes('plums')")
+        page.keyboard.press("j")
+        assert WORDS[0] in page.evaluate("document.activeElement.textContent")
+
+
+@pytest.mark.browser
+def test_a_long_list_goes_on_by_itself(sqlite_url: str) -> None:
+    with Store.open(sqlite_url) as store:
+        add_samples(store, [texts(f"word{i}") for i in range(230)])
+        with served(Workspace(store)) as pages, opened(pages) as page:
+            page.goto(pages.base + "/samples")
+            page.wait_for_selector("#lines tr")
+            for _ in range(20):
+                page.mouse.wheel(0, 20_000)
+                page.wait_for_timeout(100)
+                if page.locator("#lines tr[data-id]").count() == 230:
+                    break
+            assert page.locator("#lines tr[data-id]").count() == 230 and page.locator("#lines tr.more").count() == 0

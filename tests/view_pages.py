@@ -58,7 +58,7 @@ def chromium() -> str:
 
 
 @contextmanager
-def opened(served_at: Served, **options: Any) -> Iterator[Any]:
+def opened(served_at: Served, path: str = "/samples", **options: Any) -> Iterator[Any]:
     """Open the pages in a Chromium; yield Playwright's page, which fails the test for an error of a script or a refused resource."""
     from playwright.sync_api import sync_playwright
 
@@ -69,7 +69,7 @@ def opened(served_at: Served, **options: Any) -> Iterator[Any]:
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-        page.goto(served_at.address)
+        page.goto(served_at.address.replace("/?", f"{path}?"))
         try:
             yield page
         finally:

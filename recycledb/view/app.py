@@ -15,6 +15,7 @@ from recycledb.view import samples, sql
 from recycledb.view.columns import Columns
 from recycledb.view.guard import Guard
 from recycledb.view.shared import Shared, render
+from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace
 
 PAGES = (samples, sql)
@@ -22,6 +23,7 @@ ASSETS = {
     "page.css": ("recycledb.reporting", "text/css"),
     "view.css": ("recycledb.view", "text/css"),
     "view.js": ("recycledb.view", "text/javascript"),
+    "samples.js": ("recycledb.view", "text/javascript"),
     "sql.css": ("recycledb.view", "text/css"),
     "sql.js": ("recycledb.view", "text/javascript"),
 }
@@ -31,9 +33,12 @@ def make(workspace: Workspace, token: str, hosts: Collection[str], cookie: str =
     """Return the application for an open store; see `Guard` for the other parameters."""
     routes = [route for each in PAGES for route in each.routes]
     routes.append(Route("/static/{name}", asset))
-    app = Starlette(routes=routes, exception_handlers={RecycledbError: refused, HTTPException: missing})
-    app.state.shared = Shared(workspace, Columns(workspace.store))
-    app.state.shared.columns.get()  # begins to read
+    app = Starlette(
+        routes=routes, exception_handlers={RecycledbError: refused, HTTPException: missing, Exception: missing}
+    )
+    shared = Shared(workspace, Columns(workspace.store), SearchIndex(workspace.store))
+    shared.columns.get()  # begins to read
+    app.state.shared = shared
     return Guard(app, token, hosts, cookie)
 
 
@@ -56,8 +61,10 @@ def refused(request: Request, error: Exception) -> Response:
 
 
 def missing(request: Request, error: Exception) -> Response:
-    """Answer a wrong address."""
+    """Answer a wrong address, or a defect of ours; uvicorn prints the traceback of one."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    detail = error.detail if isinstance(error, HTTPException) else str(error)
+    detail = (
+        error.detail if isinstance(error, HTTPException) else f"A defect of recycledb: {type(error).__name__}: {error}"
+    )
     heading = "Not found" if status == 404 else "This does not work"
     return render(request, "message.html", heading=heading, text=detail, status=status)

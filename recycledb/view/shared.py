@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from recycledb.reporting import page as parts
 from recycledb.view.columns import Columns, Snapshot
+from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace
 
 FIRST_READ_S = 3.0  # how long a request waits for the first snapshot before it says what is being read
@@ -43,6 +44,7 @@ class Shared:
 
     workspace: Workspace
     columns: Columns
+    index: SearchIndex
     templates: Environment = field(default_factory=environment)
 
     @property

@@ -8,6 +8,8 @@
     show=KEY            numbers to show beside each sample
     after=SAMPLE_ID     the samples after this one
 
+A form sends a range as range_key, low and high, and an order as sort_by and direction; the page goes on to the address above.
+
 Invariant: parsing what `State.query` returns gives the same state, and one state is always the same text: it can be sent to a colleague.
 """
 
@@ -77,12 +79,20 @@ class State:
         given: dict[str, list[str]] = {}
         for name, value in parameters:
             given.setdefault(name, []).append(value)
+        fields = zip(*(given.get(name, []) for name in ("range_key", "low", "high")), strict=False)
+        ranges = [
+            *given.get("range", []),
+            *(f"{key}:{low}..{high}" for key, low, high in fields if key and (low or high)),
+        ]
+        sort = given.get("sort", [""])[-1]
+        if by := given.get("sort_by", [""])[-1]:
+            sort = "-" * (given.get("direction") == ["down"]) + by
         return cls(
             _labels("has", given.get("has", [])),
             _labels("lacks", given.get("lacks", [])),
-            tuple(Range.parse(each) for each in dict.fromkeys(given.get("range", [])) if each),
+            tuple(Range.parse(each) for each in dict.fromkeys(ranges) if each),
             " ".join(given.get("q", [""])[-1].split()),
-            given.get("sort", [""])[-1],
+            sort,
             tuple(dict.fromkeys(each for each in given.get("show", []) if each)),
             given.get("after", [""])[-1],
         )
