@@ -41,7 +41,8 @@ def axis_over(title: str, values: Numbers) -> Axis:
     known = values[np.isfinite(values)]
     if not len(known):
         return Axis(title, 0.0, 1.0, "g")
-    low, high = (float(each) for each in np.quantile(known, [OUTSIDE, 1 - OUTSIDE]))
+    with np.errstate(over="ignore"):
+        low, high = (float(each) for each in np.quantile(known, [OUTSIDE, 1 - OUTSIDE]))
     if not math.isfinite(high - low):
         return Axis(title, low, high)
     if not high - low > 1e-12 * max(abs(low), abs(high)):

@@ -11,19 +11,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from recycledb.errors import RecycledbError
-from recycledb.view import samples, sql
+from recycledb.view import compare, samples, sql
 from recycledb.view.columns import Columns
 from recycledb.view.guard import Guard
 from recycledb.view.shared import Shared, render
 from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace
 
-PAGES = (samples, sql)
+PAGES = (samples, compare, sql)
 ASSETS = {
     "page.css": ("recycledb.reporting", "text/css"),
     "view.css": ("recycledb.view", "text/css"),
     "view.js": ("recycledb.view", "text/javascript"),
     "samples.js": ("recycledb.view", "text/javascript"),
+    "compare.css": ("recycledb.view", "text/css"),
+    "compare.js": ("recycledb.view", "text/javascript"),
     "sql.css": ("recycledb.view", "text/css"),
     "sql.js": ("recycledb.view", "text/javascript"),
 }

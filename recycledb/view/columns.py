@@ -38,6 +38,7 @@ class Column:
     model: str
     kind: str  # "reflect_both", or "reflect_both by gpt" where several teachers are in use
     values: Numbers
+    teacher: str | None = None  # of these variants; "" if none made them; None if it is not asked who did
 
     @cached_property
     def ascending(self) -> Order:
@@ -72,28 +73,33 @@ class Snapshot:
         """Return a column: a stored one, `gain:KEY` (minus the origin's), or `gap:KEY|KEY` (how far two are apart); None if unknown."""
         found = self.columns.get(key) or self.derived.get(key)
         if found is None:
-            found = self._gain(key) if key.startswith("gain:") else self._gap(key) if key.startswith("gap:") else None
+            found = self._difference(key)
             if found is not None:
                 self.derived[key] = found
         return found
 
-    def _gain(self, key: str) -> Column | None:
-        one = self.columns.get(key.removeprefix("gain:"))
-        origin = one and self.columns.get(column_key(one.measure, one.model, "origin"))
-        return (
-            Column(key, f"gain of {one.measure}", one.model, one.kind, one.values - origin.values)
-            if one and origin
-            else None
-        )
-
-    def _gap(self, key: str) -> Column | None:
-        names = key.removeprefix("gap:").split("|")
+    def sources(self, key: str) -> tuple[Column, Column] | None:
+        """Return the two stored columns that a `gain:` or `gap:` is the difference of; None if they are unknown."""
+        if key.startswith("gain:"):
+            one = self.columns.get(key.removeprefix("gain:"))
+            origin = one and self.columns.get(column_key(one.measure, one.model, "origin"))
+            return (one, origin) if one and origin else None
+        names = key.removeprefix("gap:").split("|") if key.startswith("gap:") else []
         for split in range(1, len(names)):  # a name may contain the separator
             one, other = self.columns.get("|".join(names[:split])), self.columns.get("|".join(names[split:]))
             if one and other:
-                title = f"{one.measure}/{one.model} – {other.measure}/{other.model}"
-                return Column(key, "gap", title, one.kind, np.abs(one.values - other.values))
+                return one, other
         return None
+
+    def _difference(self, key: str) -> Column | None:
+        found = self.sources(key)
+        if found is None:
+            return None
+        one, other = found
+        if key.startswith("gain:"):
+            return Column(key, f"gain of {one.measure}", one.model, one.kind, one.values - other.values)
+        title = f"{one.measure}/{one.model} – {other.measure}/{other.model}"
+        return Column(key, "gap", title, one.kind, np.abs(one.values - other.values))
 
 
 def column_key(measure: str, model: str, kind: str) -> str:
@@ -230,11 +236,13 @@ class _Reading:
         """Read numbers: rows of (sample_id, kind, teacher, model, number…), one number for each of `measures`, or (measure, number)."""
         self.tell("scores" if measures else "measures")
         found: dict[tuple[str, str, str], Numbers] = {}
+        makers: dict[str, str | None] = {}
         for sample, kind, teacher, model, *rest in self.rows(sql):
             number = self.number_of.get(sample)
             if number is None:
                 continue
             label = f"{kind} by {teacher}" if several and teacher else kind
+            makers[label] = (teacher or "") if several else None
             for measure, value in zip(measures, rest, strict=True) if measures else (rest,):
                 values = found.get((measure, model, label))
                 if values is None:
@@ -243,7 +251,7 @@ class _Reading:
                     values[number] = value
         for (measure, model, label), values in found.items():
             key = column_key(measure, model, label)
-            self.columns[key] = Column(key, measure, model, label, values)
+            self.columns[key] = Column(key, measure, model, label, values, makers[label])
 
 
 # Why samples lack a variant: what a step's replies could not be used for, and questions without a reply.
@@ -257,12 +265,12 @@ _PROBLEMS = """
     FROM teacher_texts t JOIN variant v ON v.variant_id = t.variant_id WHERE t.status IN ('failed', 'error')
 """
 _SCORES = """
-    SELECT s.sample_id, s.kind, s.teacher, s.student, s.ifd_ppl, s.rifd_ppl, s.ppl_A_direct, l.n_tokens
+    SELECT s.sample_id, s.kind, s.teacher, s.student, s.ifd_ppl, s.rifd_ppl, s.ppl_A_condition, l.n_tokens
     FROM scores s LEFT JOIN loss l ON l.student_id = s.student_id AND l.variant_id = s.variant_id AND l.stat = 'A_direct'
     WHERE s.is_current = 1 ORDER BY s.variant_id
 """
 _MEASURES = """
     SELECT v.sample_id, v.kind, v.teacher, m.model, m.measure, m.value
     FROM measures m JOIN variants v ON v.variant_id = m.variant_id
-    WHERE m.is_current = 1 AND v.is_current = 1 AND m.measure NOT IN ('ifd', 'rifd', 'ppl', 'length') ORDER BY m.variant_id
+    WHERE m.is_current = 1 AND v.is_current = 1 AND m.measure NOT IN ('ifd', 'rifd', 'ppl', 'length') ORDER BY m.variant_id, m.value
 """
