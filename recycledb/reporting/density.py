@@ -6,7 +6,7 @@ Invariant: as in `charts`; numbers that are NaN or infinite are not drawn, and n
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ FEW = 600  # so many points are drawn one by one
 SPARSE = 3  # points in a cell that are drawn one by one
 MOST_POINTS = 1_500  # drawn one by one, in all
 BARS = 40
+LARGEST = 1e150  # an axis ends there, so that differences of its numbers are finite
 OUTSIDE = 0.001  # the share of the numbers at each end that an axis may leave out
 _STEPS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 
@@ -41,10 +42,7 @@ def axis_over(title: str, values: Numbers) -> Axis:
     known = values[np.isfinite(values)]
     if not len(known):
         return Axis(title, 0.0, 1.0, "g")
-    with np.errstate(over="ignore"):
-        low, high = (float(each) for each in np.quantile(known, [OUTSIDE, 1 - OUTSIDE]))
-    if not math.isfinite(high - low):
-        return Axis(title, low, high)
+    low, high = (float(each) for each in np.quantile(np.clip(known, -LARGEST, LARGEST), [OUTSIDE, 1 - OUTSIDE]))
     if not high - low > 1e-12 * max(abs(low), abs(high)):
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
     size = 10.0 ** math.floor(math.log10((high - low) / TICKS))
@@ -77,14 +75,14 @@ def density(
     x: Axis,
     y: Axis,
     points: tuple[Numbers, Numbers],
-    names: Sequence[str],
+    name_of: Callable[[int], str],
     label: str,
     *,
     region: tuple[float, float, float, float] | None = None,
     diagonal: bool = False,
     size: tuple[int, int] = CHART_SIZE,
 ) -> str:
-    """Return a chart of points: cells by count, and single points where there are few; `names` are the points' own.
+    """Return a chart of points: cells by count, and single points where there are few; `name_of` a point is what scripts find it by.
 
     `region` is a rectangle to outline: its lowest and highest x, then y, which may be infinite.
     """
@@ -106,7 +104,7 @@ def density(
         f' fill-opacity="{0.1 + 0.9 * math.log1p(int(counts[i, j])) / most:.2f}"><title>{counts[i, j]:,}</title></rect>'
         for i, j in dense
     )
-    dots = "".join(_dot(Point(names[known[i]], float(xs[i]), float(ys[i])), x, y, right, floor) for i in single)
+    dots = "".join(_dot(Point(name_of(int(known[i])), float(xs[i]), float(ys[i])), x, y, right, floor) for i in single)
     line = ""
     if diagonal:
         ends = [f"{x.at(v, LEFT, right):.1f},{y.at(v, floor, TOP):.1f}" for v in _shared_part(x, y)]
@@ -118,8 +116,8 @@ def density(
 
 
 def _cells(values: Numbers, axis: Axis, count: int) -> npt.NDArray[np.int64]:
-    share = (values - axis.low) / ((axis.high - axis.low) or 1.0)
-    return np.clip((share * count).astype(np.int64), 0, count - 1)
+    share = (np.clip(values, axis.low, axis.high) - axis.low) / ((axis.high - axis.low) or 1.0)
+    return np.minimum((share * count).astype(np.int64), count - 1)
 
 
 def _dot(point: Point, x: Axis, y: Axis, right: float, floor: float) -> str:

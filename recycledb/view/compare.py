@@ -143,10 +143,9 @@ def _correlations(x: Column, y: Column, both: Any) -> dict[str, float | None]:
 def _picture(snapshot: Snapshot, x: Column, y: Column, both: Any, region: Region) -> dict[str, Any]:
     first, second = x.values[both], y.values[both]
     across, up = axis_over(x.key, first), axis_over(y.key, second)
-    names = [snapshot.ids[number] for number in both]
     same = x.measure == y.measure and not x.key.startswith("g") and not y.key.startswith("g")
     svg = density(
-        across, up, (first, second), names, f"{y.key} over {x.key}, {len(both):,} samples",
+        across, up, (first, second), lambda i: snapshot.ids[both[i]], f"{y.key} over {x.key}, {len(both):,} samples",
         region=region.ends if region.is_bounded else None, diagonal=same,
     )  # fmt: skip
     box = {

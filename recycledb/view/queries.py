@@ -179,7 +179,9 @@ def _chart(columns: Sequence[str], rows: Sequence[Any], across: str, up: str) ->
     at = next((i for i, name in enumerate(columns) if name in ("sample_id", "variant_id")), None)
     names = [str(row[at]) if at is not None else "" for row in rows]
     label = f"{across} and {up} of {so_many}"
-    return Markup(density(axis_over(across, first), axis_over(up, second), (first, second), names, label)), label
+    return Markup(
+        density(axis_over(across, first), axis_over(up, second), (first, second), names.__getitem__, label)
+    ), label
 
 
 def _numbers(at: int, rows: Sequence[Any]) -> Numbers:

@@ -42,7 +42,7 @@ async function take(here, keep) {
   const answer = await fetch(here);
   const read = new DOMParser().parseFromString(await answer.text(), "text/html");
   if (!answer.ok || !read.getElementById("region")) { location.href = here; return; }
-  for (const id of ["picture", "numbers", "region"]) document.getElementById(id).replaceWith(read.getElementById(id));
+  for (const id of ["picture", "numbers", "region"]) document.getElementById(id).replaceChildren(...read.getElementById(id).childNodes);
   form.querySelector(".bounds").replaceWith(read.querySelector(".bounds"));
   if (keep) history.pushState(null, "", here);
 }
