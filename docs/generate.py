@@ -1,13 +1,16 @@
-"""Write cli.md, configuration.md and schema.md: `python docs/generate.py`; with --check, only report which are stale.
+"""Write cli.md, configuration.md, schema.md and recycledb/view/schema.json: `python docs/generate.py`; with --check, only report
+which are stale.
 
 The sources are the commands' help, the descriptions of configuration keys, and a migrated store; the descriptions of views and their
 columns are in schema.toml in this folder.
 """
 
+import json
 import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -184,11 +187,6 @@ def _default(value: Any) -> str:
 
 def schema() -> str:
     """Return every view and table with its columns; KeyError for a column without a description, or a description without a column."""
-    sentences = tomllib.loads((FOLDER / "schema.toml").read_text(encoding="utf-8"))
-    everywhere = sentences.pop("everywhere")
-    columns = _view_columns()
-    if gone := set(sentences) - set(columns):
-        raise KeyError(f"schema.toml describes {', '.join(sorted(gone))}, which the store does not have")
     parts = [
         "# The SQL surface",
         NOTE,
@@ -196,14 +194,9 @@ def schema() -> str:
         "content addresses: the same content has the same id in every store. Rows are never changed; a new reply, prompt or "
         "student adds rows, and its name then refers to the new ones.",
     ]
-    order = [name for name in sentences if name in columns]
-    for name in [*order, *sorted(set(columns) - set(order))]:
-        described = sentences[name]
-        parts += [
-            f"## {name}",
-            f"One row is {described['']}.",
-            _table(("column", "meaning"), _view(name, columns, described, everywhere)),
-        ]
+    for name, described in _described_views().items():
+        rows = [(f"`{column}`", sentence) for column, sentence in described.items() if column]
+        parts += [f"## {name}", f"One row is {described['']}.", _table(("column", "meaning"), rows)]
     parts += [
         "## Tables",
         "What the views read. A table may change in a new version; the views keep their columns.",
@@ -241,20 +234,41 @@ def _view_columns() -> dict[str, list[str]]:
         return {name: [column["name"] for column in looked.get_columns(name)] for name in looked.get_view_names()}
 
 
-def _view(
-    name: str, columns: dict[str, list[str]], own: dict[str, str], everywhere: dict[str, str]
-) -> list[tuple[str, ...]]:
+@cache
+def _described_views() -> dict[str, dict[str, str]]:
+    """Return the sentences for each view ("") and each of its columns, in the order of schema.toml."""
+    sentences = tomllib.loads((FOLDER / "schema.toml").read_text(encoding="utf-8"))
+    everywhere = sentences.pop("everywhere")
+    columns = _view_columns()
+    if gone := set(sentences) - set(columns):
+        raise KeyError(f"schema.toml describes {', '.join(sorted(gone))}, which the store does not have")
+    order = [name for name in sentences if name in columns]
+    names = [*order, *sorted(set(columns) - set(order))]
+    return {name: {"": sentences[name][""], **_view(name, columns, sentences[name], everywhere)} for name in names}
+
+
+def _view(name: str, columns: dict[str, list[str]], own: dict[str, str], everywhere: dict[str, str]) -> dict[str, str]:
     if gone := set(own) - {"", *columns[name]}:
         raise KeyError(f"schema.toml describes {name}.{', '.join(sorted(gone))}, which the view does not have")
     lacking = [column for column in columns[name] if column not in own and column not in everywhere]
     if lacking:
         raise KeyError(f"docs/schema.toml lacks {name}.{', '.join(lacking)}")
-    return [(f"`{column}`", own.get(column) or everywhere[column]) for column in columns[name]]
+    return {column: own.get(column) or everywhere[column] for column in columns[name]}
+
+
+def described_views() -> str:
+    """Return the views and their columns with their sentences, for the SQL page."""
+    return json.dumps(_described_views(), ensure_ascii=False, indent=1) + "\n"
 
 
 # --- all ------------------------------------------------------------------------------------------
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli, "configuration.md": configuration, "schema.md": schema}
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli,
+    "configuration.md": configuration,
+    "schema.md": schema,
+    "../recycledb/view/schema.json": described_views,  # installed with the package
+}
 
 
 def main() -> int:

@@ -122,7 +122,7 @@ def test_columns_are_what_the_views_have(store_url: str) -> None:
         ids = two_students(store, WORDS)
         snapshot = read(store)
         assert snapshot.ids == ids
-        rows = store.rows("SELECT sample_id, kind, student, ifd_ppl, rifd_ppl, ppl_A_direct FROM scores")
+        rows = store.rows("SELECT sample_id, kind, student, ifd_ppl, rifd_ppl, ppl_A_condition FROM scores")
         for sample, kind, student, *numbers in rows:
             for measure, number in zip(("ifd", "rifd", "ppl"), numbers, strict=True):
                 column = snapshot.columns[f"{measure}/{student}@{kind}"]

@@ -8,6 +8,8 @@ import csv
 import io
 import json
 import shutil
+import threading
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +23,13 @@ from recycledb.errors import QueryError
 from recycledb.files import writing, writing_text
 from recycledb.formats.arrow import write_parquet
 from recycledb.formats.values import flat, plain
-from recycledb.store import Row, Sandbox, Store, TimeLimit
+from recycledb.store import Meaning, Row, Sandbox, Store, TimeLimit
 from recycledb.store.statement import parameters_in, statements_in
 from recycledb.suggestions import did_you_mean
 from recycledb.terminal import json_visible, visible, visible_line
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
+STOP_S = 3.0  # how long a stopped statement may take to end
 TABLE_ROWS = 1_000  # a table's column widths need its rows in memory; use another format for more
 
 
@@ -38,6 +41,48 @@ class Result:
     rows: Iterator[Row]
 
 
+class Running:
+    """A query that another thread may stop."""
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+        self._interrupt: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def stop(self) -> None:
+        """Stop the query and wait until it has ended, for STOP_S seconds at most."""
+        self.is_stopped = True
+        end = time.monotonic() + STOP_S
+        while time.monotonic() < end:
+            with self._lock:  # which keeps the connection open meanwhile
+                if self._interrupt is not None:
+                    self._interrupt()
+            if self._ended.wait(0.02):  # an interrupt before the statement starts has no effect, so repeat it
+                return
+
+    @contextmanager
+    def statement(self, interrupt: Callable[[], None]) -> Iterator[None]:
+        """Run a block that `interrupt` stops; QueryError if it was stopped."""
+        with self._lock:
+            self._interrupt = interrupt
+        try:
+            if self.is_stopped:
+                raise QueryError(_STOPPED)
+            yield
+        except QueryError as error:
+            if self.is_stopped:
+                raise QueryError(_STOPPED) from error
+            raise
+        finally:
+            with self._lock:
+                self._interrupt = None
+            self._ended.set()
+
+
+_STOPPED = "the query was cancelled"
+
+
 @contextmanager
 def query(
     store: Store,
@@ -46,17 +91,22 @@ def query(
     *,
     timeout_s: float | None = None,
     allow_external: bool = False,
+    as_if: Sequence[Meaning] = (),
+    running: Running | None = None,
 ) -> Iterator[Result]:
     """Run one read-only statement (with `allow_external`, after ATTACH statements) and open its result.
 
-    QueryError if the statement would write or access other files, is invalid, or takes longer than `timeout_s` seconds,
-    reading the rows included.
+    `as_if` overrides current names, as in `Store.sandbox`; `running` lets another thread stop the statement. QueryError if the statement
+    would write or access other files, is invalid, was stopped, or takes longer than `timeout_s` seconds, reading the rows included.
     """
     given = dict(parameters or {})
     statements = statements_in(sql) if allow_external else [sql]
     if not statements:
         raise QueryError("the query is empty")
-    with store.sandbox(allow_external=allow_external, limit=TimeLimit(timeout_s)) as sandbox:
+    with (
+        store.sandbox(allow_external=allow_external, as_if=as_if, limit=TimeLimit(timeout_s)) as sandbox,
+        (running or Running()).statement(sandbox.interrupt),
+    ):
         for statement in statements[:-1]:
             list(_run(sandbox, statement, given)[1])
         columns, rows = _run(sandbox, statements[-1], given)

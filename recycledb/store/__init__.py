@@ -9,7 +9,7 @@ This package does not know what a reply contains or how a loss is computed: it s
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from itertools import groupby, islice
 from pathlib import Path
@@ -176,14 +176,22 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Open a write transaction: it takes the write lock at once, and is durable when this returns."""
-        with self._lock, _explained(self.backend), self.backend.writer.begin() as conn:
+        with self._lock, self._turn(), _explained(self.backend), self.backend.writer.begin() as conn:
             yield conn
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a connection that sees committed rows; it never blocks a writer."""
-        with _explained(self.backend), self.backend.undisturbed(), self.backend.reader.connect() as conn:
+        with (
+            self._turn(),
+            _explained(self.backend),
+            self.backend.undisturbed(),
+            self.backend.reader.connect() as conn,
+        ):
             yield conn
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return self.backend.turn(sandboxed=False)
 
     def rows(self, sql: str, **parameters: Any) -> Sequence[SQLRow]:
         """Return every row of a SELECT with named parameters."""
@@ -212,6 +220,7 @@ class Store:
         See `Backend.sandbox` for what is allowed.
         """
         with (
+            self.backend.turn(sandboxed=True),
             self.backend.sandbox(allow_external=allow_external, as_if=as_if) as opened,
             watched(opened, limit or TimeLimit()) as sandbox,
         ):

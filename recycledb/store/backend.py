@@ -56,6 +56,9 @@ class Backend(Protocol):
     def in_memory(self) -> Engine:
         """Return an engine of this backend for a new database in memory."""
 
+    def turn(self, *, sandboxed: bool) -> AbstractContextManager[None]:
+        """Wait where sandboxes and other connections cannot be open in one process at the same time; held while one is open."""
+
     def undisturbed(self) -> AbstractContextManager[None]:
         """Raise StoreError at the end of the block if the file was read without locks and written in the meantime."""
 

@@ -21,6 +21,7 @@ from recycledb.errors import QueryError, ReadOnlyError, StoreError, is_interrupt
 from recycledb.store.access import may_write
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
 from recycledb.store.statement import statements_in, with_dollars, without_comments
+from recycledb.store.turns import Turns
 
 # Queries that describe tables, constraints and indexes, for `schema`.
 _TOLD = {
@@ -68,6 +69,7 @@ class DuckDB:
             raise StoreError(f"{path} is not a DuckDB file; check the URL")
         self.path = path
         self._is_written = False
+        self._turns = Turns()
         self.writer = self._engine(StaticPool, writes=True)
         self.reader = self._engine(NullPool, writes=False)
 
@@ -164,6 +166,10 @@ class DuckDB:
     def commits(self, conn: Connection) -> int | None:
         """Return None: this process holds the file alone."""
         return None
+
+    def turn(self, *, sandboxed: bool) -> AbstractContextManager[None]:
+        """Wait for connections of the other sort: a process can have a file open either for writing or for reading."""
+        return self._turns.take(sandboxed=sandboxed)
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Do nothing: while a process reads, no other process can write."""

@@ -12,7 +12,7 @@ import os
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -173,6 +173,10 @@ class SQLite:
     def in_memory(self) -> Engine:
         """Return an engine of this SQLite library for a new database in memory."""
         return create_engine("sqlite://", module=self.library, poolclass=StaticPool)
+
+    def turn(self, *, sandboxed: bool) -> AbstractContextManager[None]:
+        """Do nothing: SQLite has readers and a writer at the same time."""
+        return nullcontext()
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Raise StoreError if the file was written while it was read without locks."""

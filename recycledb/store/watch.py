@@ -26,16 +26,18 @@ _T = TypeVar("_T")
 
 
 class TimeLimit:
-    """A deadline for statements, if any; several connections may share it."""
+    """A deadline for statements, if any; several connections may share it. The time begins with the first statement."""
 
     def __init__(self, timeout_s: float | None = None) -> None:
         if timeout_s is not None and not timeout_s > 0:
             raise QueryError(f"invalid time limit {timeout_s:g}: give a number of seconds above 0, as in --timeout 60")
         self._timeout_s = timeout_s
-        self._end = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        self._end = math.inf if timeout_s is None else None
 
     def left_s(self) -> float | None:
         """Return how many seconds are left; None if there is no deadline."""
+        if self._end is None:  # waiting for a connection does not count
+            self._end = time.monotonic() + (self._timeout_s or 0.0)
         left = max(0.0, self._end - time.monotonic())
         return left if left < threading.TIMEOUT_MAX else None
 

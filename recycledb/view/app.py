@@ -13,14 +13,14 @@ from starlette.types import ASGIApp
 
 from recycledb.errors import RecycledbError
 from recycledb.store import Store
-from recycledb.view import live, marks, overview, review, sample, samples
+from recycledb.view import compare, live, marks, overview, review, sample, samples, sql
 from recycledb.view.columns import Columns
 from recycledb.view.guard import Guard
 from recycledb.view.shared import Shared, render
 from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace
 
-PAGES = (overview, live, samples, sample, marks, review)
+PAGES = (overview, live, samples, sample, compare, sql, marks, review)
 MEDIA = {".css": "text/css", ".js": "text/javascript"}
 
 

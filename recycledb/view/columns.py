@@ -6,8 +6,8 @@ row. Memory: 8 bytes for each number of each sample, 1 for each property, about 
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,7 @@ class Column:
     model: str
     kind: str  # "reflect_both", or "reflect_both by gpt" where several teachers are in use
     values: Numbers
+    teacher: str | None = None  # of these variants; "" if none made them; None if it is not asked who did
 
     @cached_property
     def ascending(self) -> Order:
@@ -88,28 +89,33 @@ class Snapshot:
         """Return a column: a stored one, `gain:KEY` (minus the origin's), or `gap:KEY|KEY` (how far two are apart); None if unknown."""
         found = self.columns.get(key) or self.derived.get(key)
         if found is None:
-            found = self._gain(key) if key.startswith("gain:") else self._gap(key) if key.startswith("gap:") else None
+            found = self._difference(key)
             if found is not None:
                 self.derived[key] = found
         return found
 
-    def _gain(self, key: str) -> Column | None:
-        one = self.columns.get(key.removeprefix("gain:"))
-        origin = one and self.columns.get(column_key(one.measure, one.model, "origin"))
-        return (
-            Column(key, f"gain of {one.measure}", one.model, one.kind, one.values - origin.values)
-            if one and origin
-            else None
-        )
-
-    def _gap(self, key: str) -> Column | None:
-        names = key.removeprefix("gap:").split("|")
+    def sources(self, key: str) -> tuple[Column, Column] | None:
+        """Return the two stored columns that a `gain:` or `gap:` is the difference of; None if they are unknown."""
+        if key.startswith("gain:"):
+            one = self.columns.get(key.removeprefix("gain:"))
+            origin = one and self.columns.get(column_key(one.measure, one.model, "origin"))
+            return (one, origin) if one and origin else None
+        names = key.removeprefix("gap:").split("|") if key.startswith("gap:") else []
         for split in range(1, len(names)):  # a name may contain the separator
             one, other = self.columns.get("|".join(names[:split])), self.columns.get("|".join(names[split:]))
             if one and other:
-                title = f"{one.measure}/{one.model} – {other.measure}/{other.model}"
-                return Column(key, "gap", title, one.kind, np.abs(one.values - other.values))
+                return one, other
         return None
+
+    def _difference(self, key: str) -> Column | None:
+        found = self.sources(key)
+        if found is None:
+            return None
+        one, other = found
+        if key.startswith("gain:"):
+            return Column(key, f"gain of {one.measure}", one.model, one.kind, one.values - other.values)
+        title = f"{one.measure}/{one.model} – {other.measure}/{other.model}"
+        return Column(key, "gap", title, one.kind, np.abs(one.values - other.values))
 
 
 def column_key(measure: str, model: str, kind: str) -> str:
@@ -128,6 +134,7 @@ class Columns:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._next = 0.0  # when the store is to be looked at again
+        self._labels: list[tuple[str, str, Collection[str]]] = []  # that a snapshot being read may lack
 
     def get(self, wait_s: float = 0.0) -> Snapshot | None:
         """Return the newest snapshot, None while the first is being read; read another if that is due and the store has changed.
@@ -143,12 +150,24 @@ class Columns:
             thread.join(wait_s)
         return self._snapshot
 
+    def label(self, group: str, label: str, samples: Collection[str]) -> None:
+        """Say which samples have a label that this process has just stored, so that lists need not wait for the next snapshot."""
+        with self._lock:
+            if self._thread is not None:
+                self._labels.append((group, label, samples))
+            if self._snapshot is not None:
+                self._snapshot = _labelled(self._snapshot, group, label, samples)
+
     def _work(self) -> None:
         began = time.monotonic()
         last = self._snapshot
         try:
             if last is None or version(self.store) != last.version:  # not in a request: statistics are counted
-                self._snapshot = read(self.store, self._tell)
+                found = read(self.store, self._tell)
+                with self._lock:
+                    for each in self._labels:
+                        found = _labelled(found, *each)
+                    self._snapshot = found
             self.error = None
         except RecycledbError as error:
             self.error = str(error)
@@ -156,9 +175,17 @@ class Columns:
             with self._lock:
                 ended = time.monotonic()
                 self._next, self._thread = ended + (ended - began) / SHARE, None
+                self._labels = []
 
     def _tell(self, text: str) -> None:
         self.progress = text
+
+
+def _labelled(snapshot: Snapshot, group: str, label: str, samples: Collection[str]) -> Snapshot:
+    """Return a snapshot in which these samples, and no others, have a label."""
+    flags = np.zeros(len(snapshot.ids), bool)
+    flags[[number for each in samples if (number := snapshot.number_of.get(each)) is not None]] = True
+    return replace(snapshot, flags={**snapshot.flags, group: {**snapshot.flags[group], label: flags}})
 
 
 def version(store: Store) -> tuple[int, ...]:
@@ -229,11 +256,13 @@ class _Reading:
         """Read numbers: rows of (sample_id, kind, teacher, model, number…), one number for each of `measures`, or (measure, number)."""
         self.tell("scores" if measures else "measures")
         found: dict[tuple[str, str, str], Numbers] = {}
+        makers: dict[str, str | None] = {}
         for sample, kind, teacher, model, *rest in self.rows(sql):
             number = self.number_of.get(sample)
             if number is None:
                 continue
             label = f"{kind} by {teacher}" if several and teacher else kind
+            makers[label] = (teacher or "") if several else None
             for measure, value in zip(measures, rest, strict=True) if measures else (rest,):
                 values = found.get((measure, model, label))
                 if values is None:
@@ -242,7 +271,7 @@ class _Reading:
                     values[number] = value
         for (measure, model, label), values in found.items():
             key = column_key(measure, model, label)
-            self.columns[key] = Column(key, measure, model, label, values)
+            self.columns[key] = Column(key, measure, model, label, values, makers[label])
 
 
 # Why samples lack a variant: what a step's replies could not be used for, and questions without a reply.
@@ -256,12 +285,12 @@ _PROBLEMS = """
     FROM teacher_texts t JOIN variant v ON v.variant_id = t.variant_id WHERE t.status IN ('failed', 'error')
 """
 _SCORES = """
-    SELECT s.sample_id, s.kind, s.teacher, s.student, s.ifd_ppl, s.rifd_ppl, s.ppl_A_direct, l.n_tokens
+    SELECT s.sample_id, s.kind, s.teacher, s.student, s.ifd_ppl, s.rifd_ppl, s.ppl_A_condition, l.n_tokens
     FROM scores s LEFT JOIN loss l ON l.student_id = s.student_id AND l.variant_id = s.variant_id AND l.stat = 'A_direct'
     WHERE s.is_current = 1 ORDER BY s.variant_id
 """
 _MEASURES = """
     SELECT v.sample_id, v.kind, v.teacher, m.model, m.measure, m.value
     FROM measures m JOIN variants v ON v.variant_id = m.variant_id
-    WHERE m.is_current = 1 AND v.is_current = 1 AND m.measure NOT IN ('ifd', 'rifd', 'ppl', 'length') ORDER BY m.variant_id
+    WHERE m.is_current = 1 AND v.is_current = 1 AND m.measure NOT IN ('ifd', 'rifd', 'ppl', 'length') ORDER BY m.variant_id, m.value
 """

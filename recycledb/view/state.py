@@ -56,9 +56,15 @@ class Range:
         return found
 
     def __str__(self) -> str:
-        low = "" if self.low == -math.inf else f"{self.low:.12g}"
-        high = "" if self.high == math.inf else f"{self.high:.12g}"
+        low = "" if self.low == -math.inf else shortest(self.low)
+        high = "" if self.high == math.inf else shortest(self.high)
         return f"{self.key}:{low}..{high}"
+
+
+def shortest(value: float) -> str:
+    """Return the shortest text of exactly this number."""
+    text = f"{value:.12g}"
+    return text if float(text) == value else repr(value)
 
 
 @dataclass(frozen=True)
