@@ -30,6 +30,8 @@ try:
 except ImportError:  # no wheel for this platform: the interpreter's own library
     import sqlite3 as driver
 
+__all__ = ["SQLite", "SQLiteSandbox", "driver", "has_wal_reset_bug", "register_functions"]
+
 BUSY_TIMEOUT_S = 60.0
 ONE_STATEMENT_ROWS = 32
 MMAP_BYTES = 1 << 40  # a query on a store of 1 GB takes about a third less CPU time if pages are not copied

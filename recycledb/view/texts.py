@@ -145,7 +145,8 @@ def expression(words: str) -> str:
 
     SearchError if there is nothing to look for.
     """
-    wanted, unwanted = [], []
+    wanted: list[str] = []
+    unwanted: list[str] = []
     for found in _TERM.finditer(words):
         text = found["word"] if found["phrase"] is None else found["phrase"]
         begins = found["phrase"] is None and text.endswith("*")
