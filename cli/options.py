@@ -57,6 +57,13 @@ LlamaFactory = Annotated[
         "--llama-factory", metavar="DIR", help="Register the file in LLaMA-Factory's dataset_info.json in DIR."
     ),
 ]
+Marks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="respect|ignore",
+        help="Whether samples and variants that people marked drop are left out. Default: respect.",
+    ),
+]
 Card = Annotated[
     Path | None,
     typer.Option("--card", metavar="README.md", help="Write a Hugging Face dataset card with the data's lineage."),

@@ -13,6 +13,7 @@ from recycledb.cli.options import (
     DatasetName,
     Holdout,
     LlamaFactory,
+    Marks,
     OutFormat,
     Params,
     Prompt,
@@ -99,13 +100,7 @@ def select(
     top: Annotated[
         str | None, typer.Option(metavar="5%|N", help="How many to pick: a share of the samples, or a number.")
     ] = None,
-    marks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="respect|ignore",
-            help="Whether samples and variants that people marked drop are left out. Default: respect.",
-        ),
-    ] = None,
+    marks: Marks = None,
     param: Params = [],  # noqa: B006 — typer copies it
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; - is stdout.")] = None,
     format: OutFormat = "alpaca",

@@ -5,7 +5,6 @@ Where several people have marked the same, the newest of their marks decides, so
 a sample is about all its variants, and no mark of a variant weakens it.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -166,15 +165,10 @@ def in_force(rows: Iterable[SQLRow], until: str | None = None) -> dict[Target, S
     return found
 
 
-def current(store: Store) -> Sequence[SQLRow]:
-    """Return the current mark of each person for each sample and variant, oldest first."""
-    return store.rows("""
-        SELECT m.sample_id, m.variant_id, m.mark, m.note, m.marked_by, m.created_at FROM marks m
-        WHERE m.is_current = 1 ORDER BY m.created_at, m.mark_id
-    """)
-
-
-def seen_of(row: SQLRow) -> dict[str, Any]:
-    """Return what was seen, as data."""
-    found: dict[str, Any] = json.loads(row.seen)
-    return found
+def current(store: Store, by: str | None = None) -> Sequence[SQLRow]:
+    """Return the current mark of each person (of one) for each sample and variant, oldest first."""
+    sql = """
+        SELECT m.sample_id, m.variant_id, m.mark, m.marked_by FROM marks m
+        WHERE m.is_current = 1 AND (CAST(:by AS VARCHAR) IS NULL OR m.marked_by = :by) ORDER BY m.created_at, m.mark_id
+    """
+    return store.rows(sql, by=by)
