@@ -302,6 +302,16 @@ def find_sample(store: Store, prefix: str) -> str:
 def show(store: Store, prefix: str) -> dict[str, Any]:
     """Return everything about one sample, and why selections picked it or not; `prefix` is a unique prefix of an id."""
     sample = find_sample(store, prefix)
+    return {
+        **history(store, sample),
+        "losses": _dicts(store.rows(_LOSSES, s=sample)),
+        "measures": _dicts(store.rows(_MEASURES, s=sample)),
+        "explanations": explain(store, sample),
+    }
+
+
+def history(store: Store, sample: str) -> dict[str, Any]:
+    """Return what is found by a sample's id alone, in milliseconds however large the store is: not its losses and measures."""
     found = store.rows("SELECT * FROM samples WHERE sample_id = :s", s=sample)[0]
     return {
         **dict(found._mapping),
@@ -309,13 +319,10 @@ def show(store: Store, prefix: str) -> dict[str, Any]:
         "variants": _dicts(store.rows(_VARIANTS, s=sample)),
         "teacher_texts": _dicts(store.rows(_TEXTS, s=sample)),
         "scores": _dicts(store.rows(_SCORES, s=sample)),
-        "losses": _dicts(store.rows(_LOSSES, s=sample)),
-        "measures": _dicts(store.rows(_MEASURES, s=sample)),
         "derivations": _derivations(store, sample),
         "selections": _dicts(store.rows(_SELECTIONS, s=sample)),
         "near_duplicates": _dicts(store.rows(_NEAR_DUPLICATES, s=sample)),
         "marks": _dicts(of_sample(store, sample)),
-        "explanations": explain(store, sample),
     }
 
 

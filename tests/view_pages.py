@@ -23,8 +23,8 @@ class Served:
 
 
 @contextmanager
-def served(workspace: Workspace) -> Iterator[Served]:
-    """Serve the pages of a store at a free port, in a thread."""
+def served(workspace: Workspace, **options: Any) -> Iterator[Served]:
+    """Serve the pages of a store at a free port, in a thread; options as in `serve`."""
     addresses: list[str] = []
     ready, stop = threading.Event(), threading.Event()
 
@@ -35,13 +35,13 @@ def served(workspace: Workspace) -> Iterator[Served]:
     thread = threading.Thread(
         target=serve,
         args=(workspace,),
-        kwargs={"port": 0, "token": TOKEN, "started": started, "stop": stop},
+        kwargs={"port": 0, "token": TOKEN, "started": started, "stop": stop, **options},
         daemon=True,
     )
     thread.start()
     try:
         assert ready.wait(30), "the server has not started"
-        yield Served(addresses[0], addresses[0].partition("/?")[0])
+        yield Served(addresses[0], "/".join(addresses[0].split("/")[:3]))
     finally:
         stop.set()
         thread.join(10)
@@ -58,8 +58,11 @@ def chromium() -> str:
 
 
 @contextmanager
-def opened(served_at: Served, **options: Any) -> Iterator[Any]:
-    """Open the pages in a Chromium; yield Playwright's page, which fails the test for an error of a script or a refused resource."""
+def opened(served_at: Served, *, expected: str | None = None, **options: Any) -> Iterator[Any]:
+    """Open the pages in a Chromium; yield Playwright's page, which fails the test for an error of a script or a refused resource.
+
+    `expected` is a part of the console's errors that the test provokes.
+    """
     from playwright.sync_api import sync_playwright
 
     complaints: list[str] = []
@@ -74,6 +77,7 @@ def opened(served_at: Served, **options: Any) -> Iterator[Any]:
             yield page
         finally:
             browser.close()
+    complaints = [each for each in complaints if expected is None or expected not in each]
     assert not complaints, complaints
 
 

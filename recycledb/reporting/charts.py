@@ -44,6 +44,26 @@ def histogram(counts: Sequence[int], low: float, high: float, kind: str, mark: f
     )
 
 
+SPARK = (96, 22)
+
+
+def spark(counts: Sequence[int], at: float, kind: str, said: str) -> str:
+    """Return a small histogram of a population with a line at one value; `at` is its place between the ends, from 0 to 1."""
+    width, height = SPARK
+    most, step = max([*counts, 1]), width / max(len(counts), 1)
+    bars = "".join(
+        f'<rect class="fill" x="{i * step:.1f}" y="{height * (1 - n / most):.1f}" width="{step - 0.5:.1f}"'
+        f' height="{height * n / most:.1f}"/>'
+        for i, n in enumerate(counts)
+        if n
+    )
+    x = min(max(at, 0.0), 1.0) * (width - 2) + 1
+    return (
+        f'<svg class="spark {escape(kind)}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(said)}">{bars}'
+        f'<line class="here" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/></svg>'
+    )
+
+
 # -- charts of points and lines
 
 CHART_SIZE = (720, 460)

@@ -114,19 +114,55 @@ def explain(store: Store, sample_id: str) -> list[dict[str, Any]]:
     Each has selection (None if not recorded), recipe, student, teacher, picked (a kind, or None), steps (a list of lines) and
     text (all of it, for printing).
     """
-    explained = []
-    asked: set[tuple[Any, Any]] = set()
-    for row in store.rows(_SELECTIONS, sample=sample_id):
-        parameters, shipped = json.loads(row.parameters), shipped_as(row.sql)
-        if shipped == "selective":
-            asked.add((parameters.get("student"), parameters.get("teacher")))
-        explained.append(_recorded(store, sample_id, row, parameters, shipped))
+    explained = explain_recorded(store, sample_id)
+    asked = {(each["student"], each["teacher"]) for each in explained if each["shipped"] == "selective"}
     for student, teacher in _settings(store, sample_id):
         if (student, teacher) not in asked:
             steps = _selective(store, sample_id, {"student": student, "teacher": teacher})
             steps = [*steps, *marked.lines(store, sample_id, {}, None, None)]
             explained.append(_explanation(None, "selective", {"student": student, "teacher": teacher}, None, steps))
+    return [{key: value for key, value in each.items() if key != "shipped"} for each in explained]
+
+
+def explain_recorded(store: Store, sample_id: str) -> list[dict[str, Any]]:
+    """Return why each recorded selection picked a sample or not, as `explain`, with `shipped`: the shipped recipe that its SQL is."""
+    explained = []
+    for row in store.rows(_SELECTIONS, sample=sample_id):
+        parameters, shipped = json.loads(row.parameters), shipped_as(row.sql)
+        explained.append({**_recorded(store, sample_id, row, parameters, shipped), "shipped": shipped})
     return explained
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What `selective` decides under one student for one teacher's variants, on the present scores."""
+
+    student: str
+    teacher: str | None
+    ratios: Mapping[Kind, Ratios]
+    decision: Decision
+
+
+def decisions(scores: Sequence[Mapping[str, Any]]) -> list[Decided]:
+    """Return the decisions on a sample from its rows of the view `scores`, by perplexity as the paper does."""
+    rows = [
+        SimpleNamespace(**{**row, "ifd": row["ifd_ppl"], "rifd": row["rifd_ppl"]})
+        for row in sorted(scores, key=lambda row: str(row["variant_id"]))
+        if row["is_current"]
+    ]
+    teachers = sorted({row.teacher for row in rows if row.teacher})
+    found = []
+    for student in sorted({row.student for row in rows}):
+        own = [row for row in rows if row.student == student]
+        for teacher in teachers or [None]:
+            ratios = _chosen(own, teacher)
+            found.append(Decided(student, teacher, ratios, decide(ratios)))
+    return found
+
+
+def verdict(ratios: Ratios | None) -> str:
+    """Return whether a candidate with these ratios is within the bounds: "kept", or which bound fails."""
+    return _verdict(ratios)
 
 
 # Only selections that are current under their name: the others were replaced by later ones.
@@ -274,6 +310,8 @@ def _seen(store: Store, sql: str, sample_id: str, parameters: Mapping[str, Any],
         name, identity = parameters.get(kind), parameters.get(f"{kind}_id")
         if name and identity and store.find_name(kind, name) != identity:
             as_if.append(Meaning(kind, name, identity))
+    if not as_if:
+        return list(store.rows(sql, sample=sample_id, student=parameters.get("student"), **values))
     with store.sandbox(as_if=as_if) as sandbox:
         columns, rows = sandbox.execute(sql, {"sample": sample_id, "student": parameters.get("student"), **values})
         return [SimpleNamespace(**dict(zip(columns, row, strict=True))) for row in rows]

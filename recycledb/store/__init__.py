@@ -146,6 +146,7 @@ class Store:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._lock = threading.RLock()
+        self._local = threading.local()
         self.watch = Watch()  # of other processes' workers
 
     @classmethod
@@ -186,8 +187,21 @@ class Store:
 
     def rows(self, sql: str, **parameters: Any) -> Sequence[SQLRow]:
         """Return every row of a SELECT with named parameters."""
+        shared: Connection | None = getattr(self._local, "conn", None)
+        if shared is not None:
+            return shared.execute(text(sql), parameters).fetchall()
         with self.read() as conn:
             return conn.execute(text(sql), parameters).fetchall()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let all `rows` of this thread read one snapshot by one connection: opening one takes longer than most look-ups by key."""
+        with self.read() as conn:
+            before, self._local.conn = getattr(self._local, "conn", None), conn
+            try:
+                yield
+            finally:
+                self._local.conn = before
 
     @contextmanager
     def sandbox(

@@ -24,9 +24,10 @@ Order = npt.NDArray[np.int64]
 
 GROUPS = ("dataset", "kind", "teacher", "problem", "selection", "mark")
 LABELS = 200  # at most of one group, the most frequent: reasons of failure quote replies
+BINS = 24  # of a column's histogram
 SHARE = 0.02  # of the time may be spent on reading the columns again
 # Tables whose rows change what is read here; rows are only ever added.
-_CHANGING = ("place", "closing", "variant", "extraction", "reply", "value", "rating", "name", "selection_item")
+_CHANGING = ("place", "closing", "variant", "extraction", "reply", "value", "rating", "name", "selection_item", "mark")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,21 @@ class Column:
         """The samples that have a value, lowest first; equal ones in the datasets' order."""
         known = np.flatnonzero(~np.isnan(self.values))
         return known[np.argsort(self.values[known], kind="stable")]
+
+    @cached_property
+    def shape(self) -> tuple[float, float, list[int]]:
+        """Its histogram: the ends, which leave out 1 % of outliers, and the counts of equal bins between them."""
+        known = self.values[~np.isnan(self.values)]
+        if not len(known):
+            return 0.0, 1.0, []
+        low, high = (float(end) for end in np.percentile(known, (0.5, 99.5)))
+        counts, _ = np.histogram(known.clip(low, high), BINS, (low, high if high > low else low + 1.0))
+        return low, high, [int(count) for count in counts]
+
+    def below(self, value: float) -> float:
+        """Return the share of the samples with a number whose number is lower."""
+        known = np.count_nonzero(~np.isnan(self.values))
+        return float(np.count_nonzero(self.values < value) / known) if known else 0.0
 
     @cached_property
     def descending(self) -> Order:
@@ -189,6 +205,7 @@ class _Reading:
             "selection",
             "SELECT i.selection, v.sample_id FROM selection_items i JOIN variant v ON v.variant_id = i.variant_id",
         )
+        self.mark("mark", "SELECT mark, sample_id FROM marks WHERE is_current = 1")
         several = len(self.flags["teacher"]) > 1
         self.numbers(_SCORES, ("ifd", "rifd", "ppl", "length"), several)
         self.numbers(_MEASURES, (), several)

@@ -7,6 +7,7 @@ functions, which Starlette runs in threads.
 import math
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from starlette.requests import Request
@@ -28,7 +29,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": parts.number, "brief": brief}
+    found.filters |= {"number": parts.number, "brief": brief, "pairs": parse_qsl}
     return found
 
 
@@ -43,6 +44,8 @@ class Shared:
 
     workspace: Workspace
     columns: Columns
+    person: str = "nobody"  # whose marks the buttons write
+    kept: dict[str, Any] = field(default_factory=dict)  # what a page keeps between requests, by its own keys
     templates: Environment = field(default_factory=environment)
 
     @property
