@@ -114,7 +114,7 @@ def test_recipes_leave_out_what_is_marked_drop(store: Store) -> None:
         assert cherry(store, top=top).rows == rows
     ignored = cherry(store, marks="ignore")
     assert picked(store, "c") == [first, second] and ignored.output_sha256 == before.output_sha256
-    with pytest.raises(SelectionError, match="marks is 'ignored'.*did you mean 'ignore'"):
+    with pytest.raises(SelectionError, match=r"marks is 'ignored'.*did you mean 'ignore'"):
         cherry(store, marks="ignored")
     assert select(store, get_recipe("selective"), {"student": "7b"}).marked_drop == 1
 

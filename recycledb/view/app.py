@@ -11,26 +11,31 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from recycledb.errors import RecycledbError
-from recycledb.view import samples
+from recycledb.view import marks, review, sample, samples
 from recycledb.view.columns import Columns
 from recycledb.view.guard import Guard
 from recycledb.view.shared import Shared, render
 from recycledb.workspace import Workspace
 
-PAGES = (samples,)
+PAGES = (samples, sample, marks, review)
 ASSETS = {
     "page.css": ("recycledb.reporting", "text/css"),
     "view.css": ("recycledb.view", "text/css"),
     "view.js": ("recycledb.view", "text/javascript"),
+    "sample.css": ("recycledb.view", "text/css"),
+    "sample.js": ("recycledb.view", "text/javascript"),
+    "review.js": ("recycledb.view", "text/javascript"),
 }
 
 
-def make(workspace: Workspace, token: str, hosts: Collection[str], cookie: str = "recycledb") -> ASGIApp:
-    """Return the application for an open store; see `Guard` for the other parameters."""
+def make(
+    workspace: Workspace, token: str, hosts: Collection[str], cookie: str = "recycledb", person: str = "nobody"
+) -> ASGIApp:
+    """Return the application for an open store; `person` is who marks; see `Guard` for the other parameters."""
     routes = [route for each in PAGES for route in each.routes]
     routes.append(Route("/static/{name}", asset))
     app = Starlette(routes=routes, exception_handlers={RecycledbError: refused, HTTPException: missing})
-    app.state.shared = Shared(workspace, Columns(workspace.store))
+    app.state.shared = Shared(workspace, Columns(workspace.store), person)
     app.state.shared.columns.get()  # begins to read
     return Guard(app, token, hosts, cookie)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from recycledb.errors import RecycledbError
+from recycledb.marking import login_name
 from recycledb.workspace import Workspace
 
 PORT = 8321
@@ -27,8 +28,11 @@ def serve(
     started: Callable[[str], None],
     stop: threading.Event | None = None,
     path: str = "/",
+    person: str | None = None,
 ) -> None:
     """Serve the pages of a store until Ctrl-C, or until `stop` is set; `started` gets the address to open, with the token.
+
+    `path` is the page that the address opens; `person` is who marks, by default the login name.
 
     Without a port the usual one, or a free one if that is in use. ViewError if the address cannot be used.
     """
@@ -40,7 +44,7 @@ def serve(
     number = listening.getsockname()[1]
     token = token or secrets.token_urlsafe(24)
     name = f"[{host}]" if ":" in host else host
-    app = make(workspace, token, own_hosts(name, number), cookie=f"recycledb_{number}")
+    app = make(workspace, token, own_hosts(name, number), f"recycledb_{number}", person or login_name())
     settings = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1, server_header=False)
     server = uvicorn.Server(settings)
     open_at = LOCAL[0] if host in ("0.0.0.0", "::") else name
