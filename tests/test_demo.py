@@ -52,7 +52,7 @@ def test_it_shows_each_step_and_names_what_it_wrote(demo: Path) -> None:
     ):
         assert name in printed
         assert (demo / "out" / name).exists()
-    assert "next: cd out && recycledb report" in (demo / "told").read_text()
+    assert "next: cd out && recycledb view" in (demo / "told").read_text()
 
 
 def test_it_shows_other_methods_on_the_same_samples(demo: Path) -> None:

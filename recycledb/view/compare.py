@@ -29,9 +29,10 @@ from recycledb.view import sql
 from recycledb.view.columns import Column, Snapshot
 from recycledb.view.forms import Form, taking_form
 from recycledb.view.region import PICKS, Region, region_sql
-from recycledb.view.samples import column_groups, conditions, find, read_lines
+from recycledb.view.samples import column_groups, conditions, read_lines
 from recycledb.view.shared import render, shared_by, snapshot_for
 from recycledb.view.state import Range, State, StateError, shortest
+from recycledb.view.walk import find
 
 HERE = "/compare"
 BOUNDS = ("xlow", "xhigh", "ylow", "yhigh")

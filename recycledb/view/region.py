@@ -27,6 +27,7 @@ _LABELLED = {
     "dataset": "SELECT sample_id FROM dataset_samples WHERE dataset IN ({0})",
     "kind": "SELECT sample_id FROM current_variants WHERE kind IN ({0})",
     "teacher": "SELECT sample_id FROM variants WHERE is_current = 1 AND teacher IN ({0})",
+    "mark": "SELECT sample_id FROM marks WHERE is_current = 1 AND mark IN ({0})",
     "selection": "SELECT v.sample_id FROM selection_items i JOIN variants v ON v.variant_id = i.variant_id WHERE i.selection IN ({0})",
     "problem": f"""SELECT v.sample_id FROM extractions e
         JOIN teacher_texts t ON t.text_id = e.text_id JOIN variants v ON v.variant_id = t.variant_id
@@ -105,7 +106,7 @@ def _labels(state: State, ids: Sequence[str]) -> list[str]:
     if state.words or any(group not in _LABELLED for group, _, _ in wanted):
         if len(ids) > MOST_IDS:
             raise SelectionError(
-                f"words and marks are not in SQL's views, and {len(ids):,} ids are too many to write: make the region smaller"
+                f"words are not in SQL's views, and {len(ids):,} ids are too many to write: make the region smaller"
             )
         found.append(f"x.sample_id IN ({', '.join(map(_text, ids)) or 'NULL'})")
     return found

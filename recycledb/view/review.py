@@ -131,7 +131,7 @@ def find_queue(request: Request, *, fresh: bool) -> Queue | Response | None:
         snapshot = snapshot_for(request, HERE)
         if isinstance(snapshot, Response):
             return snapshot
-        items = [Target(snapshot.ids[int(number)]) for number in order_of(snapshot, state)[:MOST_ITEMS]]
+        items = [Target(snapshot.ids[int(number)]) for number in order_of(shared, snapshot, state)[:MOST_ITEMS]]
         queue = Queue(items, "a list of samples" if state.query() else "all samples", name)
     if not queue.items:
         raise ReviewError("there is nothing to review: the list is empty")
@@ -198,7 +198,8 @@ def resume(queue: Queue, mine: Mapping[Target, str]) -> int:
     """Return the first place without a mark of the person after the one marked last, else before it."""
     places: list[int] = [queue.place[target] for target in mine if target in queue.place]  # `mine` is in order of time
     start = places[-1] + 1 if places else 0
-    for at in (*range(start, len(queue.items)), *range(start)):
+    order: tuple[int, ...] = (*range(start, len(queue.items)), *range(start))
+    for at in order:
         if queue.items[at] not in mine:
             return at
     return max(places, default=0)

@@ -80,7 +80,7 @@ def one(request: Request) -> Response:
         "sample.html",
         here="/samples",
         scores=score_table(snapshot, sample),
-        step=step(snapshot, order_of(snapshot, state), sample),
+        step=step(snapshot, order_of(shared, snapshot, state), sample),
         query=query,
         back=request.url.path + more,
         **values,

@@ -12,8 +12,9 @@ from starlette.routing import Route
 
 from recycledb.store import Store
 from recycledb.view.columns import Column, Flags, Order, Snapshot
-from recycledb.view.shared import Shared, render, shared_by, snapshot_for
-from recycledb.view.state import Range, State, following, matching, ordered
+from recycledb.view.shared import render, shared_by, snapshot_for
+from recycledb.view.state import Range, State, following, ordered
+from recycledb.view.walk import find
 
 HERE = "/samples"
 PREVIEW = 300  # characters of a text in the list
@@ -72,17 +73,6 @@ def samples(request: Request) -> Response:
         request, "samples.html", here=HERE, matches=len(order), total=total, unsorted=unsorted, note=note,
         facets=facets(snapshot, state, found), groups=column_groups(snapshot), conditions=conditions(state), **values,
     )  # fmt: skip
-
-
-def find(shared: Shared, snapshot: Snapshot, state: State) -> tuple[Flags, str]:
-    """Return which samples an address asks for, and what the user should know about it, if anything."""
-    complete = shared.index.update(0.5 if state.words else 0.0)  # begun by the first list, ready when it is asked
-    if not state.words:
-        return matching(snapshot, state), ""
-    if shared.index.error is not None:
-        return matching(snapshot, state), shared.index.error
-    found = matching(snapshot, state, shared.index.samples_with(state.words, snapshot))
-    return found, "" if complete else f"The search index is being built: {shared.index.indexed:,} texts so far."
 
 
 def default_numbers(snapshot: Snapshot, state: State) -> list[str]:

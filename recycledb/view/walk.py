@@ -1,10 +1,11 @@
-"""Walking through a list of samples: what comes before and after one, in the order of the list that the address names."""
+"""Lists of samples as an address names them: which samples, in which order, and what comes before and after one."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from recycledb.view.columns import Order, Snapshot
+from recycledb.view.columns import Flags, Order, Snapshot
+from recycledb.view.shared import Shared
 from recycledb.view.state import State, matching, ordered
 
 
@@ -18,9 +19,20 @@ class Step:
     after: str | None
 
 
-def order_of(snapshot: Snapshot, state: State) -> Order:
+def find(shared: Shared, snapshot: Snapshot, state: State) -> tuple[Flags, str]:
+    """Return which samples an address asks for, and what the user should know about it, if anything."""
+    complete = shared.index.update(0.5 if state.words else 0.0)  # begun by the first list, ready when it is asked
+    if not state.words:
+        return matching(snapshot, state), ""
+    if shared.index.error is not None:
+        return matching(snapshot, state), shared.index.error
+    found = matching(snapshot, state, shared.index.samples_with(state.words, snapshot))
+    return found, "" if complete else f"The search index is being built: {shared.index.indexed:,} texts so far."
+
+
+def order_of(shared: Shared, snapshot: Snapshot, state: State) -> Order:
     """Return the samples of the list that a state describes, in its order."""
-    return ordered(snapshot, state, matching(snapshot, state))
+    return ordered(snapshot, state, find(shared, snapshot, state)[0])
 
 
 def step(snapshot: Snapshot, order: Order, sample: str) -> Step:
