@@ -151,8 +151,14 @@ with httpx2.Client(follow_redirects=True, timeout=None) as client:
 """
 
 
-def sync_once(samples: int, *, watched: bool) -> tuple[float, float]:
-    """Return the seconds, and the processor's seconds, of a sync of that many samples."""
+def processor_s(process: subprocess.Popen[str]) -> float:
+    """Return the processor's seconds that a process has used."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def sync_once(samples: int, *, watched: bool) -> tuple[float, float, float]:
+    """Return the seconds and the processor's seconds of a sync of that many samples, and the latter of the pages' server meanwhile."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lines = [{"instruction": f"Say {i}", "output": "words " * 60} for i in range(samples)]
@@ -164,14 +170,15 @@ def sync_once(samples: int, *, watched: bool) -> tuple[float, float]:
         subprocess.run([*RUN, "add", "d.json"], cwd=folder, check=True, **QUIET)
         client = None
         try:
-            with started([*RUN, "view", "--no-open", "--port", "0"], r"http://\S+", cwd=folder) as (_, address):
+            with started([*RUN, "view", "--no-open", "--port", "0"], r"http://\S+", cwd=folder) as (view, address):
                 if watched:
                     client = subprocess.Popen([sys.executable, "-c", READ_EVENTS, address], **QUIET)
                 time.sleep(8)  # until the page's first reading is over
-                before, began = os.times(), time.perf_counter()
+                before, began, served = os.times(), time.perf_counter(), processor_s(view)
                 subprocess.run([*RUN, "sync", "--only", "reflect"], cwd=folder, check=True, **QUIET)
                 wall, after = time.perf_counter() - began, os.times()
-                return wall, after.children_user + after.children_system - before.children_user - before.children_system
+                used = after.children_user + after.children_system - before.children_user - before.children_system
+                return wall, used, processor_s(view) - served
         finally:
             for process in (client, server):
                 if process is not None:
@@ -183,11 +190,15 @@ def sync_once(samples: int, *, watched: bool) -> tuple[float, float]:
 def slow_down(samples: int, rounds: int) -> None:
     """Measure syncs with and without a client of /events, by turns."""
     sync_once(50, watched=False)
-    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    found: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
     for number in range(rounds):
         for watched in (False, True) if number % 2 else (True, False):
             found[watched].append(sync_once(samples, watched=watched))
-            print(f"  {'watched' if watched else 'alone':8} {found[watched][-1][0]:7.2f} s", flush=True)
+            wall, used, served = found[watched][-1]
+            print(
+                f"  {'watched' if watched else 'alone':8} {wall:7.2f} s, processor {used:.2f} s, server {served:.2f} s",
+                flush=True,
+            )
     for i, name in enumerate(("wall", "processor")):
         ratios = [with_[i] / without[i] for with_, without in zip(found[True], found[False], strict=True)]
         best = min(each[i] for each in found[True]) / min(each[i] for each in found[False])
