@@ -59,7 +59,7 @@ def chromium() -> str:
 
 
 @contextmanager
-def opened(served_at: Served, path: str = "/samples", *, expected: str | None = None, **options: Any) -> Iterator[Any]:
+def opened(served_at: Served, path: str = "/", *, expected: str | None = None, **options: Any) -> Iterator[Any]:
     """Open the pages in a Chromium; yield Playwright's page, which fails the test for an error of a script or a refused resource.
 
     `expected` is a part of the console's errors that the test provokes.
