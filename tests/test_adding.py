@@ -157,7 +157,7 @@ def test_a_kill_while_adding_leaves_the_store_as_it_was(sqlite_url: str, tmp_pat
         running.send_signal(signal.SIGKILL)
     with Store.open(sqlite_url) as store:
         found = store.rows("SELECT count(*) FROM sample")[0][0]
-        assert found == (0 if running.wait() < 0 else 6_000)
+        assert found in (0, 6_000)  # the kill may come just after the commit
         assert verify.check(store).findings == []
         assert add(store, [file])[0].added == 6_000 - found
 

@@ -175,7 +175,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 @pytest.fixture(scope="module")
 def pages(workspace: Workspace) -> Iterator[Served]:
     with served(workspace) as found:
-        yield Served(found.address.replace("/?", "/compare?"), found.base)
+        yield Served(found.address.replace("/?", "/compare?"), found.base, found.stop)
 
 
 @pytest.fixture(scope="module")

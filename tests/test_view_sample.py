@@ -23,12 +23,11 @@ from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import select
 from recycledb.store import Store
 from recycledb.store.marks import Given, Target, add_marks
-from recycledb.view.columns import Columns, read
+from recycledb.view.columns import read
 from recycledb.view.diff import MOST_PAIRS, diff
 from recycledb.view.marks import own_address
 from recycledb.view.review import Queue, from_selection, from_sql, resume
 from recycledb.view.sample import page_values, score_table
-from recycledb.view.shared import Shared
 from recycledb.workspace import Workspace
 
 WORDS = ("apples", "pears", "plums", "figs")
@@ -154,9 +153,8 @@ def test_every_backend_has_the_page_and_queues(store: Store) -> None:
     sample, other, *_ = two_students(store, WORDS)
     select(store, get_recipe("cherry"), {"student": "7b", "top": "2"}, name="c")
     give(store, "ann", (sample, "keep"), (other, "drop"))
-    shared = Shared(Workspace(store), Columns(store), "ann")
     with store.together():
-        values = page_values(shared, sample)
+        values = page_values(store, "ann", sample)
     assert next(each.kind for each in values["shown"]) == "origin" and len(values["shown"]) == 4
     assert values["own"] == "keep" and len(values["trees"]) == 2 and "picked origin" in values["selections"][0]["head"]
     table = score_table(read(store), sample)

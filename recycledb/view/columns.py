@@ -237,7 +237,8 @@ class _Reading:
         self.mark("mark", "SELECT mark, sample_id FROM marks WHERE is_current = 1")
         several = len(self.flags["teacher"]) > 1
         self.numbers(_SCORES, ("ifd", "rifd", "ppl", "length"), several)
-        self.numbers(_MEASURES, (), several)
+        if any(True for table in ("value", "rating") for _ in self.rows(f"SELECT 1 FROM {table} LIMIT 1")):
+            self.numbers(_MEASURES, (), several)  # preparing this statement alone takes a third of a second
         return Snapshot(self.ids, self.columns, self.flags, at, time.monotonic() - began)
 
     def mark(self, group: str, sql: str) -> None:

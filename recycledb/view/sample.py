@@ -25,7 +25,7 @@ from recycledb.store.marks import Target, in_force, of_sample
 from recycledb.terminal import shortened
 from recycledb.view.columns import Column, Snapshot
 from recycledb.view.diff import SAME, Part, diff
-from recycledb.view.shared import Shared, render, shared_by, snapshot_for
+from recycledb.view.shared import render, shared_by, snapshot_for
 from recycledb.view.state import State
 from recycledb.view.walk import order_of, step
 
@@ -74,7 +74,7 @@ def one(request: Request) -> Response:
     if isinstance(snapshot, Response):
         return snapshot
     with shared.workspace.store.together():
-        values = page_values(shared, sample)
+        values = page_values(shared.workspace.store, shared.person, sample)
     return render(
         request,
         "sample.html",
@@ -87,20 +87,19 @@ def one(request: Request) -> Response:
     )
 
 
-def page_values(shared: Shared, sample: str) -> dict[str, Any]:
-    """Return what the page shows that is read from the store."""
-    store = shared.workspace.store
+def page_values(store: Store, person: str, sample: str) -> dict[str, Any]:
+    """Return what the page shows to a person that is read from the store."""
     found, marks = history(store, sample), of_sample(store, sample)
     kinds = {row["variant_id"]: row["kind"] for row in found["variants"]}
     return {
         "sample": sample,
         "found": found,
         "context": context_messages(found["context"]),
-        "shown": show_variants(found["variants"], marks, shared.person),
+        "shown": show_variants(found["variants"], marks, person),
         "old": [row for row in found["variants"] if not row["is_current"]],
         "marks": marks,
-        "person": shared.person,
-        "own": mark_of(marks, Target(sample), shared.person),
+        "person": person,
+        "own": mark_of(marks, Target(sample), person),
         "replies": [reply(row, kinds) for row in found["teacher_texts"]],
         "cost": cost(found["teacher_texts"]),
         "trees": [

@@ -100,7 +100,7 @@ def listen(host: str, port: int | None) -> socket.socket:
             listening.bind((host, number))
             listening.listen(128)
             return listening
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             listening.close()
             if port is None and number:
                 continue
