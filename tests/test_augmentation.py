@@ -311,6 +311,7 @@ def test_another_seed_or_option_is_another_augmentation_and_more_rounds_are_not(
     sound(url)
 
 
+@pytest.mark.long
 def test_sources_that_are_left_alone_wait_for_others_and_do_not_make_a_run_incomplete(tmp_path: Path) -> None:
     url = new(f"sqlite:///{install(tmp_path)}/store.db")
     configure(url, PAIRS, "full = true", "most = 50")
@@ -346,6 +347,7 @@ def test_a_variant_that_gives_none_has_its_reason_on_record(tmp_path: Path) -> N
 # -- with a teacher
 
 
+@pytest.mark.long
 def test_samples_with_different_contexts_are_not_joined(tmp_path: Path) -> None:
     install(tmp_path)
     url = new(f"sqlite:///{tmp_path}/store.db")

@@ -78,6 +78,7 @@ def test_lines_are_matched_by_id_in_whatever_order_and_file_they_come(tmp_path: 
             assert row["text"] == texts[row["attempt_id"]]["response"]["body"]["choices"][0]["message"]["content"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", ["expired", "cancelled"])
 def test_successes_of_an_unfinished_batch_are_kept_and_only_the_rest_is_asked_again(
     tmp_path: Path, status: str
@@ -98,6 +99,7 @@ def test_successes_of_an_unfinished_batch_are_kept_and_only_the_rest_is_asked_ag
         assert sorted(server.asked().values()) == [1] * 6 + [2] * 4
 
 
+@pytest.mark.long
 def test_a_batch_that_is_refused_whole_is_told_and_asked_again(tmp_path: Path) -> None:
     url = make_store(tmp_path, 3)
     with BatchServer() as server:
@@ -111,6 +113,7 @@ def test_a_batch_that_is_refused_whole_is_told_and_asked_again(tmp_path: Path) -
         assert sync(url, server).complete
 
 
+@pytest.mark.long
 def test_files_keep_the_services_limits_and_the_runs(tmp_path: Path) -> None:
     url = make_store(tmp_path, 10)
     with BatchServer() as server:

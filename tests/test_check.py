@@ -84,6 +84,7 @@ def test_a_sound_store_is_sound_and_every_row_was_looked_at(url: str) -> None:
     assert checked.schema_objects > 30 and checked.references > 20 and checked.relations > 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("table", [name for name, table in metadata.tables.items() if COLUMN in table.columns])
 def test_a_change_in_any_column_of_any_table_is_found(table: str, sound_files: dict[str, Path], tmp_path: Path) -> None:
     """Each column that is no key, in one row; digests alone must tell, so the ids are left out of it."""

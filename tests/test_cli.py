@@ -147,12 +147,14 @@ def test_a_store_that_cannot_be_opened(url: str, message: str, cli: Cli, data: P
     assert message in one_line(told.stderr) and data.read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_store_that_another_process_has_open(cli: Cli, tmp_path: Path) -> None:
     with Store.open(f"duckdb:///{tmp_path}/x.duckdb", create=True):
         told = cli("--store", "duckdb:///x.duckdb", "status", code=1)
     assert "another process has x.duckdb open" in one_line(told.stderr)
 
 
+@pytest.mark.long
 def test_a_damaged_store(cli: Cli, filled: str) -> None:
     path = Path(filled.removeprefix("sqlite:///"))
     whole = path.read_bytes()
@@ -235,6 +237,7 @@ def test_the_store_is_the_option_s_then_the_environment_s_then_the_file_s(cli: C
     assert (inner / "of-option.db").exists()
 
 
+@pytest.mark.long
 def test_init_writes_what_the_other_commands_go_on_from(cli: Cli, data: Path, tmp_path: Path) -> None:
     told = cli("init", "mine").stdout
     assert "mine/recycledb.toml" in told and (tmp_path / "mine" / "recycle.db").exists()
@@ -244,6 +247,7 @@ def test_init_writes_what_the_other_commands_go_on_from(cli: Cli, data: Path, tm
     assert "already exists" in one_line(again.stderr)
 
 
+@pytest.mark.long
 def test_init_names_the_store_that_it_made(cli: Cli, tmp_path: Path) -> None:
     cli("--store", "duckdb:///outside.duckdb", "init", "mine")
     assert f'url = "duckdb:///{tmp_path}/outside.duckdb"' in (tmp_path / "mine" / "recycledb.toml").read_text()
@@ -265,6 +269,7 @@ def test_add_tells_counts_and_what_was_rejected(cli: Cli, data: Path) -> None:
     assert again["datasets"][0]["rejections"][0]["position"] == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -286,6 +291,7 @@ def test_json_is_one_object_and_all_of_stdout(arguments: list[str], cli: Cli, fi
     assert one_object(told.stdout)
 
 
+@pytest.mark.long
 def test_status_says_what_there_is(cli: Cli, filled: str) -> None:
     told = one_object(cli("--store", filled, "status", "--json").stdout)
     assert told["samples"] == 2 and told["variants"]["reflect_both"] == 2

@@ -101,6 +101,7 @@ def test_select_says_what_is_wrong(here: Here) -> None:
     assert "nothing was picked" in nothing.stderr
 
 
+@pytest.mark.long
 def test_query_prints_writes_and_refuses(cli: Cli, here: Here, url: str, tmp_path: Path) -> None:
     sql = "SELECT kind, count(*) AS n FROM variants WHERE kind LIKE :kind GROUP BY kind ORDER BY kind"
     table = cli("--store", url, "query", sql, "--param", "kind=reflect%").stdout.splitlines()

@@ -71,6 +71,7 @@ class Naive:
         return vector / np.linalg.norm(vector)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("store_url", ["sqlite", "duckdb"], indirect=True)
 def test_closeness_to_a_query_set(store_url: str, llama: Path, tmp_path: Path) -> None:
     """Queries that are not among the measured variants have vectors too; a new query brings its vector and the values of a new measure."""
@@ -111,6 +112,7 @@ def agree(store: Store, llama: Path, take: Any) -> None:
         assert row.value == pytest.approx(take(queries @ whole(Texts(*row[:3]))), abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_cosine_with_the_origin_says_with_which(sqlite_url: str, llama: Path, tmp_path: Path) -> None:
     """Self-J's cosine of two answers: a value for each pair, from one vector for each distinct text."""
     with Store.open(sqlite_url) as store:

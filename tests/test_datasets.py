@@ -104,6 +104,7 @@ def test_appending_gives_what_one_call_gives_also_when_repeated(store: Store, tm
     assert len(store.rows("SELECT * FROM dataset_import WHERE dataset = 'd'")) == 3
 
 
+@pytest.mark.long
 def test_a_file_that_changed_is_appended_in_its_own_place(store: Store, tmp_path: Path) -> None:
     """What follows it moves, as if all files had been added in one call."""
     for words in ((1, 7, 8, 9), (1,), (2, 1)):
@@ -120,6 +121,7 @@ def test_a_file_that_changed_is_appended_in_its_own_place(store: Store, tmp_path
     assert verify.check(store).findings == []
 
 
+@pytest.mark.long
 def test_sections_larger_than_a_batch_move(sqlite: Store, tmp_path: Path) -> None:
     files = [write(tmp_path / "1.json", "a", "b"), write(tmp_path / "2.json", *range(6_000))]
     add(sqlite, files, dataset="d")
@@ -128,6 +130,7 @@ def test_sections_larger_than_a_batch_move(sqlite: Store, tmp_path: Path) -> Non
     assert [word for _, word in contents(sqlite, "d")] == ["a", "b", "c", *map(str, range(6_000))]
 
 
+@pytest.mark.long
 def test_how_many_samples_left_is_said_in_words(cli: Cli, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/recycle.db"
     file = write(tmp_path / "train.json", 1, 2, 3, 4, 4)

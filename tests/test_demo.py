@@ -55,6 +55,7 @@ def test_it_shows_each_step_and_names_what_it_wrote(demo: Path) -> None:
     assert "next: cd out && recycledb view" in (demo / "told").read_text()
 
 
+@pytest.mark.long
 def test_it_shows_other_methods_on_the_same_samples(demo: Path) -> None:
     printed = (demo / "printed").read_text()
     for student in ("small", "large"):

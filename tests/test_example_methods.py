@@ -166,6 +166,7 @@ def test_a_killed_sync_is_continued_and_asks_nothing_again_that_was_answered(des
     assert desk.json("sync")["complete"] and desk.json("sync", "--dry-run")["ready"] == 0
 
 
+@pytest.mark.long
 def test_the_readouts_are_those_of_a_naive_loop(desk: Desk) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -281,6 +281,7 @@ def scored_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", OUTPUTS)
 def test_every_command_writes_through_links_and_keeps_the_mode(
     what: str, cli: Cli, scored_store: str, tmp_path: Path
@@ -296,6 +297,7 @@ def test_every_command_writes_through_links_and_keeps_the_mode(
     assert stat.S_IMODE(target.stat().st_mode) == 0o640 and target.read_bytes() != b"{}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", OUTPUTS)
 def test_a_full_disk_destroys_nothing(what: str, cli: Cli, scored_store: str, tmp_path: Path) -> None:
     out = tmp_path / (what if what.endswith(".json") else "out")
@@ -346,6 +348,7 @@ def writes(tree: ast.Module) -> Iterator[str]:
             yield f"{ast.unparse(node)[:60]} in line {node.lineno}"
 
 
+@pytest.mark.long
 def test_nobody_writes_files_another_way() -> None:
     found = {
         path.name: calls

@@ -152,6 +152,7 @@ def test_an_odd_alembic_version_is_one_line(store_url: str, statements: tuple[st
     assert path.read_bytes() == before and [other.name for other in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.long
 def test_commands_refuse_it_in_one_line(tmp_path: Path, cli: Cli) -> None:
     path = made(tmp_path, "sqlite", alembic_with_our_numbers)
     before, url = path.read_bytes(), f"sqlite:///{path}"
@@ -171,6 +172,7 @@ def test_commands_refuse_it_in_one_line(tmp_path: Path, cli: Cli) -> None:
     assert path.read_bytes() == before and not (tmp_path / "mine.db").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_empty_file_may_become_a_store(backend: str, tmp_path: Path) -> None:
     path = tmp_path / "empty.db"

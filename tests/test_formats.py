@@ -114,6 +114,7 @@ def test_written_conversations_are_read_back(tmp_path: Path, rows: list[dict[str
     assert reading.format == "sharegpt"
 
 
+@pytest.mark.long
 @settings(in_one_folder, max_examples=100)
 @given(values=st.lists(json_values, max_size=6), indent=st.none() | st.integers(0, 3), ascii_only=st.booleans())
 def test_json_lists_are_cut_as_a_parser_cuts_them(
@@ -137,6 +138,7 @@ def test_rows_across_the_borders_of_what_is_read_at_once(tmp_path: Path, name: s
     assert [row.extra for row in found] == [{"n": [{"m": n}]} for n in range(30)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
 def test_rows_of_many_megabytes(tmp_path: Path, name: str) -> None:
     long = {"instruction": "x\n" * 5_000_000, "output": '\\"}' * 1_000_000}
@@ -552,6 +554,7 @@ def test_writing_to_a_pipe(tmp_path: Path) -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("format", "suffix"), [("alpaca", ""), ("jsonl", ""), ("alpaca", ".gz"), ("jsonl", ".zst")])
 def test_a_file_is_streamed(tmp_path: Path, format: str, suffix: str) -> None:
     chance = random.Random(3)

@@ -213,6 +213,7 @@ def test_one_name_is_a_list_of_one_and_a_byte_order_mark_is_fine(made: Path, tmp
 # --- parameters of requests -----------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_known_parameters_are_those_of_the_sdk() -> None:
     create = openai.resources.chat.completions.Completions.create
     takes = set(inspect.signature(create).parameters) - {"self", "messages", "model"}
@@ -220,6 +221,7 @@ def test_the_known_parameters_are_those_of_the_sdk() -> None:
     assert takes <= set(KNOWN_PARAMS["openai"]), "the SDK takes more than suggestions.py knows"
 
 
+@pytest.mark.long
 def test_unknown_parameters_are_warned_of(cli: Cli, folder: Path) -> None:
     params = "{ temprature = 0.5, top_k = 4, max_tokens = 9, extra_body = { own = 1 } }"
     text = f'{TOML.partition("[students")[0]}[teachers.server]\nmodel = "m"\nparams = {params}\n'
@@ -239,6 +241,7 @@ def test_extra_body_is_sent_as_its_contents() -> None:
 # --- one mistake does not hide the rest ------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_bad_student_and_a_bad_prompt_hide_nothing_else_of_status(cli: Cli, folder: Path) -> None:
     good = folder / "good"
     good.mkdir()
@@ -279,6 +282,7 @@ PIPED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", PIPED, ids=lambda words: " ".join(words)[:30])
 def test_a_pipe_that_nobody_reads_ends_a_command_quietly(arguments: list[str], folder: Path) -> None:
     command = [*RUN_COMMAND, *arguments]
@@ -357,6 +361,7 @@ def test_other_shells_are_offered_the_same(shell: str, command_server: CommandSe
     assert {*STUDENTS} <= set(completed(command_server, made, "recycledb compare ", shell))
 
 
+@pytest.mark.long
 def test_without_a_store_nothing_is_offered_and_nothing_is_printed(
     command_server: CommandServer, tmp_path: Path
 ) -> None:
@@ -386,6 +391,7 @@ def test_completion_is_quick(made: Path) -> None:
     assert heavy & set(done.stderr.split()) == set()
 
 
+@pytest.mark.long
 def test_a_real_bash_completes(made: Path) -> None:
     """The script that `--show-completion` prints, in bash itself."""
     bash = shutil.which("bash")

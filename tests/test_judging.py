@@ -204,6 +204,7 @@ def test_another_scale_asks_nothing_and_another_prompt_asks_its_own(sqlite_url: 
         assert ids and store.rows("SELECT count(*) FROM reply")[0][0] == 8
 
 
+@pytest.mark.long
 def test_the_question_shows_the_input_and_the_reference(sqlite_url: str, tmp_path: Path) -> None:
     (tmp_path / "ref.txt").write_text(
         "<<system>>\nRate.\n<<user>>\n{question}\nAnswer: {answer}\nReference: {reference}"
@@ -268,6 +269,7 @@ def test_a_reply_that_begins_with_a_line_break_is_asked_for_whole(sqlite_url: st
         assert measured(store, "quality") == {("Explain 0.", "origin"): (4.0, "ok")}
 
 
+@pytest.mark.long
 def test_a_failed_question_has_its_status_and_is_asked_again_on_request(sqlite_url: str, tmp_path: Path) -> None:
     faults = [Fault.REFUSAL]
 
@@ -393,6 +395,7 @@ def test_a_killed_sync_is_continued_without_asking_what_was_answered(tmp_path: P
             assert store.rows("SELECT count(*), count(outcome) FROM judgements")[0] == (5, 4)
 
 
+@pytest.mark.long
 def test_a_recording_has_a_rating_of_the_same_texts_for_each_prompt(sqlite_url: str, tmp_path: Path) -> None:
     reads = texts(0)
     kept = {"step": "rate", "reads": reads._asdict(), "text": "3/5"}
@@ -497,6 +500,7 @@ def test_two_models_are_compared_by_their_answers(store: Store, tmp_path: Path) 
             db.add_answers(tmp_path / "a.json", author="c", dataset="test")
 
 
+@pytest.mark.long
 def test_published_numbers_become_values(store: Store, tmp_path: Path) -> None:
     add_samples(store, [texts(i) for i in range(3)])
     db = Workspace(store, config.Config())

@@ -241,6 +241,7 @@ def test_processes_of_two_containers_with_one_host_name_ask_nothing_twice(sqlite
 _HIDE = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can hide processes from another user")
 def test_a_process_that_is_hidden_from_us_lives_by_its_heartbeat(tmp_path: Path) -> None:
     hidden = [*namespace(), "--mount", "sh", "-c", _HIDE, "sh"]

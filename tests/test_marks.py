@@ -35,6 +35,7 @@ def cherry(store: Store, **given: Any) -> Selected:
     return select(store, get_recipe("cherry"), {"student": "7b", "top": "2", **given}, name="c")
 
 
+@pytest.mark.long
 @pytest.mark.both_backends
 def test_the_newest_mark_decides_and_nothing_is_changed(store: Store) -> None:
     [one, two, *_] = two_students(store, WORDS)
@@ -137,6 +138,7 @@ def test_orderings_and_recipes_of_users(sqlite_url: str) -> None:
         assert nothing.rows == 0 and "all 4 variants" in str(nothing.note)
 
 
+@pytest.mark.long
 def test_explanations_say_who_left_out_what(sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         [one, two, *_] = two_students(store, WORDS)
@@ -153,6 +155,7 @@ def test_explanations_say_who_left_out_what(sqlite_url: str) -> None:
         assert [row["mark"] for row in show(store, two[:8])["marks"]] == ["keep", "drop"]
 
 
+@pytest.mark.long
 @pytest.mark.both_backends
 def test_merge_brings_the_marks_of_both(store: Store, tmp_path: Path) -> None:
     with Store.open(f"sqlite:///{tmp_path}/other.db", create=True) as other:
@@ -179,6 +182,7 @@ def test_check_finds_a_changed_mark(sqlite_url: str) -> None:
     assert "has an id that does not match its content" in found and "has the unknown mark 'good'" in found
 
 
+@pytest.mark.long
 def test_marking_by_command(sqlite_url: str, cli: Cli) -> None:
     with Store.open(sqlite_url) as store:
         [one, *_] = two_students(store, WORDS)

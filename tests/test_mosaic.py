@@ -203,6 +203,7 @@ def true_rows_at(url: str) -> dict[str, tuple[str, ...]]:
 AUGMENTATIONS = {"ruler": {"rate": 1}, "mosaic": {"most": 4, "seed": 1}}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_added_samples_and_closed_members_change_no_row_and_every_row_is_true(backend: str, tmp_path: Path) -> None:
     url = new(f"{backend}:///{tmp_path}/store.db")
@@ -247,6 +248,7 @@ def test_added_samples_and_closed_members_change_no_row_and_every_row_is_true(ba
             assert shown["sample_id"] == made.sample_id == lineage["members"][0]["sample_id"]
 
 
+@pytest.mark.long
 def test_merged_stores_hold_the_rows_of_both_and_make_none_twice(tmp_path: Path) -> None:
     urls = [filled(tmp_path / f"{name}.db", numbers, name) for name, numbers in (("a", range(4)), ("b", range(4, 9)))]
     for url in urls:

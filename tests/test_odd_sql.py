@@ -97,6 +97,7 @@ def test_a_parameter_has_the_type_that_its_sql_declares(sql: str, value: Any, st
         values_of("-- @param n number: it\nSELECT :n", {"n": "many"})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", ["1 AS a, 2 AS a", "1 AS a, 2 AS A", "variant_id"])
 def test_a_recipe_names_its_columns_apart(columns: str, store: Store) -> None:
     scored.two_students(store)

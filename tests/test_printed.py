@@ -26,6 +26,7 @@ def students(url: str) -> list[str]:
         return [row[0] for row in store.rows("SELECT student FROM students ORDER BY student")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "progress"),
     [

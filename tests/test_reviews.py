@@ -68,6 +68,7 @@ def counts(store: Store) -> dict[str, int]:
     return {table: store.rows(f"SELECT count(*) FROM {table}")[0][0] for table in tables}
 
 
+@pytest.mark.long
 def test_a_published_log_becomes_judgements(store: Store, tmp_path: Path) -> None:
     db = Workspace(store, config.Config())
     file = written(tmp_path / "vicuna_wrap_reviews_gpt4.json", log())
@@ -109,6 +110,7 @@ def test_the_question_has_another_name_in_each_test_set(key: str, sqlite_url: st
         ]
 
 
+@pytest.mark.long
 def test_a_log_is_matched_with_the_dataset_that_is_there(sqlite_url: str, tmp_path: Path) -> None:
     file = written(tmp_path / "reviews.json", log([("9 8", "8 9"), ("9 8", None), ("", "8 9")]))
     with Store.open(sqlite_url) as store:
@@ -144,6 +146,7 @@ def test_a_question_that_is_asked_twice_is_two_pairs(sqlite_url: str, tmp_path: 
         assert db.import_reviews(file, **IMPORT).answers_new == 0
 
 
+@pytest.mark.long
 def test_rubbish_is_one_line_and_changes_nothing(sqlite_url: str, tmp_path: Path) -> None:
     good = written(tmp_path / "koala_reviews_gpt4.json", log())
     lacking, number, question = (log()["data"] for _ in range(3))
@@ -281,6 +284,7 @@ def rated(store: Store, folder: Path, **tables: Any) -> Workspace:
     return Workspace(store, config.parse(given, folder / "recycledb.toml"))
 
 
+@pytest.mark.long
 def test_training_files_of_a_judge_have_equal_ids(store: Store, tmp_path: Path) -> None:
     db = rated(store, tmp_path)
     db.sync()

@@ -93,6 +93,7 @@ def require_stopped(found: tuple[int, str]) -> None:
     assert found == (130, "recycledb: stopped; what was committed is kept\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", RECIPES)
 def test_ctrl_c_stops_a_recipe(command_server: CommandServer, scored_url: str, tmp_path: Path, kind: str) -> None:
     file = tmp_path / "endless.sql"
@@ -104,11 +105,13 @@ def test_ctrl_c_stops_a_recipe(command_server: CommandServer, scored_url: str, t
         assert not store.rows("SELECT * FROM selection")
 
 
+@pytest.mark.long
 @pytest.mark.both_backends
 def test_ctrl_c_stops_a_query(command_server: CommandServer, scored_url: str) -> None:
     require_stopped(interrupted(command_server, scored_url, "query", ENDLESS))
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("sqlite-scores", "sqlite-variants")
 @pytest.mark.parametrize(
     ("view", "command"),

@@ -74,6 +74,7 @@ def test_a_longer_pause_than_the_patience_ends_the_run_also_at_its_last_question
     assert statuses(url) == {"ok": 5, "error": 3}
 
 
+@pytest.mark.long
 def test_a_pause_within_the_patience_is_kept_and_the_question_asked_again(tmp_path: Path) -> None:
     url = make_store(tmp_path, 2)
 
@@ -105,6 +106,7 @@ def test_who_must_stop_waits_for_no_pause(tmp_path: Path, fault: Fault) -> None:
 # --- signals ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.default_cases("1")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_run_that_waits_for_a_servers_pause(tmp_path: Path, number: signal.Signals) -> None:

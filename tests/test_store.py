@@ -620,6 +620,7 @@ def test_scores_are_missing_until_each_statistic_is_there(store: Store) -> None:
     assert stores.pending_scores(store, None, stores.STUDENT, STATS, []) == []
 
 
+@pytest.mark.long
 def test_a_page_may_hold_thousands_of_samples(store: Store) -> None:
     """Several databases limit how many SELECTs one statement may join, or how many values it may bind."""
     stores.register(store)
@@ -905,6 +906,7 @@ def survives_kills(url: str, kills: int) -> int:
     return acknowledged
 
 
+@pytest.mark.long
 def test_a_kill_loses_no_acknowledged_row(store_url: str) -> None:
     assert survives_kills(store_url, 2) > 0
 

@@ -457,6 +457,7 @@ def test_a_server_that_is_down_is_probed_and_then_given_up() -> None:
     assert len(running.log) <= 32 + 8  # those under way, then a probe now and then
 
 
+@pytest.mark.long
 def test_a_server_that_comes_back_is_asked_on() -> None:
     def decide(exchange: Exchange) -> Fault:
         return Fault.RESET if 20 <= exchange.number < 38 else Fault.NONE

@@ -307,6 +307,7 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(inner)
 
 
+@pytest.mark.long
 def test_what_is_written_to_a_file_or_a_pipe_is_exact(command_server: CommandServer, folder: Path) -> None:
     for format in ("json", "jsonl", "csv"):
         piped = command_server.run(["query", SQL, "--format", format], folder, clean_environment())
@@ -326,6 +327,7 @@ SEQUENCES = re.compile(
 )  # colours, the cursor shown and moved, a line cleared
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["status", "show", "compare", "sync", "selections", "add"])
 def test_with_colours_only_what_draws_them_is_added(name: str, command_server: CommandServer, folder: Path) -> None:
     code, arguments = CASES[name][-1 if name == "sync" else 0]
@@ -386,6 +388,7 @@ class Hostile(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.long
 def test_what_a_server_says_is_shown_harmless(command_server: CommandServer, folder: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Hostile) as server:
         thread = threading.Thread(target=server.serve_forever)

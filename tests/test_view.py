@@ -50,6 +50,7 @@ def client(pages: Served) -> Iterator[httpx.Client]:
 # -- who gets in
 
 
+@pytest.mark.long
 def test_only_the_token_opens_the_pages(pages: Served) -> None:
     with httpx.Client(base_url=pages.base, follow_redirects=True, timeout=20) as client:
         for address in ("/samples", "/static/view.js", "/?token=wrong", "/nothing"):
@@ -61,6 +62,7 @@ def test_only_the_token_opens_the_pages(pages: Served) -> None:
         assert client.get("/static/view.js").status_code == 200
 
 
+@pytest.mark.long
 def test_a_foreign_name_of_this_machine_reaches_nothing(client: httpx.Client) -> None:
     """DNS rebinding: a page of evil.example, which resolves to 127.0.0.1, would send the name that it knows."""
     port = client.base_url.port
@@ -79,6 +81,7 @@ def test_only_its_own_pages_may_post(client: httpx.Client) -> None:
     assert client.post("/samples", headers={"origin": own}, content=iter([b"no length"])).status_code == 413
 
 
+@pytest.mark.long
 def test_every_answer_has_the_policy(client: httpx.Client) -> None:
     for address in ("/samples", "/static/page.css", "/nothing", "/samples?sort=nothing"):
         answer = client.get(address)
@@ -203,6 +206,7 @@ def test_words_are_found_in_any_text_and_in_any_script(store_url: str, tmp_path:
         assert found("lake") == [snapshot.number_of[new]]
 
 
+@pytest.mark.long
 def test_another_store_at_the_same_path_is_indexed_anew(sqlite_url: str, tmp_path: Path) -> None:
     for word in ("first", "second"):
         with Store.open(sqlite_url) as store:
@@ -219,6 +223,7 @@ def test_another_store_at_the_same_path_is_indexed_anew(sqlite_url: str, tmp_pat
 # -- the list
 
 
+@pytest.mark.long
 def test_a_form_goes_on_to_the_address(client: httpx.Client) -> None:
     query = "q=&sort_by=ifd/7b@origin&direction=down&range_key=rifd/7b@origin&low=0.1&high=&has=kind:origin"
     answer = client.get(f"/samples?{query}")
@@ -262,6 +267,7 @@ def test_texts_are_escaped(sqlite_url: str) -> None:
                 assert "<script>alert" not in page and "<img src=x" not in page and "<b>" not in page
 
 
+@pytest.mark.long
 def test_the_list_shows_what_the_address_asks_for(client: httpx.Client) -> None:
     page = client.get("/samples?sort=-ifd/7b@origin&show=ifd/7b@origin")
     assert "4 of 4 samples" in page.text

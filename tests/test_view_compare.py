@@ -212,6 +212,7 @@ def test_wrong_addresses_are_explained(client: httpx.Client) -> None:
         assert answer.status_code == 400 and words in unescape(answer.text)
 
 
+@pytest.mark.long
 def test_a_store_without_scores_says_so(tmp_path: Path) -> None:
     with store_at("sqlite", tmp_path) as store, served(Workspace(store)) as found:
         answer = httpx.get(found.address.replace("/?", "/compare?"), follow_redirects=False)

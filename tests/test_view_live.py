@@ -70,6 +70,7 @@ def teacher() -> Iterator[TeacherServer]:
         yield server
 
 
+@pytest.mark.long
 def test_the_overview_has_the_sections_of_the_report(sqlite_url: str, tmp_path: Path) -> None:
     with Store.open(sqlite_url) as store:
         two_students(store)
@@ -92,6 +93,7 @@ def test_the_overview_has_the_sections_of_the_report(sqlite_url: str, tmp_path: 
             assert " of 4 samples" in client.get(link).text and "0 of 4 samples" not in client.get(link).text
 
 
+@pytest.mark.long
 def test_new_rows_change_the_overview(store_url: str) -> None:
     with Store.open(store_url) as store:
         two_students(store, ("apples",))
@@ -138,6 +140,7 @@ def test_a_sync_in_another_process_is_told_as_it_runs(tmp_path: Path, teacher: T
             assert end["last"][0]["sample_id"] in {row[0] for row in store.rows("SELECT sample_id FROM sample")}
 
 
+@pytest.mark.long
 def test_a_stream_ends_with_the_server(sqlite_url: str) -> None:
     """`served` fails if the server has not ended in time."""
     with Store.open(sqlite_url) as store:

@@ -148,6 +148,7 @@ def test_the_trees_decide_as_the_recipe(workspace: Workspace, samples: list[str]
         assert set(by_student) == {"7b", "13b"}
 
 
+@pytest.mark.long
 @pytest.mark.both_backends
 def test_every_backend_has_the_page_and_queues(store: Store) -> None:
     sample, other, *_ = two_students(store, WORDS)
@@ -187,6 +188,7 @@ def test_hostile_texts_are_shown_and_run_nothing(sqlite_url: str) -> None:
 # -- marks
 
 
+@pytest.mark.long
 def test_buttons_mark_a_sample_or_a_variant(client: httpx.Client, workspace: Workspace, samples: list[str]) -> None:
     sample, origin = samples[0], origin_of(workspace.store, samples[0])
     form = {
@@ -227,6 +229,7 @@ def test_a_form_leads_back_to_own_pages_only() -> None:
 # -- the review queue
 
 
+@pytest.mark.long
 def test_a_queue_of_a_query_a_selection_or_a_list(
     client: httpx.Client, workspace: Workspace, samples: list[str]
 ) -> None:
@@ -253,6 +256,7 @@ def test_a_queue_of_a_query_a_selection_or_a_list(
     assert client.get("/review/item?all=1&at=4").status_code == 400
 
 
+@pytest.mark.long
 def test_a_queue_stays_while_its_marks_change_what_it_asks_for(client: httpx.Client, samples: list[str]) -> None:
     sql = "SELECT sample_id FROM samples WHERE sample_id NOT IN (SELECT sample_id FROM marks) ORDER BY created_at, sample_id"
     address = f"/review?{urlencode({'sql': sql})}"
@@ -289,6 +293,7 @@ def test_agreement_of_two_people() -> None:
     assert agreement("a", "b", one).kappa is None and agreement("a", "eve", one).raw is None
 
 
+@pytest.mark.long
 def test_agreement_on_a_page(client: httpx.Client, workspace: Workspace, samples: list[str]) -> None:
     assert "nobody has" in client.get("/review/agreement").text
     give(workspace.store, "ann", *((sample, "keep") for sample in samples))

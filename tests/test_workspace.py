@@ -116,6 +116,7 @@ def test_a_method_returns_what_its_command_prints(name: str, cli: Cli, done: Pat
     assert name != "show" or {each["selection"] for each in found["explanations"]} >= {"selective-small", "mine"}
 
 
+@pytest.mark.long
 def test_what_cannot_be_told_is_missing_unknown(cli: Cli, done: Path, tmp_path: Path) -> None:
     """A model's folder is gone: all else is told, by the method as by the command."""
     config = tmp_path / "recycledb.toml"
