@@ -8,6 +8,8 @@ import forks
 import pytest
 from conftest import RUN_COMMAND, clean_environment
 
+pytestmark = pytest.mark.long
+
 
 def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return forks.run([*RUN_COMMAND, *arguments], cwd=folder, env=clean_environment(), modules=forks.MODELS, timeout=600)
@@ -23,7 +25,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.long
 def test_it_shows_each_step_and_names_what_it_wrote(demo: Path) -> None:
     printed = (demo / "printed").read_text()
     for command in (
@@ -55,7 +56,6 @@ def test_it_shows_each_step_and_names_what_it_wrote(demo: Path) -> None:
     assert "next: cd out && recycledb view" in (demo / "told").read_text()
 
 
-@pytest.mark.long
 def test_it_shows_other_methods_on_the_same_samples(demo: Path) -> None:
     printed = (demo / "printed").read_text()
     for student in ("small", "large"):
@@ -101,7 +101,6 @@ def test_median_ifd_is_below_one_under_both(demo: Path) -> None:
     assert all(row["ifd"] < 1 for row in found)
 
 
-@pytest.mark.long
 def test_other_commands_go_on_from_there(demo: Path) -> None:
     again = run(demo / "out", "sync")
     assert again.returncode == 0
@@ -111,7 +110,6 @@ def test_other_commands_go_on_from_there(demo: Path) -> None:
     assert run(demo / "out", "db", "check").returncode == 0
 
 
-@pytest.mark.long
 def test_it_can_be_run_again_and_leaves_other_folders_alone(demo: Path) -> None:
     assert run(demo, "demo", "out").returncode == 0
     other = demo / "other"

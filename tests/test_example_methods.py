@@ -16,6 +16,8 @@ from tiny_students import save_student
 
 from recycledb.store import Store
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "methods"
 SAMPLES = 8
 
@@ -124,7 +126,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory, installed: Path, server: Teac
     return desk
 
 
-@pytest.mark.long
 def test_everything_is_planned_with_tokens_and_dollars(desk: Desk) -> None:
     plan = desk.plan  # type: ignore[attr-defined]
     simplify, grade = plan["steps"]
@@ -138,7 +139,6 @@ def test_everything_is_planned_with_tokens_and_dollars(desk: Desk) -> None:
     assert (augmentation["name"], augmentation["sources"]) == ("pairs", SAMPLES)
 
 
-@pytest.mark.long
 def test_a_killed_sync_is_continued_and_asks_nothing_again_that_was_answered(desk: Desk, server: TeacherServer) -> None:
     outcome = desk.outcome  # type: ignore[attr-defined]
     assert outcome["complete"] and outcome["ratings"] > 0
@@ -166,7 +166,6 @@ def test_a_killed_sync_is_continued_and_asks_nothing_again_that_was_answered(des
     assert desk.json("sync")["complete"] and desk.json("sync", "--dry-run")["ready"] == 0
 
 
-@pytest.mark.long
 def test_the_readouts_are_those_of_a_naive_loop(desk: Desk) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -189,7 +188,6 @@ def test_the_readouts_are_those_of_a_naive_loop(desk: Desk) -> None:
         assert value == pytest.approx(torch.softmax(expected, 0)[0].item(), abs=1e-4)
 
 
-@pytest.mark.long
 def test_everything_is_shown(desk: Desk) -> None:
     status = desk.json("status")
     assert status["variants"] == {"origin": SAMPLES, "paired": SAMPLES // 2, "plain": SAMPLES}
@@ -209,7 +207,6 @@ def test_everything_is_shown(desk: Desk) -> None:
     assert "clearness" in page and "<td>grade</td>" in page and "paired" in page
 
 
-@pytest.mark.long
 def test_everything_is_kept_by_a_merge_also_where_the_package_is_not_installed(desk: Desk) -> None:
     tables = ("variant", "reply", "rating", "readout", "value", "derivation", "derivation_member", "loss")
     bare = {name: value for name, value in desk.env.items() if name != "PYTHONPATH"}
