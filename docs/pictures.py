@@ -36,7 +36,10 @@ def main() -> None:
             ready.wait()
             try:
                 take(
-                    addresses[0], db.query("SELECT sample_id FROM selection_items ORDER BY position LIMIT 1").rows[0][0]
+                    addresses[0],
+                    db.query(
+                        "SELECT v.sample_id FROM selection_items i JOIN variants v ON v.variant_id = i.variant_id ORDER BY i.position LIMIT 1"
+                    ).rows[0][0],
                 )
             finally:
                 stop.set()

@@ -30,7 +30,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "n
     lines = (
         "<tr>" + "".join(f"<td{c}>{_cell(v)}</td>" for v, c in zip(row, classes, strict=True)) + "</tr>" for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def number(value: float | None, digits: int = 0) -> str:

@@ -53,8 +53,9 @@ def histogram(
         for i in range(5)
     )
     said = f' aria-label="{escape(label)}"' if label else ""
+    role = "group" if links else "img"  # what is within an image cannot be reached
     return (
-        f'<svg viewBox="0 0 {WIDTH} {BAR_HEIGHT + AXIS_HEIGHT}" role="img" class="{escape(kind)}"{said}>{bars}'
+        f'<svg viewBox="0 0 {WIDTH} {BAR_HEIGHT + AXIS_HEIGHT}" role="{role}" class="{escape(kind)}"{said}>{bars}'
         f'<line class="axis" x1="0" x2="{WIDTH}" y1="{BAR_HEIGHT}" y2="{BAR_HEIGHT}"/>'
         f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{BAR_HEIGHT}"/>{ticks}</svg>'
     )

@@ -49,7 +49,7 @@ def _grid(found: Matrix) -> str:
             )
             cells.append(f'<td class="n"{style}>{escape(number(value, 2))}</td>')
         rows.append(f"<tr><th>{escape(one)}</th>{''.join(cells)}</tr>")
-    grid = f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    grid = f'<div class="scroll" tabindex="0"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     note = (
         f"Spearman's rank correlation over the variants that have both values. Baselines: {', '.join(found.baselines)}; "
         "a measure that does not beat them has shown nothing."
