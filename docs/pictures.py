@@ -15,6 +15,9 @@ from recycledb.cli.commands import app
 from recycledb.view.server import serve
 
 FOLDER = Path(__file__).parent
+FIRST_PICK = """
+    SELECT v.sample_id FROM selection_items i JOIN variants v ON v.variant_id = i.variant_id ORDER BY i.position LIMIT 1
+"""
 SIZE = {"width": 1280, "height": 800}
 
 
@@ -37,9 +40,7 @@ def main() -> None:
             try:
                 take(
                     addresses[0],
-                    db.query(
-                        "SELECT v.sample_id FROM selection_items i JOIN variants v ON v.variant_id = i.variant_id ORDER BY i.position LIMIT 1"
-                    ).rows[0][0],
+                    db.query(FIRST_PICK).rows[0][0],
                 )
             finally:
                 stop.set()
