@@ -27,8 +27,8 @@ def rows(url: str) -> int:
 
 
 @pytest.mark.long
-@pytest.mark.default_cases("sqlite-rename", "sqlite-5")
-@pytest.mark.parametrize("moment", ["begin", "rename", "0", "5"])
+@pytest.mark.default_cases("sqlite-rename", "sqlite-2")
+@pytest.mark.parametrize("moment", ["begin", "rename", "0", "2"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_killed_upgrade_leaves_the_store_as_it_was(backend: str, moment: str, tmp_path: Path) -> None:
     url = thaw(OLD, backend, tmp_path)

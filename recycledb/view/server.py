@@ -100,7 +100,7 @@ def listen(host: str, port: int | None) -> socket.socket:
             listening.bind((host, number))
             listening.listen(128)
             return listening
-        except (OSError, OverflowError, UnicodeError) as error:
+        except (OSError, OverflowError, UnicodeError, TypeError) as error:  # TypeError: a NUL in the name
             listening.close()
             if port is None and number:
                 continue
