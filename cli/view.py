@@ -27,7 +27,7 @@ def view(
     ] = None,
     open_it: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
-    """Open the store in the browser: see, search, compare and judge its samples, also while a sync runs.
+    """Open the store in the browser: see, search, compare and mark its samples, also while a sync runs.
 
     The printed address contains a token; without it there is no access. Ctrl-C ends it.
 
