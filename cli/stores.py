@@ -69,6 +69,7 @@ def init(
     from recycledb.config import DEFAULT_URL, FILE_NAME
     from recycledb.files import make_folder, write_text
     from recycledb.store import Store
+    from recycledb.store.address import is_server, parse_url
 
     path = folder / FILE_NAME
     if path.exists():
@@ -76,8 +77,8 @@ def init(
     make_folder(folder)
     url = session.store_option or f"sqlite:///{folder / DEFAULT_URL.removeprefix('sqlite:///')}"
     with Store.open(url, create=True) as store:
-        made = store.backend.path
-    written = _seen_from(folder, url, made).replace("\\", "\\\\").replace('"', '\\"')
+        made = store.backend.label
+    written = (made if is_server(url) else _seen_from(folder, url, parse_url(url)[1])).replace("\\", "\\\\").replace('"', '\\"')
     write_text(path, TEMPLATE.format(url=written))
     out = stdout()
     for line in (f"wrote {path}", f"created {made}", "next: recycledb add FILE, then recycledb sync --dry-run"):

@@ -9,3 +9,6 @@ connection = context.config.attributes["connection"]
 context.configure(connection=connection, transactional_ddl=True)
 with context.begin_transaction():
     context.run_migrations()
+    finish = getattr(context.get_context().impl, "finish", None)  # PostgreSQL creates the views last
+    if finish is not None:
+        finish()

@@ -183,7 +183,7 @@ def status(
     costs = [step["cost_usd"] for step in replies["teachers"] if step["cost_usd"] is not None]
     total = sum(costs) if costs else None
     result: dict[str, Any] = {
-        "store": str(store.backend.path),
+        "store": store.backend.label,
         "backend": store.backend.name,
         "schema": HEAD,
         "datasets": [row for row in _dicts(store.rows(_DATASETS)) if not datasets or row["dataset"] in datasets],

@@ -17,13 +17,15 @@ from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import forks
+import postgres_server
 import pytest
 from forks import clean_environment
-from templates import made
+from templates import drop, made, new_url
 
 from recycledb.store import Store
 
-BACKENDS = ("sqlite", "duckdb")
+BACKENDS = ("sqlite", "duckdb")  # in files
+ALL_BACKENDS = (*BACKENDS, *(("postgresql",) if postgres_server.binaries() else ()))
 RUN_COMMAND = [sys.executable, "-c", "from recycledb.cli import main; main()"]
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -35,12 +37,12 @@ def empty_stores() -> dict[str, Path]:
     return {backend: made(backend) for backend in BACKENDS}
 
 
-@pytest.fixture(params=BACKENDS)
-def store_url(request: pytest.FixtureRequest, empty_stores: dict[str, Path], tmp_path: Path) -> str:
+@pytest.fixture(params=ALL_BACKENDS)
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty store, once on each backend."""
-    path = tmp_path / f"store.{request.param}"
-    shutil.copyfile(empty_stores[request.param], path)
-    return f"{request.param}:///{path}"
+    url = new_url(request.param, tmp_path / f"store.{request.param}")
+    yield url
+    drop(url)
 
 
 @pytest.fixture
@@ -73,7 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if named is not None:
             chosen = any(part in case.id for part in named.args)
         else:
-            chosen = "duckdb" not in case.id or item.get_closest_marker("both_backends") is not None
+            elsewhere = any(backend in case.id for backend in ("duckdb", "postgresql"))
+            chosen = not elsewhere or item.get_closest_marker("both_backends") is not None
         if not chosen:
             item.add_marker(pytest.mark.long)
 

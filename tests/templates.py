@@ -7,7 +7,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import postgres_server
+
 from recycledb.store import Store, parse_url
+from recycledb.store.address import is_server
 
 
 @cache
@@ -29,6 +32,33 @@ def made(backend: str, fill: Callable[[str], object] | None = None) -> Path:
         new(url)
         fill(url)
     return path
+
+
+@cache
+def _made_in_server(fill: Callable[[str], object] | None) -> str:
+    """Return the name of a database with a store that `fill` has filled."""
+    server = postgres_server.server()
+    name = server.create(_made_in_server(None) if fill else None)
+    url = server.url(name)
+    if fill is None:
+        Store.open(url, create=True).close()
+    else:
+        fill(url)
+    return name
+
+
+def new_url(backend: str, path: Path, fill: Callable[[str], object] | None = None) -> str:
+    """Make a new store on `backend`, in a file at `path` or in a database of the test server; return its URL."""
+    if backend == "postgresql":
+        server = postgres_server.server()
+        return server.url(server.create(_made_in_server(fill)))
+    return new(f"{backend}:///{path}", fill)
+
+
+def drop(url: str) -> None:
+    """Drop the database of a store that `new_url` made; a file is removed with its folder."""
+    if is_server(url):
+        postgres_server.server().drop(url)
 
 
 def new(url: str, fill: Callable[[str], object] | None = None) -> str:

@@ -3,8 +3,9 @@
 Why views: tables hold ids of teachers, students and prompts, which never change; people use names, which move. The views
 resolve names as they stand, and they are the documented SQL surface, so that a table can change beneath them.
 
-Foreign keys and secondary indexes are SQLite's (and later PostgreSQL's): DuckDB checks a foreign key by an index that makes
+Foreign keys and secondary indexes are SQLite's and PostgreSQL's: DuckDB checks a foreign key by an index that makes
 bulk inserts many times slower, and its column store does not need the others.
+PostgreSQL stores begin with revision 0009; what this and later revisions say for it was added then.
 
 Revision ID: 0001
 """
@@ -20,6 +21,9 @@ down_revision = None
 
 def upgrade() -> None:
     """Make the tables, then the views over them."""
+    if op.get_bind().dialect.name == "postgresql":
+        for statement in FUNCTIONS:
+            op.execute(statement)
     create_tables()
     for statement in VIEWS:
         op.execute(statement)
@@ -468,3 +472,59 @@ BEGIN
     DELETE FROM loss WHERE student_id = old.student_id AND variant_id = old.variant_id AND stat = old.stat;
 END
 """
+
+
+# What PostgreSQL lacks, or does otherwise: its exp raises where others return infinity or 0. Bodies that are not texts are bound to what
+# they call when they are created, so that a restored dump, whose search_path is empty, can use them.
+FUNCTIONS = [
+    """
+CREATE FUNCTION recycledb_exp(x double precision) RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN exp(CASE WHEN x > 709.78 THEN 'Infinity'::double precision WHEN x < -708 THEN '-Infinity'::double precision ELSE x END)
+""",
+    """
+CREATE FUNCTION round(x double precision, digits integer) RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN round(x::numeric, digits)::double precision
+""",
+    """
+CREATE FUNCTION instr(text text, part text) RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN strpos(text, part)
+""",
+    """
+CREATE FUNCTION recycledb_append(list double precision[], x double precision) RETURNS double precision[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$ BEGIN IF x IS NOT NULL THEN list := array_append(list, x); END IF; RETURN list; END $$
+""",
+    """
+CREATE FUNCTION recycledb_median(list double precision[]) RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN (SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY v) FROM unnest(list) AS u(v))
+""",
+    """
+CREATE AGGREGATE median(double precision) (
+    SFUNC = recycledb_append, STYPE = double precision[], INITCOND = '{}', FINALFUNC = recycledb_median
+)
+""",
+    """
+CREATE FUNCTION recycledb_append(list double precision[], x double precision, share double precision) RETURNS double precision[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    IF list IS NULL THEN list := ARRAY[share]; END IF;
+    IF x IS NOT NULL THEN list := array_append(list, x); END IF;
+    RETURN list;
+END $$
+""",
+    """
+CREATE FUNCTION recycledb_quantile(list double precision[]) RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN (SELECT percentile_disc(list[1]) WITHIN GROUP (ORDER BY v) FROM unnest(list[2:]) AS u(v))
+""",
+    """
+CREATE AGGREGATE quantile(double precision, double precision) (
+    SFUNC = recycledb_append, STYPE = double precision[], FINALFUNC = recycledb_quantile
+)
+""",
+    """
+CREATE FUNCTION recycledb_without_limit(parameters text) RETURNS text LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    RETURN (parameters::jsonb #- '{params,max_tokens}' #- '{params,max_completion_tokens}')::text;
+EXCEPTION WHEN data_exception THEN
+    RETURN NULL;
+END $$
+""",
+]

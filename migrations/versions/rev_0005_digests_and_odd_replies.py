@@ -65,8 +65,11 @@ def remake_views_of_losses() -> None:
     """Make the views of statistics anew, and the trigger that went with one of them."""
     op.execute("DROP VIEW losses")
     op.execute(LOSSES)
-    if op.get_bind().dialect.name != "duckdb":
-        op.execute(DELETE_LOSSES)
+    match op.get_bind().dialect.name:
+        case "sqlite":
+            op.execute(DELETE_LOSSES)
+        case "postgresql":
+            op.execute(DELETE_LOSSES_BY_RULE)
     op.execute("DROP VIEW scores")
     op.execute(SCORES)
 
@@ -161,6 +164,12 @@ CREATE TRIGGER delete_losses INSTEAD OF DELETE ON losses
 BEGIN
     DELETE FROM loss WHERE student_id = old.student_id AND variant_id = old.variant_id AND stat = old.stat;
 END
+"""
+
+
+DELETE_LOSSES_BY_RULE = """
+CREATE RULE delete_losses AS ON DELETE TO losses DO INSTEAD
+DELETE FROM loss WHERE student_id = old.student_id AND variant_id = old.variant_id AND stat = old.stat
 """
 
 

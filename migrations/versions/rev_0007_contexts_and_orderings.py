@@ -470,7 +470,7 @@ def replace_views_of_teachers() -> None:
     """Let the replies of a teacher's other rows, which differ in the limit only, count as its own."""
     by_column = op.get_bind().dialect.name == "duckdb"
     op.execute("DROP VIEW teachers")
-    op.execute(ALIASES.format(identity=IDENTITY_IN_DUCKDB if by_column else IDENTITY_IN_SQLITE))
+    op.execute(ALIASES.format(identity=IDENTITY[op.get_bind().dialect.name]))
     op.execute(ALIAS_REPLIES)
     op.execute(TEACHERS)
     kept = earlier.SCORES, earlier.RATINGS, MEASURES
@@ -494,6 +494,9 @@ IDENTITY_IN_SQLITE = """CASE WHEN json_valid(t.parameters)
 IDENTITY_IN_DUCKDB = """CASE WHEN json_valid(t.parameters)
         THEN CAST(json_merge_patch(t.parameters, '{"params": {"max_tokens": null, "max_completion_tokens": null}}') AS VARCHAR)
         ELSE t.teacher_id END"""
+
+IDENTITY_IN_POSTGRESQL = "coalesce(recycledb_without_limit(t.parameters), t.teacher_id)"
+IDENTITY = {"sqlite": IDENTITY_IN_SQLITE, "duckdb": IDENTITY_IN_DUCKDB, "postgresql": IDENTITY_IN_POSTGRESQL}
 
 # A teacher without a name of its own is an alias of the named one that differs from it in the limit only: of the one with the first name.
 ALIASES = """

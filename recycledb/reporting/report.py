@@ -39,7 +39,7 @@ def write_report(store: Store, path: Path, *, limit: int | None = None, most: in
     size = 0
     with writing_text(path) as file, store.read() as conn:
         report = _Report(store, conn, limit, most)
-        for piece in page(f"recycledb: {store.backend.path.name}", report.body(), SCRIPTS):
+        for piece in page(f"recycledb: {store.backend.title}", report.body(), SCRIPTS):
             file.write(piece)
             size += len(piece.encode())
     return {"samples": len(report.samples.order), "of": report.samples.total, "bytes": size}
@@ -68,7 +68,7 @@ class _Report:
         """Yield the page's body."""
         now = sections.when(utc_now())
         head = (
-            f"<header><h1>{escape(self.store.backend.path.name)}</h1>"
+            f"<header><h1>{escape(self.store.backend.title)}</h1>"
             f'<p class="soft">A recycledb store ({self.store.backend.name}) at {now} UTC</p>'
             f"{sections.cards(self.conn)}</header><nav><div>"
             + "".join(f'<a href="#{key}">{name}</a>' for key, name in SECTIONS.items())

@@ -6,22 +6,21 @@ This package does not know what a reply contains or how a loss is computed: it s
 `Store` has connections, transactions and inserts; queries are functions that take a `Store`, in one module for each subject.
 """
 
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
-from recycledb.errors import ReadOnlyError, StoreError, is_interrupt, without_password
+from recycledb.errors import ReadOnlyError, StoreError, is_interrupt
 from recycledb.schema import utc_now
 from recycledb.store import migrate
+from recycledb.store.address import open_backend, parse_url
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
 from recycledb.store.liveness import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, Watch
@@ -40,40 +39,6 @@ SQLRow = _SQLRow[*tuple[Any, ...]]
 _T = TypeVar("_T")
 
 
-def parse_url(url: str) -> tuple[str, Path]:
-    """Return the backend's name and the path of a store's URL, or raise StoreError."""
-    scheme, separator, rest = url.partition(":///")
-    shown = without_password(url)
-    if scheme == "postgresql+psycopg" or url.startswith("postgresql"):
-        raise StoreError(f"{shown}: PostgreSQL is not supported yet; use sqlite:///PATH or duckdb:///PATH")
-    if not separator or scheme not in ("sqlite", "duckdb"):
-        raise StoreError(f"{shown!r} is not a store's URL; use sqlite:///PATH or duckdb:///PATH")
-    if not rest or rest == ":memory:":
-        raise StoreError(f"{shown!r} has no path; a store is a file, for example {scheme}:///recycle.db")
-    if "\0" in rest:
-        raise StoreError(f"{shown!r} is not a store's URL: a path cannot contain a NUL character")
-    try:
-        return scheme, Path(rest).expanduser()
-    except RuntimeError as error:
-        raise StoreError(f"{shown!r}: no home folder of {rest.split('/')[0]} was found; give the full path") from error
-
-
-def open_backend(url: str) -> Backend:
-    """Return the backend of a URL, without opening its file."""
-    scheme, path = parse_url(url)
-    try:
-        path.exists()
-    except OSError as error:  # no permission for a folder, a name that is too long
-        raise StoreError(f"{path} cannot be opened: {error.strerror or error}") from error
-    if scheme == "duckdb":
-        from recycledb.store.duckdb import DuckDB
-
-        return DuckDB(path)
-    from recycledb.store.sqlite import SQLite
-
-    return SQLite(path)
-
-
 @contextmanager
 def _explained(backend: Backend) -> Iterator[None]:
     """Turn a driver's error into one line for the user."""
@@ -84,7 +49,7 @@ def _explained(backend: Backend) -> Iterator[None]:
     except backend.errors as error:
         raise _translated(backend, error) from error
     except UnicodeDecodeError as error:  # raised for a text, or by a driver whose message quotes damaged bytes
-        raise StoreError(f"{backend.path} is damaged: it contains text that is not UTF-8; restore a backup") from error
+        raise StoreError(f"{backend.label} is damaged: it contains text that is not UTF-8; restore a backup") from error
     except RuntimeError as error:
         if not is_interrupt(error):
             raise
@@ -99,8 +64,8 @@ def _translated(backend: Backend, error: Exception) -> StoreError:
 def revisions(url: str) -> tuple[str | None, str]:
     """Return the schema revision of the store at `url`, and the newest."""
     backend = open_backend(url)
-    if not backend.path.exists():
-        raise StoreError(f"there is no store at {backend.path}; `recycledb init` or `recycledb add FILE` creates one")
+    if not backend.exists():
+        raise StoreError(_absent(backend))
     try:
         with _explained(backend), backend.look() as conn:
             return migrate.current(backend, conn), migrate.HEAD
@@ -108,8 +73,8 @@ def revisions(url: str) -> tuple[str | None, str]:
         backend.close()
 
 
-def upgrade(url: str) -> Path | None:
-    """Upgrade the store at `url` to the newest schema; return the path of the backup, if one was made."""
+def upgrade(url: str) -> str | None:
+    """Upgrade the store at `url` to the newest schema; return where the copy of it is, if one was made."""
     revisions(url)
     backend = open_backend(url)
     try:
@@ -119,19 +84,16 @@ def upgrade(url: str) -> Path | None:
         backend.close()
 
 
+def _absent(backend: Backend) -> str:
+    return f"there is no store at {backend.label}; `recycledb init` or `recycledb add FILE` creates one"
+
+
 def _prepare(backend: Backend, create: bool) -> None:
-    """Require the newest schema; with `create`, create it if the file does not exist or is empty."""
-    path = backend.path
-    if path.is_dir():
-        example = f"{backend.name}:///{path / 'recycle.db'}"
-        raise StoreError(f"{path} is a folder; a store is a file, for example {example}")
-    if not path.exists():
-        if options := re.search(r"\?\w+=.*", path.name):  # an existing file may have such a name, but none is created
-            raise StoreError(f"there is no store at {path}: a store's URL takes no options; leave out {options[0]}")
+    """Require the newest schema; with `create`, create it if the database does not exist or is empty."""
+    if not backend.exists():
         if not create:
-            raise StoreError(f"there is no store at {path}; `recycledb init` or `recycledb add FILE` creates one")
-        if not path.parent.is_dir():
-            raise StoreError(f"there is no folder {path.parent} for the store {path.name}; create it first")
+            raise StoreError(_absent(backend))
+        backend.require_place()
         migrate.upgrade(backend)
     with backend.look() as conn:
         if not (create and migrate.current(backend, conn) is None):

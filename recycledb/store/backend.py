@@ -1,6 +1,6 @@
-"""The interface of a database that can hold a store; `sqlite.py` and `duckdb.py` implement it.
+"""The interface of a database that can hold a store; `sqlite.py`, `duckdb.py` and `postgresql.py` implement it.
 
-Differences between databases belong behind these methods; the rest of the library uses SQL that both support. `merge.py` is an
+Differences between databases belong behind these methods; the rest of the library uses SQL that all support. `merge.py` is an
 exception: it takes the snapshot of a SQLite source, and knows how many rows to commit at once and how keys and booleans are stored.
 """
 
@@ -30,13 +30,25 @@ class Contents(NamedTuple):
 
 
 class Backend(Protocol):
-    """One open database file (later: server)."""
+    """One open database: a file, or a database of a server."""
 
     name: str
-    path: Path
+    label: str  # how messages name the store: the path, or the URL without its password
+    title: str  # a short name: of the file, or of the database
+    folder: Path | None  # of the file, in which temporary files of its size can be written; None for a server
+    identity: str  # equal for two URLs of one store
     errors: tuple[type[Exception], ...]  # the driver's own, for calls that SQLAlchemy does not wrap
     writer: Engine  # at most one connection, whose transactions take the write lock when they begin
     reader: Engine  # sees committed rows only and never blocks the writer
+
+    def exists(self) -> bool:
+        """Return whether there is a database to open; StoreError if there can be none."""
+
+    def require_place(self) -> None:
+        """Raise StoreError if no store can be created here."""
+
+    def copy_before_upgrade(self, revision: str) -> str | None:
+        """Copy the store, which has this revision, and return where the copy is; None where the user makes one."""
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
         """Insert the rows that are not there yet, in bulk; return how many were new."""
@@ -53,8 +65,8 @@ class Backend(Protocol):
     def schema(self, conn: Connection) -> dict[str, str]:
         """Return a text for every table, index, view and trigger, by kind and name; equal definitions have equal texts."""
 
-    def in_memory(self) -> Engine:
-        """Return an engine of this backend for a new database in memory."""
+    def scratch(self) -> AbstractContextManager[Connection]:
+        """Open a transaction in a new, empty database of this backend that is gone afterwards."""
 
     def turn(self, *, sandboxed: bool) -> AbstractContextManager[None]:
         """Wait where sandboxes and other connections cannot be open in one process at the same time; held while one is open."""

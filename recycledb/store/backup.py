@@ -19,12 +19,11 @@ from recycledb.store.backend import Backend
 PARTIAL = ".partial"
 
 
-def copy_beside(backend: Backend, revision: str) -> Path:
+def copy_beside(backend: Backend, path: Path, revision: str) -> Path:
     """Copy a store to a new file in the same folder, named by revision and time, and return its path.
 
     Raises StoreError, and leaves no file, if there is not enough space or the folder cannot be written.
     """
-    path = backend.path
     try:
         _remove_leftovers(path)
         with _unfinished(path) as (unfinished, descriptor):

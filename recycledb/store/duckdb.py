@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from recycledb.errors import QueryError, ReadOnlyError, StoreError, is_interrupt
 from recycledb.store.access import may_write
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
+from recycledb.store.files import InFile
 from recycledb.store.statement import statements_in, with_dollars, without_comments
 from recycledb.store.turns import Turns
 
@@ -52,7 +53,7 @@ class DuckDBImpl(DefaultImpl):
     transactional_ddl = True
 
 
-class DuckDB:
+class DuckDB(InFile):
     """A store in one DuckDB file."""
 
     name = "duckdb"
@@ -159,9 +160,15 @@ class DuckDB:
                     found[f"{kind} {name}"] = found.get(f"{kind} {name}", "") + repr(description)
         return found
 
-    def in_memory(self) -> Engine:
-        """Return an engine for a new database in memory."""
-        return create_engine("duckdb:///:memory:", poolclass=StaticPool)
+    @contextmanager
+    def scratch(self) -> Iterator[Connection]:
+        """Open a transaction in a new database in memory."""
+        engine = create_engine("duckdb:///:memory:", poolclass=StaticPool)
+        try:
+            with engine.begin() as conn:
+                yield conn
+        finally:
+            engine.dispose()
 
     def commits(self, conn: Connection) -> int | None:
         """Return None: this process holds the file alone."""

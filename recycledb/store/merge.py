@@ -33,7 +33,7 @@ from recycledb.store.tables import metadata
 
 # Rows in one transaction. SQLite: other writers wait for that long. DuckDB: no other process can have the file open, and a commit is
 # expensive.
-BATCH_ROWS = {"sqlite": 10_000, "duckdb": 25_000}
+BATCH_ROWS = {"sqlite": 10_000, "duckdb": 25_000, "postgresql": 10_000}
 READ_ROWS = 2_000
 KEYS = 1_000  # in one IN list
 
@@ -82,9 +82,9 @@ def merge(target: Store, source: Store, tell: Tell = lambda table, new: None) ->
 
     Raises StoreError, with nothing merged, if both are the same file or a dataset has diverged between them.
     """
-    if target.backend.path.resolve() == source.backend.path.resolve():
-        raise StoreError(f"{target.backend.path} cannot be merged into itself; name another store as the source")
-    with _snapshot(source, target.backend.path.parent) as conn:
+    if target.backend.identity == source.backend.identity:
+        raise StoreError(f"{target.backend.label} cannot be merged into itself; name another store as the source")
+    with _snapshot(source, target.backend.folder) as conn:
         work = _Merge(target, conn, tell)
         work.check_datasets()
         for table in ("prompt", "teacher", "student", "measure", "augmentation", "derivation", "sample"):
@@ -162,7 +162,7 @@ def _generations(source: Connection) -> Iterator[tuple[list[str], list[str]]]:
 
 
 @contextmanager
-def _snapshot(source: Store, folder: Path) -> Iterator[Connection]:
+def _snapshot(source: Store, folder: Path | None) -> Iterator[Connection]:
     """Open a connection that sees a snapshot of the source, without blocking its writers.
 
     In WAL mode and in DuckDB a transaction does that. With a rollback journal a reader would keep writers from committing, so the file
@@ -396,12 +396,13 @@ def _eighths(column: str, where: _Where) -> Iterator[_Where]:
 def _joined_keys(conn: Connection, table: str, key: Sequence[str], where: _Where) -> str:
     """Return the keys of these rows, joined by commas; the columns of a key are joined by bars.
 
-    Both databases keep the subquery's order in the aggregate. If one did not, the strings would differ, and the comparison of single keys
+    Databases keep the subquery's order in the aggregate. If one did not, the strings would differ, and the comparison of single keys
     would still be correct.
     """
     value = " || '|' || ".join(f"CAST({column} AS VARCHAR)" for column in key)
     inner, values = where.sql(f"SELECT {value} AS k FROM {table}", f"ORDER BY {', '.join(key)}")
-    found = _execute(conn, f"SELECT group_concat(k, ',') FROM ({inner}) AS joined", values).fetchall()
+    aggregate = "string_agg" if conn.dialect.name == "postgresql" else "group_concat"
+    found = _execute(conn, f"SELECT {aggregate}(k, ',') FROM ({inner}) AS joined", values).fetchall()
     return found[0][0] or ""
 
 

@@ -5,14 +5,12 @@ existing file is backed up before it is changed. A database that is not a recycl
 """
 
 from importlib.resources import files
-from pathlib import Path
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from recycledb.errors import SchemaError
 from recycledb.store.backend import Backend
-from recycledb.store.backup import copy_beside
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")  # a test compares them with the files
 HEAD = REVISIONS[-1]
@@ -32,7 +30,7 @@ def current(backend: Backend, conn: Connection) -> str | None:
     if is_blank:
         return None
     if "alembic_version" not in tables:
-        raise SchemaError(f"{backend.path} is another program's database; use another file for the store")
+        raise SchemaError(f"{backend.label} is another program's database; use another file for the store")
     found = _versions(conn)
     missing = sorted(FIRST_TABLES - tables)
     if len(found) == 1 and _is_revision(found[0]) and not missing:
@@ -43,7 +41,7 @@ def current(backend: Backend, conn: Connection) -> str | None:
         else f"has {_shown(found)} in alembic_version, which is not a revision of recycledb"
     )
     raise SchemaError(
-        f"{backend.path} {why}: it is another program's database, or damaged; use another file, or restore a backup"
+        f"{backend.label} {why}: it is another program's database, or damaged; use another file, or restore a backup"
     )
 
 
@@ -66,7 +64,7 @@ def _shown(found: list[object]) -> str:
 
 def require_newest(backend: Backend, conn: Connection) -> None:
     """Raise SchemaError, with the command to run, unless the store has this code's revision."""
-    found, path = current(backend, conn), backend.path
+    found, path = current(backend, conn), backend.label
     if found == HEAD:
         return
     if found is None:
@@ -78,26 +76,26 @@ def require_newest(backend: Backend, conn: Connection) -> None:
     raise SchemaError(f"{path} has schema {found}, older than this recycledb ({HEAD}); run `recycledb db upgrade`")
 
 
-def upgrade(backend: Backend) -> Path | None:
-    """Upgrade the store to the newest revision; return the path of the backup, if one was made."""
+def upgrade(backend: Backend) -> str | None:
+    """Upgrade the store to the newest revision; return where the copy of it is, if one was made."""
     with backend.look() as conn:
         found = current(backend, conn)
         if found == HEAD:
             return None
         if found is not None and found > HEAD:
             require_newest(backend, conn)
-    copy = None if found is None else copy_beside(backend, found)
-    migrate(backend.writer)
+    copy = None if found is None else backend.copy_before_upgrade(found)
+    with backend.writer.begin() as conn:
+        migrate(conn)
     return copy
 
 
-def migrate(writer: Engine) -> None:
-    """Run the missing revisions, all in one transaction."""
+def migrate(conn: Connection) -> None:
+    """Run the missing revisions in the transaction of `conn`."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(files("recycledb.migrations")).replace("%", "%%"))
-    with writer.begin() as conn:
-        config.attributes["connection"] = conn
-        command.upgrade(config, "head")
+    config.attributes["connection"] = conn
+    command.upgrade(config, "head")

@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from recycledb.errors import QueryError, ReadOnlyError, StoreError
 from recycledb.store.access import Reading, may_write, no_room
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
+from recycledb.store.files import InFile
 from recycledb.store.statement import without_comments
 
 try:
@@ -70,7 +71,7 @@ _TOLD = {
 }
 
 
-class SQLite:
+class SQLite(InFile):
     """A store in one SQLite file, used through one SQLite library: `library` is its DB-API module."""
 
     name = "sqlite"
@@ -172,9 +173,15 @@ class SQLite:
                 found[f"{kind} {name}"] = repr(described)
         return found
 
-    def in_memory(self) -> Engine:
-        """Return an engine of this SQLite library for a new database in memory."""
-        return create_engine("sqlite://", module=self.library, poolclass=StaticPool)
+    @contextmanager
+    def scratch(self) -> Iterator[Connection]:
+        """Open a transaction in a new database in memory."""
+        engine = create_engine("sqlite://", module=self.library, poolclass=StaticPool)
+        try:
+            with engine.begin() as conn:
+                yield conn
+        finally:
+            engine.dispose()
 
     def turn(self, *, sandboxed: bool) -> AbstractContextManager[None]:
         """Do nothing: SQLite has readers and a writer at the same time."""

@@ -48,6 +48,17 @@ def with_dollars(sql: str, names: Collection[str]) -> str:
     return _TOKEN.sub(write, sql)
 
 
+def with_percents(sql: str, names: Collection[str]) -> str:
+    """Return `sql` with `:name` and `$name` replaced by `%(name)s` for these names, and each other percent sign doubled."""
+    parts, last = [], 0
+    for found in _TOKEN.finditer(sql):
+        parts.append(sql[last : found.start()].replace("%", "%%"))
+        name = found["name"]
+        parts.append(f"%({name})s" if name and name in names else found[0].replace("%", "%%"))
+        last = found.end()
+    return "".join([*parts, sql[last:].replace("%", "%%")])
+
+
 def statements_in(sql: str) -> list[str]:
     """Return the statements of a text, which semicolons separate; parts that are only comments are left out."""
     parts, start = [], 0

@@ -149,13 +149,9 @@ def _new_schema(backend: Backend) -> dict[str, str]:
     """Return the schema of a new store in this backend."""
     kind = type(backend)
     if kind not in _NEW_SCHEMA:
-        new = backend.in_memory()
-        try:
-            migrate.migrate(new)
-            with new.connect() as conn:
-                _NEW_SCHEMA[kind] = backend.schema(conn)
-        finally:
-            new.dispose()
+        with backend.scratch() as conn:
+            migrate.migrate(conn)
+            _NEW_SCHEMA[kind] = backend.schema(conn)
     return _NEW_SCHEMA[kind]
 
 

@@ -13,7 +13,8 @@ from recycledb.config import Config
 from recycledb.errors import ConfigError, SelectionError, StoreError, WriteError
 from recycledb.files import make_folder, write_text
 from recycledb.selection.recipes import Recipe, get_recipe, iter_recipes
-from recycledb.store import Store, parse_url
+from recycledb.store import Store
+from recycledb.store.address import open_backend
 from recycledb.workspace import Workspace
 
 FOLDER = "recipes"
@@ -32,20 +33,20 @@ def shipped() -> tuple[Recipe, ...]:
 
 
 def folder_of(workspace: Workspace) -> Path:
-    """Return the folder for recipe files: beside the configuration if that is the store's, else beside the store."""
-    store = workspace.store.backend.path.resolve()
+    """Return the folder for recipe files: beside the configuration if that is the store's, else beside the store's file, else here."""
+    backend = workspace.store.backend
     try:
         config = workspace.config
     except ConfigError:  # which is no reason to refuse a query
         config = Config()
-    if config.path is not None and _store_of(config) == store:
+    if config.path is not None and _store_of(config) == backend.identity:
         return config.path.resolve().parent / FOLDER
-    return store.parent / FOLDER
+    return (backend.folder or Path()).resolve() / FOLDER
 
 
-def _store_of(config: Config) -> Path | None:
+def _store_of(config: Config) -> str | None:
     try:
-        return parse_url(config.store.url)[1].resolve()
+        return open_backend(config.store.url).identity
     except StoreError:
         return None
 

@@ -59,7 +59,7 @@ class Shared:
     @property
     def title(self) -> str:
         """The store's file name, without its folder."""
-        return self.workspace.store.backend.path.name
+        return self.workspace.store.backend.title
 
 
 def shared_by(request: Request) -> Shared:

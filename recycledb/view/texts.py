@@ -40,7 +40,7 @@ class SearchIndex:
 
     def __init__(self, store: Store, folder: Path | None = None) -> None:
         self.store = store
-        name = hashlib.sha256(str(store.backend.path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        name = hashlib.sha256(store.backend.identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.path = (folder or cache_folder()) / f"words-{name}.db"
         self.error: str | None = None
         self.indexed = 0  # variants, about

@@ -1,0 +1,284 @@
+"""PostgreSQL: the backend that many processes on many hosts share.
+
+Invariant: every statement works behind a connection pool in transaction mode (pgbouncer): no prepared statement is kept, settings are those
+of a transaction (SET LOCAL), and locks are advisory locks of a transaction. Parameters are inserted into the text of a statement by the
+driver, as quoted literals, so that the planner sees their values and needs no type for them.
+A store is the schema that is first in the connection's search_path. Readers have REPEATABLE READ, one snapshot a transaction; writers
+READ COMMITTED: a statement that follows the lock must see what was committed while it waited.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg_errors
+from psycopg.types.numeric import FloatLoader
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.pool import QueuePool
+
+from recycledb.errors import StoreError
+from recycledb.store.backend import Contents, Meaning, Row
+from recycledb.store.postgresql_schema import array_type, described
+from recycledb.store.postgresql_sandbox import PostgreSQLSandbox, open_sandbox
+from recycledb.store.tables import metadata
+
+READERS = 2  # connections kept open; as many again are opened for a while
+LOCK = 7231  # the class of this program's advisory locks
+WAIT_S = 60  # for a lock that another transaction holds
+STREAM_ROWS = 2_000  # fetched at once
+
+_SETTINGS = f"""
+    SET LOCAL jit = off;
+    SET LOCAL lock_timeout = '{WAIT_S}s';
+    SET LOCAL idle_in_transaction_session_timeout = '{WAIT_S}s';
+    SET LOCAL cursor_tuple_fraction = 1
+"""
+# Of the schema, since a database may hold several stores.
+_TAKE_LOCK = f"SELECT pg_advisory_xact_lock({LOCK}, current_schema()::regnamespace::oid::integer)"
+UNLOCKED = "recycledb_unlocked"  # the execution option of writers that only add rows of content
+
+
+class StoreCursor(psycopg.ClientCursor[Any]):
+    """A cursor for driver SQL with `?` marks, as the other backends have, whose result has the documented column names."""
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> "StoreCursor":
+        """Run a statement; parameters in a tuple belong to `?` marks, without any `%` has no meaning."""
+        if isinstance(params, tuple | list):
+            if params:
+                query = query.replace("%", "%%").replace("?", "%s")
+            else:
+                params = None
+        super().execute(query, params, **options)
+        return self
+
+    @property
+    def description(self) -> Any:
+        """The columns; with the documented names."""
+        return described(super().description)
+
+
+class PostgreSQL:
+    """A store in one schema of a PostgreSQL database."""
+
+    name = "postgresql"
+    folder: Path | None = None
+    errors: tuple[type[Exception], ...] = (psycopg.Error,)
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.label = url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql")
+        self.title = url.database or os.environ.get("PGDATABASE") or "postgresql"
+        self.identity = f"{url.host or os.environ.get('PGHOST', '')}:{url.port or ''}/{url.database or ''}?{sorted(url.query.items())}"
+        self.writer = self._engine(1, 0, read_only=False)
+        self.reader = self._engine(READERS, READERS, read_only=True)
+
+    def _engine(self, size: int, more: int, *, read_only: bool) -> Engine:
+        engine = create_engine(
+            self.url,
+            poolclass=QueuePool,
+            pool_size=size,
+            max_overflow=more,
+            pool_pre_ping=True,
+            connect_args={
+                "application_name": f"recycledb {os.getpid()}",
+                "cursor_factory": StoreCursor,
+                "prepare_threshold": None,
+                **CONNECTING,
+            },
+        )
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, record: object) -> None:
+            read_numbers_as_floats(connection)
+            connection.isolation_level = (
+                psycopg.IsolationLevel.REPEATABLE_READ if read_only else psycopg.IsolationLevel.READ_COMMITTED
+            )
+            connection.read_only = read_only
+
+        @event.listens_for(engine, "begin")
+        def start(connection: Connection) -> None:
+            locks = not read_only and not connection.get_execution_options().get(UNLOCKED)
+            connection.exec_driver_sql(f"{_SETTINGS}; {_TAKE_LOCK}" if locks else _SETTINGS)
+
+        return engine
+
+    def exists(self) -> bool:
+        """Return True: whether the server has the database is seen when it is opened."""
+        return True
+
+    def require_place(self) -> None:
+        """Do nothing: a store is created in the database that the URL names."""
+
+    def copy_before_upgrade(self, revision: str) -> str | None:
+        """Return None: an upgrade is one transaction, and a copy of a server's database is its owner's business."""
+        return None
+
+    def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
+        """Insert from arrays, one for each column, by one statement; rows in the order of their keys.
+
+        Two transactions that insert the same rows in different orders would wait for each other.
+        """
+        if not rows:
+            return 0
+        of = metadata.tables[table].columns
+        key = [i for i, column in enumerate(columns) if of[column].primary_key]
+        ordered = sorted(rows, key=lambda row: tuple(row[i] for i in key))
+        arrays = ", ".join(f"%s::{array_type(of[column].type)}" for column in columns)
+        names = ", ".join(columns)
+        sql = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
+        raw: Any = conn.connection.driver_connection
+        with psycopg.Cursor(raw) as cursor:
+            cursor.execute(sql, [list(values) for values in zip(*ordered, strict=True)], prepare=False)
+            return max(0, cursor.rowcount)
+
+    def stream(self, conn: Connection, sql: str, values: Row = ()) -> Iterator[list[Row]]:
+        """Yield the rows of a SELECT with `?` marks in lists, by a cursor of the server: the driver's own reads all rows first."""
+        raw: Any = conn.connection.driver_connection
+        text = StoreCursor(raw).mogrify(sql.replace("%", "%%").replace("?", "%s"), values) if values else sql
+        with psycopg.ServerCursor(raw, f"stream_{id(sql):x}_{os.urandom(4).hex()}") as cursor:
+            cursor.execute(text)
+            while rows := cursor.fetchmany(STREAM_ROWS):
+                yield rows
+
+    def backup(self, target: Path) -> None:
+        """Raise: `db backup` runs pg_dump."""
+        raise StoreError(f"{self.label} is a database of a server; `pg_dump` copies it")
+
+    def look(self) -> AbstractContextManager[Connection]:
+        """Open a reader."""
+        return self.reader.connect()
+
+    def contents(self, conn: Connection) -> Contents:
+        """Return the schema's tables; relations and types of extensions do not count."""
+        tables = {row[0] for row in conn.exec_driver_sql(_TABLES)}
+        return Contents(tables, not tables and not conn.exec_driver_sql(_OTHERS).fetchall())
+
+    def schema(self, conn: Connection) -> dict[str, str]:
+        """Describe tables, indexes, views and rules as PostgreSQL prints them, constraints by their definitions."""
+        return {f"{kind} {name}": " ".join(told.split()) for kind, name, told in conn.exec_driver_sql(_TOLD)}
+
+    @contextmanager
+    def scratch(self) -> Iterator[Connection]:
+        """Open a transaction in a schema of its own, which is rolled back."""
+        with self.writer.connect().execution_options(**{UNLOCKED: True}) as conn:
+            name = f"recycledb_{os.urandom(6).hex()}"
+            conn.exec_driver_sql(f"CREATE SCHEMA {name}")
+            conn.exec_driver_sql(f"SET LOCAL search_path = {name}")
+            yield conn
+            conn.rollback()
+
+    def turn(self, *, sandboxed: bool) -> AbstractContextManager[None]:
+        """Do nothing: readers and writers do not exclude each other."""
+        return nullcontext()
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Do nothing: a reader has a snapshot."""
+        return nullcontext()
+
+    def commits(self, conn: Connection) -> int | None:
+        """Return the server's count of the transactions that had ended when this was asked."""
+        found = int(conn.exec_driver_sql("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").scalar() or 0)
+        conn.rollback()
+        return found
+
+    def refused_writing(self, error: Exception) -> bool:
+        """Return whether this role may not write, or the server cannot: a standby, a full disk."""
+        return isinstance(error, pg_errors.InsufficientPrivilege | pg_errors.ReadOnlySqlTransaction | pg_errors.DiskFull)
+
+    def damage(self) -> list[str]:
+        """Read every table completely: the server verifies the checksum of each page that it reads, if it has checksums."""
+        found = []
+        with self.reader.connect() as conn:
+            for table in sorted(self.contents(conn).tables):
+                try:
+                    conn.exec_driver_sql(f'SELECT count(*), max(length(CAST(t AS VARCHAR))) FROM "{table}" t').fetchall()
+                except Exception as error:  # any error of the driver is a finding
+                    found.append(f"{table}: {_first_line(error)}")
+                    conn.rollback()
+        return found
+
+    def explain(self, error: Exception) -> str:
+        """Translate the server's messages."""
+        text = _first_line(error)
+        match error:
+            case pg_errors.LockNotAvailable():
+                return f"{self.label}: another process has held a lock for {WAIT_S} s; run the same command again when it is done"
+            case pg_errors.InsufficientPrivilege():
+                return f"{self.label}: {text}; `recycledb db grant ROLE` prints what a reader's role needs"
+            case pg_errors.DiskFull():
+                return f"no space is left on the server of {self.label}; nothing committed is lost"
+            case pg_errors.UntranslatableCharacter() | pg_errors.CharacterNotInRepertoire():
+                return f"{self.label}: PostgreSQL cannot store this text: {text}"
+        if 'database "' in text and "does not exist" in text:
+            return f"there is no database {self.title!r} on the server of {self.label}; `createdb {self.title}` creates it"
+        return f"{self.label}: {text}"
+
+    def sandbox(
+        self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()
+    ) -> AbstractContextManager[PostgreSQLSandbox]:
+        """Open a connection in a read-only transaction, on which a query can only be a cursor's SELECT."""
+        return open_sandbox(self, allow_external=allow_external, as_if=as_if)
+
+    def connect(self, name: str) -> Any:
+        """Open a connection of the driver, for one purpose."""
+        _, arguments = self.reader.dialect.create_connect_args(self.url)
+        connection = psycopg.connect(
+            **arguments, **CONNECTING, application_name=f"recycledb {os.getpid()} {name}", prepare_threshold=None
+        )
+        read_numbers_as_floats(connection)
+        return connection
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+# A server that no longer answers is noticed after half a minute; without this, after hours.
+CONNECTING: dict[str, Any] = {
+    "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 30_000,
+}  # fmt: skip
+
+
+def read_numbers_as_floats(connection: Any) -> None:
+    """Let sums and means of integers be floats: to PostgreSQL they are numbers of any precision."""
+    connection.adapters.register_loader("numeric", FloatLoader)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+
+
+_SCHEMA = "current_schema()::regnamespace"
+_OWN = """NOT EXISTS (
+    SELECT 1 FROM pg_depend d WHERE d.objid = {0}.oid AND d.classid = '{1}'::regclass AND d.deptype = 'e'
+)"""
+_TABLES = f"SELECT c.relname FROM pg_class c WHERE c.relnamespace = {_SCHEMA} AND c.relkind IN ('r', 'p') AND {_OWN.format('c', 'pg_class')}"
+_OTHERS = f"""
+    SELECT 1 FROM pg_class c WHERE c.relnamespace = {_SCHEMA} AND {_OWN.format("c", "pg_class")}
+    UNION ALL SELECT 1 FROM pg_proc p WHERE p.pronamespace = {_SCHEMA} AND {_OWN.format("p", "pg_proc")}
+"""
+_TOLD = f"""
+    SELECT 'view', c.relname, regexp_replace(pg_get_viewdef(c.oid), '\\m' || current_schema() || '\\.', '', 'g')
+    FROM pg_class c WHERE c.relnamespace = {_SCHEMA} AND c.relkind = 'v'
+    UNION ALL
+    SELECT 'table', c.relname, string_agg(
+        a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || ' ' || a.attnotnull || ' ' || coalesce(l.collname, ''), ', '
+        ORDER BY a.attnum)
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_collation l ON l.oid = a.attcollation
+    WHERE c.relnamespace = {_SCHEMA} AND c.relkind = 'r' GROUP BY c.relname
+    UNION ALL
+    SELECT 'constraints of', c.relname, string_agg(
+        n.conname || ' ' || replace(pg_get_constraintdef(n.oid), current_schema() || '.', ''), ', ' ORDER BY n.conname)
+    FROM pg_class c JOIN pg_constraint n ON n.conrelid = c.oid AND n.contype <> 'n' WHERE c.relnamespace = {_SCHEMA} GROUP BY c.relname
+    UNION ALL
+    SELECT 'index', i.indexname, replace(i.indexdef, current_schema() || '.', '')
+    FROM pg_indexes i WHERE i.schemaname = current_schema()
+    UNION ALL
+    SELECT 'rule', c.relname || '.' || r.rulename, replace(pg_get_ruledef(r.oid), current_schema() || '.', '')
+    FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class WHERE c.relnamespace = {_SCHEMA} AND r.rulename <> '_RETURN'
+"""
