@@ -58,12 +58,19 @@ class Session:
         """The URL of the store: --store or $RECYCLEDB_STORE, else the one in the configuration."""
         return self.store_option or self.config.store.url
 
+    @property
+    def shown_url(self) -> str:
+        """The URL of the store without its password."""
+        from recycledb.store.address import shown
+
+        return shown(self.url)
+
     def open(self, *, create: bool = False) -> "Workspace":
         """Open the store; the configuration is read only when needed."""
         from recycledb.store import Store
         from recycledb.workspace import Workspace
 
-        return Workspace(Store.open(self.url, create=create), self.__dict__.get("config"))
+        return Workspace(Store.open(self.url, create=create), self.__dict__.get("config")).patient()
 
 
 session = Session()
@@ -76,7 +83,7 @@ def options(
         typer.Option(
             envvar="RECYCLEDB_STORE",
             metavar="URL",
-            help="The store: sqlite:///PATH or duckdb:///PATH. Default: \\[store] url in the nearest recycledb.toml, "
+            help="The store: sqlite:///PATH, duckdb:///PATH or postgresql://HOST/DATABASE. Default: \\[store] url in the nearest recycledb.toml, "
             "else sqlite:///recycle.db.",
         ),
     ] = None,

@@ -119,7 +119,43 @@ def current() -> None:
 
     found, newest = revisions(session.url)
     note = "" if found == newest else "; run recycledb db upgrade" if (found or "") < newest else "; upgrade recycledb"
-    stdout().print(f"{session.url}: schema {found or 'none'}, newest {newest}{note}")
+    stdout().print(f"{session.shown_url}: schema {found or 'none'}, newest {newest}{note}")
+
+
+@db.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it must not exist.")],
+) -> None:
+    """Copy the store to a file in one consistent state, also while a sync writes to it; a PostgreSQL store by pg_dump.
+
+    Example: [bold]recycledb db backup recycle-2026-11-22.db[/bold]
+    """
+    from recycledb.store.address import open_backend
+
+    with session.open() as store:
+        del store  # it can be opened, so it is a store
+    backend = open_backend(session.url)
+    try:
+        how = backend.save(file)
+    finally:
+        backend.close()
+    stdout().print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)\n{how}")
+
+
+@db.command()
+def grant(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="A role of the PostgreSQL server.")],
+) -> None:
+    """Print the SQL that lets a role of a PostgreSQL server read this store and nothing else; its owner runs it with psql.
+
+    Example: [bold]recycledb db grant readers | psql recycle[/bold]
+    """
+    from recycledb.store.address import is_server, open_backend
+
+    if not is_server(session.url):
+        raise ConfigError(f"{session.url} is a file: who may read it is a matter of its permissions; `db grant` is for PostgreSQL stores")
+    for line in open_backend(session.url).grants(role):
+        typer.echo(line)
 
 
 @db.command()
@@ -134,9 +170,9 @@ def check(as_json: Json = False) -> None:
     with session.open() as db:
         checked = db.check()
     with unread():
-        emit({"store": session.url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
+        emit({"store": session.shown_url, **checked.as_dict()}, as_json=as_json, show=lambda: _show_checked(checked))
     if checked.findings:
-        raise StoreError(f"{len(checked.findings)} problems found in {session.url}")
+        raise StoreError(f"{len(checked.findings)} problems found in {session.shown_url}")
 
 
 def _show_checked(checked: "Checked") -> None:

@@ -254,8 +254,13 @@ class StoreSettings(Settings):
 
     url: str = Field(
         DEFAULT_URL,
-        description="`sqlite:///PATH` or `duckdb:///PATH`, relative to the configuration's folder; "
-        "`--store` and $RECYCLEDB_STORE override it.",
+        description="`sqlite:///PATH` or `duckdb:///PATH`, relative to the configuration's folder, or `postgresql://HOST/DATABASE` "
+        "without a password (use ~/.pgpass, $PGPASSWORD or $PGSERVICE); `--store` and $RECYCLEDB_STORE override it.",
+    )
+    wait_s: float = Field(
+        60.0,
+        ge=0,
+        description="How long, in seconds, a command tries again while the PostgreSQL server is away; then it ends in order.",
     )
 
 
@@ -405,7 +410,11 @@ def parse(data: Mapping[str, Any], path: Path) -> Config:
                 values[table][name] = with_files(row, table, path.parent)
     config = _checked(Config, values, str(path))
     prompts = {step: path.parent / file for step, file in config.prompts.items()}
-    store = StoreSettings(url=_resolve_url(config.store.url, path.parent))
+    if _PASSWORD.match(config.store.url):
+        raise ConfigError(
+            f"{path}: store.url: a password does not belong in this file; put it in ~/.pgpass or $PGPASSWORD, or the URL in $RECYCLEDB_STORE"
+        )
+    store = config.store.model_copy(update={"url": _resolve_url(config.store.url, path.parent)})
     return config.model_copy(update={"prompts": prompts, "store": store})
 
 
@@ -430,6 +439,9 @@ def _checked(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         place = ".".join(str(part) for part in first["loc"] if part != "[key]")
         message = explained(cls, first)
         raise ConfigError(f"{where}: {place}: {message}" if place else f"{where}: {message}") from error
+
+
+_PASSWORD = re.compile(r"[a-z+0-9]+://(?:[^/@?]*:[^/@?]*@|[^?]*\?(?:[^#]*&)?password=)")
 
 
 def _resolve_url(url: str, folder: Path) -> str:

@@ -5,6 +5,7 @@
     ├── FormatError         a file cannot be read as samples; nothing of it is stored
     ├── WriteError          a file cannot be written; an existing one is unchanged
     ├── StoreError          the store cannot be opened, is busy, is full or is damaged
+    │   ├── AwayError       the server of the store cannot be reached, or asks to try again
     │   ├── SchemaError     the store is older or newer than this code, or not a store
     │   └── ReadOnlyError   the store can be read but not written: no permission, or the disk is full
     ├── TeacherError        the run cannot continue: no key, unknown model, no quota, server down
@@ -46,6 +47,10 @@ class WriteError(RecycledbError):
 
 class StoreError(RecycledbError):
     """The store cannot be opened, read or written."""
+
+
+class AwayError(StoreError):
+    """The server of the store is away for the moment, or ended a transaction that may be tried again; nothing of it was stored."""
 
 
 class SchemaError(StoreError):

@@ -483,6 +483,8 @@ def replace_views_of_teachers() -> None:
     variants, current, sample_scores = (with_aliases(view, by_column) for view in made)
     scores, ratings, measures = (with_aliases(view, by_column) for view in kept)
     side_by_side = beside_aliases(sample_scores, by_column)
+    if op.get_bind().dialect.name == "postgresql":
+        side_by_side = sample_scores_in_postgresql()
     hint = current_cte()
     judgements, measures = JUDGEMENTS.replace(CURRENT, hint), measures.replace(CURRENT, hint)
     for view in (variants, current, scores, side_by_side, ratings, TEACHER_MEASURES, judgements, measures):
@@ -573,3 +575,81 @@ def beside_aliases(view: str, by_column: bool) -> str:
     alias = "alias AS MATERIALIZED (SELECT teacher_id, same_id FROM teacher_aliases),\nreader AS MATERIALIZED"
     made = "(v.teacher_id = m.teacher_id OR EXISTS (SELECT 1 FROM alias x WHERE x.teacher_id = v.teacher_id AND x.same_id = m.teacher_id))"
     return view.replace("reader AS MATERIALIZED", alias).replace("v.teacher_id = m.teacher_id", made)
+
+
+# -- PostgreSQL
+
+
+def sample_scores_in_postgresql() -> str:
+    """Return the view that aggregates the statistics of all variants and turns each sample's variants into one row.
+
+    The planner of PostgreSQL cannot estimate the joins of the other backends' views, and chooses plans that take hours; here there are
+    two joins, each by a complete key. A `reflect_both` belongs to the teacher of its parent, as there.
+    """
+    chosen = {
+        "q": "c.kind = 'reflect_instruction' AND c.choice = 1",
+        "a": "c.kind = 'reflect_response' AND c.choice = 1",
+        "qa": "c.kind = 'reflect_both' AND c.choice = 1 AND c.parent_id = c.q_id",
+    }
+    turned = [f"max(CASE WHEN {chosen[prefix]} THEN c.variant_id END) AS {prefix}_id" for prefix in chosen]
+    turned += [
+        f"max(CASE WHEN {chosen[prefix]} THEN c.{stat} END) AS {prefix}_{stat}"
+        for prefix in chosen
+        for stat in earlier.STATS
+    ]
+    shown = [earlier.columns("ori.variant_id", {stat: f"ori.{stat}" for stat in earlier.STATS}, "ori")]
+    shown += [
+        earlier.columns(f"p.{prefix}_id", {stat: f"p.{prefix}_{stat}" for stat in earlier.STATS}, prefix)
+        for prefix in chosen
+    ]
+    gathered = [
+        f"max(CASE WHEN l.stat = '{name}' AND {earlier.is_number('l')} THEN {earlier.mean('l')} END) AS {stat}"
+        for stat, name in earlier.STATS.items()
+    ]
+    separator = ",\n    "
+    return f"""
+CREATE VIEW sample_scores AS
+WITH maker AS (
+    SELECT teacher_id, teacher FROM teachers
+    WHERE teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher')
+),
+mean AS (
+    SELECT l.student_id, l.variant_id,
+    {separator.join(gathered)}
+    FROM loss l GROUP BY l.student_id, l.variant_id
+),
+scored AS MATERIALIZED (
+    SELECT v.sample_id, v.kind, v.parent_id, coalesce(x.same_id, b.teacher_id, v.teacher_id) AS teacher_id, l.*
+    FROM current_variants v
+    JOIN mean l ON l.variant_id = v.variant_id
+    LEFT JOIN variant b ON v.kind = 'reflect_both' AND b.variant_id = v.parent_id
+    LEFT JOIN teacher_aliases x ON x.teacher_id = coalesce(b.teacher_id, v.teacher_id)
+),
+first AS (
+    SELECT s.*, row_number() OVER (
+        PARTITION BY s.sample_id, s.teacher_id, s.student_id, s.kind, CASE WHEN s.kind = 'reflect_both' THEN s.parent_id END
+        ORDER BY s.variant_id
+    ) AS choice
+    FROM scored s WHERE s.kind IN ('reflect_instruction', 'reflect_response', 'reflect_both')
+),
+beside AS (
+    SELECT f.*, max(CASE WHEN f.kind = 'reflect_instruction' AND f.choice = 1 THEN f.variant_id END) OVER (
+        PARTITION BY f.sample_id, f.teacher_id, f.student_id
+    ) AS q_id
+    FROM first f
+),
+turned AS (
+    SELECT c.sample_id, c.teacher_id, c.student_id,
+    {separator.join(turned)}
+    FROM beside c GROUP BY c.sample_id, c.teacher_id, c.student_id
+)
+SELECT
+    o.sample_id, m.teacher, s.student,
+    {separator.join(shown)}
+FROM variant o
+CROSS JOIN students s
+LEFT JOIN maker m ON 1 = 1
+LEFT JOIN scored ori ON ori.variant_id = o.variant_id AND ori.student_id = s.student_id
+LEFT JOIN turned p ON p.sample_id = o.sample_id AND p.teacher_id = m.teacher_id AND p.student_id = s.student_id
+WHERE o.kind = 'origin'
+"""

@@ -107,6 +107,7 @@ def query(
         store.sandbox(allow_external=allow_external, as_if=as_if, limit=TimeLimit(timeout_s)) as sandbox,
         (running or Running()).statement(sandbox.interrupt),
     ):
+        sandbox.require_reader()
         for statement in statements[:-1]:
             list(_run(sandbox, statement, given)[1])
         columns, rows = _run(sandbox, statements[-1], given)

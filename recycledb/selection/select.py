@@ -22,7 +22,7 @@ from recycledb.selection import identities, marked, orderings
 from recycledb.selection.evaluation import ALPACA_EVAL, kind_and_author, require_outputs
 from recycledb.selection.output import HeldOut, Output, asked, deliver, require_writable, write_more
 from recycledb.selection.picking import Picks, columns_of, picked_rows, places_in_cut
-from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind
+from recycledb.selection.recipes import PROMPT, Bound, Given, Parameter, Recipe, bind, shipped_as
 from recycledb.selection.record import list_selections, record, selection_id_of, store_revision
 from recycledb.selection.training import Written
 from recycledb.store import Sandbox, Store, TimeLimit
@@ -143,6 +143,8 @@ def run(store: Store, running: Running, output: Output, limit: TimeLimit) -> Sel
     require_writable(output, running.name)
     recipe, bound = running.recipe, replace(running.bound, said={**running.bound.said, **output.said})
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
+        if shipped_as(recipe.sql) is None:
+            sandbox.require_reader()
         revision = store_revision(sandbox)
         columns = columns_of(sandbox, recipe, bound)
         cut = places_in_cut(recipe, columns, running.cut, running.samples)

@@ -6,7 +6,10 @@ This package does not know what a reply contains or how a loss is computed: it s
 `Store` has connections, transactions and inserts; queries are functions that take a `Store`, in one module for each subject.
 """
 
+import logging
+import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
@@ -17,7 +20,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
-from recycledb.errors import ReadOnlyError, StoreError, is_interrupt
+from recycledb.errors import AwayError, ReadOnlyError, StoreError, is_interrupt
 from recycledb.schema import utc_now
 from recycledb.store import migrate
 from recycledb.store.address import open_backend, parse_url
@@ -34,6 +37,9 @@ __all__ = [
 ]  # fmt: skip
 
 INSERT_ROWS = 5_000  # in one statement
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # between tries of a transaction
+
+log = logging.getLogger(__name__)
 
 SQLRow = _SQLRow[*tuple[Any, ...]]
 _T = TypeVar("_T")
@@ -57,7 +63,7 @@ def _explained(backend: Backend) -> Iterator[None]:
 
 
 def _translated(backend: Backend, error: Exception) -> StoreError:
-    kind = ReadOnlyError if backend.refused_writing(error) else StoreError
+    kind = AwayError if backend.is_transient(error) else ReadOnlyError if backend.refused_writing(error) else StoreError
     return kind(backend.explain(error))
 
 
@@ -136,10 +142,28 @@ class Store:
     # -- transactions
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """Open a write transaction: it takes the write lock at once, and is durable when this returns."""
-        with self._lock, self._turn(), _explained(self.backend), self.backend.writer.begin() as conn:
+    def write(self, *, locked: bool = True) -> Iterator[Connection]:
+        """Open a write transaction: it takes the write lock at once, and is durable when this returns.
+
+        Without `locked`, a server lets others write at the same time: for rows of content alone, whose writer checks nothing before.
+        """
+        with self._lock, self._turn(), _explained(self.backend), self.backend.begin(locked=locked) as conn:
             yield conn
+
+    def transact(self, work: Callable[[Connection], _T], *, locked: bool = True) -> _T:
+        """Run `work` in a write transaction and return its result; while a server is away, run it again, for `wait_s` seconds.
+
+        A transaction whose COMMIT was not acknowledged may have been stored, so `work` must do no harm when it is run again.
+        """
+        for pause_s in _pauses(self.backend.wait_s):
+            try:
+                with self.write(locked=locked) as conn:
+                    return work(conn)
+            except AwayError as error:
+                log.warning("%s; trying again in %.1f s", error, pause_s)
+                time.sleep(pause_s)
+        with self.write(locked=locked) as conn:
+            return work(conn)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -217,6 +241,14 @@ class Store:
         if found is None or found.id != identity:
             since = utc_now() if found is None else max(utc_now(), _moment_after(found.since))
             self.insert(conn, [NameRow(kind, name, since, identity)])
+
+
+def _pauses(wait_s: float) -> Iterator[float]:
+    """Yield pauses between tries until `wait_s` seconds have passed: twice as long each time, up to LONGEST_PAUSE_S, and random."""
+    end, pause_s = time.monotonic() + wait_s, FIRST_PAUSE_S
+    while time.monotonic() < end:
+        yield pause_s * random.uniform(0.5, 1.0)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _moment_after(moment: str) -> str:

@@ -17,6 +17,11 @@ def is_server(url: str) -> bool:
     return url.partition("://")[0] in POSTGRESQL
 
 
+def shown(url: str) -> str:
+    """Return a URL as messages show it."""
+    return open_backend(url).label if is_server(url) else url
+
+
 def parse_url(url: str) -> tuple[str, Path]:
     """Return the backend's name and the path of the URL of a store in a file, or raise StoreError."""
     scheme, separator, rest = url.partition(":///")

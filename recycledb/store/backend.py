@@ -38,6 +38,7 @@ class Backend(Protocol):
     folder: Path | None  # of the file, in which temporary files of its size can be written; None for a server
     identity: str  # equal for two URLs of one store
     errors: tuple[type[Exception], ...]  # the driver's own, for calls that SQLAlchemy does not wrap
+    wait_s: float  # how long a transaction is tried again while the server is away; 0 for files
     writer: Engine  # at most one connection, whose transactions take the write lock when they begin
     reader: Engine  # sees committed rows only and never blocks the writer
 
@@ -50,11 +51,26 @@ class Backend(Protocol):
     def copy_before_upgrade(self, revision: str) -> str | None:
         """Copy the store, which has this revision, and return where the copy is; None where the user makes one."""
 
+    def begin(self, *, locked: bool) -> AbstractContextManager[Connection]:
+        """Open a write transaction; without `locked`, where the database can, others may write at the same time."""
+
+    def is_transient(self, error: Exception) -> bool:
+        """Return whether a transaction that failed with a driver's error may succeed if it is run again."""
+
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
         """Insert the rows that are not there yet, in bulk; return how many were new."""
 
+    def grants(self, role: str) -> list[str]:
+        """Return the statements that let a role of a server read the store; none for a file."""
+
+    def analyze(self) -> None:
+        """Tell the planner what the tables hold, after many rows were added."""
+
     def backup(self, target: Path) -> None:
-        """Copy the database in its current state to `target`."""
+        """Copy the database in its current state to the file `target`, which others do not see yet."""
+
+    def save(self, target: Path) -> str:
+        """Write a backup to a new file `target`, whole or not at all; return how it is restored."""
 
     def look(self) -> AbstractContextManager[Connection]:
         """Open a connection to inspect a file that may not be a store; this does not change the file."""
@@ -108,6 +124,9 @@ class Sandbox(Protocol):
 
     def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> tuple[list[str], Any]:
         """Run one statement; return the column names and an iterator of row tuples."""
+
+    def require_reader(self) -> None:
+        """Raise QueryError if what a user's statement may read is not limited, because of who is connected."""
 
     def columns(self, select: str, parameters: dict[str, Any] | None = None) -> list[str]:
         """Return the columns of a SELECT, as a subquery has them, without reading its rows."""

@@ -41,6 +41,25 @@ def copy_beside(backend: Backend, path: Path, revision: str) -> Path:
     return target
 
 
+def copy_to(backend: Backend, path: Path, target: Path) -> None:
+    """Copy a store in the file `path` to a new file `target`, in its current state, also while others write.
+
+    Raises StoreError, and leaves no file, if there is a file already, not enough space, or no permission.
+    """
+    if target.exists():
+        raise StoreError(f"{target} already exists; name a file that does not exist")
+    try:
+        _remove_leftovers(target)
+        with _unfinished(target) as (unfinished, descriptor):
+            backend.backup(unfinished)
+            _dress(descriptor, path)
+            os.fsync(descriptor)
+            unfinished.rename(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+
+
 @contextmanager
 def _unfinished(path: Path) -> Iterator[tuple[Path, int]]:
     """Create a new file and hold a lock on it while it is filled; remove it if that fails."""

@@ -299,6 +299,9 @@ class DuckDBSandbox:
             raise QueryError(self._refusal(error)) from error
         return columns, self._rows(result)
 
+    def require_reader(self) -> None:
+        """Do nothing: what a statement may do does not depend on who runs it."""
+
     def columns(self, select: str, parameters: dict[str, Any] | None = None) -> list[str]:
         """Return the columns of a SELECT, as a subquery has them; DESCRIBE does not plan it, which for large views takes a second."""
         _, rows = self.execute(f"DESCRIBE SELECT * FROM (\n{select}\n) AS picked", parameters)

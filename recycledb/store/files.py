@@ -1,11 +1,14 @@
 """What the backends whose store is one file have in common: its path, and a copy of it before an upgrade."""
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import Connection, Engine
+
 from recycledb.errors import StoreError
-from recycledb.store.backup import copy_beside
+from recycledb.store.backup import copy_beside, copy_to
 
 if TYPE_CHECKING:
     from recycledb.store.backend import Backend
@@ -16,6 +19,8 @@ class InFile:
 
     name: str
     path: Path
+    writer: Engine
+    wait_s = 0.0
 
     @property
     def label(self) -> str:
@@ -37,6 +42,21 @@ class InFile:
         """The path without links, as text."""
         return str(self.path.resolve())
 
+    def begin(self, *, locked: bool) -> AbstractContextManager[Connection]:
+        """Open a write transaction; a file has one writer at a time."""
+        return self.writer.begin()
+
+    def is_transient(self, error: Exception) -> bool:
+        """Return False: the databases wait for locks by themselves."""
+        return False
+
+    def grants(self, role: str) -> list[str]:
+        """Return no statements: files have permissions."""
+        return []
+
+    def analyze(self) -> None:
+        """Do nothing: the statements are written so that SQLite and DuckDB need no statistics."""
+
     def exists(self) -> bool:
         """Return whether there is a file; StoreError if the path cannot be one."""
         try:
@@ -55,6 +75,11 @@ class InFile:
             raise StoreError(
                 f"there is no folder {self.path.parent} for the store {self.path.name}; create it first"
             )
+
+    def save(self: Any, target: Path) -> str:
+        """Copy the file, in a consistent state, to a new one; it is a store itself."""
+        copy_to(self, self.path, target)
+        return f"it is a store: recycledb --store {self.name}:///{target}"
 
     def copy_before_upgrade(self: Any, revision: str) -> str | None:
         """Copy the file to a new one beside it and return that one's path."""

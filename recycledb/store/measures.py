@@ -217,8 +217,7 @@ def count_values(store: Store, need: Need, measure: str, *, ready: bool = True) 
 
 def add_facts(store: Store, facts: Sequence[LossRow | ReadoutRow | EmbeddingRow]) -> None:
     """Commit facts."""
-    with store.write() as conn:
-        store.insert(conn, facts)
+    store.transact(lambda conn: store.insert(conn, facts), locked=False)
 
 
 def summary(store: Store) -> Sequence[SQLRow]:

@@ -125,7 +125,7 @@ def list_size(rows: int) -> int:
 
 
 # The attempts with a reply, one row each.
-ATTEMPTS = "(SELECT attempt_id FROM reply UNION ALL SELECT attempt_id FROM repeated_reply)"
+ATTEMPTS = "(SELECT attempt_id FROM reply UNION ALL SELECT attempt_id FROM repeated_reply) AS each_attempt"
 
 
 def unanswered(attempt: str) -> str:

@@ -8,8 +8,11 @@ READ COMMITTED: a statement that follows the lock must see what was committed wh
 """
 
 import os
+import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +69,11 @@ class PostgreSQL:
     name = "postgresql"
     folder: Path | None = None
     errors: tuple[type[Exception], ...] = (psycopg.Error,)
+    wait_s = 60.0
 
     def __init__(self, url: URL) -> None:
-        self.url = url
-        self.label = url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql")
+        self.url = _verified(url)
+        self.label = url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql").replace("%2F", "/")
         self.title = url.database or os.environ.get("PGDATABASE") or "postgresql"
         self.identity = f"{url.host or os.environ.get('PGHOST', '')}:{url.port or ''}/{url.database or ''}?{sorted(url.query.items())}"
         self.writer = self._engine(1, 0, read_only=False)
@@ -105,6 +109,19 @@ class PostgreSQL:
 
         return engine
 
+    @contextmanager
+    def begin(self, *, locked: bool) -> Iterator[Connection]:
+        """Open a write transaction; with `locked` it takes the store's lock first, for those that check before they write."""
+        with self.writer.connect().execution_options(**{UNLOCKED: not locked}) as conn, conn.begin():
+            yield conn
+
+    def is_transient(self, error: Exception) -> bool:
+        """Return whether the server was away, or ended the transaction in favour of another."""
+        state = getattr(error, "sqlstate", None)
+        if state is None:
+            return isinstance(error, psycopg.OperationalError)
+        return state.startswith("08") or state in _TRANSIENT
+
     def exists(self) -> bool:
         """Return True: whether the server has the database is seen when it is opened."""
         return True
@@ -123,10 +140,11 @@ class PostgreSQL:
         """
         if not rows:
             return 0
-        of = metadata.tables[table].columns
-        key = [i for i, column in enumerate(columns) if of[column].primary_key]
+        described = metadata.tables.get(table)  # None for a temporary table, of numbers
+        of = None if described is None else described.columns
+        key = [i for i, column in enumerate(columns) if of is None or of[column].primary_key]
         ordered = sorted(rows, key=lambda row: tuple(row[i] for i in key))
-        arrays = ", ".join(f"%s::{array_type(of[column].type)}" for column in columns)
+        arrays = ", ".join(f"%s::{'bigint[]' if of is None else array_type(of[column].type)}" for column in columns)
         names = ", ".join(columns)
         sql = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
         raw: Any = conn.connection.driver_connection
@@ -143,9 +161,56 @@ class PostgreSQL:
             while rows := cursor.fetchmany(STREAM_ROWS):
                 yield rows
 
+    def grants(self, role: str) -> list[str]:
+        """Return the statements that let a role read the store; TEMP is for `--prompt`, which sees older names by temporary views."""
+        with self.reader.connect() as conn:
+            schema, database = conn.exec_driver_sql("SELECT current_schema(), current_database()").one()
+        to, of, within = (f'"{name.replace(chr(34), chr(34) * 2)}"' for name in (role, schema, database))
+        return [
+            f"GRANT CONNECT, TEMPORARY ON DATABASE {within} TO {to};",
+            f"GRANT USAGE ON SCHEMA {of} TO {to};",
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA {of} TO {to};",
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA {of} GRANT SELECT ON TABLES TO {to};",
+        ]
+
+    def analyze(self) -> None:
+        """Vacuum and analyze the store's tables: an index alone answers only where pages are known to be visible to all.
+
+        Small tables too: the server does not analyze a table by itself before fifty rows of it changed.
+        """
+        with self.reader.connect() as conn:
+            tables = sorted(self.contents(conn).tables)
+        with self.connect("analyze") as connection:
+            connection.autocommit = True
+            for table in tables:
+                with suppress(psycopg.Error):  # another process analyzes it, or this role does not own it
+                    connection.execute(f'VACUUM (ANALYZE, SKIP_LOCKED) "{table}"')
+
     def backup(self, target: Path) -> None:
-        """Raise: `db backup` runs pg_dump."""
-        raise StoreError(f"{self.label} is a database of a server; `pg_dump` copies it")
+        """Write a dump with PostgreSQL's own program, which is in the client's package."""
+        program = shutil.which("pg_dump")
+        address = self.url.set(drivername="postgresql", password=None).render_as_string()
+        if program is None:
+            raise StoreError(
+                f"pg_dump is not installed here; on a machine that has it: pg_dump -Fc -Z1 -f {shlex.quote(target.name)} {shlex.quote(address)}"
+            )
+        password = {"PGPASSWORD": str(self.url.password)} if self.url.password else {}
+        command = [program, "-Fc", "-Z1", "-f", str(target), "-d", address]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **password}, check=False)
+        if done.returncode:
+            raise StoreError(f"pg_dump failed: {' '.join(done.stderr.split())[:300]}")
+
+    def save(self, target: Path) -> str:
+        """Write a dump to a new file."""
+        if target.exists():
+            raise StoreError(f"{target} already exists; name a file that does not exist")
+        unfinished = target.with_name(f".{target.name}.{os.urandom(8).hex()}.partial")
+        try:
+            self.backup(unfinished)
+            unfinished.rename(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return f"to restore it: createdb NAME, then pg_restore -d NAME {shlex.quote(str(target))}"
 
     def look(self) -> AbstractContextManager[Connection]:
         """Open a reader."""
@@ -212,6 +277,8 @@ class PostgreSQL:
                 return f"no space is left on the server of {self.label}; nothing committed is lost"
             case pg_errors.UntranslatableCharacter() | pg_errors.CharacterNotInRepertoire():
                 return f"{self.label}: PostgreSQL cannot store this text: {text}"
+        if "certificate" in text or "SSL" in text:
+            return f"{self.label}: {text}; give sslrootcert=FILE in the URL, or sslmode=require (encrypted, not verified) or sslmode=disable"
         if 'database "' in text and "does not exist" in text:
             return f"there is no database {self.title!r} on the server of {self.label}; `createdb {self.title}` creates it"
         return f"{self.label}: {text}"
@@ -243,6 +310,26 @@ CONNECTING: dict[str, Any] = {
 }  # fmt: skip
 
 
+_HERE = {"", "localhost", "127.0.0.1", "::1"}
+
+
+def _verified(url: URL) -> URL:
+    """Return the URL of a server on another machine with TLS that verifies it, unless `sslmode` says otherwise.
+
+    libpq's own default goes on without TLS, silently, where the server has none.
+    """
+    hosts = [url.host] if url.host else url.query.get("host", os.environ.get("PGHOST", ""))
+    names = [hosts] if isinstance(hosts, str) else hosts
+    is_here = all(name is None or name.startswith(("/", "@")) or name.partition(":")[0] in _HERE for name in names)
+    service = "service" in url.query or "PGSERVICE" in os.environ
+    if is_here or "sslmode" in url.query or "PGSSLMODE" in os.environ or service:
+        return url
+    more = {"sslmode": "verify-full"}
+    if "sslrootcert" not in url.query and not (Path.home() / ".postgresql" / "root.crt").exists():
+        more["sslrootcert"] = "system"
+    return url.update_query_dict(more)
+
+
 def read_numbers_as_floats(connection: Any) -> None:
     """Let sums and means of integers be floats: to PostgreSQL they are numbers of any precision."""
     connection.adapters.register_loader("numeric", FloatLoader)
@@ -252,6 +339,8 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
 
 
+# Shutdown, crash, starting; serialization, deadlock; too many connections; waited too long for a lock, or in a transaction.
+_TRANSIENT = {"57P01", "57P02", "57P03", "40001", "40P01", "53300", "55P03", "25P03"}
 _SCHEMA = "current_schema()::regnamespace"
 _OWN = """NOT EXISTS (
     SELECT 1 FROM pg_depend d WHERE d.objid = {0}.oid AND d.classid = '{1}'::regclass AND d.deptype = 'e'

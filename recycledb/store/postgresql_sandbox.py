@@ -87,7 +87,6 @@ class PostgreSQLSandbox:
             raise QueryError("the query is empty" if not statements else "write one statement at a time")
         [statement] = statements
         bare = without_comments(statement).strip()
-        self._require_role()
         with self._guarded():
             if bare[: len(_EXPLAIN)].lower() == _EXPLAIN:
                 return self._explain(bare, parameters or {})
@@ -106,7 +105,8 @@ class PostgreSQLSandbox:
             self._connection.execute(f"CLOSE {name}")
             return _names(cursor)
 
-    def _require_role(self) -> None:
+    def require_reader(self) -> None:
+        """Raise QueryError for a superuser, unless AS_SUPERUSER is set."""
         if os.environ.get(AS_SUPERUSER):
             return
         role, superuser = self._connection.execute("SELECT current_user, current_setting('is_superuser')").fetchone()

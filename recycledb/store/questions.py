@@ -132,7 +132,12 @@ def claim(
     if not asked:
         return []
     amounts = reserved or [None] * len(asked)
-    with store.write() as conn:
+    ids = [random_id() for _ in asked]  # made once, so that a transaction that is run again is known by them
+    claims: list[tuple[AttemptRow, SQLRow]] = []
+
+    def work(conn: Connection) -> list[tuple[AttemptRow, SQLRow]]:
+        if claims and _are_stored(conn, claims):  # by an earlier try, whose COMMIT was not acknowledged
+            return claims
         workers.revive(conn, worker)  # before the check: its earlier claims must count as in flight
         attempts = _open_among(conn, wanted, asked)
         found = [(row, amount) for row, amount in zip(asked, amounts, strict=True) if key_of(row) in attempts]
@@ -141,27 +146,38 @@ def claim(
             spending.refused = {key_of(row) for row, _ in found[fit:]}
             found = found[:fit]
         now = utc_now()
-        claims = [
-            (
-                AttemptRow(
-                    attempt_id=random_id(),
-                    variant_id=row.variant_id,
-                    step=row.step,
-                    teacher_id=wanted.teacher_id,
-                    prompt_id=row.prompt_id,
-                    number=attempts[key_of(row)] + 1,
-                    worker_id=worker,
-                    sent_at=now,
-                    reserved_usd=amount,
-                    others=row.others or None,
-                    max_tokens=wanted.limit,
-                ),
-                row,
-            )
-            for row, amount in found
+        claims[:] = [
+            (_attempt(key, wanted, worker, row, attempts[key_of(row)] + 1, amount, now), row)
+            for key, (row, amount) in zip(ids, found, strict=False)
         ]
         store.insert(conn, [attempt for attempt, _ in claims])
-    return claims
+        return claims
+
+    return store.transact(work)
+
+
+def _are_stored(conn: Connection, claims: Sequence[tuple[AttemptRow, SQLRow]]) -> bool:
+    """Return whether these attempts are in the store; they were written in one transaction, so all are or none."""
+    sql = text("SELECT 1 FROM attempt WHERE attempt_id = :key")
+    return conn.execute(sql, {"key": claims[0][0].attempt_id}).first() is not None
+
+
+def _attempt(
+    key: str, wanted: Wanted, worker: str, row: SQLRow, number: int, reserved: float | None, now: str
+) -> AttemptRow:
+    return AttemptRow(
+        attempt_id=key,
+        variant_id=row.variant_id,
+        step=row.step,
+        teacher_id=wanted.teacher_id,
+        prompt_id=row.prompt_id,
+        number=number,
+        worker_id=worker,
+        sent_at=now,
+        reserved_usd=reserved,
+        others=row.others or None,
+        max_tokens=wanted.limit,
+    )
 
 
 def _open_among(conn: Connection, wanted: Wanted, asked: Sequence[SQLRow]) -> dict[QuestionKey, int]:

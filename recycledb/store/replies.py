@@ -7,6 +7,8 @@ was merged) has the same id: one row in `reply`, and one in `repeated_reply` for
 
 from collections.abc import Mapping, Sequence
 
+from sqlalchemy import Connection
+
 from recycledb.store import SQLRow, Store, pending
 from recycledb.store.rows import ExtractionRow, RatingRow, RepeatedReplyRow, ReplyRow, VariantRow
 from recycledb.store.statement import MOST_TOKENS, tokens
@@ -16,7 +18,8 @@ IDS = 500  # in one IN list
 
 def add_replies(store: Store, replies: Sequence[ReplyRow]) -> None:
     """Commit replies; those that are there already, for another attempt, become rows of `repeated_reply`."""
-    with store.write() as conn:
+
+    def add(conn: Connection) -> None:
         if store.insert(conn, replies) == len(replies):
             return
         there: dict[str, str] = {}
@@ -26,6 +29,8 @@ def add_replies(store: Store, replies: Sequence[ReplyRow]) -> None:
             there.update((row.text_id, row.attempt_id) for row in conn.exec_driver_sql(sql, ids))
         again = [reply for reply in replies if there[reply.text_id] != reply.attempt_id]
         store.insert(conn, [repeated(reply) for reply in again])
+
+    store.transact(add)
 
 
 def repeated(reply: ReplyRow) -> RepeatedReplyRow:
@@ -40,8 +45,7 @@ def add_readings(
     ratings: Sequence[RatingRow] = (),
 ) -> None:
     """Commit extractions, one per reply, with their variants and ratings."""
-    with store.write() as conn:
-        store.insert(conn, [*variants, *extractions, *ratings])
+    store.transact(lambda conn: store.insert(conn, [*variants, *extractions, *ratings]))
 
 
 def pending_readings(store: Store, versions: Mapping[str, int], page: int = 500) -> Sequence[SQLRow]:

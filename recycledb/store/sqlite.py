@@ -337,6 +337,9 @@ class SQLiteSandbox:
             )
         return [column[0] for column in cursor.description or ()], self._rows(cursor)
 
+    def require_reader(self) -> None:
+        """Do nothing: what a statement may do does not depend on who runs it."""
+
     def columns(self, select: str, parameters: dict[str, Any] | None = None) -> list[str]:
         """Return the columns of a SELECT, as a subquery has them, without reading its rows."""
         return self.execute(f"SELECT * FROM (\n{select}\n) AS picked LIMIT 0", parameters)[0]

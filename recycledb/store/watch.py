@@ -115,6 +115,10 @@ class WatchedSandbox:
         columns, rows = self._watch.call(lambda: self._sandbox.execute(sql, parameters))
         return columns, self._rows(rows)
 
+    def require_reader(self) -> None:
+        """Raise QueryError if what a user's statement may read is not limited."""
+        self._watch.call(self._sandbox.require_reader)
+
     def columns(self, select: str, parameters: dict[str, Any] | None = None) -> list[str]:
         """Return the columns of a SELECT, as a subquery has them, without reading its rows."""
         _require_texts(select, parameters)
