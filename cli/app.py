@@ -83,7 +83,8 @@ def options(
         typer.Option(
             envvar="RECYCLEDB_STORE",
             metavar="URL",
-            help="The store: sqlite:///PATH, duckdb:///PATH or postgresql://HOST/DATABASE. Default: \\[store] url in the nearest recycledb.toml, "
+            help="The store: sqlite:///PATH, duckdb:///PATH or postgresql://HOST/DATABASE. Default: "
+            "\\[store] url in the nearest recycledb.toml, "
             "else sqlite:///recycle.db.",
         ),
     ] = None,

@@ -78,7 +78,11 @@ def init(
     url = session.store_option or f"sqlite:///{folder / DEFAULT_URL.removeprefix('sqlite:///')}"
     with Store.open(url, create=True) as store:
         made = store.backend.label
-    written = (made if is_server(url) else _seen_from(folder, url, parse_url(url)[1])).replace("\\", "\\\\").replace('"', '\\"')
+    written = (
+        (made if is_server(url) else _seen_from(folder, url, parse_url(url)[1]))
+        .replace("\\", "\\\\")
+        .replace('"', '\\"')
+    )
     write_text(path, TEMPLATE.format(url=written))
     out = stdout()
     for line in (f"wrote {path}", f"created {made}", "next: recycledb add FILE, then recycledb sync --dry-run"):
@@ -153,7 +157,9 @@ def grant(
     from recycledb.store.address import is_server, open_backend
 
     if not is_server(session.url):
-        raise ConfigError(f"{session.url} is a file: who may read it is a matter of its permissions; `db grant` is for PostgreSQL stores")
+        raise ConfigError(
+            f"{session.url} is a file: who may read it is a matter of its permissions; `db grant` is for PostgreSQL stores"
+        )
     for line in open_backend(session.url).grants(role):
         typer.echo(line)
 

@@ -6,6 +6,7 @@ Secrets are never read from the file.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -412,7 +413,8 @@ def parse(data: Mapping[str, Any], path: Path) -> Config:
     prompts = {step: path.parent / file for step, file in config.prompts.items()}
     if _PASSWORD.match(config.store.url):
         raise ConfigError(
-            f"{path}: store.url: a password does not belong in this file; put it in ~/.pgpass or $PGPASSWORD, or the URL in $RECYCLEDB_STORE"
+            f"{path}: store.url: a password does not belong in this file; put it in ~/.pgpass or $PGPASSWORD, "
+            "or the URL in $RECYCLEDB_STORE"
         )
     store = config.store.model_copy(update={"url": _resolve_url(config.store.url, path.parent)})
     return config.model_copy(update={"prompts": prompts, "store": store})

@@ -283,7 +283,7 @@ def _replies(of: _Of) -> dict[str, list[dict[str, Any]]]:
 # Cost per selected sample: everything that was spent, on samples that were not selected too, over the samples selected.
 _SELECTED = """
     SELECT s.selection, count(DISTINCT v.sample_id) AS samples,
-        CAST(:total AS DOUBLE) / count(DISTINCT v.sample_id) AS cost_per_sample_usd
+        CAST(:total AS DOUBLE PRECISION) / count(DISTINCT v.sample_id) AS cost_per_sample_usd
     FROM selections s
     JOIN selection_item i ON i.selection_id = s.selection_id
     JOIN variant v ON v.variant_id = i.variant_id

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from recycledb.additions import Additions, Options, add
 from recycledb.config import Config, load
+from recycledb.errors import ConfigError
 from recycledb.formats import MAX_ROW
 from recycledb.inspection import Status, look, measures, show
 from recycledb.marking import mark
@@ -55,7 +56,7 @@ class Workspace:
 
     def patient(self) -> Self:
         """Wait for a server that is away as long as the configuration says."""
-        if self.store.backend.wait_s:
+        if self.store.backend.is_server:
             with suppress(ConfigError):  # without a configuration that can be read, as long as by default
                 self.store.backend.wait_s = self.config.store.wait_s
         return self

@@ -1,6 +1,7 @@
 """A PostgreSQL server for tests, started from whatever binaries are installed, on a temporary folder, never as root.
 
-Binaries: the folder $RECYCLEDB_TEST_POSTGRES, else that of `initdb` on PATH, else Debian's newest. Root starts them as `postgres` or `nobody`.
+Binaries: the folder $RECYCLEDB_TEST_POSTGRES, else that of `initdb` on PATH, else Debian's newest. Root starts them as `postgres`
+or `nobody`.
 """
 
 import atexit

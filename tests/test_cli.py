@@ -136,7 +136,7 @@ def test_without_a_store_the_command_that_makes_one_is_named(arguments: list[str
     [
         ("recycle.db", "is not a store's URL"),
         ("sqlite:///none/x.db", "there is no folder none"),
-        ("postgresql+psycopg://localhost/x", "PostgreSQL"),
+        ("postgresql://localhost:1/x", "connection"),
         ("sqlite:///data.json", "is not a SQLite file"),
         ("duckdb:///data.json", "is not a DuckDB file"),
     ],

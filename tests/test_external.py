@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import stores
+from conftest import BACKENDS
 
 from recycledb.errors import QueryError
 from recycledb.selection.query import query
@@ -144,6 +145,7 @@ def test_other_files_are_read_at_most(
             assert tree(folder) == before, sql
 
 
+@pytest.mark.parametrize("store_url", BACKENDS, indirect=True)
 def test_a_path_with_odd_characters_is_attached(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stores.add_samples(store, [stores.texts("a")])
     monkeypatch.chdir(tmp_path)

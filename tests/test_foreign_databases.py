@@ -138,6 +138,7 @@ ODD: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.parametrize("store_url", BACKENDS, indirect=True)
 @pytest.mark.parametrize("statements", ODD.values(), ids=ODD)
 def test_an_odd_alembic_version_is_one_line(store_url: str, statements: tuple[str, ...], tmp_path: Path) -> None:
     backend, path = store_url.partition(":")[0], Path(store_url.partition(":///")[2])

@@ -15,7 +15,7 @@ import stores
 import zstandard
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from conftest import Cli
+from conftest import BACKENDS, Cli
 from sqlalchemy import Table
 
 from recycledb.errors import SchemaError, StoreError
@@ -144,6 +144,7 @@ OLDER = r"older than this recycledb .* run `recycledb db upgrade`"
 NEWER = r"newer than this recycledb .* `pip install --upgrade recycledb`"
 
 
+@pytest.mark.parametrize("store_url", BACKENDS, indirect=True)
 @pytest.mark.parametrize(("revision", "message"), [("0001", OLDER), ("9999", NEWER)])
 def test_a_store_of_another_schema_is_refused_and_left_alone(store_url: str, revision: str, message: str) -> None:
     set_revision(store_url, revision)
@@ -249,6 +250,7 @@ def test_an_upgraded_store_has_the_schema_of_a_new_one(revision: str, tmp_path: 
     assert shown[0] == shown[1]
 
 
+@pytest.mark.parametrize("store_url", BACKENDS, indirect=True)
 def test_a_copy_is_a_store_whoever_is_writing(store_url: str, tmp_path: Path) -> None:
     target = tmp_path / "copy.bak"
     with Store.open(store_url) as store:

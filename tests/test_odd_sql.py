@@ -127,7 +127,7 @@ def test_sql_files_are_utf8_with_or_without_a_mark(cli: Cli, sqlite_url: str, tm
 
 def test_no_column_is_lost_to_another_of_its_name(store: Store) -> None:
     sql = 'SELECT 1 AS "a", 2 AS "a", 3 AS "a_2", 4 AS "a", 5 AS ""'
-    if store.backend.name == "duckdb":  # it has no column without a name
+    if store.backend.name != "sqlite":  # they have no column without a name
         sql = sql.replace('5 AS ""', "5 AS x")
     [row] = ask(store, sql)
     assert sorted(row.values()) == [1, 2, 3, 4, 5]

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import scored_stores as scored
 import stores
+from conftest import BACKENDS
 
 from recycledb.errors import QueryError, WriteError
 from recycledb.formats.arrow import to_table
@@ -106,6 +107,7 @@ def test_what_is_refused_is_said_to_be(store: Store) -> None:
             ask(store, sql)
 
 
+@pytest.mark.parametrize("store_url", BACKENDS, indirect=True)
 def test_external_files_may_be_read_when_the_user_says_so(store: Store, tmp_path: Path) -> None:
     stores.add_samples(store, [stores.texts("a")])
     other = tmp_path / "other.db"

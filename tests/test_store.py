@@ -89,7 +89,7 @@ def counted(store: Store, table: str) -> int:
         ("sqlite://x.db", "is not a store's URL"),
         ("sqlite:///", "has no path"),
         ("duckdb:///:memory:", "has no path"),
-        ("postgresql+psycopg://host/db", "PostgreSQL is not supported"),
+        ("mysql://host/db", "is not a store's URL"),
     ],
 )
 def test_a_wrong_url_is_refused(url: str, message: str) -> None:

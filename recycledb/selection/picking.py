@@ -68,7 +68,9 @@ def columns_of(sandbox: Sandbox, recipe: Recipe, bound: Bound) -> list[str]:
 def _require_different(sandbox: Sandbox, recipe: Recipe, bound: Bound, columns: list[str]) -> None:
     """Raise SelectionError if two columns have the same name, since a row of JSON would keep only one."""
     lower = {column.lower() for column in columns}
-    if not any((renamed := _RENAMED.fullmatch(column)) and renamed[1].lower() in lower for column in columns):
+    if len(lower) == len(columns) and not any(
+        (renamed := _RENAMED.fullmatch(column)) and renamed[1].lower() in lower for column in columns
+    ):
         return
     raw, _ = sandbox.execute(
         _body(recipe), bound.values
@@ -78,7 +80,7 @@ def _require_different(sandbox: Sandbox, recipe: Recipe, bound: Bound, columns: 
         raise SelectionError(f"recipe {recipe.name} returns several columns called {several[0]}: rename them with AS")
 
 
-# How databases rename a second column `a` of a subquery: SQLite a:1, DuckDB a_1.
+# How databases rename a second column `a` of a subquery: SQLite a:1, DuckDB a_1; PostgreSQL does not.
 _RENAMED = re.compile(r"(.+)[:_]\d+", re.DOTALL)
 
 

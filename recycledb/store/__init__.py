@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from itertools import groupby, islice
 from typing import Any, TypeVar
@@ -38,6 +38,8 @@ __all__ = [
 
 INSERT_ROWS = 5_000  # in one statement
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # between tries of a transaction
+
+FIRST_ANALYSIS_ROWS, ANALYSIS_FACTOR, ANALYSIS_S = 500, 4, 600.0
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,36 @@ def _prepare(backend: Backend, create: bool) -> None:
     migrate.upgrade(backend)
 
 
+class Growth:
+    """How many rows this process has inserted; a server is asked to analyze its tables each time that they have grown manyfold.
+
+    Its own analysis comes minutes later, and until then it takes large tables for small ones and joins them accordingly.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._next = FIRST_ANALYSIS_ROWS
+        self._thread: threading.Thread | None = None
+
+    def note(self, backend: Backend) -> None:
+        """Start an analysis in the background if enough rows were inserted since the last."""
+        if self.rows < self._next or not backend.is_server or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._next = ANALYSIS_FACTOR * self.rows
+        self._thread = threading.Thread(target=_analyze, args=(backend,), name="analyze", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for a running analysis."""
+        if self._thread is not None:
+            self._thread.join(ANALYSIS_S)
+
+
+def _analyze(backend: Backend) -> None:
+    with suppress(*backend.errors, DBAPIError):  # the server analyzes by itself later
+        backend.analyze()
+
+
 class Store:
     """An open store at the newest schema."""
 
@@ -116,6 +148,7 @@ class Store:
         self._lock = threading.RLock()
         self._local = threading.local()
         self.watch = Watch()  # of other processes' workers
+        self.growth = Growth()
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> "Store":
@@ -130,7 +163,8 @@ class Store:
         return cls(backend)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, after the analysis of what was added."""
+        self.growth.wait()
         self.backend.close()
 
     def __enter__(self) -> "Store":
@@ -149,6 +183,7 @@ class Store:
         """
         with self._lock, self._turn(), _explained(self.backend), self.backend.begin(locked=locked) as conn:
             yield conn
+        self.growth.note(self.backend)
 
     def transact(self, work: Callable[[Connection], _T], *, locked: bool = True) -> _T:
         """Run `work` in a write transaction and return its result; while a server is away, run it again, for `wait_s` seconds.
@@ -225,6 +260,7 @@ class Store:
             digested = with_digests(table, group)
             while chunk := list(islice(digested, INSERT_ROWS)):
                 new += self.backend.insert(conn, table.name, columns, chunk)
+        self.growth.rows += new
         return new
 
     # -- names

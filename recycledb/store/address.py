@@ -63,7 +63,9 @@ def _postgresql(url: str) -> Backend:
     try:
         from recycledb.store.postgresql import PostgreSQL
     except ImportError as error:
-        raise StoreError(f"PostgreSQL stores need psycopg 3 ({error}); `pip install 'recycledb[postgresql]'`") from error
+        raise StoreError(
+            f"PostgreSQL stores need psycopg 3 ({error}); `pip install 'recycledb[postgresql]'`"
+        ) from error
     try:
         parsed = make_url(f"postgresql+psycopg{url[url.index('://') :]}")
     except (ArgumentError, ValueError) as error:

@@ -38,6 +38,7 @@ class Backend(Protocol):
     folder: Path | None  # of the file, in which temporary files of its size can be written; None for a server
     identity: str  # equal for two URLs of one store
     errors: tuple[type[Exception], ...]  # the driver's own, for calls that SQLAlchemy does not wrap
+    is_server: bool
     wait_s: float  # how long a transaction is tried again while the server is away; 0 for files
     writer: Engine  # at most one connection, whose transactions take the write lock when they begin
     reader: Engine  # sees committed rows only and never blocks the writer

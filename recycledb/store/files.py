@@ -20,6 +20,7 @@ class InFile:
     name: str
     path: Path
     writer: Engine
+    is_server = False
     wait_s = 0.0
 
     @property
@@ -69,12 +70,14 @@ class InFile:
 
     def require_place(self) -> None:
         """Raise StoreError if no file can be created at the path."""
-        if options := re.search(r"\?\w+=.*", self.path.name):  # an existing file may have such a name, but none is created
-            raise StoreError(f"there is no store at {self.path}: a store's URL takes no options; leave out {options[0]}")
-        if not self.path.parent.is_dir():
+        if options := re.search(
+            r"\?\w+=.*", self.path.name
+        ):  # an existing file may have such a name, but none is created
             raise StoreError(
-                f"there is no folder {self.path.parent} for the store {self.path.name}; create it first"
+                f"there is no store at {self.path}: a store's URL takes no options; leave out {options[0]}"
             )
+        if not self.path.parent.is_dir():
+            raise StoreError(f"there is no folder {self.path.parent} for the store {self.path.name}; create it first")
 
     def save(self: Any, target: Path) -> str:
         """Copy the file, in a consistent state, to a new one; it is a store itself."""

@@ -29,12 +29,12 @@ from recycledb.store.backend import Row
 from recycledb.store.digest import with_digests
 from recycledb.store.pending import ATTEMPTS
 from recycledb.store.rows import RepeatedReplyRow
+from recycledb.store.streaming import stream
 from recycledb.store.tables import metadata
 
 # Rows in one transaction. SQLite: other writers wait for that long. DuckDB: no other process can have the file open, and a commit is
 # expensive.
 BATCH_ROWS = {"sqlite": 10_000, "duckdb": 25_000, "postgresql": 10_000}
-READ_ROWS = 2_000
 KEYS = 1_000  # in one IN list
 
 TABLES = (
@@ -340,9 +340,8 @@ class _Merge:
 
     def _batches(self, table: str, where: "_Where") -> Iterator[list[Row]]:
         """Yield rows in lists, as the driver returns them: a generator that handles each row takes as long as reading it."""
-        cursor = _execute(self.source, *where.sql(f"SELECT {', '.join(_columns(table))} FROM {table}"))
         flags = [i for i, column in enumerate(metadata.tables[table].columns) if isinstance(column.type, Boolean)]
-        while batch := cursor.fetchmany(self.size):
+        for batch in stream(self.source, *where.sql(f"SELECT {', '.join(_columns(table))} FROM {table}"), self.size):
             yield _with_truth_values(batch, flags) if flags and self.source.dialect.name == "sqlite" else batch
 
     def _read(self, sql: str) -> Iterator[Row]:
@@ -412,8 +411,7 @@ def _execute(conn: Connection, sql: str, values: Row = ()) -> Any:
 
 
 def _stream(conn: Connection, sql: str, values: Row = ()) -> Iterator[Row]:
-    cursor = _execute(conn, sql, values)
-    while batch := cursor.fetchmany(READ_ROWS):
+    for batch in stream(conn, sql, values):
         yield from batch
 
 

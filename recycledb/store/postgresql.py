@@ -24,14 +24,13 @@ from sqlalchemy.pool import QueuePool
 
 from recycledb.errors import StoreError
 from recycledb.store.backend import Contents, Meaning, Row
-from recycledb.store.postgresql_schema import array_type, described
 from recycledb.store.postgresql_sandbox import PostgreSQLSandbox, open_sandbox
+from recycledb.store.postgresql_schema import array_type, described
 from recycledb.store.tables import metadata
 
 READERS = 2  # connections kept open; as many again are opened for a while
 LOCK = 7231  # the class of this program's advisory locks
 WAIT_S = 60  # for a lock that another transaction holds
-STREAM_ROWS = 2_000  # fetched at once
 
 _SETTINGS = f"""
     SET LOCAL jit = off;
@@ -69,11 +68,14 @@ class PostgreSQL:
     name = "postgresql"
     folder: Path | None = None
     errors: tuple[type[Exception], ...] = (psycopg.Error,)
+    is_server = True
     wait_s = 60.0
 
     def __init__(self, url: URL) -> None:
         self.url = _verified(url)
-        self.label = url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql").replace("%2F", "/")
+        self.label = (
+            url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql").replace("%2F", "/")
+        )
         self.title = url.database or os.environ.get("PGDATABASE") or "postgresql"
         self.identity = f"{url.host or os.environ.get('PGHOST', '')}:{url.port or ''}/{url.database or ''}?{sorted(url.query.items())}"
         self.writer = self._engine(1, 0, read_only=False)
@@ -152,15 +154,6 @@ class PostgreSQL:
             cursor.execute(sql, [list(values) for values in zip(*ordered, strict=True)], prepare=False)
             return max(0, cursor.rowcount)
 
-    def stream(self, conn: Connection, sql: str, values: Row = ()) -> Iterator[list[Row]]:
-        """Yield the rows of a SELECT with `?` marks in lists, by a cursor of the server: the driver's own reads all rows first."""
-        raw: Any = conn.connection.driver_connection
-        text = StoreCursor(raw).mogrify(sql.replace("%", "%%").replace("?", "%s"), values) if values else sql
-        with psycopg.ServerCursor(raw, f"stream_{id(sql):x}_{os.urandom(4).hex()}") as cursor:
-            cursor.execute(text)
-            while rows := cursor.fetchmany(STREAM_ROWS):
-                yield rows
-
     def grants(self, role: str) -> list[str]:
         """Return the statements that let a role read the store; TEMP is for `--prompt`, which sees older names by temporary views."""
         with self.reader.connect() as conn:
@@ -192,7 +185,8 @@ class PostgreSQL:
         address = self.url.set(drivername="postgresql", password=None).render_as_string()
         if program is None:
             raise StoreError(
-                f"pg_dump is not installed here; on a machine that has it: pg_dump -Fc -Z1 -f {shlex.quote(target.name)} {shlex.quote(address)}"
+                "pg_dump is not installed here; on a machine that has it: "
+                f"pg_dump -Fc -Z1 -f {shlex.quote(target.name)} {shlex.quote(address)}"
             )
         password = {"PGPASSWORD": str(self.url.password)} if self.url.password else {}
         command = [program, "-Fc", "-Z1", "-f", str(target), "-d", address]
@@ -251,7 +245,9 @@ class PostgreSQL:
 
     def refused_writing(self, error: Exception) -> bool:
         """Return whether this role may not write, or the server cannot: a standby, a full disk."""
-        return isinstance(error, pg_errors.InsufficientPrivilege | pg_errors.ReadOnlySqlTransaction | pg_errors.DiskFull)
+        return isinstance(
+            error, pg_errors.InsufficientPrivilege | pg_errors.ReadOnlySqlTransaction | pg_errors.DiskFull
+        )
 
     def damage(self) -> list[str]:
         """Read every table completely: the server verifies the checksum of each page that it reads, if it has checksums."""
@@ -259,7 +255,9 @@ class PostgreSQL:
         with self.reader.connect() as conn:
             for table in sorted(self.contents(conn).tables):
                 try:
-                    conn.exec_driver_sql(f'SELECT count(*), max(length(CAST(t AS VARCHAR))) FROM "{table}" t').fetchall()
+                    conn.exec_driver_sql(
+                        f'SELECT count(*), max(length(CAST(t AS VARCHAR))) FROM "{table}" t'
+                    ).fetchall()
                 except Exception as error:  # any error of the driver is a finding
                     found.append(f"{table}: {_first_line(error)}")
                     conn.rollback()
@@ -268,20 +266,13 @@ class PostgreSQL:
     def explain(self, error: Exception) -> str:
         """Translate the server's messages."""
         text = _first_line(error)
-        match error:
-            case pg_errors.LockNotAvailable():
-                return f"{self.label}: another process has held a lock for {WAIT_S} s; run the same command again when it is done"
-            case pg_errors.InsufficientPrivilege():
-                return f"{self.label}: {text}; `recycledb db grant ROLE` prints what a reader's role needs"
-            case pg_errors.DiskFull():
-                return f"no space is left on the server of {self.label}; nothing committed is lost"
-            case pg_errors.UntranslatableCharacter() | pg_errors.CharacterNotInRepertoire():
-                return f"{self.label}: PostgreSQL cannot store this text: {text}"
-        if "certificate" in text or "SSL" in text:
-            return f"{self.label}: {text}; give sslrootcert=FILE in the URL, or sslmode=require (encrypted, not verified) or sslmode=disable"
-        if 'database "' in text and "does not exist" in text:
-            return f"there is no database {self.title!r} on the server of {self.label}; `createdb {self.title}` creates it"
-        return f"{self.label}: {text}"
+        meanings = [
+            meaning
+            for kinds, signs, meaning in _MEANINGS
+            if isinstance(error, kinds) or any(all(part in text for part in sign) for sign in signs)
+        ]
+        said = meanings[0] if meanings else "{label}: {text}"
+        return said.format(label=self.label, text=text, title=self.title)
 
     def sandbox(
         self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()
@@ -339,13 +330,45 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
 
 
+# Kinds of errors, parts of their texts, and what they mean.
+_MEANINGS: list[tuple[tuple[type[Exception], ...], tuple[tuple[str, ...], ...], str]] = [
+    (
+        (pg_errors.LockNotAvailable,),
+        (),
+        f"{{label}}: another process has held a lock for {WAIT_S} s; run the same command again when it is done",
+    ),
+    (
+        (pg_errors.InsufficientPrivilege,),
+        (),
+        "{label}: {text}; `recycledb db grant ROLE` prints what a reader's role needs",
+    ),
+    ((pg_errors.DiskFull,), (), "no space is left on the server of {label}; nothing committed is lost"),
+    (
+        (pg_errors.UntranslatableCharacter, pg_errors.CharacterNotInRepertoire),
+        (),
+        "{label}: PostgreSQL cannot store this text: {text}",
+    ),
+    (
+        (),
+        (("certificate",), ("SSL",)),
+        "{label}: {text}; give sslrootcert=FILE in the URL, or sslmode=require (encrypted, not verified) or sslmode=disable",
+    ),
+    (
+        (),
+        (("database ", "does not exist"),),
+        "there is no database {title!r} on the server of {label}; `createdb {title}` creates it",
+    ),
+]
 # Shutdown, crash, starting; serialization, deadlock; too many connections; waited too long for a lock, or in a transaction.
 _TRANSIENT = {"57P01", "57P02", "57P03", "40001", "40P01", "53300", "55P03", "25P03"}
 _SCHEMA = "current_schema()::regnamespace"
 _OWN = """NOT EXISTS (
     SELECT 1 FROM pg_depend d WHERE d.objid = {0}.oid AND d.classid = '{1}'::regclass AND d.deptype = 'e'
 )"""
-_TABLES = f"SELECT c.relname FROM pg_class c WHERE c.relnamespace = {_SCHEMA} AND c.relkind IN ('r', 'p') AND {_OWN.format('c', 'pg_class')}"
+_TABLES = f"""
+    SELECT c.relname FROM pg_class c WHERE c.relnamespace = {_SCHEMA}
+    AND c.relkind IN ('r', 'p') AND {_OWN.format("c", "pg_class")}
+"""
 _OTHERS = f"""
     SELECT 1 FROM pg_class c WHERE c.relnamespace = {_SCHEMA} AND {_OWN.format("c", "pg_class")}
     UNION ALL SELECT 1 FROM pg_proc p WHERE p.pronamespace = {_SCHEMA} AND {_OWN.format("p", "pg_proc")}

@@ -11,7 +11,18 @@ from typing import Any
 
 from alembic.ddl.postgresql import PostgresqlImpl
 from sqlalchemy import (
-    BigInteger, Boolean, Column, Double, ForeignKeyConstraint, Identity, Index, Integer, LargeBinary, String, Table, text,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    text,
 )  # fmt: skip
 
 # The tables that a sync fills. Their rows are content that is addressed by its hash.
@@ -27,11 +38,15 @@ NUMBERED = (
 # A number of a store's columns have capital letters; PostgreSQL folds unquoted names to lower case, also those of a query's columns.
 FOLDED = {
     name.lower(): name
-    for name in (f"{what}_{stat}" for what in ("ppl", "loss") for stat in ("Q_direct", "A_direct", "Q_condition", "A_condition"))
+    for name in (
+        f"{what}_{stat}" for what in ("ppl", "loss") for stat in ("Q_direct", "A_direct", "Q_condition", "A_condition")
+    )
 }
 
 _EXP = re.compile(r"\bexp\(")
-_VIEW = re.compile(r"\s*(?:CREATE VIEW (?P<view>\w+)|DROP VIEW (?P<drop>\w+)|CREATE RULE \w+ AS ON \w+ TO (?P<target>\w+))")
+_VIEW = re.compile(
+    r"\s*(?:CREATE VIEW (?P<view>\w+)|DROP VIEW (?P<drop>\w+)|CREATE RULE \w+ AS ON \w+ TO (?P<target>\w+))"
+)
 _OURS = "c.relnamespace = current_schema()::regnamespace AND c.relkind = 'v'"
 _VIEWS = f"SELECT c.relname, pg_get_viewdef(c.oid) FROM pg_class c WHERE {_OURS} ORDER BY c.oid"
 _RULES = f"""
@@ -108,7 +123,7 @@ class StoreImpl(PostgresqlImpl):
             self._kept = {}
             found = self._exec(text(_VIEWS)).fetchall()
             for name, sql in found:
-                self._kept[name] = [f'CREATE VIEW {name} AS {sql}']
+                self._kept[name] = [f"CREATE VIEW {name} AS {sql}"]
             for _, table, rule in self._exec(text(_RULES)).fetchall():
                 self._kept[table].append(rule)
             if found:

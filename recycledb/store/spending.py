@@ -68,8 +68,8 @@ _OVERRUN = f"""
 _COUNTED = f"r.prompt_tokens BETWEEN 1 AND {MOST_TOKENS} AND r.completion_tokens BETWEEN 1 AND {MOST_TOKENS}"
 _UNPRICED = f"""
     SELECT u.model, u.parameters, count(*) AS requests, sum(u.counted) AS counted,
-        sum(CASE WHEN u.counted = 1 THEN CAST(u.prompt_tokens AS DOUBLE) ELSE 0 END) AS prompt_tokens,
-        sum(CASE WHEN u.counted = 1 THEN CAST(u.completion_tokens AS DOUBLE) ELSE 0 END) AS completion_tokens,
+        sum(CASE WHEN u.counted = 1 THEN CAST(u.prompt_tokens AS DOUBLE PRECISION) ELSE 0 END) AS prompt_tokens,
+        sum(CASE WHEN u.counted = 1 THEN CAST(u.completion_tokens AS DOUBLE PRECISION) ELSE 0 END) AS completion_tokens,
         sum(CASE WHEN u.counted = 1 THEN 0 ELSE u.characters END) AS characters, coalesce(max(u.max_tokens), 0) AS longest
     FROM (
         SELECT t.model, t.parameters, a.max_tokens, r.prompt_tokens, r.completion_tokens,

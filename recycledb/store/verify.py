@@ -19,6 +19,7 @@ from recycledb.schema import Texts, sample_id, variant_id
 from recycledb.store import Store, migrate
 from recycledb.store.backend import Backend
 from recycledb.store.digest import COLUMN, digests_of
+from recycledb.store.streaming import stream
 from recycledb.store.tables import metadata
 
 REPORTED = 20  # of each table
@@ -161,9 +162,8 @@ def _new_schema(backend: Backend) -> dict[str, str]:
 def _walk(conn: Connection, table: Table, rule: Rule, walked: Walked, findings: list[str]) -> None:
     columns = [column.name for column in table.columns]
     looks = _looks(table, rule, walked)
-    cursor: Any = conn.exec_driver_sql(f"SELECT {', '.join(columns)} FROM {table.name}").cursor
     wrong = 0
-    while rows := cursor.fetchmany(BATCH_ROWS):
+    for rows in stream(conn, f"SELECT {', '.join(columns)} FROM {table.name}", (), BATCH_ROWS):
         for row in rows:
             walked.rows += 1
             for what in looks(row):
