@@ -5,12 +5,14 @@ or `nobody`.
 """
 
 import atexit
+import ctypes
 import os
 import pwd
 import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from functools import cache
@@ -30,6 +32,12 @@ def binaries() -> Path | None:
         return debian[-1].parent
     on_path = shutil.which("initdb")
     return Path(on_path).resolve().parent if on_path else None
+
+
+def _end_with_parent() -> None:
+    """Let the server shut down when the process that started it is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGINT)
 
 
 class Server:
@@ -76,7 +84,8 @@ class Server:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self.programs / "postgres", "-D", self.folder / "data", *arguments],
-                cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True, **self.as_user,
+                cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent,
+                **self.as_user,
             )  # fmt: skip
         end = time.monotonic() + WAIT_S
         while True:
