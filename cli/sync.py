@@ -51,12 +51,21 @@ Limit = Annotated[int | None, typer.Option(min=1, help="At most N teacher calls,
 MaxCost = Annotated[
     float | None,
     typer.Option(
-        min=0, help="Hard spending limit for this run, in USD; budget_usd in recycledb.toml limits the whole store."
+        min=0,
+        help="Hard spending limit for this run, in USD, together with the runs that overlap with it on other hosts; budget_usd in "
+        "recycledb.toml limits the whole store.",
     ),
 ]
 RetryFailed = Annotated[
     bool,
     typer.Option("--retry-failed", help="Retry questions that failed permanently (refused, too long, cut off, empty)."),
+]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait/--no-wait",
+        help="At the end wait for what other processes do on this store, and take over what they leave; else end with exit code 3.",
+    ),
 ]
 Lazy = Annotated[
     bool,
@@ -88,6 +97,7 @@ def sync(
     max_cost: MaxCost = None,
     retry_failed: RetryFailed = False,
     lazy: Lazy = False,
+    wait: Wait = True,
     template: Template = None,
     max_length: MaxLength = None,
     dtype: Annotated[
@@ -121,6 +131,7 @@ def sync(
             limit=limit,
             max_cost=max_cost,
             retry_failed=retry_failed,
+            wait=wait,
             stop=stop,
             listener=listener,
         )

@@ -1,6 +1,6 @@
 """The store: the only owner of engines, transactions and SQL writes.
 
-Invariant: rows are inserted, never changed or deleted (except in `worker`); every write is one short transaction that holds the
+Invariant: rows are inserted, never changed or deleted (except in `worker` and `lease`); every write is one short transaction that holds the
 process's write lock, and it is durable when `write()` returns.
 This package does not know what a reply contains or how a loss is computed: it stores, finds and counts rows.
 `Store` has connections, transactions and inserts; queries are functions that take a `Store`, in one module for each subject.
@@ -25,6 +25,7 @@ from recycledb.store import migrate
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
 from recycledb.store.liveness import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, Watch
+from recycledb.store.naming import require_unused
 from recycledb.store.rows import TABLES, NameRow, StoredRow
 from recycledb.store.tables import metadata
 from recycledb.store.watch import TimeLimit, stoppable, watched
@@ -108,13 +109,16 @@ def revisions(url: str) -> tuple[str | None, str]:
         backend.close()
 
 
-def upgrade(url: str) -> Path | None:
-    """Upgrade the store at `url` to the newest schema; return the path of the backup, if one was made."""
+def upgrade(url: str, *, force: bool = False) -> Path | None:
+    """Upgrade the store at `url` to the newest schema; return the path of the backup, if one was made.
+
+    SchemaError while processes are at work on it; `force` takes those for dead that have not sent a heartbeat for two minutes.
+    """
     revisions(url)
     backend = open_backend(url)
     try:
         with _explained(backend):
-            return migrate.upgrade(backend)
+            return migrate.upgrade(backend, force=force)
     finally:
         backend.close()
 
@@ -249,9 +253,14 @@ class Store:
         return str(found[0][0]) if found else None
 
     def ensure_name(self, conn: Connection, kind: str, name: str, identity: str) -> None:
-        """Make `identity` the current id of `name`, even if the clock is behind the time of its last change."""
+        """Make `identity` the current id of `name`, even if the clock is behind the time of its last change.
+
+        StoreError where a sync that works now uses the name for another id: else the two would move it to and fro.
+        """
         sql = "SELECT id, since FROM current_names WHERE kind = :kind AND name = :name"
         found = conn.execute(text(sql), {"kind": kind, "name": name}).first()
+        if found is not None and found.id != identity:
+            require_unused(self.backend, self.watch, conn, kind, name, identity)
         if found is None or found.id != identity:
             since = utc_now() if found is None else max(utc_now(), _moment_after(found.since))
             self.insert(conn, [NameRow(kind, name, since, identity)])

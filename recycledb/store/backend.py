@@ -37,9 +37,13 @@ class Backend(Protocol):
     errors: tuple[type[Exception], ...]  # the driver's own, for calls that SQLAlchemy does not wrap
     writer: Engine  # at most one connection, whose transactions take the write lock when they begin
     reader: Engine  # sees committed rows only and never blocks the writer
+    one_clock: bool  # whether `now` is the same clock for every host
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
         """Insert the rows that are not there yet, in bulk; return how many were new."""
+
+    def now(self, conn: Connection) -> str:
+        """Return the time by the clock that heartbeats and leases of this store go by, as `utc_now` writes it."""
 
     def backup(self, target: Path) -> None:
         """Copy the database in its current state to `target`."""

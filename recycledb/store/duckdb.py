@@ -18,6 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, ReadOnlyError, StoreError, is_interrupt
+from recycledb.schema import utc_now
 from recycledb.store.access import may_write
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
 from recycledb.store.statement import statements_in, with_dollars, without_comments
@@ -56,6 +57,7 @@ class DuckDB:
     """A store in one DuckDB file."""
 
     name = "duckdb"
+    one_clock = False
     errors: tuple[type[Exception], ...] = (duckdb.Error,)  # bulk inserts bypass SQLAlchemy, which would wrap errors
 
     def __init__(self, path: Path) -> None:
@@ -120,6 +122,10 @@ class DuckDB:
     def _types(raw: Any, table: str) -> list[tuple[str, str]]:
         sql = "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ?"
         return list(raw.execute(sql, [table]).fetchall())
+
+    def now(self, conn: Connection) -> str:
+        """Return this host's time: the processes that have the file open run on it."""
+        return utc_now()
 
     def backup(self, target: Path) -> None:
         """Checkpoint the log into the file, close it, and copy it: an open DuckDB file must not be read by other means."""

@@ -4,6 +4,8 @@ Invariant: only the Alembic revisions in `recycledb.migrations` create or change
 existing file is backed up before it is changed. A database that is not a recycledb store is only read: it stays byte for byte the same.
 """
 
+from collections.abc import Callable
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,8 +15,20 @@ from sqlalchemy.exc import DBAPIError
 from recycledb.errors import SchemaError
 from recycledb.store.backend import Backend
 from recycledb.store.backup import copy_beside
+from recycledb.store.liveness import HEARTBEAT_TIMEOUT_S, Watch
+from recycledb.store.living import counted, living, who
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")  # a test compares them with the files
+REVISIONS = (
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+    "0006",
+    "0007",
+    "0008",
+    "0009",
+)  # a test compares them with the files
 HEAD = REVISIONS[-1]
 # Tables of a store of any revision: many projects number their revisions like this one and have a table `alembic_version`.
 FIRST_TABLES = {
@@ -78,26 +92,62 @@ def require_newest(backend: Backend, conn: Connection) -> None:
     raise SchemaError(f"{path} has schema {found}, older than this recycledb ({HEAD}); run `recycledb db upgrade`")
 
 
-def upgrade(backend: Backend) -> Path | None:
-    """Upgrade the store to the newest revision; return the path of the backup, if one was made."""
+def upgrade(backend: Backend, *, force: bool = False) -> Path | None:
+    """Upgrade the store to the newest revision; return the path of the backup, if one was made.
+
+    SchemaError while processes are at work on it; `force` takes those for dead that have not sent a heartbeat for two minutes.
+    """
+    watch = Watch()
     with backend.look() as conn:
         found = current(backend, conn)
         if found == HEAD:
             return None
         if found is not None and found > HEAD:
             require_newest(backend, conn)
-    copy = None if found is None else copy_beside(backend, found)
-    migrate(backend.writer)
+        if found is not None:  # before the copy, which takes long
+            _require_unused(backend, watch, conn, force)
+    if found is None:
+        migrate(backend.writer)
+        return None
+    copy = copy_beside(backend, found)
+    migrate(backend.writer, lambda conn: _require_unused(backend, watch, conn, force))
     return copy
 
 
-def migrate(writer: Engine) -> None:
-    """Run the missing revisions, all in one transaction."""
+def _require_unused(backend: Backend, watch: Watch, conn: Connection, force: bool) -> None:
+    """Raise SchemaError while processes are at work on the store: their rows would no longer fit it."""
+    workers = living(backend, watch, conn)
+    if force:
+        now = backend.now(conn)
+        workers = [each for each in workers if _age_s(each.heartbeat_at, now) < HEARTBEAT_TIMEOUT_S]
+    if not workers:
+        return
+    silent = (
+        f"each of them has sent a heartbeat within {HEARTBEAT_TIMEOUT_S:.0f} seconds, so --force does not help yet"
+        if force
+        else "if they were killed on another host, use --force two minutes later"
+    )
+    raise SchemaError(
+        f"{counted(workers)} at work on {backend.path}: {who(workers)}; stop them or wait until they have ended, "
+        f"then run `recycledb db upgrade` again ({silent})"
+    )
+
+
+def _age_s(heartbeat_at: str, now: str) -> float:
+    try:
+        return (datetime.fromisoformat(now) - datetime.fromisoformat(heartbeat_at)).total_seconds()
+    except ValueError:  # a damaged row
+        return 0.0
+
+
+def migrate(writer: Engine, first: Callable[[Connection], None] = lambda conn: None) -> None:
+    """Run the missing revisions, all in one transaction; `first` is called in it and may refuse."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(files("recycledb.migrations")).replace("%", "%%"))
     with writer.begin() as conn:
+        first(conn)
         config.attributes["connection"] = conn
         command.upgrade(config, "head")

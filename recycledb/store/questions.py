@@ -10,7 +10,8 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from recycledb.schema import Texts, random_id, utc_now
-from recycledb.store import SQLRow, Store, pending, workers
+from recycledb.store import SQLRow, Store, leases, pending, workers
+from recycledb.store.leases import Lease
 from recycledb.store.pending import Wanted
 from recycledb.store.rows import AttemptRow
 from recycledb.store.spending import Spending
@@ -133,14 +134,17 @@ def claim(
         return []
     amounts = reserved or [None] * len(asked)
     with store.write() as conn:
-        workers.revive(conn, worker)  # before the check: its earlier claims must count as in flight
+        now = store.backend.now(conn)
+        workers.revive(conn, worker, now)  # before the check: its earlier claims must count as in flight
+        if not leases.is_free(conn, Lease(leases.ASK, wanted.teacher_id), worker, now):
+            return []  # another process asks this teacher: this one was suspended for longer than its lease
         attempts = _open_among(conn, wanted, asked)
         found = [(row, amount) for row, amount in zip(asked, amounts, strict=True) if key_of(row) in attempts]
         if spending is not None:
             fit = spending.affordable(conn, [amount for _, amount in found])
             spending.refused = {key_of(row) for row, _ in found[fit:]}
             found = found[:fit]
-        now = utc_now()
+        sent_at = utc_now()
         claims = [
             (
                 AttemptRow(
@@ -151,7 +155,7 @@ def claim(
                     prompt_id=row.prompt_id,
                     number=attempts[key_of(row)] + 1,
                     worker_id=worker,
-                    sent_at=now,
+                    sent_at=sent_at,
                     reserved_usd=amount,
                     others=row.others or None,
                     max_tokens=wanted.limit,
