@@ -18,8 +18,10 @@ from recycledb.store.measures import Need, lacking_by_bucket
 from recycledb.sync.presence import Presence
 
 BUCKET_SAMPLES = 500
-ALONE_VARIANTS = 8_000  # in a group: some minutes on a GPU
-SHARED_VARIANTS = 2_000
+ALONE, SHARED = (
+    16,
+    4,
+)  # variants in a group, times the samples of a bucket: some minutes on a GPU, and one bucket or a few
 POLL_S = 1.0
 LOOK_S = 10.0  # between counts of what has become missing, which may take seconds
 LOOK_SHARE = 20  # and at least so many times as long as one takes
@@ -166,7 +168,7 @@ class Groups:
     def _next(self, left: dict[str, tuple[int, int]]) -> list[str]:
         """Return the next buckets to lease."""
         others = len(self.presence.others())
-        size = SHARED_VARIANTS if others else ALONE_VARIANTS
+        size = (SHARED if others else ALONE) * self.sharing.bucket_samples
         # Towards the end smaller groups, so that nobody waits long for the last one.
         most = len(left) // (2 * (others + 1)) if others else len(left)
         names: list[str] = []
