@@ -1,30 +1,23 @@
-"""Leases: several processes share the work of one store, and nothing is held twice, forgotten, or paid for twice."""
+"""Leases: nothing is held twice or forgotten; names and schemas stay as they are under a process that works."""
 
 import json
-import shutil
-import signal
+import os
 import sqlite3
 import threading
-import time
-from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import forks
 import pytest
 import sound_stores
 import stores
 import zstandard
-from conftest import RUN_COMMAND, Cli, clean_environment
-from forks import PIPE, Forked
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sync_runs import make_store, rows, target
+from sync_runs import make_store, target
 from teacher_server import TeacherServer
-from tiny_students import save_student
 
 from recycledb import methods
 from recycledb.errors import SchemaError, StoreError
@@ -32,7 +25,9 @@ from recycledb.schema import utc_now
 from recycledb.store import HEARTBEAT_TIMEOUT_S, Store, leases, upgrade
 from recycledb.store.leases import ASK, SCORE, Lease
 from recycledb.store.liveness import Host, process_start, this_host
+from recycledb.store.measures import Need
 from recycledb.store.migrate import migrate
+from recycledb.store.pending import Scope
 from recycledb.store.questions import claim, pending_questions
 from recycledb.store.rows import WorkerRow
 from recycledb.store.spending import spent_at_the_same_time
@@ -40,20 +35,12 @@ from recycledb.store.sqlite import SQLite
 from recycledb.store.workers import end_worker, start_worker
 from recycledb.sync import Sync
 from recycledb.sync.presence import Presence
-from recycledb.sync.sharing import digits
+from recycledb.sync.sharing import Groups, Sharing, digits
 
 LEASE_S = 30.0
 BUCKETS = [Lease(SCORE, "s", name) for name in "0123"]
 WORKERS = ["a", "b", "c"]
 FROZEN = Path(__file__).with_name("data") / "store-0008.sqlite.zst"
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> None:
-    """Wait until something is true, or fail."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
 
 
 # --- who holds what ---------------------------------------------------------------------------------
@@ -139,7 +126,7 @@ class Leasing(RuleBasedStateMachine):
 
 
 TestLeasing = Leasing.TestCase
-TestLeasing.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestLeasing.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
 
 
 @pytest.mark.both_backends
@@ -260,8 +247,6 @@ def frozen(folder: Path, **worker: Any) -> str:
 
 def test_no_schema_is_changed_under_a_process_that_works(tmp_path: Path) -> None:
     """One that runs on this host; its pid is ours."""
-    import os
-
     url = frozen(tmp_path, pid=os.getpid(), process_started=process_start("self"))
     for force in (False, True):
         with pytest.raises(SchemaError) as error:
@@ -297,124 +282,49 @@ def test_a_run_whose_store_is_upgraded_stops_in_order(tmp_path: Path) -> None:
             assert "upgraded the store to schema 9999" in presence.outdated
 
 
-# --- processes that share a store -------------------------------------------------------------------
-
-SAMPLES = 100
-CONFIGURATION = """
-[store]
-url = "sqlite:///store.db"
-[students.s]
-model = "student"
-max_length = {max_length}
-device = "cpu"
-[cluster]
-lease_s = 60
-bucket_samples = 2
-"""
+# --- which samples a run takes ----------------------------------------------------------------------
 
 
-def scoring_store(folder: Path, samples: int = SAMPLES) -> str:
-    """Make a store, a student, and a configuration under which 16 buckets are shared."""
-    save_student(folder / "student", "llama")
-    (folder / "recycledb.toml").write_text(CONFIGURATION.format(max_length=256))
-    return make_store(folder, samples)
+def test_a_run_takes_what_nobody_holds_and_notes_the_rest(store: Store) -> None:
+    """Alone many buckets at a time; beside others few; and what they hold is not its own."""
+    stores.register(store)
+    samples = stores.add_samples(store, [stores.texts(i) for i in range(100)])
+    need = Need(Scope(None, ("origin",)), stores.STUDENT, ("A_direct",))
+    stop = threading.Event()
+    with Presence(store, stop) as presence:
+        sharing = Sharing(presence, bucket_samples=2, wait=False)
+        groups = list(Groups(sharing, stores.STUDENT, [need]))
+        names = sorted({sample[0] for sample in samples})
+        assert sorted(name for group in groups for name in group) == names and not sharing.in_the_way
+        assert store.rows("SELECT * FROM lease") == []
+        with Presence(store, stop) as other:
+            theirs = other.take([Lease(SCORE, stores.STUDENT, name) for name in names[:3]])
+            shared, busy = Groups(sharing, stores.STUDENT, [need]), []
+            for group in shared:
+                busy.append(group)
+                assert {each.lease.bucket for each in presence.held_by_others()} == set(names[:3])
+            assert sorted(name for group in busy for name in group) == names[3:]
+            assert len(busy) > len(groups)
+            assert sharing.blocked == set(theirs)
+            assert shared.elsewhere == sum(sample[0] in names[:3] for sample in samples)
+            assert not sharing.wait(lambda: False) and "others are at work: 1 process on 1 host" in (
+                sharing.reason or ""
+            )
+            few = Groups(sharing, stores.STUDENT, [need])
+            assert [few.has(name) for name in (names[0], names[3])] == [False, True]
+            few.give()
+        assert Sharing(presence).wait(lambda: False)  # they are gone
 
 
-def start_scoring(folder: Path, *options: str) -> Forked:
-    """Start a sync in a process of its own."""
-    command = [*RUN_COMMAND, "sync", "--json", *options]
-    return forks.start(
-        command, cwd=folder, stdout=PIPE, stderr=PIPE, text=True, env=clean_environment(), modules=forks.MODELS
-    )
-
-
-def statistics(outcome: dict[str, Any]) -> int:
-    return sum(each["statistics"] for each in outcome["students"])
-
-
-def test_scoring_is_shared_waited_for_and_taken_over(tmp_path: Path, cli: Cli) -> None:
-    """The first is suspended with a part of the work, then killed; others do the rest, and each statistic is computed once."""
-    url = scoring_store(tmp_path)
-    held = "SELECT DISTINCT bucket FROM lease WHERE kind = 'score'"
-    first = start_scoring(tmp_path)
-    wait_for(lambda: rows(url, held))
-    first.send_signal(signal.SIGSTOP)
-    wait_for(lambda: forks_stopped(first.pid))
-    buckets, there = rows(url, held), rows(url, "SELECT count(*) AS n FROM loss")[0]["n"]
-    assert 0 < len(buckets) < 16  # not all for itself
-
-    listed = cli("workers").stdout
-    assert str(first.pid) in listed and "scoring under s" in listed
-    (worker,) = json.loads(cli("workers", "--json").stdout)["workers"]
-    assert (worker["pid"], len(worker["leases"]), worker["host"]) == (first.pid, len(buckets), this_host().name)
-    said = cli("status").stdout
-    assert "1 process on 1 host at work:" in said and f"(pid {first.pid}): scoring under s" in said
-    assert [each["pid"] for each in json.loads(cli("status", "--json").stdout)["workers"]] == [first.pid]
-
-    (tmp_path / "recycledb.toml").write_text(CONFIGURATION.format(max_length=128))
-    refused = cli("sync", code=1).stderr
-    assert "max_length 256 there, 128 here" in refused and f"(pid {first.pid})" in refused and refused.count("\n") == 1
-    (tmp_path / "recycledb.toml").write_text(CONFIGURATION.format(max_length=256))
-
-    second = cli("sync", "--no-wait", code=3, modules=forks.MODELS).stdout
-    assert f"others are at work: 1 process on 1 host, host {this_host().name} (pid {first.pid})" in second
-    assert "still missing" in second
-    after = rows(url, "SELECT count(*) AS n FROM loss")[0]["n"]
-    lacking = rows(
-        url,
-        "SELECT DISTINCT substr(v.sample_id, 1, 1) AS b FROM variant v WHERE v.variant_id NOT IN (SELECT variant_id FROM loss)",
-    )
-    assert after > there and {row["b"] for row in lacking} <= {row["bucket"] for row in buckets}
-
-    third = start_scoring(tmp_path)
-    wait_for(lambda: rows(url, "SELECT * FROM worker WHERE doing = 'waiting for others'"))
-    first.kill()
-    first.communicate()
-    output, errors = third.communicate(timeout=120)
-    assert third.returncode == 0, errors
-    assert statistics(json.loads(output)) == 4 * SAMPLES - after
-    assert rows(url, "SELECT count(*) AS n FROM loss")[0]["n"] == 4 * SAMPLES
-    assert rows(url, "SELECT * FROM lease") == []
-    assert cli("workers").stdout == "no process works on this store\n"
-
-
-def forks_stopped(pid: int) -> bool:
-    """Return whether a process is suspended."""
-    return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
-@pytest.mark.long
-def test_four_processes_share_scoring_and_one_is_killed(tmp_path: Path) -> None:
-    url = scoring_store(tmp_path, 1_500)
-    shutil.copyfile(tmp_path / "store.db", tmp_path / "alone.db")
-    processes = [start_scoring(tmp_path) for _ in range(4)]
-    wait_for(lambda: rows(url, "SELECT count(*) AS n FROM loss")[0]["n"] > 1_500)
-    mine = (
-        f"SELECT count(*) AS n FROM lease l JOIN worker w ON w.worker_id = l.worker_id WHERE w.pid = {processes[0].pid}"
-    )
-    wait_for(lambda: rows(url, mine)[0]["n"])
-    processes[0].kill()
-    processes[0].communicate()
-    outcomes = []
-    for process in processes[1:]:
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        outcomes.append(statistics(json.loads(output)))
-    total = rows(url, "SELECT count(*) AS n FROM loss")[0]["n"]
-    assert total == 6_000
-    assert min(outcomes) > 0 and sum(outcomes) <= total  # what the killed one had committed nobody computes again
-    print(f"the three that lived computed {outcomes}, the killed one committed {total - sum(outcomes)}")
-    alone = cli_scores(tmp_path)
-    assert rows(url, FACTS) == alone
-    assert rows(url, "SELECT * FROM lease") == []
-
-
-FACTS = "SELECT variant_id, stat, loss_sum, n_tokens, status, pair_id FROM loss ORDER BY variant_id, stat"
-
-
-def cli_scores(folder: Path) -> list[dict[str, Any]]:
-    """Return the statistics that one process alone computes for the copy of the store."""
-    command = [*RUN_COMMAND, "--store", f"sqlite:///{folder}/alone.db", "sync"]
-    done = forks.run(command, cwd=folder, env=clean_environment(), modules=forks.MODELS, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return rows(f"sqlite:///{folder}/alone.db", FACTS)
+def test_one_process_at_a_time_asks_or_makes_variants(store: Store) -> None:
+    stop = threading.Event()
+    with Presence(store, stop) as one, Presence(store, stop) as two:
+        first, second = Sharing(one), Sharing(two)
+        with first.only_here(Lease(ASK, "t")) as mine:
+            assert mine
+            with second.only_here(Lease(ASK, "t"), Lease(ASK, "--max-cost")) as theirs:
+                assert not theirs
+            assert second.blocked == {Lease(ASK, "t")}
+            assert [each.lease for each in two.held_by_others()] == [Lease(ASK, "t")]  # nothing half taken is kept
+        with second.only_here(Lease(ASK, "t")) as theirs:
+            assert theirs
