@@ -4,8 +4,8 @@
     python benchmarks/leases.py sqlite duckdb postgresql+psycopg://db.example/scratch     # the last: an empty database
 
 The three ways of scoring give the same rows: all samples as one bucket (one call of the engine, in dataset order), groups as one process
-alone takes them, and the small groups that it takes beside others. The student is the demo's small one, and a bucket has 100 samples in place of
-500, so groups end five times as often as by default. What counts are the ratios of processor time.
+alone takes them, and the small groups that it takes beside others. The student is the demo's small one, and a bucket has 100 samples in
+place of 500, so groups end five times as often as by default. What counts are the ratios of processor time.
 """
 
 import argparse
