@@ -1,4 +1,4 @@
-"""Commands that report on the store: status, batches."""
+"""Commands that report on the store: status, batches, workers."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,46 @@ def batches(as_json: Json = False) -> None:
     with session.open() as db:
         found = db.batches()
     emit({"batches": found}, as_json=as_json, show=lambda: _show_batch_list(found))
+
+
+@app.command()
+def workers(as_json: Json = False) -> None:
+    """List the processes that work on the store: on which host, since when, and what each does and has leased.
+
+    Times are UTC, by the store's clock. One that does not send a heartbeat is taken for dead after two minutes, and what it worked on
+    is free for others.
+
+    Example: [bold]recycledb workers[/bold]
+    """
+    with session.open() as db:
+        found = db.workers()
+    emit({"workers": found}, as_json=as_json, show=lambda: _show_workers(found))
+
+
+def _show_workers(found: list[dict[str, Any]]) -> None:
+    from recycledb.cli.printing import Table
+
+    out = stdout()
+    if not found:
+        out.print("no process works on this store")
+        return
+    table = Table("host", *right("pid"), "since", "last beat", folded("doing"), *right("leases"), "version", box=None)
+    for row in found:
+        since, last = row["since"][5:19].replace("T", " "), row["last_beat"][11:19]
+        cells = (row["host"], str(row["pid"]), since, last, row["doing"], f"{len(row['leases']):,}", row["version"])
+        table.add_row(*cells)
+    out.print(table)
+
+
+def _show_who_works(found: list[dict[str, Any]]) -> None:
+    """Print how many processes work on the store, and where."""
+    out = stdout()
+    processes, hosts = len({(row["host_id"], row["pid"]) for row in found}), len({row["host_id"] for row in found})
+    out.print(
+        f"{processes:,} {'process' if processes == 1 else 'processes'} on {hosts:,} {'host' if hosts == 1 else 'hosts'} at work:"
+    )
+    for row in found:
+        out.print(f"  {row['host']} (pid {row['pid']}): {row['doing'] or 'at work'}", markup=False)
 
 
 def _show_batch_list(found: list[dict[str, Any]]) -> None:
@@ -81,6 +121,8 @@ def _show_status(status: "Status") -> None:
         out.print(budget_line(status.spending), markup=False)
     if found["selections"]:
         out.print(f"selections: {found['selections']:,}")
+    if found["workers"]:
+        _show_who_works(found["workers"])
     for problem in found["problems"]:
         what = next(f"{kind} {name}" for kind, name in problem.items() if kind != "reason")
         out.print(f"{what} cannot be used: {problem['reason']}", style="yellow")

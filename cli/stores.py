@@ -100,14 +100,21 @@ app.add_typer(db, name="db")
 
 
 @db.command()
-def upgrade() -> None:
-    """Upgrade the store to this version's schema, after making a copy of the file.
+def upgrade(
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Take processes for dead that are on record as at work and were silent for two minutes."
+        ),
+    ] = False,
+) -> None:
+    """Upgrade the store to this version's schema, after making a copy of the file. Refused while processes work on it.
 
     Example: [bold]recycledb --store sqlite:///recycle.db db upgrade[/bold]
     """
     from recycledb.store import upgrade as upgrade_store
 
-    copy = upgrade_store(session.url)
+    copy = upgrade_store(session.url, force=force)
     current()
     if copy is not None:
         stdout().print(f"copy of the store before the upgrade: {copy}")

@@ -51,12 +51,21 @@ Limit = Annotated[int | None, typer.Option(min=1, help="At most N teacher calls,
 MaxCost = Annotated[
     float | None,
     typer.Option(
-        min=0, help="Hard spending limit for this run, in USD; budget_usd in recycledb.toml limits the whole store."
+        min=0,
+        help="Hard spending limit for this run, in USD, together with the runs that overlap with it on other hosts; budget_usd in "
+        "recycledb.toml limits the whole store.",
     ),
 ]
 RetryFailed = Annotated[
     bool,
     typer.Option("--retry-failed", help="Retry questions that failed permanently (refused, too long, cut off, empty)."),
+]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait/--no-wait",
+        help="At the end wait for what other processes do on this store, and take over what they leave; else end with exit code 3.",
+    ),
 ]
 Lazy = Annotated[
     bool,
@@ -88,6 +97,7 @@ def sync(
     max_cost: MaxCost = None,
     retry_failed: RetryFailed = False,
     lazy: Lazy = False,
+    wait: Wait = True,
     template: Template = None,
     max_length: MaxLength = None,
     dtype: Annotated[
@@ -99,9 +109,8 @@ def sync(
 ) -> None:
     """Add every row that the configuration asks for and the store does not have.
 
-    You can interrupt it at any time: the next run continues from the last committed row.
-    Exit code 3: rows are still missing, or most statistics of a student have no value; 4: it had nothing to do, since only
-    questions are left that failed permanently before (--retry-failed asks them again).
+    You can interrupt it at any time: the next run continues from the last committed row. Exit code 3: rows are still missing, or most
+    statistics of a student have no value; 4: only questions are left that failed permanently before (--retry-failed asks them again).
 
     Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
     [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
@@ -121,6 +130,7 @@ def sync(
             limit=limit,
             max_cost=max_cost,
             retry_failed=retry_failed,
+            wait=wait,
             stop=stop,
             listener=listener,
         )

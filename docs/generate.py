@@ -22,6 +22,7 @@ from sqlmodel import SQLModel
 
 from recycledb.cli.commands import app
 from recycledb.config import (
+    ClusterSettings,
     Config,
     StoreSettings,
     StudentConfig,
@@ -118,6 +119,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("augmentations.NAME", AugmentationConfig),
     ("judgings.NAME", JudgingConfig),
     ("sync", SyncSettings),
+    ("cluster", ClusterSettings),
 )
 
 

@@ -288,6 +288,19 @@ class SyncSettings(Settings):
     )
 
 
+class ClusterSettings(Settings):
+    """How processes on one or many hosts share the work of one store."""
+
+    lease_s: Annotated[float, Field(ge=3, le=86_400, allow_inf_nan=False)] = Field(
+        90.0,
+        description="Seconds after which what a process works on is free for others, unless it says that it lives, three times as often.",
+    )
+    bucket_samples: PositiveInt = Field(
+        500,
+        description="Samples, about, that a process takes at a time to score them; a store of at most four times as many is not shared.",
+    )
+
+
 class Config(Settings):
     """A configuration as read, with paths resolved against the file's folder."""
 
@@ -304,6 +317,7 @@ class Config(Settings):
         "your own prompt.",
     )
     sync: SyncSettings = SyncSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")
     def _references(self) -> "Config":

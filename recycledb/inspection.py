@@ -17,7 +17,7 @@ from recycledb.methods.ifd import is_number
 from recycledb.reflection import prompts
 from recycledb.scoring.identity import identify
 from recycledb.selection.explain import explain
-from recycledb.store import SQLRow, Store
+from recycledb.store import SQLRow, Store, workers
 from recycledb.store.marks import of_sample
 from recycledb.store.measures import summary
 from recycledb.store.migrate import HEAD
@@ -201,6 +201,7 @@ def status(
         **money(spending),
         "selected": _dicts(store.rows(_SELECTED, total=total)),
         "problems": list(problems),
+        "workers": workers.listed(store),
         "missing": None,
         "state": None,  # of what is missing: complete, missing, or failed (only questions that failed permanently are left)
         "pending": None,

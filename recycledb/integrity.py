@@ -226,6 +226,14 @@ def _wrong_worker(row: RowOf) -> Iterator[str]:
         yield "has values that no process writes"
 
 
+def _wrong_lease(row: RowOf) -> Iterator[str]:
+    """The rows of `lease` change and go too."""
+    if not _RANDOM.fullmatch(row["worker_id"]) or not all(
+        _MOMENT.fullmatch(row[name]) for name in ("taken_at", "expires_at")
+    ):
+        yield "has values that no process writes"
+
+
 def _unknown(row: RowOf, **vocabularies: Any) -> Iterator[str]:
     for name, known in vocabularies.items():
         if row[name] not in list(known):
@@ -265,6 +273,7 @@ RULES = {
     "selection": Rule(wrong=_wrong_selection),
     "name": Rule(wrong=_wrong_name),
     "worker": Rule(wrong=_wrong_worker),
+    "lease": Rule(wrong=_wrong_lease),
 }
 
 

@@ -44,7 +44,8 @@ from recycledb.store.liveness import process_start, this_host
 from recycledb.store.parts import Part, given_of
 from recycledb.store.places import Place, replace_places
 from recycledb.store.rater_rows import TeacherMeasureRow
-from recycledb.store.rows import AttemptRow, AugmentationRow, PromptRow, ReplyRow, TeacherRow, WorkerRow
+from recycledb.store.rows import AttemptRow, AugmentationRow, PromptRow, ReplyRow, TeacherRow
+from recycledb.store.worker_rows import WorkerRow
 from recycledb.sync.extraction import Complete, results_of
 from recycledb.sync.raters import JUDGING, teacher_measure_id_of
 from recycledb.sync.replies import Readings, reply_row

@@ -24,6 +24,7 @@ from recycledb.store.datasets import find as find_datasets
 from recycledb.store.datasets import listed as listed_datasets
 from recycledb.store.datasets import remove as remove_datasets
 from recycledb.store.verify import Checked
+from recycledb.store.workers import listed as listed_workers
 from recycledb.sync import Listener, Outcome, Plan, Stop, Sync, notebook, resolve
 from recycledb.sync.apart import run_async
 from recycledb.sync.progress import silent
@@ -168,10 +169,14 @@ class Workspace:
         limit: int | None = None,
         max_cost: float | None = None,
         retry_failed: bool = False,
+        wait: bool = True,
         stop: Stop | None = None,
         listener: Listener = silent,
     ) -> Sync:
         """Return a sync that can be planned (`plan()`) and run (`run()`); `listener` is called with its progress.
+
+        Where other processes work on the store, it shares the work with them, and at the end waits for what they do; without `wait` it
+        leaves that missing.
 
         Students are names of the configuration, or NAME=MODEL; `overrides` sets their prompt, max_length, dtype or device. `datasets`
         restricts it to samples that are in one of these.
@@ -182,7 +187,15 @@ class Workspace:
         target = resolve(self.config, only=only, teacher=teacher, students=chosen, lazy=lazy, measures=measures)
         target = replace(target, datasets=only_in)
         return Sync(
-            self.store, target, limit=limit, max_cost=max_cost, retry_failed=retry_failed, stop=stop, listener=listener
+            self.store,
+            target,
+            limit=limit,
+            max_cost=max_cost,
+            retry_failed=retry_failed,
+            stop=stop,
+            listener=listener,
+            cluster=self.config.cluster,
+            wait=wait,
         )
 
     def batches(self) -> list[dict[str, Any]]:
@@ -192,6 +205,14 @@ class Workspace:
         []
         """
         return listed(self.store)
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return the processes that work on the store: where each runs, since when, its last heartbeat, what it does and has leased.
+
+        >>> db.workers()
+        []
+        """
+        return listed_workers(self.store)
 
     def measures(self) -> list[dict[str, Any]]:
         """Return, for each measure and model, how many numbers of current variants there are, their range, and what has none and why.

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 import stores
 import zstandard
 
-from recycledb.store import Store, batches
+from recycledb.store import Store, batches, leases
+from recycledb.store.leases import Lease
 from recycledb.store.migrate import HEAD
 from recycledb.store.workers import end_worker, start_worker
 
@@ -31,6 +32,8 @@ def freeze(backend: str) -> Path:
             worker = start_worker(store)
             batches.note(store, batches.start(store, stores.TEACHER, worker), "submitted", "batch_1", "2 requests")
             end_worker(store, worker)
+            with store.write() as conn:  # as a process leaves it that is killed
+                leases.take(conn, worker, [Lease("score", stores.STUDENT)], store.backend.now(conn))
             stores.add_samples(store, [stores.texts("d one"), stores.texts("d three")])  # closes a place
         target.write_bytes(zstandard.ZstdCompressor(level=19).compress(path.read_bytes()))
     return target

@@ -84,7 +84,7 @@ class Server:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self.programs / "postgres", "-D", self.folder / "data", *arguments],
-                cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent,
+                cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent,  # noqa: PLW1509 - it only sets what signal the server gets
                 **self.as_user,
             )  # fmt: skip
         end = time.monotonic() + WAIT_S

@@ -19,7 +19,8 @@ from recycledb.schema import ReplyStatus, random_id, utc_now
 from recycledb.scoring.identity import Identity
 from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import select
-from recycledb.store import SQLRow, Store, batches
+from recycledb.store import SQLRow, Store, batches, leases
+from recycledb.store.leases import Lease
 from recycledb.store.measures import add_facts
 from recycledb.store.questions import claim, pending_questions
 from recycledb.store.replies import add_replies, repeated
@@ -118,6 +119,8 @@ def fill(store: Store, samples: int = 4) -> Target:
     batches.note(store, batch, "submitted", "batch_1", "2 requests")
     batches.note(store, batch, "taken", "batch_1")
     end_worker(store, worker)
+    with store.write() as conn:  # as a process leaves it that is killed
+        leases.take(conn, worker, [Lease("ask", teacher)], store.backend.now(conn))
     with store.write() as conn:
         derive(store, conn, ids[1:3], "sound")
     select(store, get_recipe("cherry"), {"top": "2"})

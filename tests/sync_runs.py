@@ -2,10 +2,10 @@
 
 Run as a program it is a sync in a process of its own, to be killed:
 
-    python tests/sync_runs.py STORE_URL BASE_URL [--received FILE] [--concurrency N] [--max-attempts N] [--configured JSON]
+    python tests/sync_runs.py STORE_URL BASE_URL [--received FILE] [--concurrency N] [--max-attempts N] [--configured JSON] [--cluster JSON]
 
-`--configured` gives further arguments of `target`. `--received` appends a line for each reply at the moment at which the client
-has it, by a write that survives a SIGKILL.
+`--configured` gives further arguments of `target`, `--cluster` the table of that name. `--received` appends a line for each reply at the
+moment at which the client has it, by a write that survives a SIGKILL.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 from templates import new
 
 from recycledb import methods
-from recycledb.config import Config, TeacherConfig, parse
+from recycledb.config import ClusterSettings, Config, TeacherConfig, parse
 from recycledb.reflection import prompts
 from recycledb.reflection.teachers import Question, Reply, Teacher, open_teacher
 from recycledb.reflection.teachers.pace import Ticket
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=200)
     parser.add_argument("--max-attempts", type=int, default=5)
     parser.add_argument("--configured", type=json.loads, default={})
+    parser.add_argument("--cluster", type=json.loads, default={})
     options = parser.parse_args()
 
     def opened(config: TeacherConfig) -> Teacher:
@@ -207,7 +208,7 @@ def main() -> None:
 
     values = {"concurrency": options.concurrency, "max_attempts": options.max_attempts, **options.configured}
     wanted = target(options.base_url, **values)
-    outcome = run(options.url, wanted, open_teacher=opened)
+    outcome = run(options.url, wanted, open_teacher=opened, cluster=ClusterSettings(**options.cluster))
     json.dump(outcome.as_dict(), sys.stdout)
 
 

@@ -99,7 +99,7 @@ def test_the_table_names_what_there_is() -> None:
             r"recycledb\.scoring\..*|recycledb\.pretrained\.loader|recycledb\.reflection\.teachers\.local",
         ),
         ("openai", r"recycledb\.reflection\.teachers\..*"),
-        ("sqlmodel", r"recycledb\.store\.(duplicate_|rater_|mark_)?tables"),
+        ("sqlmodel", r"recycledb\.store\.(duplicate_|rater_|mark_|worker_)?tables"),
         ("datasketch", r"recycledb\.selection\.duplicates"),
         ("pysqlite3", r"recycledb\.store\.sqlite"),
         ("alembic", r"recycledb\.store\..*|recycledb\.migrations(\..*)?"),

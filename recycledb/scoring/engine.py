@@ -96,6 +96,7 @@ class Engine:
         self._starting: threading.Thread | None = None
         self._coming: list[WorkerLane] = []  # being started
         self._closing = False
+        self.began: float | None = None  # when the first of its runs began
 
     @classmethod
     def load(

@@ -63,6 +63,7 @@ class Run:
         batches: deque[Batch] = deque()
         ahead = self._tokenised(requests)
         more = True
+        began = self._engine.began = self._engine.began or self._started
         while (more or batches or self._computing) and not self.ended():
             while more and len(batches) + len(self._computing) < self._engine.wanted:
                 window = next(ahead, None)
@@ -76,7 +77,7 @@ class Run:
             if self._computing:
                 yield from self._report(self._finished())
                 if more or batches:
-                    self._engine.note_duration(time.monotonic() - self._started)
+                    self._engine.note_duration(time.monotonic() - began)
         while self._computing:
             yield from self._report(self._finished())
 

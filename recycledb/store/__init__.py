@@ -1,6 +1,6 @@
 """The store: the only owner of engines, transactions and SQL writes.
 
-Invariant: rows are inserted, never changed or deleted (except in `worker`); every write is one short transaction that holds the
+Invariant: rows are inserted, never changed or deleted (except in `worker` and `lease`); every write is one short transaction that holds the
 process's write lock, and it is durable when `write()` returns.
 This package does not know what a reply contains or how a loss is computed: it stores, finds and counts rows.
 `Store` has connections, transactions and inserts; queries are functions that take a `Store`, in one module for each subject.
@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from itertools import groupby, islice
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from recycledb.store.address import open_backend, parse_url
 from recycledb.store.backend import Backend, Meaning, Row, Sandbox
 from recycledb.store.digest import with_digests
 from recycledb.store.liveness import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, Watch
+from recycledb.store.naming import require_unused
 from recycledb.store.rows import TABLES, NameRow, StoredRow
 from recycledb.store.tables import metadata
 from recycledb.store.watch import TimeLimit, stoppable, watched
@@ -81,13 +82,16 @@ def revisions(url: str) -> tuple[str | None, str]:
         backend.close()
 
 
-def upgrade(url: str) -> str | None:
-    """Upgrade the store at `url` to the newest schema; return where the copy of it is, if one was made."""
+def upgrade(url: str, *, force: bool = False) -> str | None:
+    """Upgrade the store at `url` to the newest schema; return where the copy of it is, if one was made.
+
+    SchemaError while processes are at work on it; `force` takes those for dead that have not sent a heartbeat for two minutes.
+    """
     revisions(url)
     backend = open_backend(url)
     try:
         with _explained(backend):
-            return migrate.upgrade(backend)
+            return migrate.upgrade(backend, force=force)
     finally:
         backend.close()
 
@@ -181,7 +185,9 @@ class Store:
 
         Without `locked`, a server lets others write at the same time: for rows of content alone, whose writer checks nothing before.
         """
-        with self._lock, self._turn(), _explained(self.backend), self.backend.begin(locked=locked) as conn:
+        # On a server, those without the store's lock do not wait for those of this process either: a heartbeat must not be late.
+        alone = self._lock if locked or not self.backend.is_server else nullcontext()
+        with alone, self._turn(), _explained(self.backend), self.backend.begin(locked=locked) as conn:
             yield conn
         self.growth.note(self.backend)
 
@@ -271,9 +277,14 @@ class Store:
         return str(found[0][0]) if found else None
 
     def ensure_name(self, conn: Connection, kind: str, name: str, identity: str) -> None:
-        """Make `identity` the current id of `name`, even if the clock is behind the time of its last change."""
+        """Make `identity` the current id of `name`, even if the clock is behind the time of its last change.
+
+        StoreError where a sync that works now uses the name for another id: else the two would move it to and fro.
+        """
         sql = "SELECT id, since FROM current_names WHERE kind = :kind AND name = :name"
         found = conn.execute(text(sql), {"kind": kind, "name": name}).first()
+        if found is not None and found.id != identity:
+            require_unused(self.backend, self.watch, conn, kind, name, identity)
         if found is None or found.id != identity:
             since = utc_now() if found is None else max(utc_now(), _moment_after(found.since))
             self.insert(conn, [NameRow(kind, name, since, identity)])

@@ -42,6 +42,7 @@ class Backend(Protocol):
     wait_s: float  # how long a transaction is tried again while the server is away; 0 for files
     writer: Engine  # at most one connection, whose transactions take the write lock when they begin
     reader: Engine  # sees committed rows only and never blocks the writer
+    one_clock: bool  # whether `now` is the same clock for every host
 
     def exists(self) -> bool:
         """Return whether there is a database to open; StoreError if there can be none."""
@@ -66,6 +67,9 @@ class Backend(Protocol):
 
     def analyze(self) -> None:
         """Tell the planner what the tables hold, after many rows were added."""
+
+    def now(self, conn: Connection) -> str:
+        """Return the time by the clock that heartbeats and leases of this store go by, as `utc_now` writes it."""
 
     def backup(self, target: Path) -> None:
         """Copy the database in its current state to the file `target`, which others do not see yet."""

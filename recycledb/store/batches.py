@@ -58,7 +58,7 @@ def first_noted(store: Store, batch: str, status: str) -> str | None:
 def keep(store: Store, batch: str, worker: str) -> bool:
     """Record that the process that fills a batch is alive; return whether the batch has not been abandoned in the meantime."""
     with store.write() as conn:
-        workers.revive(conn, worker)
+        workers.revive(conn, worker, store.backend.now(conn))
         return not conn.execute(text(_GIVEN_UP), {"batch": batch}).scalar()
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, ReadOnlyError, StoreError, is_interrupt
+from recycledb.schema import utc_now
 from recycledb.store.access import may_write
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
 from recycledb.store.files import InFile
@@ -57,6 +58,7 @@ class DuckDB(InFile):
     """A store in one DuckDB file."""
 
     name = "duckdb"
+    one_clock = False
     errors: tuple[type[Exception], ...] = (duckdb.Error,)  # bulk inserts bypass SQLAlchemy, which would wrap errors
 
     def __init__(self, path: Path) -> None:
@@ -122,6 +124,10 @@ class DuckDB(InFile):
         sql = "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ?"
         return list(raw.execute(sql, [table]).fetchall())
 
+    def now(self, conn: Connection) -> str:
+        """Return this host's time: the processes that have the file open run on it."""
+        return utc_now()
+
     def backup(self, target: Path) -> None:
         """Checkpoint the log into the file, close it, and copy it: an open DuckDB file must not be read by other means."""
         with self.writer.connect() as conn:
@@ -135,7 +141,7 @@ class DuckDB(InFile):
         log = self.path.with_name(f"{self.path.name}.wal")
         engine = self.reader
         if _is_blank(self.path):
-            engine = self.in_memory()
+            engine = _in_memory()
         elif log.exists() and not self._is_written:
             url = URL.create("duckdb", database=str(self.path))
             engine = create_engine(url, poolclass=NullPool, connect_args={"read_only": True})
@@ -163,7 +169,7 @@ class DuckDB(InFile):
     @contextmanager
     def scratch(self) -> Iterator[Connection]:
         """Open a transaction in a new database in memory."""
-        engine = create_engine("duckdb:///:memory:", poolclass=StaticPool)
+        engine = _in_memory()
         try:
             with engine.begin() as conn:
                 yield conn
@@ -396,6 +402,10 @@ def _with_zones_as_text(sql: str, types: Sequence[str]) -> str:
     ]
     [query] = statements_in(sql)
     return f"SELECT {', '.join(columns)} FROM (\n{query}\n) AS result({', '.join(names)})"
+
+
+def _in_memory() -> Engine:
+    return create_engine("duckdb:///:memory:", poolclass=StaticPool)
 
 
 def _is_blank(path: Path) -> bool:

@@ -52,7 +52,7 @@ class Host(NamedTuple):
 class Silence(NamedTuple):
     """How long a worker's heartbeat has not changed."""
 
-    age_s: float  # of its heartbeat, by its clock and ours: negative if its clock is ahead
+    age_s: float  # of its heartbeat, by its clock and ours, or the store's for both: negative if its clock is ahead
     unchanged_s: float | None = None  # by our own clock, since this heartbeat was first read; None on the first read
 
 
@@ -64,22 +64,28 @@ class Watch:
         default_factory=dict
     )  # worker: heartbeat, unchanged for, seen at
 
-    def silence(self, worker: str, heartbeat_at: str, now: float | None = None) -> Silence:
-        """Return how long a worker has been silent, and remember that it was checked at `now`."""
+    def silence(self, worker: str, heartbeat_at: str, now: float | None = None, *, clock: str | None = None) -> Silence:
+        """Return how long a worker has been silent, and remember that it was checked at `now`.
+
+        `clock` is the store's time, by which heartbeats are written; None for that of this host.
+        """
         now = time.monotonic() if now is None else now
         before = self._seen.get(worker)
         if before is None or before[0] != heartbeat_at:
             self._seen[worker] = (heartbeat_at, 0.0, now)
-            return Silence(_age_s(heartbeat_at), None if before is None else 0.0)
+            return Silence(_age_s(heartbeat_at, clock), None if before is None else 0.0)
         unchanged = before[1] + min(now - before[2], LOOK_COUNTS_S)
         self._seen[worker] = (heartbeat_at, unchanged, now)
-        return Silence(_age_s(heartbeat_at), unchanged)
+        return Silence(_age_s(heartbeat_at, clock), unchanged)
 
 
-def is_alive(host: Host, started: str, here: Host, found: str | None, silence: Silence) -> bool:
+def is_alive(
+    host: Host, started: str, here: Host, found: str | None, silence: Silence, *, one_clock: bool = False
+) -> bool:
     """Return whether a worker that was started on `host` at `started` is alive.
 
     `found` is the result of `find_process` for its process id here: ids are reused, so a process with this id is not enough.
+    `one_clock` says that heartbeats are written by the store's clock, the same for all hosts.
     """
     if host == here and here.known:
         if found is None:
@@ -88,7 +94,7 @@ def is_alive(host: Host, started: str, here: Host, found: str | None, silence: S
             return found == started
     if silence.unchanged_s is not None:
         return silence.unchanged_s < HEARTBEAT_TIMEOUT_S
-    one_clock = host.boot_id != "" and host.boot_id == here.boot_id
+    one_clock = one_clock or (host.boot_id != "" and host.boot_id == here.boot_id)
     return silence.age_s < (HEARTBEAT_TIMEOUT_S if one_clock else CLOCKS_DIFFER_S)
 
 
@@ -143,8 +149,9 @@ def _link(path: str) -> str:
         return ""
 
 
-def _age_s(heartbeat_at: str) -> float:
+def _age_s(heartbeat_at: str, clock: str | None) -> float:
     try:
-        return (datetime.now(UTC) - datetime.fromisoformat(heartbeat_at)).total_seconds()
+        now = datetime.now(UTC) if clock is None else datetime.fromisoformat(clock)
+        return (now - datetime.fromisoformat(heartbeat_at)).total_seconds()
     except (ValueError, TypeError):  # a damaged row: only whether it changes counts
         return 0.0

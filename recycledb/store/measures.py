@@ -148,6 +148,18 @@ def count_lacking(store: Store, need: Need) -> Lacking:
     return Lacking(*(int(number or 0) for number in store.rows(sql, **need.parameters)[0]))
 
 
+def lacking_by_bucket(store: Store, need: Need, digits: int) -> dict[str, Lacking]:
+    """Return how much of a need is missing, by what the samples' ids begin with; buckets that lack nothing are left out."""
+    if not need.facts:
+        return {}
+    bucket = f"substr(u.sample_id, 1, {digits})"
+    sql = f"""
+        SELECT {bucket}, count(*), sum({need.facts} - u.present), 0
+        FROM ({_lacking(need, samples_in(need.scope.datasets))}) u GROUP BY {bucket}
+    """
+    return {row[0]: Lacking(*(int(number) for number in row[1:])) for row in store.rows(sql, **need.parameters)}
+
+
 def facts_of(store: Store, need: Need, references: Mapping[str, str]) -> dict[str, Facts]:
     """Return the needed facts that exist, by variant; `references` has the id of each variant's reference, '' for none."""
     found = {variant: Facts({}, {}, {}) for variant in references}

@@ -4,6 +4,7 @@ Invariant: only the Alembic revisions in `recycledb.migrations` create or change
 existing file is backed up before it is changed. A database that is not a recycledb store is only read: it stays byte for byte the same.
 """
 
+from datetime import datetime
 from importlib.resources import files
 
 from sqlalchemy.engine import Connection
@@ -11,8 +12,20 @@ from sqlalchemy.exc import DBAPIError
 
 from recycledb.errors import SchemaError
 from recycledb.store.backend import Backend
+from recycledb.store.liveness import HEARTBEAT_TIMEOUT_S, Watch
+from recycledb.store.living import counted, living, who
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")  # a test compares them with the files
+REVISIONS = (
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+    "0006",
+    "0007",
+    "0008",
+    "0009",
+)  # a test compares them with the files
 HEAD = REVISIONS[-1]
 # Tables of a store of any revision: many projects number their revisions like this one and have a table `alembic_version`.
 FIRST_TABLES = {
@@ -76,18 +89,53 @@ def require_newest(backend: Backend, conn: Connection) -> None:
     raise SchemaError(f"{path} has schema {found}, older than this recycledb ({HEAD}); run `recycledb db upgrade`")
 
 
-def upgrade(backend: Backend) -> str | None:
-    """Upgrade the store to the newest revision; return where the copy of it is, if one was made."""
+def upgrade(backend: Backend, *, force: bool = False) -> str | None:
+    """Upgrade the store to the newest revision; return where the copy of it is, if one was made.
+
+    SchemaError while processes are at work on it; `force` takes those for dead that have not sent a heartbeat for two minutes.
+    """
+    watch = Watch()
     with backend.look() as conn:
         found = current(backend, conn)
         if found == HEAD:
             return None
         if found is not None and found > HEAD:
             require_newest(backend, conn)
+        if found is not None:  # before the copy, which takes long
+            _require_unused(backend, watch, conn, force)
     copy = None if found is None else backend.copy_before_upgrade(found)
-    with backend.writer.begin() as conn:
-        migrate(conn)
+    with backend.begin(locked=True) as conn:
+        if found is not None:
+            _require_unused(backend, watch, conn, force)
+        if current(backend, conn) != HEAD:  # another process may have upgraded it in the meantime
+            migrate(conn)
     return copy
+
+
+def _require_unused(backend: Backend, watch: Watch, conn: Connection, force: bool) -> None:
+    """Raise SchemaError while processes are at work on the store: their rows would no longer fit it."""
+    workers = living(backend, watch, conn)
+    if force:
+        now = backend.now(conn)
+        workers = [each for each in workers if _age_s(each.heartbeat_at, now) < HEARTBEAT_TIMEOUT_S]
+    if not workers:
+        return
+    silent = (
+        f"each of them has sent a heartbeat within {HEARTBEAT_TIMEOUT_S:.0f} seconds, so --force does not help yet"
+        if force
+        else "if they were killed on another host, use --force two minutes later"
+    )
+    raise SchemaError(
+        f"{counted(workers)} at work on {backend.label}: {who(workers)}; stop them or wait until they have ended, "
+        f"then run `recycledb db upgrade` again ({silent})"
+    )
+
+
+def _age_s(heartbeat_at: str, now: str) -> float:
+    try:
+        return (datetime.fromisoformat(now) - datetime.fromisoformat(heartbeat_at)).total_seconds()
+    except ValueError:  # a damaged row
+        return 0.0
 
 
 def migrate(conn: Connection) -> None:

@@ -199,6 +199,13 @@ def iter_places(store: Store, page: int = 500, datasets: Sequence[str] = ()) -> 
         yield list(dict.fromkeys(row[2] for row in found))
 
 
+def samples_of_bucket(store: Store, bucket: str, datasets: Sequence[str] = ()) -> list[str]:
+    """Return the samples in datasets (in these, or in all) whose ids begin with `bucket`."""
+    sql = f"SELECT s.sample_id FROM ({pending.samples_in(datasets)}) s WHERE s.sample_id >= :low AND s.sample_id < :high ORDER BY 1"
+    # A range, which uses the index; "g" follows the hexadecimal digits.
+    return [row[0] for row in store.rows(sql, low=bucket, high=f"{bucket}g", **pending.named_datasets(datasets))]
+
+
 def last_import(conn: Connection, dataset: str) -> Row[Any] | None:
     """Return the row of `dataset_import` that a dataset was made by; None if there is none, or the dataset was removed."""
     found = conn.execute(

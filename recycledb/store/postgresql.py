@@ -69,6 +69,7 @@ class PostgreSQL:
     folder: Path | None = None
     errors: tuple[type[Exception], ...] = (psycopg.Error,)
     is_server = True
+    one_clock = True
     wait_s = 60.0
 
     def __init__(self, url: URL) -> None:
@@ -79,6 +80,7 @@ class PostgreSQL:
         self.title = url.database or os.environ.get("PGDATABASE") or "postgresql"
         self.identity = f"{url.host or os.environ.get('PGHOST', '')}:{url.port or ''}/{url.database or ''}?{sorted(url.query.items())}"
         self.writer = self._engine(1, 0, read_only=False)
+        self.adder = self._engine(1, 2, read_only=False)  # without the store's lock: heartbeats, rows of content
         self.reader = self._engine(READERS, READERS, read_only=True)
 
     def _engine(self, size: int, more: int, *, read_only: bool) -> Engine:
@@ -114,7 +116,8 @@ class PostgreSQL:
     @contextmanager
     def begin(self, *, locked: bool) -> Iterator[Connection]:
         """Open a write transaction; with `locked` it takes the store's lock first, for those that check before they write."""
-        with self.writer.connect().execution_options(**{UNLOCKED: not locked}) as conn, conn.begin():
+        engine = self.writer if locked else self.adder
+        with engine.connect().execution_options(**{UNLOCKED: not locked}) as conn, conn.begin():
             yield conn
 
     def is_transient(self, error: Exception) -> bool:
@@ -153,6 +156,10 @@ class PostgreSQL:
         with psycopg.Cursor(raw) as cursor:
             cursor.execute(sql, [list(values) for values in zip(*ordered, strict=True)], prepare=False)
             return max(0, cursor.rowcount)
+
+    def now(self, conn: Connection) -> str:
+        """Return the server's time, which is the same for every host."""
+        return str(conn.exec_driver_sql(_NOW).scalar())
 
     def grants(self, role: str) -> list[str]:
         """Return the statements that let a role read the store; TEMP is for `--prompt`, which sees older names by temporary views."""
@@ -292,6 +299,7 @@ class PostgreSQL:
     def close(self) -> None:
         """Close every connection."""
         self.writer.dispose()
+        self.adder.dispose()
         self.reader.dispose()
 
 
@@ -361,6 +369,7 @@ _MEANINGS: list[tuple[tuple[type[Exception], ...], tuple[tuple[str, ...], ...], 
 ]
 # Shutdown, crash, starting; serialization, deadlock; too many connections; waited too long for a lock, or in a transaction.
 _TRANSIENT = {"57P01", "57P02", "57P03", "40001", "40P01", "53300", "55P03", "25P03"}
+_NOW = """SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 _SCHEMA = "current_schema()::regnamespace"
 _OWN = """NOT EXISTS (
     SELECT 1 FROM pg_depend d WHERE d.objid = {0}.oid AND d.classid = '{1}'::regclass AND d.deptype = 'e'

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from recycledb.schema import Texts, random_id, utc_now
-from recycledb.store import SQLRow, Store, pending, workers
+from recycledb.store import SQLRow, Store, leases, pending, workers
+from recycledb.store.leases import Lease
 from recycledb.store.pending import Wanted
 from recycledb.store.rows import AttemptRow
 from recycledb.store.spending import Spending
@@ -138,16 +139,19 @@ def claim(
     def work(conn: Connection) -> list[tuple[AttemptRow, SQLRow]]:
         if claims and _are_stored(conn, claims):  # by an earlier try, whose COMMIT was not acknowledged
             return claims
-        workers.revive(conn, worker)  # before the check: its earlier claims must count as in flight
+        now = store.backend.now(conn)
+        workers.revive(conn, worker, now)  # before the check: its earlier claims must count as in flight
+        if not leases.is_free(conn, Lease(leases.ASK, wanted.teacher_id), worker, now):
+            return []  # another process asks this teacher: this one was suspended for longer than its lease
         attempts = _open_among(conn, wanted, asked)
         found = [(row, amount) for row, amount in zip(asked, amounts, strict=True) if key_of(row) in attempts]
         if spending is not None:
             fit = spending.affordable(conn, [amount for _, amount in found])
             spending.refused = {key_of(row) for row, _ in found[fit:]}
             found = found[:fit]
-        now = utc_now()
+        sent_at = utc_now()
         claims[:] = [
-            (_attempt(key, wanted, worker, row, attempts[key_of(row)] + 1, amount, now), row)
+            (_attempt(key, wanted, worker, row, attempts[key_of(row)] + 1, amount, sent_at), row)
             for key, (row, amount) in zip(ids, found, strict=False)
         ]
         store.insert(conn, [attempt for attempt, _ in claims])
@@ -163,7 +167,7 @@ def _are_stored(conn: Connection, claims: Sequence[tuple[AttemptRow, SQLRow]]) -
 
 
 def _attempt(
-    key: str, wanted: Wanted, worker: str, row: SQLRow, number: int, reserved: float | None, now: str
+    key: str, wanted: Wanted, worker: str, row: SQLRow, number: int, reserved: float | None, sent_at: str
 ) -> AttemptRow:
     return AttemptRow(
         attempt_id=key,
@@ -173,7 +177,7 @@ def _attempt(
         prompt_id=row.prompt_id,
         number=number,
         worker_id=worker,
-        sent_at=now,
+        sent_at=sent_at,
         reserved_usd=reserved,
         others=row.others or None,
         max_tokens=wanted.limit,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from recycledb.store.mark_rows import MarkRow
 from recycledb.store.rater_rows import TeacherMeasureRow
+from recycledb.store.worker_rows import LeaseRow, WorkerRow
 
 
 class DatasetRow(NamedTuple):
@@ -96,18 +97,6 @@ class StudentRow(NamedTuple):
     dtype: str
     parameters: int | None
     created_at: str
-
-
-class WorkerRow(NamedTuple):
-    """A row of `worker`."""
-
-    worker_id: str
-    host: str
-    pid: int
-    process_started: str
-    started_at: str
-    heartbeat_at: str
-    ended_at: str | None = None
 
 
 class BatchRow(NamedTuple):
@@ -425,6 +414,7 @@ StoredRow = (
     | TeacherRow
     | StudentRow
     | WorkerRow
+    | LeaseRow
     | BatchRow
     | BatchEventRow
     | AttemptRow
@@ -464,6 +454,7 @@ ROWS: Mapping[str, type[StoredRow]] = {
     "teacher": TeacherRow,
     "student": StudentRow,
     "worker": WorkerRow,
+    "lease": LeaseRow,
     "batch": BatchRow,
     "batch_event": BatchEventRow,
     "attempt": AttemptRow,

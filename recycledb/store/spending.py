@@ -202,3 +202,28 @@ def overrun(conn: Connection, teacher_ids: Sequence[str]) -> float:
 def _marks(conn: Connection) -> tuple[int, int, int]:
     attempt, reply, repeated = conn.exec_driver_sql(_MARKS).one()
     return int(attempt), int(reply), int(repeated)
+
+
+# A run is one or several workers of a process with one start. Two overlap if neither had ended when the other started.
+_SAME_TIME = """
+    WITH mine AS (SELECT host, pid, process_started, started_at FROM worker WHERE worker_id = :worker),
+    overlapping AS (
+        SELECT DISTINCT w.host, w.pid, w.process_started, w.started_at FROM worker w JOIN mine m
+        ON (w.ended_at IS NULL OR w.ended_at > m.started_at)
+        AND NOT (w.host = m.host AND w.pid = m.pid AND w.process_started = m.process_started AND w.started_at = m.started_at)
+    ),
+    workers AS (
+        SELECT w.worker_id FROM worker w JOIN overlapping o
+        ON w.host = o.host AND w.pid = o.pid AND w.process_started = o.process_started AND w.started_at = o.started_at
+    )
+    SELECT sum(coalesce(r.cost_usd, t.reserved_usd)) FROM attempt t LEFT JOIN reply r ON r.attempt_id = t.attempt_id
+    WHERE t.worker_id IN (
+        SELECT worker_id FROM workers
+        UNION ALL SELECT b.batch_id FROM batch b WHERE b.worker_id IN (SELECT worker_id FROM workers)
+    )
+"""
+
+
+def spent_at_the_same_time(conn: Connection, worker: str) -> float:
+    """Return what the runs that overlap with a worker's have spent: costs, and reservations where no cost is on record."""
+    return float(conn.execute(text(_SAME_TIME), {"worker": worker}).scalar() or 0.0)

@@ -21,6 +21,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 from recycledb.errors import QueryError, ReadOnlyError, StoreError
+from recycledb.schema import utc_now
 from recycledb.store.access import Reading, may_write, no_room
 from recycledb.store.backend import Contents, Meaning, Row, names_as_if
 from recycledb.store.files import InFile
@@ -75,6 +76,7 @@ class SQLite(InFile):
     """A store in one SQLite file, used through one SQLite library: `library` is its DB-API module."""
 
     name = "sqlite"
+    one_clock = False
 
     def __init__(self, path: Path, library: Any = driver) -> None:
         self.path = path
@@ -137,6 +139,10 @@ class SQLite(InFile):
             sql = f"{head}{', '.join([marks] * len(rows))} ON CONFLICT DO NOTHING"
             return max(0, conn.exec_driver_sql(sql, values).rowcount)
         return max(0, conn.exec_driver_sql(f"{head}{marks} ON CONFLICT DO NOTHING", list(rows)).rowcount)
+
+    def now(self, conn: Connection) -> str:
+        """Return this host's time: the processes that have the file open run on it."""
+        return utc_now()
 
     def backup(self, target: Path) -> None:
         """Copy with SQLite's backup API, which sees a consistent state even while others write."""

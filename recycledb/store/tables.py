@@ -1,7 +1,7 @@
 """The tables: what the store holds, row by row.
 
 Invariant: these tables equal those that the migrations create, column by column; a test compares them. The last column of every table
-except `worker` is `digest` (see `recycledb.store.digest`); columns added by later revisions come directly before it.
+except `worker` and `lease` is `digest` (see `recycledb.store.digest`); columns added by later revisions come directly before it.
 Table names are singular; users query the views over them, whose names are plural and which `recycledb.migrations` creates.
 Only `recycledb.store` imports this module, so that no other module depends on the tables' columns.
 """
@@ -124,18 +124,6 @@ class Student(SQLModel, table=True):
     parameters: int | None = Field(sa_type=BigInteger)
     created_at: str
     digest: int | None = Field(default=None, sa_type=BigInteger)
-
-
-class Worker(SQLModel, table=True):
-    """A process that sends questions or scores. Operational: the only rows that change; not copied by a merge."""
-
-    worker_id: str = Field(primary_key=True)
-    host: str
-    pid: int
-    process_started: str
-    started_at: str
-    heartbeat_at: str
-    ended_at: str | None = None
 
 
 class Batch(SQLModel, table=True):
@@ -498,3 +486,4 @@ class Name(SQLModel, table=True):
 
 from recycledb.store.duplicate_tables import DuplicatePool, DuplicateSearch, NearDuplicate  # noqa: E402, F401
 from recycledb.store.mark_tables import Mark  # noqa: E402, F401
+from recycledb.store.worker_tables import Lease, Worker  # noqa: E402, F401

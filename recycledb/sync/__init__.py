@@ -5,23 +5,22 @@ and a run with nothing missing does nothing.
 """
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from recycledb.config import TeacherConfig
-from recycledb.errors import StoreError
+from recycledb.config import ClusterSettings, TeacherConfig
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.reflection.teachers.contract import missing_key
 from recycledb.schema import utc_now
-from recycledb.store import HEARTBEAT_S, Store, derivations
+from recycledb.store import Store, derivations
+from recycledb.store.leases import ASK, AUGMENT, Lease
 from recycledb.store.losses import count_scores, count_statuses
 from recycledb.store.measures import Need, count_lacking
 from recycledb.store.pending import Wanted
 from recycledb.store.questions import count_questions, count_under_way
-from recycledb.store.workers import beat, end_worker, start_worker
 from recycledb.sync.apart import in_loop, run_apart
 from recycledb.sync.attempts import TeacherRun
 from recycledb.sync.augmentation import Augmented, Augmenting
@@ -30,7 +29,9 @@ from recycledb.sync.extraction import read_all
 from recycledb.sync.facts import Scored, StudentRun, mostly_without_value
 from recycledb.sync.measures import Valued, fill_values
 from recycledb.sync.plan import Plan, make
+from recycledb.sync.presence import Presence
 from recycledb.sync.progress import Asked, Listener, Progress, commonest, silent
+from recycledb.sync.sharing import Sharing
 from recycledb.sync.stop import Stop, at_once
 from recycledb.sync.student import Student
 from recycledb.sync.target import Target, resolve
@@ -148,13 +149,17 @@ class Sync:
         listener: Listener = silent,
         open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
         batch_options: Mapping[str, Any] | None = None,
+        cluster: ClusterSettings | None = None,
+        wait: bool = True,
     ) -> None:
+        """Set up a sync; without `wait` it ends, and what other processes do at the time stays missing."""
         self.store, self.target, self.limit = store, target.within(store), limit
         askings = [asking.within(store) for asking in self.target.askings]
         self.askings = [(asking, _budget(asking, max_cost)) for asking in askings]
         self.budget = self.askings[0][1] if self.askings else None
         self.retry_before = utc_now() if retry_failed else ""
         self.stop, self.listener, self.open_teacher = stop or Stop(), listener, open_teacher
+        self.cluster, self.wait = cluster or ClusterSettings(), wait
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
         self.outcome = Outcome()
         self._plan: Plan | None = None  # the last one counted
@@ -203,26 +208,45 @@ class Sync:
         self.outcome.unused = list(plan.unused) or self._unused(plan)  # before the names change
         # Whatever part is synced, since a new version's results are in use for all parts once its name is registered.
         self.outcome.read = read_all(self.store, self.stop).read
-        self.target.register(self.store, readers=not self.stop.is_set())
-        if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes):
+        if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes) or self.stop.is_set():
+            self.target.register(self.store, readers=not self.stop.is_set())
             self.outcome.left = plan
-            self._look_for_values()
+            if plan.ready or plan.calls or plan.in_batches or plan.in_processes:  # stopped during planning
+                self.outcome.stopped = STOPPED
+            else:
+                self._look_for_values()
             return self.outcome
-        if self.stop.is_set():  # during planning
-            self.outcome.left, self.outcome.stopped = plan, STOPPED
-            return self.outcome
+        with Presence(self.store, self.stop, self.cluster.lease_s) as self._presence:
+            self._sharing = Sharing(self._presence, bucket_samples=self.cluster.bucket_samples, wait=self.wait)
+            self.target.register(self.store, worker=self._presence.worker)
+            self._fill()
+            while not self._ended and self._sharing.in_the_way and self._sharing.wait(self._much_to_score):
+                self._fill()
+            self._presence.doing("computing values")
+            self._fill_values()
+        if self.stop.is_set():
+            self.outcome.stopped = self._presence.outdated or self.outcome.stopped or STOPPED
+        left = make(self.store, self.target).without_left_alone({a.name: a.left_alone for a in self.outcome.augmented})
+        self.outcome.left = self._with_money(left)
+        if not self.outcome.complete:
+            self.outcome.stopped = self.outcome.stopped or self._sharing.reason
+        self._look_for_values()
+        return self.outcome
+
+    def _fill(self) -> None:
+        """Fill in all that is missing and that no other process does."""
+        self._sharing.begin()
         lazy = self.target.lazy and self.target.reflect
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and replies bring new variants to score
         if not self.stop.is_set():
             self._round(self.target.all_students, last=True)
-        self._fill_values()
-        if self.stop.is_set():
-            self.outcome.stopped = self.outcome.stopped or STOPPED
-        left = make(self.store, self.target).without_left_alone({a.name: a.left_alone for a in self.outcome.augmented})
-        self.outcome.left = self._with_money(left)
-        self._look_for_values()
-        return self.outcome
+
+    def _much_to_score(self) -> bool:
+        """Return whether so many variants lack facts, while others ask, that it is worth loading a student."""
+        enough = self.cluster.bucket_samples
+        needs = [need for student in self.target.all_students for need in self.target.needs(student)]
+        return any(count_lacking(self.store, need).variants >= enough for need in needs)
 
     def _look_for_values(self) -> None:
         """Note the students most of whose statistics have no value, whichever run computed them."""
@@ -261,10 +285,26 @@ class Sync:
         wanted, teacher = asking.wanted, asking.teacher
         assert wanted is not None and teacher is not None
         wanted = wanted.retrying(self.retry_before).started(self._started)
-        in_batches = teacher.mode == "batch" or count_under_way(self.store, wanted)[0] > 0
-        if in_batches and (asked := self._look_at_batches(asking, budget, wanted)):
-            return asked
+        in_batches, in_processes = count_under_way(self.store, wanted)
+        batched = teacher.mode == "batch" or in_batches > 0
         waiting = count_questions(self.store, wanted)
+        if not (batched or waiting):
+            # Their replies may fail, or bring questions and variants.
+            self._sharing.answers_awaited |= in_processes > 0 and bool(self._presence.others())
+            return None
+        leases = [Lease(ASK, asking.teacher_id)]
+        if budget.limit is not None:  # it holds over all runs at the same time, so of these one asks at a time
+            leases.append(Lease(ASK, "--max-cost"))
+        with self._sharing.only_here(*leases) as asker:
+            if not asker:
+                return None
+            budget.look_elsewhere(self.store, self._presence.worker, at_once=True)
+            if batched and (asked := self._look_at_batches(asking, budget, wanted)):
+                return asked
+            return self._ask_online(asking, budget, wanted)
+
+    def _ask_online(self, asking: Target, budget: Budget, wanted: Wanted) -> Asked | None:
+        waiting = count_questions(self.store, wanted)  # by now others may have asked
         if not waiting:
             return None
         if self._calls_left == 0:
@@ -272,79 +312,56 @@ class Sync:
             return None
         if self.stop.is_set():  # checked here because a local teacher takes long to load
             return None
-        with self._working() as worker:
-            totals = {step: number for step, (number, _) in waiting.items()}
-            asked = asyncio.run(self._ask(worker, asking, budget, wanted, totals))
-            if at_once(self.stop):
-                raise KeyboardInterrupt  # not raised in the signal handler, so that the replies that had arrived are committed
-        self.outcome.stopped = asked.stopped or self.outcome.stopped
+        assert asking.teacher is not None
+        self._presence.doing(f"asking {asking.teacher.name}")
+        totals = {step: number for step, (number, _) in waiting.items()}
+        asked, superseded = asyncio.run(self._ask(asking, budget, wanted, totals))
+        if at_once(self.stop):
+            raise KeyboardInterrupt  # not raised in the signal handler, so that the replies that had arrived are committed
+        self._presence.let_go()
+        if superseded:
+            self._sharing.blocked.add(Lease(ASK, asking.teacher_id))
+        else:
+            self.outcome.stopped = asked.stopped or self.outcome.stopped
         return asked
 
     @property
     def _calls_left(self) -> int | None:
         return None if self.limit is None else max(0, self.limit - sum(asked.asked for asked in self.outcome.asked))
 
-    @contextmanager
-    def _working(self) -> Iterator[str]:
-        """Register this process as a worker; its claims are valid as long as it lives."""
-        worker = start_worker(self.store)
-        try:
-            yield worker
-        except BaseException:
-            with suppress(StoreError):  # report the first error; other processes will notice that this one has ended
-                end_worker(self.store, worker)
-            raise
-        end_worker(self.store, worker)
-
-    @contextmanager
-    def _beating(self, worker: str) -> Iterator[None]:
-        """Send heartbeats from a thread while this process waits for the batch service."""
-        done = threading.Event()
-
-        def keep_beating() -> None:
-            while not done.wait(HEARTBEAT_S):
-                with suppress(StoreError):  # the next use of the store reports it; the next heartbeat may succeed
-                    beat(self.store, worker)
-
-        thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
     def _look_at_batches(self, asking: Target, budget: Budget, wanted: Wanted) -> Asked | None:
         """Store the replies of finished batches and, in batch mode, submit new ones; return the counts, None in online mode."""
         from recycledb.reflection.teachers.calls import Stopped
         from recycledb.sync.batches import Batches
 
-        submit = asking.teacher is not None and asking.teacher.mode == "batch"
-        with self._working() as worker, self._beating(worker):
-            look = Batches(self.store, asking, wanted, budget=budget, stop=self.stop, **self.batch_options)
-            self.outcome.asked.append(look.asked)
-            self.outcome.batches = look.result = look.result.after(self.outcome.batches)
-            try:
+        assert asking.teacher is not None
+        submit = asking.teacher.mode == "batch"
+        self._presence.doing(f"collecting and submitting batches of {asking.teacher.name}")
+        look = Batches(self.store, asking, wanted, budget=budget, stop=self.stop, **self.batch_options)
+        self.outcome.asked.append(look.asked)
+        self.outcome.batches = look.result = look.result.after(self.outcome.batches)
+        try:
+            with suppress(Stopped):
+                look.take()
+            found = read_all(self.store, self.stop)
+            look.asked.variants, look.asked.ratings, look.asked.unusable = (
+                found.variants,
+                found.ratings,
+                found.unusable,
+            )
+            if submit and not self.stop.is_set():
+                # A batch may exist whose creation the service did not confirm: the next sync finds it.
                 with suppress(Stopped):
-                    look.take()
-                found = read_all(self.store, self.stop)
-                look.asked.variants, look.asked.ratings, look.asked.unusable = (
-                    found.variants,
-                    found.ratings,
-                    found.unusable,
-                )
-                if submit and not self.stop.is_set():
-                    # A batch may exist whose creation the service did not confirm: the next sync finds it.
-                    with suppress(Stopped):
-                        look.submit(worker, self._calls_left)
-            finally:
-                look.close()
+                    look.submit(self._presence.worker, self._calls_left)
+        finally:
+            look.close()
         self.outcome.stopped = look.asked.stopped or self.outcome.stopped
         return look.asked if submit else None
 
     async def _ask(
-        self, worker: str, asking: Target, budget: Budget, wanted: Wanted, waiting: Mapping[str, int]
-    ) -> Asked:
+        self, asking: Target, budget: Budget, wanted: Wanted, waiting: Mapping[str, int]
+    ) -> tuple[Asked, bool]:
+        """Ask; return the counts, and whether it ended because another process asks."""
         assert asking.teacher is not None
         budget.begin(self.store)
         totals = dict(waiting)
@@ -358,16 +375,17 @@ class Sync:
                 self.store,
                 teacher,
                 asking,
-                worker,
+                self._presence.worker,
                 wanted=wanted,
                 limit=self._calls_left,
                 budget=budget,
                 stop=self.stop,
                 listener=self.listener,
                 totals=totals,
+                may_ask=partial(self._presence.holds, Lease(ASK, asking.teacher_id)),
             )
             self.outcome.asked.append(run.result)
-            return await run.run()
+            return await run.run(), run.superseded
         finally:
             await teacher.close()
 
@@ -380,7 +398,10 @@ class Sync:
             total = derivations.count_waiting(
                 self.store, key, kinds, augmentation.rounds, datasets=self.target.datasets
             )
-            if total:
+            with self._sharing.only_here(*([Lease(AUGMENT, key)] if total else [])) as here:
+                if not (total and here):
+                    continue
+                self._presence.doing(f"making variants by {augmentation.name}")
                 work = Augmenting(
                     self.store,
                     augmentation,
@@ -417,13 +438,16 @@ class Sync:
             needs,
             readouts,
             vectors,
+            sharing=self._sharing,
             total=total,
             limit=self.limit,
             stop=self.stop,
             listener=self.listener,
         )
-        self.outcome.scored.append(scoring.result)
+        self._presence.doing(f"scoring under {student.config.name}")
         scored = scoring.run()
+        if scored.statistics or not self._sharing.blocked:
+            self.outcome.scored.append(scored)
         self.outcome.stopped = scored.stopped or self.outcome.stopped
         return scored
 

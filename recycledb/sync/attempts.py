@@ -26,12 +26,11 @@ from recycledb.errors import RecycledbError, TeacherError
 from recycledb.reflection.teachers.contract import Question, Reply, Teacher, TeacherStop, failed
 from recycledb.reflection.teachers.pace import Ticket, retry_delay
 from recycledb.schema import ReplyStatus
-from recycledb.store import HEARTBEAT_S, SQLRow, Store
+from recycledb.store import SQLRow, Store
 from recycledb.store.pending import Wanted
 from recycledb.store.questions import claim, key_of
 from recycledb.store.rows import AttemptRow
 from recycledb.store.spending import Spending
-from recycledb.store.workers import beat
 from recycledb.sync.budget import Budget
 from recycledb.sync.extraction import Complete, complete_of, results_of
 from recycledb.sync.progress import Asked, Listener, Progress
@@ -49,7 +48,7 @@ STOP_CHECK_S = 0.05
 CLAIM_GROUP = 16  # questions in one transaction: bounds how long a reply waits for the write lock
 COMMIT_GROUP = 2  # replies: bounds how many that had arrived a kill can lose
 READ_GROUP = 256
-THREADS = 4  # fetching, claiming, reading, the heartbeat
+THREADS = 3  # fetching, claiming, reading
 UNREAD_MOST = 1_000  # unread replies at which asking pauses, so that reading can catch up
 DEFECTS_MOST = 10  # replies in a row on which our own code fails: then the fault is not in the replies
 
@@ -95,10 +94,13 @@ class TeacherRun:
         stop: threading.Event | None = None,
         listener: Listener,
         totals: dict[str, int],
+        may_ask: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Set up a run by a worker; once it may no longer ask, since another process does, it ends like after a stop."""
         assert target.teacher is not None
         self.store, self.teacher, self.target, self.worker = store, teacher, target, worker
         self.wanted, self.config = wanted, target.teacher
+        self.may_ask, self.superseded = may_ask, False
         self.limit, self.stop, self.listener = limit, stop or threading.Event(), listener
         self.budget = budget or Budget(target.teacher, None)
         self.result = Asked()
@@ -131,7 +133,7 @@ class TeacherRun:
         self._threads = ThreadPoolExecutor(THREADS, "store")
         with watched(self.stop):
             try:
-                for work in (self._draw(), self._claim(), self._read(), self._beat(), self._report(), self._watch()):
+                for work in (self._draw(), self._claim(), self._read(), self._report(), self._watch()):
                     self._tasks.append(self._loop.create_task(self._guard(work)))
                 await self._ended.wait()
                 await self._drain()
@@ -153,10 +155,11 @@ class TeacherRun:
         return self._loop.run_in_executor(self._threads, function, *arguments)
 
     async def _watch(self) -> None:
-        """Watch for a request to stop, which comes from a signal handler or another thread."""
-        while not self.stop.is_set():  # noqa: ASYNC110 - a signal handler cannot set an asyncio.Event
+        """Watch for a request to stop, which comes from a signal handler or another thread, and for another process that asks."""
+        while not self.stop.is_set() and self.may_ask():  # noqa: ASYNC110 - a signal handler cannot set an asyncio.Event
             await asyncio.sleep(STOP_CHECK_S)
-        self._close("stopped on request")
+        self.superseded = not self.stop.is_set()
+        self._close(f"another process asks {self.config.name} now" if self.superseded else "stopped on request")
 
     def _halt(self, error: BaseException) -> None:
         self._error = self._error or error
@@ -205,7 +208,7 @@ class TeacherRun:
                     return candidate
             if not (self.questions.none_left and self._idle):
                 await self._pause(self.questions.until_late(self._loop.time()))
-            elif not await self._in_thread(self.questions.rewind, self.worker):
+            elif not await self._in_thread(self.questions.rewind):
                 return None
         return None
 
@@ -289,6 +292,7 @@ class TeacherRun:
         self, rows: list[SQLRow], reserved: list[float | None], spending: Spending | None
     ) -> list[tuple[AttemptRow, SQLRow]]:
         """Claim questions, and note their attempts as stored but not sent. Runs in a thread."""
+        self.budget.look_elsewhere(self.store, self.worker)
         claims = claim(self.store, self.wanted, self.worker, rows, reserved, spending)
         self._unsent.update((attempt.attempt_id, attempt) for attempt, _ in claims)
         return claims
@@ -476,11 +480,6 @@ class TeacherRun:
         for progress in self.progress.values():
             progress.ended = True
         self._tell()
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)
-            await self._in_thread(beat, self.store, self.worker)
 
     async def _report(self) -> None:
         while True:

@@ -23,6 +23,7 @@ later reservations grow by the same factor; only the questions in flight at that
 import json
 import math
 import os
+import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 
@@ -31,8 +32,9 @@ from recycledb.errors import ConfigError
 from recycledb.reflection.teachers import Reply
 from recycledb.reflection.teachers.prices import Cost, dearest, find_cost
 from recycledb.store import Store
-from recycledb.store.spending import Spending, Unpriced, overrun
+from recycledb.store.spending import Spending, Unpriced, overrun, spent_at_the_same_time
 
+LOOK_ELSEWHERE_S = 5.0
 OPENAI_URL = "https://api.openai.com/v1"
 
 # Tokens that a chat template adds per message and per conversation (some add a system prompt): more than any that we know.
@@ -113,11 +115,13 @@ class Budget:
         self.teacher, self.limit, self.store_limit = teacher, limit, store_limit
         self.spent, self.reserved = 0.0, 0.0  # spent: known and charged together
         self.before = 0.0  # spent by other parts of the run, which ask other teachers or other things
+        self.elsewhere = 0.0  # spent by other runs at the same time, in other processes or on other hosts
         self.charged, self.unknown = 0.0, 0  # for replies of unknown cost, and their number
         self.spending: Spending | None = None  # of the store, once measured, where it has a budget
         self._teachers = [teacher, *teachers]
         self._price, self._longest = price_of(teacher), longest_answer(teacher)
         self._around = CONVERSATION_TOKENS + _parameter_tokens(teacher.request_params)
+        self._look_at = 0.0
         self._overrun = 1.0  # the highest ratio of a reply's cost to its computed maximum
         for cap, given in (("--max-cost", limit), ("[sync] budget_usd", store_limit)):
             if given is not None:
@@ -145,6 +149,13 @@ class Budget:
             self.spending = measure(store, self.store_limit, self._teachers)
             require_prices(self.spending)
 
+    def look_elsewhere(self, store: Store, worker: str, *, at_once: bool = False) -> None:
+        """Sum what runs at the same time as this worker's have spent, now and then: `--max-cost` holds over all of them."""
+        if self.limit is not None and (at_once or time.monotonic() >= self._look_at):
+            with store.read() as conn:
+                self.elsewhere = spent_at_the_same_time(conn, worker)
+            self._look_at = time.monotonic() + LOOK_ELSEWHERE_S
+
     @property
     def priced(self) -> bool:
         """Whether prices are known."""
@@ -168,6 +179,8 @@ class Budget:
     def reached(self) -> str:
         """The message for a run whose budget has no room for the next question."""
         spent = _said(self.before + self.spent - self.charged, self.charged, self.unknown)
+        if self.elsewhere:
+            spent += f", and {dollars(self.elsewhere)} by other runs at the same time"
         return (
             f"the budget of {dollars(self.limit or 0.0)} is reached (--max-cost, for this run): {spent}; "
             "the next question might exceed it; run sync again to continue"
@@ -185,9 +198,8 @@ class Budget:
 
     def reserve(self, amount: float | None) -> bool:
         """Reserve an amount of the run's budget; return whether it fits."""
-        if self.limit is not None and (
-            amount is None or self.before + self.spent + self.reserved + amount > self.limit
-        ):
+        spent = self.before + self.elsewhere + self.spent + self.reserved
+        if self.limit is not None and (amount is None or spent + amount > self.limit):
             return False
         self.reserved += amount or 0.0
         return True

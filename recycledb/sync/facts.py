@@ -4,9 +4,10 @@ Invariant: facts are committed as soon as their pack is computed, so a kill lose
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,9 +20,10 @@ from recycledb.store import Store
 from recycledb.store.known import KnownFacts
 from recycledb.store.losses import known_pairs
 from recycledb.store.measures import Need, add_facts, facts_of, lacking_facts
-from recycledb.store.places import iter_places
+from recycledb.store.places import iter_places, samples_of_bucket
 from recycledb.store.rows import EmbeddingRow, LossRow, ReadoutRow
 from recycledb.sync.progress import Listener, Progress
+from recycledb.sync.sharing import Groups, Sharing
 from recycledb.sync.student import Student
 from recycledb.vectors import decoded, encoded
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from recycledb.scoring.outputs import Output
     from recycledb.scoring.requests import Progress as EngineProgress
     from recycledb.scoring.spans import Span
+
+PAGE = 2_000  # samples whose variants are fetched at once
 
 WITHOUT_VALUE = (LossStatus.NOT_FINITE, LossStatus.TOO_LONG, LossStatus.TOO_SHORT)  # where there is a text
 
@@ -111,28 +115,34 @@ class StudentRun:
         readouts: Sequence[Readout] = (),
         vectors: Sequence[Vector] = (),
         *,
+        sharing: Sharing,
         total: int,
         limit: int | None,
         stop: threading.Event,
         listener: Listener,
     ) -> None:
         """Set up a run over `needs`, in their order; `readouts` and `vectors` are those whose prompt ids and keys the needs hold."""
+        self.groups = Groups(sharing, student.student_id, needs)
         self.store, self.student, self.needs = store, student, needs
         self.readouts = {readout.prompt_id: readout for readout in readouts}
         self.vectors = {vector.key: vector for vector in vectors}
         self.limit, self.stop, self.listener = limit, stop, listener
         self.result = Scored(student.config.name)
+        self.total = total
         self.progress = Progress("score", student.config.name, total)
 
     def run(self) -> Scored:
-        """Compute and commit the missing facts; return the counts."""
-        with load_engine(self.student) as engine, closing(KnownFacts(self.store, self.student.student_id)) as known:
-            found = lambda spans: dict(self._known(known, spans))  # noqa: E731
-            for results in engine.score(self._requests(), found, self._note, self.stop.is_set):
-                rows = [self._row(result) for result in results]
-                add_facts(self.store, sorted(rows, key=lambda row: type(row).__name__))  # inserted table by table
-                known.note(rows)
-                self._count(results)
+        """Compute and commit the missing facts that no other process computes; return the counts."""
+        with closing(self._parts()) as parts:
+            first = next(parts, None)
+            if first is not None:  # else a model would be loaded for nothing
+                with (
+                    load_engine(self.student) as engine,
+                    closing(KnownFacts(self.store, self.student.student_id)) as known,
+                ):
+                    for part in chain([first], parts):
+                        self._score(engine, known, part)
+        self.progress.total = self.total - self.groups.elsewhere
         if self.stop.is_set():
             self.result.stopped = "stopped on request"
         self.result.seconds = self.progress.seconds
@@ -141,6 +151,27 @@ class StudentRun:
         self.progress.ended = True
         self.listener(self.progress)
         return self.result
+
+    def _parts(self) -> Generator[Sequence[str]]:
+        """Yield the buckets to score, group by group; none for a few variants in dataset order, whose buckets are leased as they come."""
+        if self.limit is None or not self.groups.digits:
+            yield from self.groups
+            return
+        try:
+            yield []
+        finally:
+            self.groups.give()
+
+    def _score(self, engine: "Engine | Encoder", known: KnownFacts, buckets: Sequence[str]) -> None:
+        """Compute and commit what the samples of these buckets lack."""
+        before = self.result.tokens
+        found = lambda spans: dict(self._known(known, spans))  # noqa: E731
+        note = lambda progress: self._note(progress, before)  # noqa: E731
+        for results in engine.score(self._requests(buckets), found, note, self.stop.is_set):
+            rows = [self._row(result) for result in results]
+            add_facts(self.store, sorted(rows, key=lambda row: type(row).__name__))  # inserted table by table
+            known.note(rows)
+            self._count(results)
 
     def _known(self, known: KnownFacts, spans: "Sequence[Span]") -> "Iterator[tuple[str, Output]]":
         """Yield what the store has of these token sequences, by the spans' keys."""
@@ -161,11 +192,11 @@ class StudentRun:
                 for pair, row in known.vectors(name, pairs).items():
                     yield keys[pair], np.append(decoded(row.vector).astype(np.float64), row.norm)
 
-    def _requests(self) -> Iterator[Request]:
-        """Yield requests for the variants that lack facts, need by need in dataset order, fetched page by page."""
+    def _requests(self, buckets: Sequence[str]) -> Iterator[Request]:
+        """Yield requests for the variants that lack facts, need by need, fetched page by page."""
         left = self.limit
         for need in self.needs:
-            for samples in iter_places(self.store, 2_000, need.scope.datasets):
+            for samples in self._pages(need, buckets):
                 for request in self._lacking(need, samples):
                     if self.stop.is_set():
                         return
@@ -176,8 +207,18 @@ class StudentRun:
                         left -= 1
                     yield request
 
+    def _pages(self, need: Need, buckets: Sequence[str]) -> Iterator[list[str]]:
+        """Yield the samples of these buckets; in dataset order where it is one bucket of all samples, or none."""
+        if "" in buckets or not buckets:
+            yield from iter_places(self.store, PAGE, need.scope.datasets)
+            return
+        for bucket in buckets:
+            samples = iter(samples_of_bucket(self.store, bucket, need.scope.datasets))
+            while page := list(islice(samples, PAGE)):
+                yield page
+
     def _lacking(self, need: Need, samples: Sequence[str]) -> Iterator[Request]:
-        rows = lacking_facts(self.store, need, samples)
+        rows = [row for row in lacking_facts(self.store, need, samples) if self.groups.has(row.sample_id)]
         there = facts_of(self.store, need, {row.variant_id: row.reference_id for row in rows})
         for row in rows:
             facts = there[row.variant_id]
@@ -244,13 +285,14 @@ class StudentRun:
     def _count(self, results: Sequence[Result]) -> None:
         self.result.statistics += len(results)
         self.progress.done += len(results)
+        self.progress.total = self.total - self.groups.elsewhere
         for result in results:
             if result.output is None:
                 status = result.status.value
                 self.result.without_value[status] = self.result.without_value.get(status, 0) + 1
         self.listener(self.progress)
 
-    def _note(self, engine: "EngineProgress") -> None:
-        self.result.tokens = self.progress.tokens = engine.tokens
+    def _note(self, engine: "EngineProgress", before: int) -> None:
+        self.result.tokens = self.progress.tokens = before + engine.tokens
         self.progress.utilisation = engine.utilisation
         self.listener(self.progress)

@@ -21,7 +21,7 @@ from recycledb.store.pending import Wanted
 from recycledb.store.places import iter_places
 from recycledb.store.questions import count_questions, pending_questions, texts_beside
 from recycledb.store.rows import VariantRow
-from recycledb.store.workers import beat
+from recycledb.store.workers import end_dead
 from recycledb.sync.target import Target
 
 PAGE = 200  # samples whose questions are fetched at once; the next page is fetched when half of it is used up
@@ -113,11 +113,11 @@ class Questions:
             [row for row in found if not new.keys().isdisjoint((row.variant_id, *row.others.split(",")))]
         )
 
-    def rewind(self, worker: str) -> bool:
+    def rewind(self) -> bool:
         """Start over if questions have become open in the meantime: another process died, or samples were added."""
         if not self._found:
             return False
-        beat(self.store, worker)  # also ends workers that have died
+        end_dead(self.store)
         if not count_questions(self.store, self.wanted):
             return False
         self._pages, self._walked, self._found = iter_places(self.store, PAGE, self.wanted.datasets), False, 0

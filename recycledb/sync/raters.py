@@ -16,7 +16,7 @@ from recycledb.methods.judging import COMPARE
 from recycledb.options import JudgingConfig, MeasureConfig
 from recycledb.reflection import prompts
 from recycledb.schema import IDENTITY_LENGTH, content_id, utc_now
-from recycledb.store import Store
+from recycledb.store import Meaning, Store
 from recycledb.store.rater_rows import TeacherMeasureRow
 
 JUDGING = "judging"
@@ -46,10 +46,9 @@ class Rater:
         """The name of its prompt in the store."""
         return f"{self.prompt.step}/{self.name}"
 
-    def register(self, store: Store, conn: Connection, teacher_id: str) -> None:
-        """Write the measure, and point its name to it; its teacher and prompt are there."""
+    def _row(self, teacher_id: str) -> TeacherMeasureRow:
         low, high = self.scale or (None, None)
-        row = TeacherMeasureRow(
+        return TeacherMeasureRow(
             measure_id="",
             name=self.name,
             method=self.method,
@@ -61,6 +60,14 @@ class Rater:
             high=high,
             created_at=utc_now(),
         )
+
+    def meaning(self, teacher_id: str) -> Meaning:
+        """Return its name with the id that it has when this teacher is asked."""
+        return Meaning(self.what, self.name, teacher_measure_id_of(self._row(teacher_id)))
+
+    def register(self, store: Store, conn: Connection, teacher_id: str) -> None:
+        """Write the measure, and point its name to it; its teacher and prompt are there."""
+        row = self._row(teacher_id)
         key = teacher_measure_id_of(row)
         store.insert(conn, [row._replace(measure_id=key)])
         store.ensure_name(conn, self.what, self.name, key)

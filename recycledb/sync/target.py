@@ -6,11 +6,11 @@ Invariant: making a target only reads; `register` writes the identities and name
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from recycledb import methods
 from recycledb.config import FILE_NAME, Config, StudentConfig, TeacherConfig
-from recycledb.errors import ConfigError
+from recycledb.errors import ConfigError, StoreError
 from recycledb.reflection import prompts
 from recycledb.schema import canonical_json, utc_now
 from recycledb.scoring.identity import identify
@@ -20,6 +20,7 @@ from recycledb.store.pending import Scope, Wanted
 from recycledb.store.rows import PromptRow, StudentRow, TeacherRow
 from recycledb.store.subjects import Subjects
 from recycledb.store.teachers import Known, find
+from recycledb.store.workers import note_names
 from recycledb.sync.augmentation import Augmentation
 from recycledb.sync.augmentation import resolve as resolve_augmentations
 from recycledb.sync.measures import Measured
@@ -139,19 +140,36 @@ class Target:
         """Return the measures that are taken under a student."""
         return [each for each in self.measures if any(student.student_id == s.student_id for s in each.students)]
 
-    def register(self, store: Store, *, readers: bool = True) -> None:
-        """Write the identities of this target, and point the names to them.
+    @property
+    def meanings(self) -> list[Meaning]:
+        """The names that it uses, with the ids that they have for it; the teacher's of a store once it is `within` that."""
+        found = [Meaning("extractor", name, str(version)) for name, version in methods.version_names().items()]
+        if self.teacher is not None:
+            found.append(Meaning("teacher", self.teacher.name, self.teacher_id))
+        for step, prompt in self.prompts.items():
+            found.append(Meaning("prompt", self.rater.prompt_name if self.rater else step, prompt.prompt_id))
+        found += [Meaning("student", each.config.name, each.student_id) for each in self.all_students]
+        found += [Meaning("measure", each.config.name, each.measure_id) for each in self.measures]
+        found += [Meaning("augmentation", each.name, each.augmentation_id) for each in self.augmentations]
+        if self.rater is not None:
+            found.append(self.rater.meaning(self.teacher_id))
+        return found
+
+    def register(self, store: Store, *, readers: bool = True, worker: str | None = None) -> None:
+        """Write the identities of this target, and point the names to them; as long as `worker` lives, nobody else moves these.
+
+        StoreError where another process at work uses one of the names for another id.
 
         Without `readers`, those of the extractor versions stay as they are: until all replies are read by the current versions, the
         results of the versions before are in use, and selections find them.
         """
         if self.known is None and self.teacher is not None:
-            self.within(store).register(store, readers=readers)
+            self.within(store).register(store, readers=readers, worker=worker)
             return
         raters = [asking.within(store) for asking in self.askings if asking.rater is not None]
         with store.write() as conn:
             for name, version in methods.version_names().items() if readers else ():
-                store.ensure_name(conn, "extractor", name, str(version))
+                _ensure_version(store, conn, name, version)
             if self.teacher is not None:
                 self._register_teacher(store, conn, self.teacher)
             for student in self.all_students:
@@ -164,14 +182,13 @@ class Target:
                 if asking.rater is not None and asking.teacher is not None:
                     asking._register_teacher(store, conn, asking.teacher)
                     asking.rater.register(store, conn, asking.teacher_id)
+            if worker is not None:
+                meanings = [meaning for each in (self, *raters) for meaning in each.meanings]
+                note_names(conn, worker, {f"{each.kind}/{each.name}": each.identity for each in meanings})
 
     def not_in_use(self, store: Store) -> list[Meaning]:
         """Return the names that variants depend on and that will change their meaning once this target is registered."""
-        meanings = [Meaning("extractor", name, str(version)) for name, version in methods.version_names().items()]
-        if self.teacher is not None:
-            meanings.append(Meaning("teacher", self.teacher.name, self.teacher_id))
-            meanings += [Meaning("prompt", step, prompt.prompt_id) for step, prompt in self.prompts.items()]
-        meanings += [Meaning("augmentation", each.name, each.augmentation_id) for each in self.augmentations]
+        meanings = [each for each in self.meanings if each.kind in ("extractor", "teacher", "prompt", "augmentation")]
         in_use = {(row.kind, row.name, row.id) for row in store.rows("SELECT kind, name, id FROM current_names")}
         return [meaning for meaning in meanings if meaning not in in_use]
 
@@ -205,6 +222,18 @@ class Target:
         )
         store.insert(conn, [row])
         store.ensure_name(conn, "student", config.name, student.student_id)
+
+
+def _ensure_version(store: Store, conn: Connection, name: str, version: int) -> None:
+    """Make this version of a reader the one in use; StoreError where a newer one is: variants that only it found would be lost to view."""
+    sql = "SELECT id FROM current_names WHERE kind = 'extractor' AND name = :name"
+    found = conn.execute(text(sql), {"name": name}).scalar()
+    if found is not None and found.isdecimal() and int(found) > version:
+        raise StoreError(
+            f"replies of {name} are read by version {found} of its reader in this store, and version {version} is installed here: "
+            "install the version of recycledb, or of the method's package, that the other hosts have"
+        )
+    store.ensure_name(conn, "extractor", name, str(version))
 
 
 def resolve(
