@@ -70,7 +70,9 @@ class Session:
         from recycledb.store import Store
         from recycledb.workspace import Workspace
 
-        return Workspace(Store.open(self.url, create=create), self.__dict__.get("config")).patient()
+        config = self.__dict__.get("config")
+        wait_s = None if config is None else config.store.wait_s
+        return Workspace(Store.open(self.url, create=create, wait_s=wait_s), config)
 
 
 session = Session()

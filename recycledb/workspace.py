@@ -5,14 +5,12 @@ as an object whose `as_dict()` returns it. The commands call these methods, or t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from recycledb.additions import Additions, Options, add
 from recycledb.config import Config, load
-from recycledb.errors import ConfigError
 from recycledb.formats import MAX_ROW
 from recycledb.inspection import Status, look, measures, show
 from recycledb.marking import mark
@@ -53,14 +51,8 @@ class Workspace:
     def open(cls, url: str | None = None, *, config: str | Path | None = None, create: bool = False) -> Self:
         """See `recycledb.open`."""
         read = load(None if config is None else Path(config)) if config is not None or url is None else None
-        return cls(Store.open(url or (read or load()).store.url, create=create), read).patient()
-
-    def patient(self) -> Self:
-        """Wait for a server that is away as long as the configuration says."""
-        if self.store.backend.is_server:
-            with suppress(ConfigError):  # without a configuration that can be read, as long as by default
-                self.store.backend.wait_s = self.config.store.wait_s
-        return self
+        wait_s = None if read is None else read.store.wait_s
+        return cls(Store.open(url or (read or load()).store.url, create=create, wait_s=wait_s), read)
 
     @property
     def config(self) -> Config:

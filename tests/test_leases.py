@@ -144,7 +144,7 @@ def test_a_lease_is_one_worker_s_until_it_ends_or_is_found_dead(store: Store) ->
         assert leases.take(conn, second, BUCKETS, store.backend.now(conn)) == BUCKETS[2:]
     end_worker(store, first)
     with store.write() as conn:
-        assert leases.take(conn, second, BUCKETS, store.backend.now(conn)) == BUCKETS[:2]
+        assert leases.take(conn, second, BUCKETS[:2], store.backend.now(conn)) == BUCKETS[:2]
     end_worker(store, second)
     assert store.rows("SELECT * FROM lease") == []
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
@@ -82,7 +83,7 @@ def revisions(url: str) -> tuple[str | None, str]:
         backend.close()
 
 
-def upgrade(url: str, *, force: bool = False) -> str | None:
+def upgrade(url: str, *, force: bool = False) -> Path | None:
     """Upgrade the store at `url` to the newest schema; return where the copy of it is, if one was made.
 
     SchemaError while processes are at work on it; `force` takes those for dead that have not sent a heartbeat for two minutes.
@@ -155,9 +156,14 @@ class Store:
         self.growth = Growth()
 
     @classmethod
-    def open(cls, url: str, *, create: bool = False) -> "Store":
-        """Open the store at `url`; with `create`, create it if there is none. Raises SchemaError unless it has the newest schema."""
+    def open(cls, url: str, *, create: bool = False, wait_s: float | None = None) -> "Store":
+        """Open the store at `url`; with `create`, create it if there is none. Raises SchemaError unless it has the newest schema.
+
+        `wait_s` is how long a transaction is tried again while a server is away; None for the default.
+        """
         backend = open_backend(url)
+        if backend.is_server and wait_s is not None:
+            backend.wait_s = wait_s
         try:
             with _explained(backend):
                 _prepare(backend, create)

@@ -33,10 +33,6 @@ class Backend(Protocol):
     """One open database: a file, or a database of a server."""
 
     name: str
-    label: str  # how messages name the store: the path, or the URL without its password
-    title: str  # a short name: of the file, or of the database
-    folder: Path | None  # of the file, in which temporary files of its size can be written; None for a server
-    identity: str  # equal for two URLs of one store
     errors: tuple[type[Exception], ...]  # the driver's own, for calls that SQLAlchemy does not wrap
     is_server: bool
     wait_s: float  # how long a transaction is tried again while the server is away; 0 for files
@@ -44,13 +40,29 @@ class Backend(Protocol):
     reader: Engine  # sees committed rows only and never blocks the writer
     one_clock: bool  # whether `now` is the same clock for every host
 
+    @property
+    def label(self) -> str:
+        """How messages name the store: the path, or the URL without its password."""
+
+    @property
+    def title(self) -> str:
+        """A short name: of the file, or of the database."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the file, in which temporary files of its size can be written; None for a server."""
+
+    @property
+    def identity(self) -> str:
+        """A text that is equal for two URLs of one store."""
+
     def exists(self) -> bool:
         """Return whether there is a database to open; StoreError if there can be none."""
 
     def require_place(self) -> None:
         """Raise StoreError if no store can be created here."""
 
-    def copy_before_upgrade(self, revision: str) -> str | None:
+    def copy_before_upgrade(self, revision: str) -> Path | None:
         """Copy the store, which has this revision, and return where the copy is; None where the user makes one."""
 
     def begin(self, *, locked: bool) -> AbstractContextManager[Connection]:

@@ -84,7 +84,7 @@ class InFile:
         copy_to(self, self.path, target)
         return f"it is a store: recycledb --store {self.name}:///{target}"
 
-    def copy_before_upgrade(self: Any, revision: str) -> str | None:
+    def copy_before_upgrade(self: Any, revision: str) -> Path | None:
         """Copy the file to a new one beside it and return that one's path."""
         backend: Backend = self
-        return str(copy_beside(backend, self.path, revision))
+        return copy_beside(backend, self.path, revision)

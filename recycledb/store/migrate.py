@@ -6,6 +6,7 @@ existing file is backed up before it is changed. A database that is not a recycl
 
 from datetime import datetime
 from importlib.resources import files
+from pathlib import Path
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
@@ -89,7 +90,7 @@ def require_newest(backend: Backend, conn: Connection) -> None:
     raise SchemaError(f"{path} has schema {found}, older than this recycledb ({HEAD}); run `recycledb db upgrade`")
 
 
-def upgrade(backend: Backend, *, force: bool = False) -> str | None:
+def upgrade(backend: Backend, *, force: bool = False) -> Path | None:
     """Upgrade the store to the newest revision; return where the copy of it is, if one was made.
 
     SchemaError while processes are at work on it; `force` takes those for dead that have not sent a heartbeat for two minutes.

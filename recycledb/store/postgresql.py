@@ -134,7 +134,7 @@ class PostgreSQL:
     def require_place(self) -> None:
         """Do nothing: a store is created in the database that the URL names."""
 
-    def copy_before_upgrade(self, revision: str) -> str | None:
+    def copy_before_upgrade(self, revision: str) -> Path | None:
         """Return None: an upgrade is one transaction, and a copy of a server's database is its owner's business."""
         return None
 

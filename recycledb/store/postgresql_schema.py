@@ -121,14 +121,18 @@ class StoreImpl(PostgresqlImpl):
         """
         if self._kept is None:
             self._kept = {}
-            found = self._exec(text(_VIEWS)).fetchall()
+            found = _rows(self._exec(text(_VIEWS)))
             for name, sql in found:
                 self._kept[name] = [f"CREATE VIEW {name} AS {sql}"]
-            for _, table, rule in self._exec(text(_RULES)).fetchall():
+            for _, table, rule in _rows(self._exec(text(_RULES))):
                 self._kept[table].append(rule)
             if found:
                 self._exec(text(f"DROP VIEW {', '.join(name for name, _ in found)}"))
         return self._kept
+
+
+def _rows(result: Any) -> list[Any]:
+    return list(result.fetchall())
 
 
 def _adapt(column: Column[Any]) -> None:
