@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -80,11 +81,14 @@ class Server:
         """Start the server and wait until it takes connections."""
         import psycopg
 
+        # The signal comes when the thread that started the server ends.
+        is_main = threading.current_thread() is threading.main_thread()
+        end_with_parent = _end_with_parent if is_main else None
         arguments = [f"-c{key}={value}" for key, value in self.settings.items()]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self.programs / "postgres", "-D", self.folder / "data", *arguments],
-                cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent,  # noqa: PLW1509 - it only sets what signal the server gets
+                cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=end_with_parent,  # noqa: PLW1509 - it only sets what signal the server gets
                 **self.as_user,
             )  # fmt: skip
         end = time.monotonic() + WAIT_S

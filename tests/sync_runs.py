@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from templates import new
+from templates import new_url
 
 from recycledb import methods
 from recycledb.config import ClusterSettings, Config, TeacherConfig, parse
@@ -85,7 +85,7 @@ def sample(number: int) -> Texts:
 
 def make_store(folder: Path, samples: int, backend: str = "sqlite") -> str:
     """Make a store of so many samples; return its URL."""
-    url = new(f"{backend}:///{folder}/store.db")
+    url = new_url(backend, folder / "store.db")
     with Store.open(url) as store, store.write() as conn:
         replace_places(store, conn, "made-up", (Place(i, sample(i)) for i in range(samples)))
     return url

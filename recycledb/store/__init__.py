@@ -202,15 +202,22 @@ class Store:
 
         A transaction whose COMMIT was not acknowledged may have been stored, so `work` must do no harm when it is run again.
         """
+
+        def write() -> _T:
+            with self.write(locked=locked) as conn:
+                return work(conn)
+
+        return self._patiently(write)
+
+    def _patiently(self, work: Callable[[], _T]) -> _T:
+        """Run `work` until the server has answered, for `wait_s` seconds at most."""
         for pause_s in _pauses(self.backend.wait_s):
             try:
-                with self.write(locked=locked) as conn:
-                    return work(conn)
+                return work()
             except AwayError as error:
                 log.warning("%s; trying again in %.1f s", error, pause_s)
                 time.sleep(pause_s)
-        with self.write(locked=locked) as conn:
-            return work(conn)
+        return work()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -231,8 +238,12 @@ class Store:
         shared: Connection | None = getattr(self._local, "conn", None)
         if shared is not None:
             return shared.execute(text(sql), parameters).fetchall()
-        with self.read() as conn:
-            return conn.execute(text(sql), parameters).fetchall()
+
+        def fetch() -> Sequence[SQLRow]:
+            with self.read() as conn:
+                return conn.execute(text(sql), parameters).fetchall()
+
+        return self._patiently(fetch)
 
     @contextmanager
     def together(self) -> Iterator[None]:

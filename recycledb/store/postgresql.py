@@ -75,7 +75,9 @@ class PostgreSQL:
     def __init__(self, url: URL) -> None:
         self.url = _verified(url)
         self.label = (
-            url.render_as_string(hide_password=True).replace("postgresql+psycopg", "postgresql").replace("%2F", "/")
+            self.url.render_as_string(hide_password=True)
+            .replace("postgresql+psycopg", "postgresql")
+            .replace("%2F", "/")
         )
         self.title = url.database or os.environ.get("PGDATABASE") or "postgresql"
         self.identity = f"{url.host or os.environ.get('PGHOST', '')}:{url.port or ''}/{url.database or ''}?{sorted(url.query.items())}"

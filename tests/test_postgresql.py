@@ -1,0 +1,449 @@
+"""PostgreSQL: what only a server does. The tests of the store, of queries and selections run on it too (`store_url` in conftest.py)."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import postgres_server
+import pytest
+import scored_stores as scored
+import stores
+from conftest import Cli
+from postgres_server import OWNER, Server
+from stores import STUDENT, loss_row
+from sync_runs import disagreements, make_store, rows, run, sample, target
+from teacher_server import TeacherServer
+from templates import drop, new_url
+
+from recycledb.config import load
+from recycledb.errors import AwayError, ConfigError, QueryError, SchemaError, StoreError
+from recycledb.methods.ifd import Stat
+from recycledb.selection.query import query
+from recycledb.selection.recipes import get_recipe
+from recycledb.selection.select import select
+from recycledb.store import Store, verify
+from recycledb.store.address import open_backend, shown
+from recycledb.store.merge import merge, open_source
+from recycledb.store.places import Place, replace_places
+from recycledb.store.questions import claim, pending_questions
+from recycledb.store.workers import start_worker
+
+pytestmark = pytest.mark.skipif(postgres_server.binaries() is None, reason="no PostgreSQL: apt-get install postgresql")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty store in PostgreSQL."""
+    made = new_url("postgresql", tmp_path)
+    yield made
+    drop(made)
+
+
+@pytest.fixture
+def pg(url: str) -> Iterator[Store]:
+    """An open, empty store in PostgreSQL."""
+    with Store.open(url) as store:
+        yield store
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server of the test's own, which it may stop."""
+    server = Server(fsync="on", synchronous_commit="on", full_page_writes="on")
+    yield server
+    server.close()
+
+
+# --- addresses, passwords and roles -----------------------------------------------------------------
+
+
+def test_passwords_are_not_in_the_file_and_in_no_message(tmp_path: Path) -> None:
+    for written in ("postgresql://me:secret@db.lab/store", "postgresql://db.lab/store?password=secret"):
+        (tmp_path / "recycledb.toml").write_text(f'[store]\nurl = "{written}"\n')
+        with pytest.raises(ConfigError, match=r"~/\.pgpass or \$PGPASSWORD") as raised:
+            load(tmp_path / "recycledb.toml")
+        assert "secret" not in str(raised.value)
+    assert shown("postgresql://me:secret@localhost/store") == "postgresql://me:***@localhost/store"
+    with pytest.raises(StoreError) as raised_there:
+        Store.open("postgresql://me:secret@localhost:1/store")
+    assert "secret" not in str(raised_there.value) and "localhost" in str(raised_there.value)
+
+
+def test_a_server_elsewhere_is_asked_for_tls_that_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGSSLMODE", raising=False)
+    monkeypatch.delenv("PGHOST", raising=False)
+    assert "sslmode=verify-full" in open_backend("postgresql://db.lab.example/store").label
+    for address in ("postgresql://localhost/s", "postgresql:///s?host=/var/run/pg", "postgres://127.0.0.1:5433/s"):
+        assert "sslmode" not in open_backend(address).label
+    assert "sslmode=require" in open_backend("postgresql://db.lab.example/store?sslmode=require").label
+
+
+def test_a_database_that_is_missing_is_one_line_with_the_command(url: str) -> None:
+    missing = url.replace(url.partition("@/")[2].partition("?")[0], "nowhere")
+    with pytest.raises(StoreError, match=r"there is no database 'nowhere' .* `createdb nowhere` creates it"):
+        Store.open(missing)
+
+
+def test_a_schema_of_another_program_is_refused(tmp_path: Path) -> None:
+    server = postgres_server.server()
+    name = server.create()
+    with closing(server.connect(name, OWNER)) as connection:
+        connection.execute("CREATE TABLE theirs (a integer)")
+    with pytest.raises(SchemaError, match="another program's database"):
+        Store.open(server.url(name), create=True)
+    drop(server.url(name))
+
+
+def test_a_store_newer_than_this_release_is_refused(pg: Store, url: str) -> None:
+    with pg.write() as conn:
+        conn.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaError, match=r"newer than this recycledb"):
+        Store.open(url, create=True)
+
+
+def test_what_a_readers_role_may_do(pg: Store, url: str) -> None:
+    scored.two_students(pg)
+    server = postgres_server.server()
+    database = url.partition("@/")[2].partition("?")[0]
+    role = f"reader_{database}"
+    with closing(server.connect(database)) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+        for statement in pg.backend.grants(role):
+            connection.execute(statement)
+    with Store.open(server.url(database, role)) as reader:
+        with query(reader, "SELECT count(*) AS n FROM scores") as found:
+            assert next(found.rows)[0] > 0
+        with pytest.raises(StoreError, match="db grant ROLE"), reader.write() as conn:
+            conn.exec_driver_sql("DELETE FROM loss")
+    with closing(server.connect(database)) as connection:
+        connection.execute(f"DROP OWNED BY {role}")
+        connection.execute(f"DROP ROLE {role}")
+
+
+REFUSED = [
+    "INSERT INTO prompt SELECT * FROM prompt",
+    "WITH gone AS (DELETE FROM loss RETURNING 1) SELECT * FROM gone",
+    "SELECT 1; COMMIT; DELETE FROM loss",
+    "COPY loss TO PROGRAM 'true'",
+    "DO $$ BEGIN DELETE FROM loss; END $$",
+    "SET TRANSACTION READ WRITE",
+    "SELECT 1 INTO TEMP TABLE x",
+    "CREATE TEMP TABLE x AS SELECT 1",
+    "SELECT * FROM loss FOR UPDATE",
+    "SELECT pg_read_file('/etc/passwd')",
+    "EXPLAIN ANALYZE DELETE FROM loss",
+    "COMMIT",
+    "NOTIFY x",
+    "SELECT set_config('transaction_read_only', 'off', false)",
+    "LOCK TABLE loss",
+]
+
+
+def test_a_query_can_only_read(pg: Store) -> None:
+    with pg.write() as conn:
+        pg.insert(conn, [stores.student_row(STUDENT, "7b")])
+    for sql in REFUSED:
+        with pytest.raises(QueryError) as raised, query(pg, sql) as found:
+            list(found.rows)
+        assert len(str(raised.value).splitlines()) == 1, sql
+    assert pg.rows("SELECT count(*) FROM student")[0][0] == 1
+    with query(pg, "SELECT 1 AS a", {}) as found:  # an error before it ended no transaction of others
+        assert list(found.rows) == [(1,)]
+    with query(pg, "EXPLAIN SELECT * FROM scores") as found:
+        assert list(found.rows)
+
+
+def test_a_superuser_s_queries_are_refused_unless_asked_for(
+    pg: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(url.replace(f"{OWNER}@", "test@")) as store:
+        with pytest.raises(QueryError, match="superuser"), query(store, "SELECT 1 AS a"):
+            pass
+        monkeypatch.setenv("RECYCLEDB_AS_SUPERUSER", "1")
+        with query(store, "SELECT 1 AS a") as found:
+            assert list(found.rows) == [(1,)]
+
+
+# --- numbers and names --------------------------------------------------------------------------------
+
+
+def test_numbers_at_the_ends_of_the_range(pg: Store) -> None:
+    sql = "SELECT recycledb_exp(-1000) AS a, recycledb_exp(1000) AS b, recycledb_exp(NULL) AS c, round(avg(x), 1) AS d, sum(x) AS e"
+    with query(pg, f"{sql} FROM (VALUES (1), (2)) AS t(x)") as found:
+        assert list(found.rows) == [(0.0, math.inf, None, 1.5, 3)]
+
+
+def test_columns_have_their_documented_names(pg: Store) -> None:
+    scored.two_students(pg)
+    documented = ["ppl_Q_direct", "loss_A_condition", "ifd_ppl"]
+    sql = f"SELECT {', '.join(documented)} FROM scores"
+    with query(pg, sql) as found:
+        assert found.columns == documented
+    assert pg.rows(sql)[0]._mapping["ppl_Q_direct"] > 0
+
+
+def test_a_statistic_is_removed_through_the_view(pg: Store) -> None:
+    scored.two_students(pg)
+    before = pg.rows("SELECT count(*) FROM loss")[0][0]
+    with pg.write() as conn:
+        conn.exec_driver_sql("DELETE FROM losses WHERE stat = 'Q_direct'")
+    assert pg.rows("SELECT count(*) FROM loss")[0][0] == before * 3 / 4
+
+
+# --- stores of three backends ---------------------------------------------------------------------------
+
+
+def chosen(store: Store, path: Path, recipe: str) -> bytes:
+    """Return the file that a recipe writes."""
+    select(store, get_recipe(recipe), {"student": "7b"}, output=path)
+    return path.read_bytes()
+
+
+def test_a_selection_is_the_same_bytes_on_three_backends(tmp_path: Path) -> None:
+    first = new_url("sqlite", tmp_path / "a.db")
+    with Store.open(first) as store:
+        scored.two_students(store, [f"word {i}" for i in range(12)])
+    others = [
+        new_url("postgresql", tmp_path),
+        new_url("duckdb", tmp_path / "b.duckdb"),
+        new_url("sqlite", tmp_path / "c.db"),
+    ]
+    files: dict[str, list[bytes]] = {}
+    for number, (source, there) in enumerate(zip([first, *others], [*others, None], strict=True)):
+        with Store.open(source) as store:  # SQLite, PostgreSQL, DuckDB, SQLite
+            for recipe in ("selective", "cherry"):
+                files.setdefault(recipe, []).append(chosen(store, tmp_path / f"{recipe}{number}.json", recipe))
+            assert verify.check(store).findings == []
+            if there is not None:
+                with Store.open(there) as target_store:
+                    new = sum(merge(target_store, store).rows.values())
+                    assert new > 100
+                    assert sum(merge(target_store, store).rows.values()) == 0
+    for recipe, written in files.items():
+        assert len(set(written)) == 1, recipe
+    assert json.loads(files["selective"][0])
+    drop(others[0])
+
+
+def test_a_store_is_not_merged_into_itself(pg: Store, url: str) -> None:
+    with open_source(url) as source, pytest.raises(StoreError, match="into itself"):
+        merge(pg, source)
+
+
+def test_a_backup_is_restored(pg: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored.two_students(pg)
+    server = postgres_server.server()
+    monkeypatch.setenv("PATH", f"{server.programs}:{os.environ['PATH']}")
+    file = tmp_path / "copy.dump"
+    assert "pg_restore" in pg.backend.save(file)
+    with pytest.raises(StoreError, match="already exists"):
+        pg.backend.save(file)
+    name = server.create()
+    command = [server.programs / "pg_restore", "-h", server.folder, "-U", OWNER, "--no-owner", "-d", name, file]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False
+    )  # it cannot make the schema that is there
+    with Store.open(server.url(name)) as restored:
+        sql = "SELECT median(ifd_ppl), min(ifd_ppl), max(ifd_ppl), count(*) FROM scores"
+        assert restored.rows(sql) == pg.rows(sql), done.stderr
+    drop(server.url(name))
+
+
+def test_without_pg_dump_the_command_is_named(pg: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(StoreError, match="pg_dump -Fc"):
+        pg.backend.save(tmp_path / "copy.dump")
+    assert list(tmp_path.glob("*dump*")) == []
+
+
+def test_the_commands_work_on_a_server(url: str, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([{"instruction": f"Say {i}", "output": f"{i}"} for i in range(5)]))
+    store = ("--store", url)
+    assert "5" in cli(*store, "add", "data.json").stdout
+    status = json.loads(cli(*store, "status", "--json").stdout)
+    assert status["backend"] == "postgresql" and status["samples"] == 5
+    assert json.loads(cli(*store, "query", "SELECT count(*) AS n FROM samples", "--format", "json").stdout) == [
+        {"n": 5}
+    ]
+    assert "no problems" in cli(*store, "db", "check").stdout or "0" in cli(*store, "db", "check").stdout
+    assert "GRANT SELECT" in cli(*store, "db", "grant", "readers").stdout
+    assert "0009" in cli(*store, "db", "current").stdout
+    assert "is a file" in cli("--store", "sqlite:///x.db", "db", "grant", "readers", code=1).stderr
+
+
+# --- a server that goes away ------------------------------------------------------------------------------
+
+
+def test_a_connection_that_the_server_ended_is_replaced(pg: Store, url: str) -> None:
+    stores.add_samples(pg, [stores.texts(1)])
+    server, database = postgres_server.server(), url.partition("@/")[2].partition("?")[0]
+    with closing(server.connect()) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+            [database],
+        )
+    with pg.write() as conn:
+        pg.insert(conn, [stores.student_row(STUDENT, "7b")])
+    assert pg.rows("SELECT count(*) FROM student")[0][0] == 1
+
+
+def test_a_transaction_is_tried_again_only_while_it_is_worth_it(own_server: Server) -> None:
+    url = own_server.url(own_server.create())
+    with Store.open(url, create=True, wait_s=0.5) as store:
+        own_server.stop(signal.SIGQUIT)
+        with pytest.raises(AwayError):
+            store.transact(lambda conn: store.insert(conn, [stores.student_row(STUDENT, "7b")]))
+        threading.Timer(0.3, own_server.start).start()
+        store.backend.wait_s = 60.0
+        assert store.transact(lambda conn: store.insert(conn, [stores.student_row(STUDENT, "7b")])) == 1
+
+
+def restart_often(folder: Path, server: Server, restarts: int, samples: int) -> None:
+    """Crash and start the server during one sync, which must end well with every reply."""
+    name = server.create()
+    url = server.url(name)
+    Store.open(url, create=True).close()
+    with Store.open(url) as store, store.write() as conn:
+        replace_places(store, conn, "made-up", (Place(i, sample(i)) for i in range(samples)))
+    ended = threading.Event()
+
+    def crash() -> None:
+        for _ in range(restarts):
+            if ended.wait(1.0):
+                return
+            server.stop(signal.SIGQUIT)
+            server.start()
+
+    with TeacherServer(delay_s=0.05) as teacher:
+        thread = threading.Thread(target=crash)
+        thread.start()
+        outcome = run(url, target(teacher.base_url, concurrency=8))
+        ended.set()
+        thread.join()
+        assert disagreements(url, teacher.log) == []
+    assert outcome.complete
+    statuses = {row["status"] for row in rows(url, "SELECT DISTINCT status FROM teacher_texts")}
+    assert statuses == {"ok"}
+
+
+@pytest.mark.long
+def test_a_server_that_restarts_in_mid_sync_costs_no_reply(own_server: Server, tmp_path: Path) -> None:
+    restart_often(tmp_path, own_server, 3, 60)
+
+
+@pytest.mark.slow
+def test_ten_restarts_in_one_sync_cost_no_reply(own_server: Server, tmp_path: Path) -> None:
+    restart_often(tmp_path, own_server, 10, 300)
+
+
+class CuttingProxy:
+    """Passes bytes to a server's socket and back; once `armed`, it passes one COMMIT on and drops the connection before the answer."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self.server_path = str(server.folder / ".s.PGSQL.5432")
+        self.folder = folder
+        self.armed = self.cut = False
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(folder / ".s.PGSQL.5432"))
+        self.listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                there = socket.socket(socket.AF_UNIX)
+                there.connect(self.server_path)
+                for source, sink in ((client, there), (there, client)):
+                    threading.Thread(target=self._pass, args=(source, sink, source is client), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, to_server: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if to_server and self.armed and b"COMMIT" in data:
+                    self.armed, self.cut = False, True
+                    source.shutdown(socket.SHUT_RDWR)  # the client hears no more
+                sink.sendall(data)
+        for each in (source, sink):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_WR if each is sink else socket.SHUT_RD)
+
+
+def test_a_claim_whose_commit_was_not_acknowledged_is_known_again(url: str) -> None:
+    with Store.open(url) as store:
+        stores.register(store)
+        samples = stores.add_samples(store, [stores.texts(i) for i in range(4)])
+    with tempfile.TemporaryDirectory(prefix="px-") as folder:
+        proxy = CuttingProxy(Path(folder), postgres_server.server())
+        through = url.replace(f"host={postgres_server.server().folder}", f"host={folder}")
+        with Store.open(through) as store:
+            wanted = stores.wanted()
+            asked = pending_questions(store, wanted, samples)
+            worker = start_worker(store)
+            proxy.armed = True
+            claims = claim(store, wanted, worker, asked)
+            assert proxy.cut
+            assert len(claims) == len(asked) > 0
+            assert store.rows("SELECT count(*) FROM attempt")[0][0] == len(asked)
+        proxy.listener.close()
+
+
+def write_opposite(url: str, rounds: int) -> None:
+    """Insert the same rows by two stores at once, in opposite orders."""
+    variants = [f"{i:032x}" for i in range(40)]
+    errors: list[BaseException] = []
+    start = threading.Barrier(2)
+
+    def write(order: int) -> None:
+        try:
+            with Store.open(url) as store:
+                for number in range(rounds):
+                    found = [
+                        loss_row(f"{number:012x}", variant, Stat.A_DIRECT, 1.0, 2, pair_id=variant)
+                        for variant in variants[::order]
+                    ]
+                    start.wait(60)
+                    for part in (found[:20], found[20:]):
+                        with store.write(locked=False) as conn:
+                            store.insert(conn, part)
+        except BaseException as error:
+            errors.append(error)
+            start.abort()
+
+    threads = [threading.Thread(target=write, args=(order,)) for order in (1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert rows(url, "SELECT count(*) AS n FROM loss")[0]["n"] == rounds * len(variants)
+
+
+def test_opposite_writers_do_not_stop_each_other(url: str) -> None:
+    write_opposite(url, 20)
+
+
+@pytest.mark.slow
+def test_a_thousand_rounds_of_opposite_writers(url: str) -> None:
+    write_opposite(url, 1_000)
+
+
+@pytest.mark.long
+def test_a_sync_on_a_server_agrees_with_the_teacher_s_log(tmp_path: Path) -> None:
+    url = make_store(tmp_path, 20, "postgresql")
+    with TeacherServer() as teacher:
+        assert run(url, target(teacher.base_url)).complete
+        assert disagreements(url, teacher.log) == []
+        calls = len(teacher.log)
+        assert run(url, target(teacher.base_url)).complete
+        assert len(teacher.log) == calls
+    drop(url)
