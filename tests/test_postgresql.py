@@ -352,10 +352,16 @@ class CuttingProxy:
         self.server_path = str(server.folder / ".s.PGSQL.5432")
         self.folder = folder
         self.armed = self.cut = False
+        self.sockets: list[socket.socket] = []
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(folder / ".s.PGSQL.5432"))
         self.listener.listen()
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for each in (self.listener, *self.sockets):
+            each.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -363,6 +369,7 @@ class CuttingProxy:
                 client, _ = self.listener.accept()
                 there = socket.socket(socket.AF_UNIX)
                 there.connect(self.server_path)
+                self.sockets += [client, there]
                 for source, sink in ((client, there), (there, client)):
                     threading.Thread(target=self._pass, args=(source, sink, source is client), daemon=True).start()
 
@@ -394,7 +401,7 @@ def test_a_claim_whose_commit_was_not_acknowledged_is_known_again(url: str) -> N
             assert proxy.cut
             assert len(claims) == len(asked) > 0
             assert store.rows("SELECT count(*) FROM attempt")[0][0] == len(asked)
-        proxy.listener.close()
+        proxy.close()
 
 
 def write_opposite(url: str, rounds: int) -> None:
