@@ -34,7 +34,7 @@ from recycledb.store.questions import claim, pending_questions
 from recycledb.store.rows import WorkerRow
 from recycledb.store.spending import spent_at_the_same_time
 from recycledb.store.workers import end_worker, start_worker
-from recycledb.sync import Sync
+from recycledb.sync import Stop, Sync
 from recycledb.sync.presence import Presence
 from recycledb.sync.sharing import Groups, Sharing, digits
 
@@ -334,3 +334,22 @@ def test_one_process_at_a_time_asks_or_makes_variants(store: Store) -> None:
             assert [each.lease for each in two.held_by_others()] == [Lease(ASK, "t")]  # nothing half taken is kept
         with second.only_here(Lease(ASK, "t")) as theirs:
             assert theirs
+
+
+def test_who_only_scores_waits_for_replies_that_another_process_awaits(tmp_path: Path) -> None:
+    """Nothing is missing at the moment, and yet it is not done: the one that asks has replies to read."""
+    url = make_store(tmp_path, 2)
+    with TeacherServer() as server, Store.open(url) as store:
+        wanted = target(server.base_url)
+        assert Sync(store, wanted).run().complete
+        stop = Stop()
+        with Presence(store, threading.Event()) as asking:
+            asking.take([Lease(ASK, wanted.teacher_id)])
+            assert Sync(store, wanted, wait=False).run().complete
+            run = Sync(store, wanted, stop=stop)
+            thread = threading.Thread(target=run.run)
+            thread.start()
+            while not store.rows("SELECT * FROM worker WHERE doing = 'waiting for others'"):
+                assert thread.is_alive()
+        thread.join(60)
+        assert not thread.is_alive() and run.outcome.complete

@@ -31,7 +31,7 @@ model = "student"
 max_length = {max_length}
 device = "cpu"
 [cluster]
-lease_s = 60
+lease_s = 3600
 bucket_samples = 2
 """
 
@@ -126,11 +126,18 @@ def test_four_processes_share_scoring_and_one_is_killed(tmp_path: Path) -> None:
     assert min(outcomes) > 0 and sum(outcomes) <= total  # what the killed one had committed nobody computes again
     print(f"the three that lived computed {outcomes}, the killed one committed {total - sum(outcomes)}")
     alone = cli_scores(tmp_path)
-    assert rows(url, FACTS) == alone
+    facts = rows(url, FACTS)
+    assert [without_sum(each) for each in facts] == [without_sum(each) for each in alone]
+    sums = [[each["loss_sum"] or 0.0 for each in found] for found in (facts, alone)]  # too short a text has none
+    assert sums[0] == pytest.approx(sums[1], rel=1e-4)  # packs differ
     assert rows(url, "SELECT * FROM lease") == []
 
 
 FACTS = "SELECT variant_id, stat, loss_sum, n_tokens, status, pair_id FROM loss ORDER BY variant_id, stat"
+
+
+def without_sum(fact: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fact.items() if name != "loss_sum"}
 
 
 def cli_scores(folder: Path) -> list[dict[str, Any]]:

@@ -212,7 +212,7 @@ def test_a_dead_processs_questions_are_taken_over_by_one_that_is_running(tmp_pat
         return Fault.HANG if exchange.number < 40 else None
 
     with TeacherServer(decide=hang_first, delay_s=0.2) as server:
-        first = start_sync(url, server.base_url, "--concurrency", "40")
+        first = start_sync(url, server.base_url, "--concurrency", "40", "--configured", '{"timeout_s": 600}')
         wait_for(lambda: len(server.log) >= 40)
         second = start_sync(url, server.base_url, "--concurrency", "10")
         wait_for(lambda: rows(url, "SELECT * FROM worker WHERE doing = 'waiting for others'"))

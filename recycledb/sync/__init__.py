@@ -15,7 +15,7 @@ from recycledb.config import ClusterSettings, TeacherConfig
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.reflection.teachers.contract import missing_key
 from recycledb.schema import utc_now
-from recycledb.store import Store, derivations
+from recycledb.store import Store, derivations, leases
 from recycledb.store.leases import ASK, AUGMENT, Lease
 from recycledb.store.losses import count_scores, count_statuses
 from recycledb.store.measures import Need, count_lacking
@@ -208,13 +208,14 @@ class Sync:
         self.outcome.unused = list(plan.unused) or self._unused(plan)  # before the names change
         # Whatever part is synced, since a new version's results are in use for all parts once its name is registered.
         self.outcome.read = read_all(self.store, self.stop).read
-        if not (plan.ready or plan.calls or plan.in_batches or plan.in_processes) or self.stop.is_set():
+        idle = not (plan.ready or plan.calls or plan.in_batches or plan.in_processes)
+        if (idle and not self._replies_come()) or self.stop.is_set():
             self.target.register(self.store, readers=not self.stop.is_set())
             self.outcome.left = plan
-            if plan.ready or plan.calls or plan.in_batches or plan.in_processes:  # stopped during planning
-                self.outcome.stopped = STOPPED
-            else:
+            if idle:
                 self._look_for_values()
+            else:  # stopped during planning
+                self.outcome.stopped = STOPPED
             return self.outcome
         with Presence(self.store, self.stop, self.cluster.lease_s) as self._presence:
             self._sharing = Sharing(self._presence, bucket_samples=self.cluster.bucket_samples, wait=self.wait)
@@ -235,12 +236,25 @@ class Sync:
 
     def _fill(self) -> None:
         """Fill in all that is missing and that no other process does."""
-        self._sharing.begin()
+        self._sharing.begin(self._teacher_ids)  # before the first count, and after the last
         lazy = self.target.lazy and self.target.reflect
         while lazy and self._round(self.target.students[:1]) and not self._ended:
             pass  # scores decide what is asked next, and replies bring new variants to score
         if not self.stop.is_set():
             self._round(self.target.all_students, last=True)
+        self._sharing.note_asked(self._teacher_ids)
+
+    @property
+    def _teacher_ids(self) -> list[str]:
+        """The teachers whose replies bring what this run fills in, also where it asks none itself (`--only score`)."""
+        own = [self.target.teacher_id] if self.target.teacher is not None else []
+        return [*own, *(asking.teacher_id for asking, _ in self.askings)]
+
+    def _replies_come(self) -> bool:
+        """Return whether another process asks a teacher now, and this run is to wait for what comes of it."""
+        with self.store.read() as conn:
+            held = {each.lease for each in leases.held(conn, self.store.backend.now(conn))}
+        return self.wait and not held.isdisjoint(Lease(ASK, teacher) for teacher in self._teacher_ids)
 
     def _much_to_score(self) -> bool:
         """Return whether so many variants lack facts, while others ask, that it is worth loading a student."""
@@ -292,10 +306,10 @@ class Sync:
             # Their replies may fail, or bring questions and variants.
             self._sharing.answers_awaited |= in_processes > 0 and bool(self._presence.others())
             return None
-        leases = [Lease(ASK, asking.teacher_id)]
+        needed = [Lease(ASK, asking.teacher_id)]
         if budget.limit is not None:  # it holds over all runs at the same time, so of these one asks at a time
-            leases.append(Lease(ASK, "--max-cost"))
-        with self._sharing.only_here(*leases) as asker:
+            needed.append(Lease(ASK, "--max-cost"))
+        with self._sharing.only_here(*needed) as asker:
             if not asker:
                 return None
             budget.look_elsewhere(self.store, self._presence.worker, at_once=True)

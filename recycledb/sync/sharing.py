@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from recycledb.store.leases import SCORE, Lease
+from recycledb.store.leases import ASK, SCORE, Lease
 from recycledb.store.living import counted, who
 from recycledb.store.measures import Need, lacking_by_bucket
 from recycledb.sync.presence import Presence
@@ -40,10 +40,16 @@ class Sharing:
         self.answers_awaited = False  # whether another process has questions in flight that this run wants answered
         self.reason: str | None = None  # why it did not wait
 
-    def begin(self) -> None:
-        """Begin another pass over all that is missing."""
+    def begin(self, teachers: Sequence[str]) -> None:
+        """Begin another pass over all that is missing, for which these teachers are asked or have been."""
         self.blocked.clear()
         self.answers_awaited = False
+        self.note_asked(teachers)
+
+    def note_asked(self, teachers: Sequence[str]) -> None:
+        """Note which of these teachers another process asks: replies that it has not read yet will bring questions and variants."""
+        asked = {Lease(ASK, teacher) for teacher in teachers}
+        self.blocked |= asked & {each.lease for each in self.presence.held_by_others()}
 
     @contextmanager
     def only_here(self, *wanted: Lease) -> Iterator[bool]:
