@@ -25,13 +25,17 @@ from recycledb.scoring.packs import Work
 log = logging.getLogger(__name__)
 
 
+class LaneLost(Exception):  # noqa: N818 - not an error of the run: the pack is computed on another lane
+    """A lane is gone with the machine or process that it was on, and the pack that it had was not computed."""
+
+
 class Lane(Protocol):
     """One replica of the model; `kernel` says how it computes."""
 
     kernel: str
 
     def outputs(self, batch: Sequence[Work]) -> list[Output]:
-        """Return each work's output."""
+        """Return each work's output; raise LaneLost where another lane has to compute them."""
         ...
 
     def close(self) -> None:
