@@ -21,6 +21,7 @@ from sqlalchemy import inspect
 from sqlmodel import SQLModel
 
 from recycledb.cli.commands import app
+from recycledb.clusters import ClusterSettings
 from recycledb.config import (
     Config,
     StoreSettings,
@@ -118,6 +119,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("augmentations.NAME", AugmentationConfig),
     ("judgings.NAME", JudgingConfig),
     ("sync", SyncSettings),
+    ("cluster", ClusterSettings),
 )
 
 

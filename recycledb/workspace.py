@@ -159,13 +159,16 @@ class Workspace:
         limit: int | None = None,
         max_cost: float | None = None,
         retry_failed: bool = False,
+        ray: str | bool | None = None,
+        replicas: int | str | None = None,
         stop: Stop | None = None,
         listener: Listener = silent,
     ) -> Sync:
         """Return a sync that can be planned (`plan()`) and run (`run()`); `listener` is called with its progress.
 
         Students are names of the configuration, or NAME=MODEL; `overrides` sets their prompt, max_length, dtype or device. `datasets`
-        restricts it to samples that are in one of these.
+        restricts it to samples that are in one of these. `ray` computes students in a Ray cluster, at an address or with True at
+        "auto", and `replicas` is the number of replicas there: docs/scale.md.
         """
         only_in = find_datasets(self.store, datasets)
         given = {key: value for key, value in (overrides or {}).items() if value is not None}
@@ -173,7 +176,14 @@ class Workspace:
         target = resolve(self.config, only=only, teacher=teacher, students=chosen, lazy=lazy, measures=measures)
         target = replace(target, datasets=only_in)
         return Sync(
-            self.store, target, limit=limit, max_cost=max_cost, retry_failed=retry_failed, stop=stop, listener=listener
+            self.store,
+            target,
+            limit=limit,
+            max_cost=max_cost,
+            retry_failed=retry_failed,
+            stop=stop,
+            listener=listener,
+            cluster=self.config.get_cluster(ray, replicas),
         )
 
     def batches(self) -> list[dict[str, Any]]:

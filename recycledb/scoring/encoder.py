@@ -20,7 +20,7 @@ from recycledb.schema import LossStatus
 from recycledb.scoring.lanes import LocalLane
 from recycledb.scoring.network import resolve_device, resolve_dtype
 from recycledb.scoring.outputs import Output, pool, unit
-from recycledb.scoring.packs import Batch, Work
+from recycledb.scoring.packs import Batch, Work, by_length
 from recycledb.scoring.pool import LanePool
 from recycledb.scoring.requests import Request
 from recycledb.scoring.scorer import Scorer
@@ -43,13 +43,8 @@ class Encoder(Scorer):
         return cls(tokeniser, LanePool([load_lane(model, revision, max_length, dtype, target)]))
 
     def batches(self, works: Iterable[Work]) -> list[Batch]:
-        """Return texts of similar length whose padded size is limited, the longest first."""
-        found: list[list[Work]] = []
-        for work in sorted(works, key=lambda work: -len(work.ids)):
-            if not found or len(found[-1][0].ids) * (len(found[-1]) + 1) > _BATCH_TOKENS:
-                found.append([])
-            found[-1].append(work)
-        return [Batch(works, sum(len(work.ids) for work in works)) for works in found]
+        """Return texts of similar length, whose padded size is limited, the longest first."""
+        return list(by_length(works, _BATCH_TOKENS))
 
 
 def load_lane(model: str, revision: str | None, max_length: int, dtype: str, device: torch.device) -> LocalLane:

@@ -22,6 +22,7 @@ from typing import Self
 import torch
 
 from recycledb.errors import RecycledbError, StudentError
+from recycledb.scoring.cluster import SINGLE_THREADED_PARAMETERS
 from recycledb.scoring.frames import Setup
 from recycledb.scoring.kernels import Kernel, choose
 from recycledb.scoring.lanes import LocalLane, WorkerLane
@@ -41,9 +42,6 @@ log = logging.getLogger(__name__)
 _CPU_BUDGET = 2048
 _GPU_BATCH_FLOPS = 2e14
 _GPU_BUDGETS = (4096, 131_072)
-
-# A smaller model does not keep a second thread busy, and on a busy machine its threads wait for each other.
-_SINGLE_THREADED_PARAMETERS = 30_000_000
 
 # A worker takes seconds to start, so a short run does not start any. More workers than this were not measured.
 _WORKERS_AFTER_SECONDS = 15.0
@@ -132,8 +130,10 @@ class Engine(Scorer):
         require_fit(name, tokeniser, positions(networks[0].model), networks[0].vocabulary)
         kernels: list[Kernel] = [choose(network, tokeniser.max_length) for network in networks]
         shape = shape_of(networks[0])
-        threads = 1 if shape.parameters < _SINGLE_THREADED_PARAMETERS else None
-        lanes = [LocalLane(kernel, network.device, threads) for kernel, network in zip(kernels, networks, strict=True)]
+        lanes = [
+            LocalLane(kernel, network.device, threads_of(shape))
+            for kernel, network in zip(kernels, networks, strict=True)
+        ]
         engine = cls(tokeniser, LanePool(lanes), shape, networks[0].device, networks[0].dtype)
         where = ", ".join(str(network.device) for network in networks)
         log.info("scoring with %s on %s in %s, kernel %s", name, where, networks[0].dtype, lanes[0].kernel)
@@ -252,6 +252,11 @@ def shape_of(network: Network) -> Shape:
         vocabulary=network.vocabulary,
         weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
     )
+
+
+def threads_of(shape: Shape) -> int | None:
+    """Return 1 for a small model, whose second thread is idle (and on a busy machine its threads wait for each other); else None."""
+    return 1 if shape.parameters < SINGLE_THREADED_PARAMETERS else None
 
 
 def _gpu_budget(shape: Shape) -> int:

@@ -151,7 +151,9 @@ class LanePool:
                 if self._closing:
                     return None
                 if not self._lanes and (self._error is not None or self._source is None):
-                    raise self._error or StudentError(f"no replica is left: {losses[-1] if losses else 'all are closed'}")
+                    raise self._error or StudentError(
+                        f"no replica is left: {losses[-1] if losses else 'all are closed'}"
+                    )
                 if not self._idle:
                     self._change.wait(_CHECK_S)
                     continue

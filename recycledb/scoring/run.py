@@ -47,7 +47,7 @@ class Run:
         self._stop_asked, self._cancelled = stopped, False
         self._outputs: dict[str, Output] = {}
         self._waiting: dict[str, list[tuple[Any, Span]]] = defaultdict(list)
-        self._computing: dict[Future["Outputs | None"], Batch] = {}
+        self._computing: dict[Future[Outputs | None], Batch] = {}
         self._started = time.monotonic()
         self._results = self._tokens = self._targets = 0
 

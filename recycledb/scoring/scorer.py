@@ -83,6 +83,7 @@ class Scorer(ABC):
 
     def note_duration(self, seconds: float) -> None:
         """Take notice of how long a run has lasted that still goes on."""
+        return
 
     def close(self, *, at_once: bool = False) -> None:
         """Stop the lanes and free the model; with `at_once`, without waiting for packs in progress."""

@@ -11,11 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from recycledb.clusters import ClusterSettings
 from recycledb.config import TeacherConfig
 from recycledb.errors import StoreError
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.reflection.teachers.contract import missing_key
 from recycledb.schema import utc_now
+from recycledb.scoring.cluster import Cluster
 from recycledb.store import HEARTBEAT_S, Store, derivations
 from recycledb.store.losses import count_scores, count_statuses
 from recycledb.store.measures import Need, count_lacking
@@ -148,6 +150,7 @@ class Sync:
         listener: Listener = silent,
         open_teacher: Callable[[TeacherConfig], Teacher] = open_teacher,
         batch_options: Mapping[str, Any] | None = None,
+        cluster: ClusterSettings | None = None,
     ) -> None:
         self.store, self.target, self.limit = store, target.within(store), limit
         askings = [asking.within(store) for asking in self.target.askings]
@@ -156,6 +159,8 @@ class Sync:
         self.retry_before = utc_now() if retry_failed else ""
         self.stop, self.listener, self.open_teacher = stop or Stop(), listener, open_teacher
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
+        keys = {teacher.api_key_env for teacher in self.target.teachers}
+        self.cluster = Cluster(cluster or ClusterSettings(), keys)
         self.outcome = Outcome()
         self._plan: Plan | None = None  # the last one counted
         self._started = utc_now()
@@ -163,7 +168,8 @@ class Sync:
     def plan(self) -> Plan:
         """Count what is missing; ConfigError where a budget is set and some earlier requests have no price."""
         plan = self._with_money(make(self.store, self.target, self.retry_before, exact=True))
-        plan = replace(plan, unused=self._unused(plan), warnings=self._warnings(plan))
+        cluster = self.cluster.described(sorted(plan.computing))
+        plan = replace(plan, unused=self._unused(plan), warnings=self._warnings(plan), cluster=cluster)
         if plan.spending is not None:
             require_prices(plan.spending)
         self._plan = plan
@@ -182,8 +188,8 @@ class Sync:
 
     def _warnings(self, plan: Plan) -> list[str]:
         teacher = self.target.teacher if self.target.reflect and plan.calls else None
-        missing = missing_key(teacher) if teacher is not None else None
-        return [] if missing is None else [missing]
+        missing = [missing_key(teacher) if teacher is not None else None, self.cluster.missing]
+        return [each for each in missing if each is not None]
 
     def run(self) -> Outcome:
         """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome.
@@ -211,18 +217,25 @@ class Sync:
         if self.stop.is_set():  # during planning
             self.outcome.left, self.outcome.stopped = plan, STOPPED
             return self.outcome
-        lazy = self.target.lazy and self.target.reflect
-        while lazy and self._round(self.target.students[:1]) and not self._ended:
-            pass  # scores decide what is asked next, and replies bring new variants to score
-        if not self.stop.is_set():
-            self._round(self.target.all_students, last=True)
-        self._fill_values()
+        with self.cluster:
+            self._fill(plan)
         if self.stop.is_set():
             self.outcome.stopped = self.outcome.stopped or STOPPED
         left = make(self.store, self.target).without_left_alone({a.name: a.left_alone for a in self.outcome.augmented})
         self.outcome.left = self._with_money(left)
         self._look_for_values()
         return self.outcome
+
+    def _fill(self, plan: Plan) -> None:
+        """Ask, make variants, score and compute values, as far as that can be done now."""
+        if plan.computing:
+            self.cluster.connect()
+        lazy = self.target.lazy and self.target.reflect
+        while lazy and self._round(self.target.students[:1]) and not self._ended:
+            pass  # scores decide what is asked next, and replies bring new variants to score
+        if not self.stop.is_set():
+            self._round(self.target.all_students, last=True)
+        self._fill_values()
 
     def _look_for_values(self) -> None:
         """Note the students most of whose statistics have no value, whichever run computed them."""
@@ -421,6 +434,7 @@ class Sync:
             limit=self.limit,
             stop=self.stop,
             listener=self.listener,
+            cluster=self.cluster,
         )
         self.outcome.scored.append(scoring.result)
         scored = scoring.run()

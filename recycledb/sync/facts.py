@@ -4,7 +4,7 @@ Invariant: facts are committed as soon as their pack is computed, so a kill lose
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy as np
 from recycledb.config import StudentConfig
 from recycledb.methods import Readout, Vector
 from recycledb.schema import LossStatus, Texts
+from recycledb.scoring.cluster import Cluster
 from recycledb.scoring.requests import Request, Result
 from recycledb.store import Store
 from recycledb.store.known import KnownFacts
@@ -26,10 +27,9 @@ from recycledb.sync.student import Student
 from recycledb.vectors import decoded, encoded
 
 if TYPE_CHECKING:
-    from recycledb.scoring.encoder import Encoder
-    from recycledb.scoring.engine import Engine
     from recycledb.scoring.outputs import Output
     from recycledb.scoring.requests import Progress as EngineProgress
+    from recycledb.scoring.scorer import Scorer
     from recycledb.scoring.spans import Span
 
 WITHOUT_VALUE = (LossStatus.NOT_FINITE, LossStatus.TOO_LONG, LossStatus.TOO_SHORT)  # where there is a text
@@ -78,13 +78,17 @@ def _remedy(student: str, dtype: str) -> str:
     return f"its weights hold NaN or overflow {dtype}: check or download the model again"
 
 
-def load_engine(student: Student) -> "Engine | Encoder":
-    """Load a student's model; StudentError when that fails."""
+def load_engine(
+    student: Student, cluster: Cluster | None = None, stopped: Callable[[], bool] = lambda: False
+) -> "Scorer | None":
+    """Load a student's model, in this process or in a cluster; StudentError when that fails, None if the run is `stopped` before."""
     config = student.config
+    if cluster is not None and cluster.used:
+        return cluster.load(config, student.identity, stopped)
+    revision = None if student.identity.local else student.identity.revision
     if config.encoder:
         from recycledb.scoring.encoder import Encoder
 
-        revision = None if student.identity.local else student.identity.revision
         return Encoder.load(
             config.model, revision=revision, max_length=config.max_length, dtype=config.dtype, device=config.device
         )
@@ -92,7 +96,7 @@ def load_engine(student: Student) -> "Engine | Encoder":
 
     return Engine.load(
         config.model,
-        revision=None if student.identity.local else student.identity.revision,
+        revision=revision,
         prompt=config.prompt,
         max_length=config.max_length,
         dtype=config.dtype,
@@ -115,24 +119,21 @@ class StudentRun:
         limit: int | None,
         stop: threading.Event,
         listener: Listener,
+        cluster: Cluster | None = None,
     ) -> None:
         """Set up a run over `needs`, in their order; `readouts` and `vectors` are those whose prompt ids and keys the needs hold."""
         self.store, self.student, self.needs = store, student, needs
         self.readouts = {readout.prompt_id: readout for readout in readouts}
         self.vectors = {vector.key: vector for vector in vectors}
-        self.limit, self.stop, self.listener = limit, stop, listener
+        self.limit, self.stop, self.listener, self.cluster = limit, stop, listener, cluster
         self.result = Scored(student.config.name)
         self.progress = Progress("score", student.config.name, total)
 
     def run(self) -> Scored:
         """Compute and commit the missing facts; return the counts."""
-        with load_engine(self.student) as engine, closing(KnownFacts(self.store, self.student.student_id)) as known:
-            found = lambda spans: dict(self._known(known, spans))  # noqa: E731
-            for results in engine.score(self._requests(), found, self._note, self.stop.is_set):
-                rows = [self._row(result) for result in results]
-                add_facts(self.store, sorted(rows, key=lambda row: type(row).__name__))  # inserted table by table
-                known.note(rows)
-                self._count(results)
+        engine = load_engine(self.student, self.cluster, self.stop.is_set)
+        if engine is not None:
+            self._compute(engine)
         if self.stop.is_set():
             self.result.stopped = "stopped on request"
         self.result.seconds = self.progress.seconds
@@ -141,6 +142,15 @@ class StudentRun:
         self.progress.ended = True
         self.listener(self.progress)
         return self.result
+
+    def _compute(self, opened: "Scorer") -> None:
+        with opened as engine, closing(KnownFacts(self.store, self.student.student_id)) as known:
+            found = lambda spans: dict(self._known(known, spans))  # noqa: E731
+            for results in engine.score(self._requests(), found, self._note, self.stop.is_set):
+                rows = [self._row(result) for result in results]
+                add_facts(self.store, sorted(rows, key=lambda row: type(row).__name__))  # inserted table by table
+                known.note(rows)
+                self._count(results)
 
     def _known(self, known: KnownFacts, spans: "Sequence[Span]") -> "Iterator[tuple[str, Output]]":
         """Yield what the store has of these token sequences, by the spans' keys."""
