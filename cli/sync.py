@@ -95,12 +95,16 @@ class _SyncCommand(TyperCommand):
     """A command whose --ray may stand without an address."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        following = [*args, "-"][1:]
-        given = [
-            "--ray=auto" if word == "--ray" and after.startswith("-") else word
-            for word, after in zip(args, following, strict=True)
-        ]
-        return super().parse_args(ctx, given)
+        return super().parse_args(ctx, with_addresses(args))
+
+
+def with_addresses(words: list[str]) -> list[str]:
+    """Return the command's words with `auto` as the address of a --ray that has none."""
+    following = [*words, "-"][1:]
+    return [
+        "--ray=auto" if word == "--ray" and after.startswith("-") else word
+        for word, after in zip(words, following, strict=False)
+    ]
 
 
 @app.command(cls=_SyncCommand)

@@ -5,17 +5,25 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from recycledb.options import NonNegative, Seconds, Settings
+from recycledb.suggestions import did_you_mean
 
-NO_CLUSTER = "none"
+NO_CLUSTER, LOCAL, AUTO = "none", "local", "auto"
+ADDRESSES = (AUTO, LOCAL, NO_CLUSTER)
 
 
 def _ray_address(value: Any) -> Any:
-    if isinstance(value, str) and not value.strip():
-        raise ValueError('give "auto", "local", HOST:PORT, or "none" for this process alone')
-    if isinstance(value, str) and value.startswith("ray://"):
+    if not isinstance(value, str) or value in ADDRESSES:
+        return value
+    if value.startswith("ray://"):
         raise ValueError(
             f"{value!r} is an address of Ray Client, which is not supported: run sync on a node of the cluster (for example by "
             '`ray job submit`) with "auto"'
+        )
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(
+            f"{value!r}{did_you_mean(value, ADDRESSES)}: give HOST:PORT of the head (the port is 6379 by default), "
+            '"auto", "local" or "none"'
         )
     return value
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from recycledb import methods
-from recycledb.clusters import NO_CLUSTER, ClusterSettings
+from recycledb.clusters import AUTO, NO_CLUSTER, ClusterSettings
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat
 from recycledb.options import (
@@ -313,7 +313,7 @@ class Config(Settings):
 
     def get_cluster(self, ray: str | bool | None = None, replicas: int | str | None = None) -> ClusterSettings:
         """Return the settings of [cluster], with another address (True is "auto", False "none") or number of replicas where given."""
-        named = {True: "auto", False: NO_CLUSTER}.get(ray, ray) if isinstance(ray, bool) else ray
+        named = (AUTO if ray else NO_CLUSTER) if isinstance(ray, bool) else ray
         given = {"ray": named, "replicas": replicas}
         values = {**self.cluster.model_dump(), **{key: value for key, value in given.items() if value is not None}}
         found = _checked(ClusterSettings, values, "sync")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from recycledb.clusters import NO_CLUSTER, ClusterSettings
+from recycledb.clusters import AUTO, LOCAL, NO_CLUSTER, ClusterSettings
 from recycledb.config import StudentConfig
 from recycledb.errors import ConfigError
 from recycledb.scoring.identity import Identity
@@ -137,10 +137,10 @@ class Cluster:
             return ""
         places = {
             "auto": "$RAY_ADDRESS, else the one on this machine",
-            "local": "started on this machine for the time of the sync",
+            LOCAL: "started on this machine for the time of the sync",
         }
         number = self.settings.replicas
-        many = "as many replicas of each as it has room for" if number == "auto" else f"replicas of each: {number}"
+        many = "as many replicas of each as it has room for" if number == AUTO else f"replicas of each: {number}"
         where = places.get(self.settings.ray, self.settings.ray)
         return f"computed in a Ray cluster ({where}): {', '.join(students)}; {many}"
 

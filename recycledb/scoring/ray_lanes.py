@@ -26,7 +26,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from recycledb import __version__
-from recycledb.clusters import ClusterSettings
+from recycledb.clusters import AUTO, LOCAL, ClusterSettings
 from recycledb.config import StudentConfig
 from recycledb.errors import ConfigError, RecycledbError, StudentError
 from recycledb.scoring.cluster import Resources, need_of, no_room
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 _CONNECT_S = 10.0
 _TICK_S = 0.5
 _MOST_DEATHS = 3  # of replicas one after the other before any is ready, beside one for each node
-_LOCAL = "local"
 
 
 class Connection:
@@ -70,38 +69,36 @@ def connect(address: str, secrets: Sequence[str] = ()) -> Connection:
     """
     if ray.is_initialized():
         return Connection(owned=False)
-    told = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if told.startswith("ray://"):
-        raise ConfigError(
-            f"$RAY_ADDRESS is {told!r}, an address of Ray Client, which is not supported: run sync on a node of the cluster "
-            "(for example by `ray job submit`)"
-        )
-    _require_listener(told)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
-    if address == _LOCAL:
+    told = os.environ.get("RAY_ADDRESS", "") if address == AUTO else address
+    if told not in ("", AUTO, LOCAL):
+        _require_listener(told)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if told == LOCAL:
         options["include_dashboard"] = False
     try:
-        with _own_signals(), _without(secrets if address == _LOCAL else ()):
-            ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = _first_line(error)
-        where = "on this machine" if address == "auto" and not told else f"at {told or address}"
+        with _own_signals(), _without(secrets if told == LOCAL else ()):
+            ray.init(address=told or AUTO, **options)
+    except ConnectionError as error:
+        if told:
+            raise _no_connection(told, error) from error
         raise ConfigError(
-            f"no connection to a Ray cluster {where}: {reason}; start one (`ray start --head`), give its address (--ray HOST:PORT, "
+            "no Ray cluster runs on this machine: start one (`ray start --head`), give the address of one (--ray HOST:PORT or "
             "$RAY_ADDRESS), or use this machine alone (--ray local)"
         ) from error
+    except (RuntimeError, ValueError, OSError, RayError) as error:
+        raise _no_connection(told or "on this machine", error) from error
     return Connection(owned=True)
+
+
+def _no_connection(address: str, error: Exception) -> ConfigError:
+    return ConfigError(f"no connection to the Ray cluster {address}: {_first_line(error)}")
 
 
 def _require_listener(address: str) -> None:
     """Raise ConfigError where nothing listens at HOST:PORT: Ray itself would try for a long time."""
-    host, separator, port = address.rpartition(":")
-    if not separator or not port.isdecimal():
-        if address not in ("", "auto", _LOCAL):
-            raise ConfigError(
-                f'Ray address {address!r}: give HOST:PORT of the head (the port is 6379 by default), "auto" or "local"'
-            )
-        return
+    host, _, port = address.rpartition(":")
+    if address.startswith("ray://") or not host or not port.isdecimal():
+        raise ConfigError(f"$RAY_ADDRESS is {address!r}: give HOST:PORT of the head (the port is 6379 by default)")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
     except (OSError, OverflowError) as error:
@@ -184,6 +181,7 @@ class RayLane:
     def __init__(self, actor: Any, place: Place, kernel: str) -> None:
         self.kernel, self.place = kernel, place
         self._actor = actor
+        self._lost = False
 
     def outputs(self, batch: Sequence[Work]) -> list[Output]:
         return self._result(self._actor.outputs.remote(list(batch)))  # type: ignore[no-any-return]
@@ -201,13 +199,18 @@ class RayLane:
         except RayTaskError as error:
             raise _failure(error, f"the replica on node {self.place.node} failed") from error
         except RayError as error:  # of the actor, its node, or of the objects on it: computed anew elsewhere
-            lost = LaneLost(f"node {self.place.node}: {_first_line(error)}")
-            log.warning("a replica on node %s is lost (%s)", self.place.node, _reason(error))
-            raise lost from error
+            self.note_loss(_reason(error))
+            raise LaneLost(f"node {self.place.node}: {_reason(error)}") from error
+
+    def note_loss(self, reason: str) -> None:
+        """Tell once that it is lost."""
+        if not self._lost:
+            self._lost = True
+            log.warning("a replica on node %s is lost: %s", self.place.node, reason)
 
 
 def _actor_class() -> type[Replica]:
-    """Return the actors' class: defined here, so that it is sent by value, and a node imports only what `replica` needs to tell its place."""
+    """Return the actors' class: defined here, so that it is sent by value, and a node imports little before it tells its place."""
 
     class Actor(Replica):
         def place(self, node_id: str = "") -> Place:
@@ -296,6 +299,7 @@ class Replicas:
 
     def _step(self) -> None:
         nodes = _nodes()
+        self._drop_dead({node["NodeID"] for node in nodes})
         self._place(self._wanted(nodes))
         if not self._coming:
             self._closing.wait(_TICK_S)
@@ -307,9 +311,16 @@ class Replicas:
                     self._advance(asked[reference])
         self._judge(nodes)
 
+    def _drop_dead(self, alive: set[str]) -> None:
+        """Drop the lanes whose node is gone; the calls that they had fail at once then."""
+        for lane in self.pool.lanes:
+            if isinstance(lane, RayLane) and lane.place.node_id not in alive:
+                lane.note_loss("its node is gone")
+                self.pool.drop(lane)
+
     def _wanted(self, nodes: Sequence[Mapping[str, Any]]) -> int:
         room = self._need.capacity(self._usable(nodes))
-        return room if self._settings.replicas == "auto" else int(self._settings.replicas)
+        return room if self._settings.replicas == AUTO else int(self._settings.replicas)
 
     def _usable(self, nodes: Sequence[Mapping[str, Any]]) -> list[Resources]:
         return [node["Resources"] for node in nodes if node["NodeID"] not in self._refused]
@@ -359,7 +370,8 @@ class Replicas:
         self._coming.remove(coming)
         self._deaths = 0
         self.pool.add(RayLane(coming.actor, coming.place, loaded.kernel))
-        log.info("a replica of %s is ready on node %s (process %d)", self._name, coming.place.node, coming.place.pid)
+        where = coming.place
+        log.info("a replica of %s is ready: node %s %.8s, process %d", self._name, where.node, where.node_id, where.pid)
         if self._first is None:
             self._first = loaded
             self._news.set()
