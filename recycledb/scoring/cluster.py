@@ -39,13 +39,13 @@ class Need:
 
     @property
     def resources(self) -> dict[str, float]:
-        """The amounts, by Ray's names, of what it needs at all."""
+        """The amounts, by Ray's names, of what it needs at all; a part of a CPU where it is said to need nothing."""
         found = {"GPU": self.gpus, "CPU": self.cpus, "memory": float(self.memory)}
-        return {name: amount for name, amount in found.items() if amount}
+        return {name: amount for name, amount in found.items() if amount} or {"CPU": 0.01}
 
     def fits(self, node: Resources) -> int:
         """Return how many replicas a node of these resources has room for."""
-        return min((_floor(node.get(name, 0.0) / amount) for name, amount in self.resources.items()), default=1)
+        return min((_floor(node.get(name, 0.0) / amount) for name, amount in self.resources.items()))
 
     def capacity(self, nodes: Iterable[Resources]) -> int:
         """Return how many replicas nodes have room for in all."""

@@ -13,23 +13,31 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported, and by the processes that it starts
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning for each actor without a GPU
+# Read when Ray is imported, and by the processes that it starts. Without the last, reports of lost processes, which we tell in one line
+# of our own, come on stdout, where the command's result is.
+for _name, _value in (
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+    ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),  # else a warning for each actor without a GPU
+    ("RAY_DEDUP_LOGS_SKIP_REGEX", ".*"),
+):
+    os.environ.setdefault(_name, _value)
 
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from recycledb import __version__
 from recycledb.clusters import AUTO, LOCAL, ClusterSettings
 from recycledb.config import StudentConfig
 from recycledb.errors import ConfigError, RecycledbError, StudentError
-from recycledb.scoring.cluster import Resources, need_of, no_room
+from recycledb.scoring.cluster import Need, Resources, need_of, no_room
 from recycledb.scoring.encoder import Encoder, EncoderTokeniser
 from recycledb.scoring.engine import Engine, require_fit
 from recycledb.scoring.identity import Identity
@@ -44,9 +52,10 @@ from recycledb.scoring.tokeniser import Tokeniser
 
 log = logging.getLogger(__name__)
 
+_SECRET = re.compile("OPENAI_|PG|RECYCLEDB_STORE$")  # beside the teachers' own variables: libpq's, and a store's URL
 _CONNECT_S = 10.0
 _TICK_S = 0.5
-_MOST_DEATHS = 3  # of replicas one after the other before any is ready, beside one for each node
+_MOST_DEATHS = 2  # of replicas on a node before they are ready
 
 
 class Connection:
@@ -65,7 +74,8 @@ class Connection:
 def connect(address: str, secrets: Sequence[str] = ()) -> Connection:
     """Connect to the cluster at an address ("auto", "local" or HOST:PORT); raise ConfigError where that is not possible.
 
-    A process of a "local" cluster inherits this process's environment, but for the variables that are named as `secrets`.
+    The processes of a "local" cluster inherit this process's environment, but for stores' and teachers' credentials: `secrets` are the
+    names of further variables that they must not see.
     """
     if ray.is_initialized():
         return Connection(owned=False)
@@ -76,7 +86,7 @@ def connect(address: str, secrets: Sequence[str] = ()) -> Connection:
     if told == LOCAL:
         options["include_dashboard"] = False
     try:
-        with _own_signals(), _without(secrets if told == LOCAL else ()):
+        with _own_signals(), _without(secrets):
             ray.init(address=told or AUTO, **options)
     except ConnectionError as error:
         if told:
@@ -127,7 +137,7 @@ def _own_signals() -> Iterator[None]:
 @contextmanager
 def _without(names: Sequence[str]) -> Iterator[None]:
     """Remove environment variables for as long as Ray's processes are started, which inherit the others."""
-    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name in names or _SECRET.match(name)}
     try:
         yield
     finally:
@@ -175,23 +185,64 @@ class _ClusterEngine(Engine):
         return lambda: peak * (self.pool.lane_seconds - before)
 
 
+class Seat:
+    """Room for one replica on a node, once the cluster has found it; the replica's actor is in it."""
+
+    def __init__(self, need: Need, left_out: Iterable[str]) -> None:
+        nodes = ",".join(left_out)
+        selector = [{"ray.io/node-id": f"!in({nodes})"}] if nodes else None
+        self.asked = time.monotonic()
+        self.node_id = ""  # where it is; "" as long as there is no room
+        self.place: Place | None = None  # once the replica has told it
+        self.reference: Any = None  # of what the replica was last asked
+        self._need = need
+        self._actor: Any = None
+        self._group = placement_group([need.resources], bundle_label_selector=selector)
+
+    def look(self) -> None:
+        """Start the actor if there is room by now."""
+        table = placement_group_table(self._group) if not self.node_id else {}
+        if table.get("state") != "CREATED":
+            return
+        self.node_id = table["bundles_to_node_id"][0]
+        options: dict[str, Any] = {"num_cpus": self._need.cpus, "num_gpus": self._need.gpus}
+        options |= {"memory": self._need.memory or None, "max_restarts": 0, "max_task_retries": 0}
+        if not self._need.gpus:
+            options["runtime_env"] = {"env_vars": ALLOCATION}
+        strategy = PlacementGroupSchedulingStrategy(self._group)
+        self._actor = ray.remote(Replica).options(scheduling_strategy=strategy, **options).remote()
+        self.reference = self._actor.place.remote()
+
+    def ask(self, method: str, argument: Any) -> Any:
+        """Call a method of the replica; return the reference of its result."""
+        return getattr(self._actor, method).remote(argument)
+
+    def close(self) -> None:
+        """End the actor, also one that lives on behind a network that is down, and free the room."""
+        with suppress(
+            RayError, RuntimeError, ValueError, AssertionError
+        ):  # it is gone already, or so is the connection
+            if self._actor is not None:
+                ray.kill(self._actor)
+            remove_placement_group(self._group)
+
+
 class RayLane:
     """A lane whose replica is an actor."""
 
-    def __init__(self, actor: Any, place: Place, kernel: str) -> None:
-        self.kernel, self.place = kernel, place
-        self._actor = actor
+    def __init__(self, seat: Seat, place: Place, kernel: str) -> None:
+        self.kernel, self.seat, self.place = kernel, seat, place
         self._lost = False
 
     def outputs(self, batch: Sequence[Work]) -> list[Output]:
-        return self._result(self._actor.outputs.remote(list(batch)))  # type: ignore[no-any-return]
+        return self._result(self.seat.ask("outputs", list(batch)))  # type: ignore[no-any-return]
 
     def peak(self) -> float:
         """Return the measured peak of its devices."""
-        return float(self._result(self._actor.peak.remote()))
+        return float(self._result(self.seat.ask("peak", None)))
 
     def close(self) -> None:
-        kill(self._actor)
+        self.seat.close()
 
     def _result(self, reference: Any) -> Any:
         try:
@@ -209,24 +260,6 @@ class RayLane:
             log.warning("a replica on node %s is lost: %s", self.place.node, reason)
 
 
-def _actor_class() -> type[Replica]:
-    """Return the actors' class: defined here, so that it is sent by value, and a node imports little before it tells its place."""
-
-    class Actor(Replica):
-        def place(self, node_id: str = "") -> Place:
-            import ray
-
-            return super().place(node_id or ray.get_runtime_context().get_node_id())
-
-    return Actor
-
-
-def kill(actor: Any) -> None:
-    """End an actor, also one that lives on behind a network that is down."""
-    with suppress(RayError, RuntimeError, ValueError, AssertionError):  # it is gone already, or so is the connection
-        ray.kill(actor)
-
-
 def _failure(error: RayTaskError, otherwise: str) -> StudentError:
     """Return the error that a replica raised, as our own."""
     cause = error.cause
@@ -235,16 +268,6 @@ def _failure(error: RayTaskError, otherwise: str) -> StudentError:
     return StudentError(
         f"{otherwise}: {type(cause).__name__}: {cause}" if cause else f"{otherwise}: {_first_line(error)}"
     )
-
-
-@dataclass
-class _Coming:
-    """An actor that is not a lane yet: without a place, or loading."""
-
-    actor: Any
-    reference: Any  # of what it was last asked
-    since: float = field(default_factory=time.monotonic)
-    place: Place | None = None
 
 
 class Replicas:
@@ -259,10 +282,9 @@ class Replicas:
         self._need = need_of(settings, config, identity.parameters, [node["Resources"] for node in _nodes()])
         self._model = Model(config, identity, self._need.gpus, max(1, int(self._need.cpus)))
         self.pool = LanePool(source=self)
-        self._coming: list[_Coming] = []
+        self._coming: list[Seat] = []  # without a place, or loading
         self._refused: dict[str, str] = {}  # nodes by id, and why
-        self._deaths = 0  # before they were ready, since the last that became a lane
-        self._death = ""
+        self._deaths: Counter[str] = Counter()  # of replicas before they were ready, by the node's id
         self._told = False
         self._empty_since: float | None = time.monotonic()
         self._first: Loaded | None = None
@@ -286,8 +308,8 @@ class Replicas:
         self._closing.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
-        for coming in self._coming:
-            kill(coming.actor)
+        for seat in self._coming:
+            seat.close()
         self._coming = []
 
     def _keep(self) -> None:
@@ -301,10 +323,12 @@ class Replicas:
         nodes = _nodes()
         self._drop_dead({node["NodeID"] for node in nodes})
         self._place(self._wanted(nodes))
-        if not self._coming:
+        for seat in self._coming:
+            seat.look()
+        asked = {seat.reference: seat for seat in self._coming if seat.reference is not None}
+        if not asked:
             self._closing.wait(_TICK_S)
         else:
-            asked = {coming.reference: coming for coming in self._coming}
             ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_TICK_S, fetch_local=False)
             for reference in ready:
                 if asked[reference] in self._coming:  # not dropped for what became of another
@@ -314,7 +338,7 @@ class Replicas:
     def _drop_dead(self, alive: set[str]) -> None:
         """Drop the lanes whose node is gone; the calls that they had fail at once then."""
         for lane in self.pool.lanes:
-            if isinstance(lane, RayLane) and lane.place.node_id not in alive:
+            if isinstance(lane, RayLane) and lane.seat.node_id not in alive:
                 lane.note_loss("its node is gone")
                 self.pool.drop(lane)
 
@@ -326,98 +350,81 @@ class Replicas:
         return [node["Resources"] for node in nodes if node["NodeID"] not in self._refused]
 
     def _place(self, wanted: int) -> None:
-        """Create the actors that are missing, and end those without a place that are no longer wanted."""
+        """Look for room for the replicas that are missing, and no longer for those that are not wanted any more."""
         missing = wanted - len(self.pool.lanes) - len(self._coming)
-        for coming in [each for each in self._coming if each.place is None][: max(0, -missing)]:
-            self._drop(coming)
-        if self._deaths < self._most_deaths:
-            for _ in range(missing):
-                self._coming.append(self._created())
+        for seat in [each for each in self._coming if not each.node_id][: max(0, -missing)]:
+            self._drop(seat)
+        self._coming += [Seat(self._need, self._refused) for _ in range(missing)]
 
-    @property
-    def _most_deaths(self) -> int:
-        return _MOST_DEATHS + len(self._refused)
-
-    def _created(self) -> _Coming:
-        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "num_cpus": self._need.cpus}
-        options |= {"num_gpus": self._need.gpus, "memory": self._need.memory or None}
-        if self._refused:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self._refused)})"}
-        if not self._need.gpus:
-            options["runtime_env"] = {"env_vars": ALLOCATION}
-        actor = ray.remote(_actor_class()).options(**options).remote()
-        return _Coming(actor, actor.place.remote())
-
-    def _advance(self, coming: _Coming) -> None:
-        """Take note of what an actor has answered: its place, or that the model is loaded."""
+    def _advance(self, seat: Seat) -> None:
+        """Take note of what a replica has answered: its place, or that the model is loaded."""
         try:
-            found = ray.get(coming.reference)
+            found = ray.get(seat.reference)
+        except RayTaskError as error:
+            self._refuse(seat, str(_failure(error, "its model cannot be loaded")))
         except RayError as error:
-            if isinstance(error, RayTaskError) and coming.place is not None:
-                self._refuse(coming, coming.place, str(_failure(error, "its model cannot be loaded")))
-            else:
-                self._note_death(coming, error)
+            self._note_death(seat, error)
         else:
             if isinstance(found, Loaded):
-                self._use(coming, found)
+                self._use(seat, found)
             elif found.version != __version__:
-                self._refuse(coming, found, f"recycledb {found.version} is installed there, and {__version__} here")
+                self._refuse(seat, f"recycledb {found.version} is installed there, and {__version__} here")
             else:
-                coming.place, coming.reference = found, coming.actor.load.remote(self._model)
+                seat.place, seat.reference = found, seat.ask("load", self._model)
 
-    def _use(self, coming: _Coming, loaded: Loaded) -> None:
-        assert coming.place is not None
-        self._coming.remove(coming)
-        self._deaths = 0
-        self.pool.add(RayLane(coming.actor, coming.place, loaded.kernel))
-        where = coming.place
-        log.info("a replica of %s is ready: node %s %.8s, process %d", self._name, where.node, where.node_id, where.pid)
+    def _use(self, seat: Seat, loaded: Loaded) -> None:
+        assert seat.place is not None
+        self._coming.remove(seat)
+        self.pool.add(RayLane(seat, seat.place, loaded.kernel))
+        where = _named(seat.node_id)
+        log.info("a replica of %s is ready: node %s, process %d", self._name, where, seat.place.pid)
         if self._first is None:
             self._first = loaded
             self._news.set()
 
-    def _refuse(self, coming: _Coming, place: Place, reason: str) -> None:
+    def _refuse(self, seat: Seat, reason: str) -> None:
         """Leave out the node of a replica that cannot be used; those without a place are placed anew, elsewhere."""
-        if place.node_id not in self._refused:
-            log.warning("node %s is not used for student %s: %s", place.node, self._name, reason)
-        self._refused[place.node_id] = f"node {place.node}: {reason}"
-        for each in [coming, *(other for other in self._coming if other.place is None and other is not coming)]:
+        where = _named(seat.node_id)
+        if seat.node_id not in self._refused:
+            log.warning("node %s is not used for student %s: %s", where, self._name, reason)
+        self._refused[seat.node_id] = f"node {where}: {reason}"
+        for each in [seat, *(other for other in self._coming if not other.node_id)]:
             self._drop(each)
 
-    def _note_death(self, coming: _Coming, error: RayError) -> None:
-        self._deaths += 1
-        where = f"on node {coming.place.node}" if coming.place else "that was being placed"
-        self._death = f"a replica {where} ended before it was ready ({_reason(error)})"
-        log.warning("%s", self._death)
-        self._drop(coming)
+    def _note_death(self, seat: Seat, error: RayError) -> None:
+        """Leave out a node on which replicas end before they are ready, unless the node itself has ended."""
+        alive = any(node["NodeID"] == seat.node_id for node in _nodes())
+        self._deaths[seat.node_id] += alive
+        if self._deaths[seat.node_id] >= _MOST_DEATHS:
+            self._refuse(seat, f"a replica ends there before it is ready ({_reason(error)})")
+        else:
+            self._drop(seat)
 
-    def _drop(self, coming: _Coming) -> None:
-        self._coming.remove(coming)
-        kill(coming.actor)
+    def _drop(self, seat: Seat) -> None:
+        self._coming.remove(seat)
+        seat.close()
 
     def _judge(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         """End the run where no replica can be expected, and tell once of those that have no place."""
-        now, waiting = time.monotonic(), [each for each in self._coming if each.place is None]
-        waits_for = self._settings.ray_wait_s
-        if self.pool.lanes or len(waiting) < len(self._coming):
+        now, waiting = time.monotonic(), [each for each in self._coming if not each.node_id]
+        waits_for, usable = self._settings.ray_wait_s, self._usable(nodes)
+        have = len(self.pool.lanes) + len(self._coming) - len(waiting)
+        if have:
             self._empty_since = None
-            late = [each for each in waiting if now - each.since > waits_for]
-            if late and not self._told:
+            if not self._told and any(now - each.asked > waits_for for each in waiting):
                 self._told = True
-                have = len(self.pool.lanes) + len(self._coming) - len(waiting)
-                why = no_room(self._need, self._usable(nodes), ray.available_resources(), waits_for)
-                log.warning("%d of %d replicas of %s have no place: %s; the run goes on with %d",
-                    len(waiting), have + len(waiting), self._name, why, have)  # fmt: skip
+                why = no_room(self._need, usable, ray.available_resources(), waits_for)
+                numbers = (len(waiting), have + len(waiting))
+                log.warning(
+                    "%d of %d replicas of %s have no place: %s; going on with %d", *numbers, self._name, why, have
+                )
             return
         if self._empty_since is None:
             self._empty_since = now
-        usable = self._usable(nodes)
         if self._refused and not self._need.capacity(usable):
             self._fail(
                 StudentError(f"no node can be used for student {self._name}: {'; '.join(self._refused.values())}")
             )
-        elif self._deaths >= self._most_deaths:
-            self._fail(StudentError(f"student {self._name} cannot be loaded in the Ray cluster: {self._death}"))
         elif now - self._empty_since > waits_for:
             why = no_room(self._need, usable, ray.available_resources(), waits_for)
             self._fail(StudentError(f"no replica of student {self._name} has a place: {why}"))
@@ -431,6 +438,12 @@ class Replicas:
 def _nodes() -> list[Mapping[str, Any]]:
     """Return the nodes that are alive, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _named(node_id: str) -> str:
+    """Return a node's host with the beginning of its id, which is what Ray's own tools show."""
+    hosts = [node["NodeManagerHostname"] for node in ray.nodes() if node["NodeID"] == node_id]
+    return f"{hosts[0] if hosts else '?'} ({node_id[:8]})"
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,7 +29,6 @@ class Place:
     """Where a replica is, and which release of this library is there."""
 
     node: str
-    node_id: str
     pid: int
     version: str
 
@@ -67,11 +66,11 @@ class Replica:
         self._lane: LocalLane | None = None
         self._device_and_dtype: tuple[torch.device, torch.dtype] | None = None
 
-    def place(self, node_id: str = "") -> Place:
+    def place(self) -> Place:
         """Tell where this is; answered as soon as there is a process, and before the model is loaded."""
         from recycledb import __version__
 
-        return Place(platform.node(), node_id, os.getpid(), __version__)
+        return Place(platform.node(), os.getpid(), __version__)
 
     def load(self, model: Model) -> Loaded:
         """Check the files of this node against the student's identity, and load them; raise StudentError where they differ."""
@@ -87,7 +86,7 @@ class Replica:
             raise StudentError("the replica has not loaded its model")
         return self._lane.outputs(batch)
 
-    def peak(self) -> float:
+    def peak(self, _: None = None) -> float:
         """Return the measured peak of matrix multiplication of its devices."""
         import torch
 
