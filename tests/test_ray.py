@@ -203,7 +203,7 @@ def test_a_node_is_killed_and_another_joins(nodes: Nodes, folder: Path, caplog: 
         len({line.partition("node ")[2].split(",")[0] for line in caplog.messages if "a replica of s is ready" in line})
         == 3
     )
-    assert_rows_of_a_run_without_ray(folder)
+    assert_rows_of_a_run_without_ray(folder, "loss")
 
 
 def start_command(folder: Path, *words: str, **environment: str) -> forks.Forked:

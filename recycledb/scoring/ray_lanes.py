@@ -20,12 +20,9 @@ from typing import Any
 
 # Read when Ray is imported, and by the processes that it starts. Without the last, reports of lost processes, which we tell in one line
 # of our own, come on stdout, where the command's result is.
-for _name, _value in (
-    ("RAY_USAGE_STATS_ENABLED", "0"),
-    ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),  # else a warning for each actor without a GPU
-    ("RAY_DEDUP_LOGS_SKIP_REGEX", ".*"),
-):
-    os.environ.setdefault(_name, _value)
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning for each actor without a GPU
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
 
 import ray
 import torch
