@@ -410,7 +410,7 @@ class Replicas:
             self._empty_since = None
             if not self._told and any(now - each.asked > waits_for for each in waiting):
                 self._told = True
-                why = no_room(self._need, usable, ray.available_resources(), waits_for)
+                why = no_room(self._need, usable, ray.available_resources(), waits_for)  # type: ignore[no-untyped-call]
                 numbers = (len(waiting), have + len(waiting))
                 log.warning(
                     "%d of %d replicas of %s have no place: %s; going on with %d", *numbers, self._name, why, have
@@ -423,7 +423,7 @@ class Replicas:
                 StudentError(f"no node can be used for student {self._name}: {'; '.join(self._refused.values())}")
             )
         elif now - self._empty_since > waits_for:
-            why = no_room(self._need, usable, ray.available_resources(), waits_for)
+            why = no_room(self._need, usable, ray.available_resources(), waits_for)  # type: ignore[no-untyped-call]
             self._fail(StudentError(f"no replica of student {self._name} has a place: {why}"))
 
     def _fail(self, error: StudentError) -> None:
@@ -434,12 +434,13 @@ class Replicas:
 
 def _nodes() -> list[Mapping[str, Any]]:
     """Return the nodes that are alive, as Ray describes them."""
-    return [node for node in ray.nodes() if node["Alive"]]
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _named(node_id: str) -> str:
     """Return a node's host with the beginning of its id, which is what Ray's own tools show."""
-    hosts = [node["NodeManagerHostname"] for node in ray.nodes() if node["NodeID"] == node_id]
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    hosts = [node["NodeManagerHostname"] for node in nodes if node["NodeID"] == node_id]
     return f"{hosts[0] if hosts else '?'} ({node_id[:8]})"
 
 
