@@ -2,8 +2,8 @@
 
     python benchmarks/ray_lanes.py [--samples 400] [--rounds 3]
 
-One replica of one thread each, on CPU, and a cluster on this machine; the ratios are what Ray's calls cost. On a busy machine only that of processor
-time (this process and the replica; without Ray's own processes) means something.
+One replica of one thread each, on CPU, and a cluster on this machine; the ratios are what Ray's calls cost. On a busy machine only that
+of processor time (this process and the replica; without Ray's own processes) means something.
 """
 
 import argparse

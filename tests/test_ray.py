@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # Ray's 
 SAMPLES = 60
 TOTAL = SAMPLES * FACTS["loss"]
 ACTOR = "ray::Replica"
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+COMMIT = "5" * 40
 
 
 class Nodes:
@@ -40,7 +42,7 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000}
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000, "env_vars": OFFLINE}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.add(), self.add()]
 
@@ -49,9 +51,10 @@ class Nodes:
         """HOST:PORT of the head."""
         return str(self.cluster.address)
 
-    def add(self, **more: Any) -> Any:
-        """Start a node."""
-        return self.cluster.add_node(num_cpus=1, object_store_memory=80_000_000, memory=4 << 30, **more)
+    def add(self, **environment: str) -> Any:
+        """Start a node, with more in its environment."""
+        variables = {**OFFLINE, **environment}
+        return self.cluster.add_node(num_cpus=1, object_store_memory=80_000_000, memory=4 << 30, env_vars=variables)
 
     def remove(self, node: Any) -> None:
         """Kill a node's processes."""
@@ -279,6 +282,24 @@ def test_a_replica_with_other_weights_is_refused(nodes: Nodes, folder: Path) -> 
         ):
             run.run()
     assert number_of_facts(folder) == 0
+
+
+def test_nodes_without_the_model_are_left_out(nodes: Nodes, folder: Path) -> None:
+    """Two nodes have no copy of a Hub model; the replica is placed on the third."""
+    repository = folder / "hub" / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(folder / "student", repository / "snapshots" / COMMIT)
+    (folder / "recycledb.toml").write_text(
+        f'[store]\nurl = "sqlite:///{folder}/store.db"\n[students.s]\nmodel = "org/tiny"\nmax_length = 256\n'
+    )
+    with start_command(folder, "sync", "--ray", nodes.address, HF_HUB_CACHE=str(folder / "hub")) as driver:
+        wait_for(lambda: driver.poll() is not None or connected_drivers(nodes) > 0)
+        third = nodes.add(HF_HUB_CACHE=str(folder / "hub"))
+        _, err = driver.communicate(300)
+        nodes.remove(third)
+        assert driver.wait() == 0, err
+    assert err.count(b"is not used for student s: ") == 2 and number_of_facts(folder) == TOTAL
 
 
 def test_a_cluster_for_the_time_of_the_sync_sees_no_key(folder: Path) -> None:
