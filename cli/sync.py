@@ -89,6 +89,10 @@ Replicas = Annotated[
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Truncate the students' sequences to N tokens.", metavar="N")
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="The students' precision: float32, bfloat16 or float16.", autocompletion=completion.dtype),
+]
 
 
 class _SyncCommand(TyperCommand):
@@ -121,10 +125,7 @@ def sync(
     lazy: Lazy = False,
     template: Template = None,
     max_length: MaxLength = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="The students' precision: float32, bfloat16 or float16.", autocompletion=completion.dtype),
-    ] = None,
+    dtype: Dtype = None,
     device: Annotated[str | None, typer.Option(help="The students' device: cpu, cuda, cuda:1 …")] = None,
     ray: Ray = None,
     replicas: Replicas = None,

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from typing import Any
 
 # Read when Ray is imported, and by the processes that it starts. Without the last, reports of lost processes, which we tell in one line
@@ -30,7 +31,6 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from recycledb import __version__
 from recycledb.clusters import AUTO, LOCAL, ClusterSettings
 from recycledb.config import StudentConfig
 from recycledb.errors import ConfigError, RecycledbError, StudentError
@@ -364,8 +364,8 @@ class Replicas:
         else:
             if isinstance(found, Loaded):
                 self._use(seat, found)
-            elif found.version != __version__:
-                self._refuse(seat, f"recycledb {found.version} is installed there, and {__version__} here")
+            elif found.version != version("recycledb"):
+                self._refuse(seat, f"recycledb {found.version} is installed there, and {version('recycledb')} here")
             else:
                 seat.place, seat.reference = found, seat.ask("load", self._model)
 

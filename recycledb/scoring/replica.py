@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from recycledb.config import StudentConfig
@@ -68,9 +69,7 @@ class Replica:
 
     def place(self) -> Place:
         """Tell where this is; answered as soon as there is a process, and before the model is loaded."""
-        from recycledb import __version__
-
-        return Place(platform.node(), os.getpid(), __version__)
+        return Place(platform.node(), os.getpid(), version("recycledb"))
 
     def load(self, model: Model) -> Loaded:
         """Check the files of this node against the student's identity, and load them; raise StudentError where they differ."""
