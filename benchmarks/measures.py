@@ -79,7 +79,7 @@ def seconds(samples: list[Texts]) -> None:
         requests = [Request(i, texts, (), prompts) for i, texts in enumerate(samples)]
         found = {(r.key, r.stat): r.output for results in engine.score(requests) for r in results}
         fast = time.perf_counter() - started
-        model, tokenizer = engine._lanes[0]._kernel.network.model, engine.tokeniser.tokenizer  # type: ignore[attr-defined]  # the loaded model, to time it alone
+        model, tokenizer = engine.pool.lanes[0]._kernel.network.model, engine.tokeniser.tokenizer  # type: ignore[attr-defined]  # the loaded model, to time it alone
         model.set_attn_implementation("sdpa")
         digits = [tokenizer.encode(f"\n{digit}")[-1] for digit in DIGITS]
         started, largest = time.perf_counter(), 0.0

@@ -263,7 +263,7 @@ def _prepare(
 def _rounds(
     shape: str, engine: Engine, model: Any, tokeniser: Tokeniser, data: Sequence[Texts], options: argparse.Namespace
 ) -> None:
-    pids = [lane.pid for lane in engine._lanes if isinstance(lane, WorkerLane)]
+    pids = [lane.pid for lane in engine.pool.lanes if isinstance(lane, WorkerLane)]
     for pid in pids:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # from here on the high-water mark is the engine's own
     loaded = {pid: _status(pid, "VmRSS") for pid in pids}

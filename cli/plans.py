@@ -56,6 +56,8 @@ def show_plan(plan: "Plan", target: "Target") -> None:
         out.print(table)
     if plan.counted_by:
         out.print(f"prompt tokens by {plan.counted_by}{_at_most(plan)}", markup=False)
+    if plan.cluster:
+        out.print(plan.cluster, markup=False)
     _show_budget(plan)
     _show_changes(plan)
     _show_waiting(plan)

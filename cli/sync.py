@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from recycledb.cli import completion
 from recycledb.cli.app import Json, app, emit, session, stdout, warn_of_params
@@ -80,12 +81,46 @@ Template = Annotated[
         autocompletion=completion.template,
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[ADDRESS]",
+        help="Compute students in a Ray cluster: at HOST:PORT, at auto (without an address; $RAY_ADDRESS, else the cluster on this "
+        "machine), or local (one for the time of the sync). none: in this process. Needs recycledb\\[ray].",
+    ),
+]
+Replicas = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N", help="Replicas of a student in the Ray cluster. Default: auto, as many as it has room for."
+    ),
+]
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Truncate the students' sequences to N tokens.", metavar="N")
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="The students' precision: float32, bfloat16 or float16.", autocompletion=completion.dtype),
+]
 
 
-@app.command()
+class _SyncCommand(TyperCommand):
+    """A command whose --ray may stand without an address."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, with_addresses(args))
+
+
+def with_addresses(words: list[str]) -> list[str]:
+    """Return the command's words with `auto` as the address of a --ray that has none."""
+    following = [*words, "-"][1:]
+    return [
+        "--ray=auto" if word == "--ray" and after.startswith("-") else word
+        for word, after in zip(words, following, strict=False)
+    ]
+
+
+@app.command(cls=_SyncCommand)
 def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")] = False,
     only: Only = None,
@@ -100,11 +135,10 @@ def sync(
     wait: Wait = True,
     template: Template = None,
     max_length: MaxLength = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="The students' precision: float32, bfloat16 or float16.", autocompletion=completion.dtype),
-    ] = None,
+    dtype: Dtype = None,
     device: Annotated[str | None, typer.Option(help="The students' device: cpu, cuda, cuda:1 …")] = None,
+    ray: Ray = None,
+    replicas: Replicas = None,
     as_json: Json = False,
 ) -> None:
     """Add every row that the configuration asks for and the store does not have.
@@ -131,6 +165,8 @@ def sync(
             max_cost=max_cost,
             retry_failed=retry_failed,
             wait=wait,
+            ray=ray,
+            replicas=replicas,
             stop=stop,
             listener=listener,
         )

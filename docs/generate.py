@@ -21,8 +21,8 @@ from sqlalchemy import inspect
 from sqlmodel import SQLModel
 
 from recycledb.cli.commands import app
+from recycledb.clusters import ClusterSettings
 from recycledb.config import (
-    ClusterSettings,
     Config,
     StoreSettings,
     StudentConfig,

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from recycledb import methods
+from recycledb.clusters import AUTO, NO_CLUSTER, ClusterSettings
 from recycledb.errors import ConfigError
 from recycledb.methods.ifd import Stat
 from recycledb.options import (
@@ -31,6 +32,7 @@ from recycledb.options import (
     Listed,
     MeasureConfig,
     Names,
+    Seconds,
     Settings,
     plain,
     with_files,
@@ -67,20 +69,6 @@ def _one_of(name: str, steps: tuple[str, ...]) -> str:
 StepName = Annotated[str, AfterValidator(_step)]
 LocalPath = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
 T = TypeVar("T", bound="Settings")
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-LONGEST_S = 1_000_000.0  # 11 days: more is taken for a mistake
-
-
-def _wait(value: Any) -> Any:
-    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= LONGEST_S:
-        shown = (
-            f"{value:g}" if isinstance(value, float) or value.bit_length() < 64 else "an integer of that many digits"
-        )
-        raise ValueError(f"{shown} is out of range: give seconds from 0 to {LONGEST_S:,.0f}")
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(_wait)]
 Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
@@ -288,19 +276,6 @@ class SyncSettings(Settings):
     )
 
 
-class ClusterSettings(Settings):
-    """How processes on one or many hosts share the work of one store."""
-
-    lease_s: Annotated[float, Field(ge=3, le=86_400, allow_inf_nan=False)] = Field(
-        90.0,
-        description="Seconds after which what a process works on is free for others, unless it says that it lives, three times as often.",
-    )
-    bucket_samples: PositiveInt = Field(
-        500,
-        description="Samples, about, that a process takes at a time to score them; a store of at most four times as many is not shared.",
-    )
-
-
 class Config(Settings):
     """A configuration as read, with paths resolved against the file's folder."""
 
@@ -341,6 +316,16 @@ class Config(Settings):
             if teacher is not None and teacher not in self.teachers:
                 raise ValueError(f"{table}.teacher has {no_table('teachers', teacher, self.teachers)}")
         return self
+
+    def get_cluster(self, ray: str | bool | None = None, replicas: int | str | None = None) -> ClusterSettings:
+        """Return the settings of [cluster], with another address (True is "auto", False "none") or number of replicas where given."""
+        named = (AUTO if ray else NO_CLUSTER) if isinstance(ray, bool) else ray
+        given = {"ray": named, "replicas": replicas}
+        values = {**self.cluster.model_dump(), **{key: value for key, value in given.items() if value is not None}}
+        found = _checked(ClusterSettings, values, "sync")
+        if replicas is not None and found.ray == NO_CLUSTER:
+            raise ConfigError("--replicas is for a Ray cluster: give --ray too, or set `ray` under [cluster]")
+        return found
 
     def get_teacher(self, name: str | None = None) -> TeacherConfig:
         """Return a teacher by its name in the file, else a chat model of that name at $OPENAI_BASE_URL."""

@@ -19,6 +19,21 @@ from recycledb.suggestions import did_you_mean
 Listed = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 Names = Annotated[tuple[str, ...], Field(strict=False), Listed]
 
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LONGEST_S = 1_000_000.0  # 11 days: more is taken for a mistake
+
+
+def _wait(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= LONGEST_S:
+        shown = (
+            f"{value:g}" if isinstance(value, float) or value.bit_length() < 64 else "an integer of that many digits"
+        )
+        raise ValueError(f"{shown} is out of range: give seconds from 0 to {LONGEST_S:,.0f}")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_wait)]
+
 
 class Settings(BaseModel):
     """A table of the file: immutable; unknown keys and wrong types are errors."""

@@ -162,6 +162,8 @@ class Workspace:
         max_cost: float | None = None,
         retry_failed: bool = False,
         wait: bool = True,
+        ray: str | bool | None = None,
+        replicas: int | str | None = None,
         stop: Stop | None = None,
         listener: Listener = silent,
     ) -> Sync:
@@ -171,7 +173,8 @@ class Workspace:
         leaves that missing.
 
         Students are names of the configuration, or NAME=MODEL; `overrides` sets their prompt, max_length, dtype or device. `datasets`
-        restricts it to samples that are in one of these.
+        restricts it to samples that are in one of these. `ray` computes students in a Ray cluster, at an address or with True at
+        "auto", and `replicas` is the number of replicas there: docs/scale.md.
         """
         only_in = find_datasets(self.store, datasets)
         given = {key: value for key, value in (overrides or {}).items() if value is not None}
@@ -186,7 +189,7 @@ class Workspace:
             retry_failed=retry_failed,
             stop=stop,
             listener=listener,
-            cluster=self.config.cluster,
+            cluster=self.config.get_cluster(ray, replicas),
             wait=wait,
         )
 

@@ -19,7 +19,7 @@ from recycledb.store import Store
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"recycledb": ROOT / "recycledb", "recycledb.cli": ROOT / "cli", "recycledb.migrations": ROOT / "migrations"}
 LINE = re.compile(r"^\| `(?P<path>[^`]+)`(?: \(installed as `(?P<installed>[^`]+)`\))? \|.*\| (?P<may>[^|]+) \|$", re.M)
-HEAVY = ("torch", "transformers", "openai", "datasketch")
+HEAVY = ("torch", "transformers", "openai", "datasketch", "ray")
 
 
 def layers() -> dict[str, set[str]]:
@@ -100,6 +100,7 @@ def test_the_table_names_what_there_is() -> None:
         ),
         ("openai", r"recycledb\.reflection\.teachers\..*"),
         ("sqlmodel", r"recycledb\.store\.(duplicate_|rater_|mark_|worker_)?tables"),
+        ("ray", r"recycledb\.scoring\.ray_lanes"),
         ("datasketch", r"recycledb\.selection\.duplicates"),
         ("pysqlite3", r"recycledb\.store\.sqlite"),
         ("alembic", r"recycledb\.store\..*|recycledb\.migrations(\..*)?"),

@@ -12,25 +12,26 @@ while.
 
 import logging
 import os
-import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from recycledb.errors import RecycledbError, StudentError
+from recycledb.scoring.cluster import SINGLE_THREADED_PARAMETERS
 from recycledb.scoring.frames import Setup
 from recycledb.scoring.kernels import Kernel, choose
-from recycledb.scoring.lanes import Lane, LocalLane, WorkerLane
+from recycledb.scoring.lanes import LocalLane, WorkerLane
 from recycledb.scoring.network import Network, load_network, load_tokenizer, positions, resolve_device, resolve_dtype
 from recycledb.scoring.packs import Batch, Work, by_beginning, by_length
 from recycledb.scoring.peak import measure_peak
+from recycledb.scoring.pool import LanePool
 from recycledb.scoring.requests import Progress, Request, Result, TokenCount
-from recycledb.scoring.run import Computed, Known, Run
+from recycledb.scoring.scorer import Scorer
 from recycledb.scoring.tokeniser import Tokeniser, count_tokens
 
 __all__ = ["Engine", "Progress", "Request", "Result", "TokenCount", "count_tokens"]
@@ -41,9 +42,6 @@ log = logging.getLogger(__name__)
 _CPU_BUDGET = 2048
 _GPU_BATCH_FLOPS = 2e14
 _GPU_BUDGETS = (4096, 131_072)
-
-# A smaller model does not keep a second thread busy, and on a busy machine its threads wait for each other.
-_SINGLE_THREADED_PARAMETERS = 30_000_000
 
 # A worker takes seconds to start, so a short run does not start any. More workers than this were not measured.
 _WORKERS_AFTER_SECONDS = 15.0
@@ -70,12 +68,13 @@ class Shape:
         return 2.0 * self.body * tokens + 2.0 * self.head * targets
 
 
-class Engine:
+class Engine(Scorer):
     """A student ready to score: a tokenizer, and one or more lanes that compute packs in parallel."""
 
     def __init__(
-        self, tokeniser: Tokeniser, lanes: Sequence[Lane], shape: Shape, device: torch.device, dtype: torch.dtype
+        self, tokeniser: Tokeniser, pool: LanePool, shape: Shape, device: torch.device, dtype: torch.dtype
     ) -> None:
+        super().__init__(tokeniser, pool)
         self.tokeniser = tokeniser
         self.shape = shape
         self.device = device
@@ -84,19 +83,10 @@ class Engine:
         self._setup: Setup | None = None  # how to start workers; None where none are to be started
         self._n_workers = 0
         self._workers_after_s = _WORKERS_AFTER_SECONDS
-        self._packed = all("packed" in lane.kernel for lane in lanes)
-        self._lanes = list(lanes)
-        self._retired: list[Lane] = []
-        self._lock = threading.Lock()
-        self._idle: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        for lane in lanes:
-            self._idle.put(lane)
-        self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
-        self._computing = ThreadPoolExecutor(max(len(lanes), _MOST_WORKERS) + 1, thread_name_prefix="score")
+        self._packed = all("packed" in lane.kernel for lane in pool.lanes)
         self._starting: threading.Thread | None = None
         self._coming: list[WorkerLane] = []  # being started
         self._closing = False
-        self.began: float | None = None  # when the first of its runs began
 
     @classmethod
     def load(
@@ -122,7 +112,7 @@ class Engine:
         """
         target, number_type = resolve_device(device), resolve_dtype(dtype)
         tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length)
-        networks = _load_replicas(model, revision, number_type, _devices(target), sharded)
+        networks = load_replicas(model, revision, number_type, _devices(target), sharded)
         engine = cls.over(networks, tokeniser, model)
         if target.type == "cpu":
             engine._n_workers = _worker_count(engine.shape) if workers is None else workers
@@ -137,21 +127,14 @@ class Engine:
     @classmethod
     def over(cls, networks: Sequence[Network], tokeniser: Tokeniser, name: str = "a model") -> Self:
         """Make an engine over replicas that are already loaded in this process."""
-        limit = positions(networks[0].model)
-        if limit is not None and limit < tokeniser.max_length:
-            raise StudentError(
-                f"max_length is {tokeniser.max_length}, but {name!r} has {limit} positions: set max_length = {limit}"
-            )
-        known, rows = int(getattr(tokeniser.tokenizer, "vocab_size", 0)), networks[0].vocabulary
-        if known > rows:  # without added tokens, which the texts need not contain
-            raise StudentError(
-                f"the tokenizer of {name!r} has {known} tokens, but the model {rows}: {_OTHER_TOKENIZER}"
-            )
+        require_fit(name, tokeniser, positions(networks[0].model), networks[0].vocabulary)
         kernels: list[Kernel] = [choose(network, tokeniser.max_length) for network in networks]
-        shape = _shape(networks[0])
-        threads = 1 if shape.parameters < _SINGLE_THREADED_PARAMETERS else None
-        lanes = [LocalLane(kernel, network.device, threads) for kernel, network in zip(kernels, networks, strict=True)]
-        engine = cls(tokeniser, lanes, shape, networks[0].device, networks[0].dtype)
+        shape = shape_of(networks[0])
+        lanes = [
+            LocalLane(kernel, network.device, threads_of(shape))
+            for kernel, network in zip(kernels, networks, strict=True)
+        ]
+        engine = cls(tokeniser, LanePool(lanes), shape, networks[0].device, networks[0].dtype)
         where = ", ".join(str(network.device) for network in networks)
         log.info("scoring with %s on %s in %s, kernel %s", name, where, networks[0].dtype, lanes[0].kernel)
         return engine
@@ -160,43 +143,6 @@ class Engine:
     def parameters(self) -> int:
         """Return the model's number of parameters, shared ones once."""
         return self.shape.parameters
-
-    @property
-    def kernels(self) -> list[str]:
-        """Return how each lane computes."""
-        return [lane.kernel for lane in self._lanes]
-
-    def score(
-        self,
-        requests: Iterable[Request],
-        known: Known | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        stopped: Callable[[], bool] | None = None,
-    ) -> Iterator[list[Result]]:
-        """Yield results pack by pack as they are computed, in no particular order; once `stopped`, only those of packs in progress.
-
-        `known` gets pair ids and returns (loss_sum, n_tokens) of those that the store has, including all that was yielded before;
-        it is called, and `requests` is read, in the thread that iterates. Raises StudentError where the run cannot continue.
-        """
-        peak = measure_peak(self.device, self.dtype) * len(self._gpus()) if progress is not None else None
-        run = Run(self, known, progress, peak, stopped)
-        try:
-            yield from run.results(requests)
-        finally:
-            run.cancel()
-
-    def spans_ahead(self, requests: Sequence[Request]) -> Any:
-        """Return a future of the requests' spans."""
-        return self._tokenising.submit(self.tokeniser.spans, requests)
-
-    def compute_ahead(self, batch: Batch, ended: Callable[[], bool]) -> Any:
-        """Return a future of a pack's sums, computed on the next idle lane; of None if the run has `ended` by then."""
-        return self._computing.submit(self._compute, batch, ended)
-
-    @property
-    def wanted(self) -> int:
-        """Return how many packs to keep ready: for each lane one in progress and one waiting."""
-        return 2 * len(self._lanes)
 
     def batches(self, works: Iterable[Work]) -> list[Batch]:
         """Return packs in the order that suits the kernel: by prefix where it shares prefixes, else by length."""
@@ -217,42 +163,23 @@ class Engine:
         )
         self._starting.start()
 
+    def flops(self, tokens: int, targets: int) -> float:
+        return self.shape.flops(tokens, targets)
+
+    def begin_peak(self) -> Callable[[], float] | None:
+        peak = measure_peak(self.device, self.dtype) * (len(self.pool.lanes) if self.device.type == "cuda" else 1)
+        started = time.monotonic()
+        return lambda: peak * (time.monotonic() - started)
+
     def close(self, *, at_once: bool = False) -> None:
-        """Stop the lanes and free the model; with `at_once`, without waiting for packs in progress."""
         self._closing = True
         while self._starting is not None and self._starting.is_alive():
             for worker in list(self._coming):  # do not wait until a large model has loaded for nothing
                 worker.close()
             self._starting.join(0.1)
-        self._computing.shutdown(wait=not at_once, cancel_futures=True)
-        self._tokenising.shutdown(wait=True, cancel_futures=True)
-        for lane in [*self._lanes, *self._retired]:
-            lane.close()
-        self._lanes, self._retired = [], []
+        super().close(at_once=at_once)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(at_once=kind is KeyboardInterrupt)
-
-    def _gpus(self) -> list[Lane]:
-        return self._lanes if self.device.type == "cuda" else self._lanes[:1]
-
-    def _compute(self, batch: Batch, ended: Callable[[], bool]) -> Computed | None:
-        lane = self._take()
-        try:
-            return None if ended() else Computed(batch, lane.outputs(batch.works), lane.kernel)
-        finally:
-            self._idle.put(lane)
-
-    def _take(self) -> Lane:
-        """Return the next idle lane; a retired one frees its model instead."""
-        while (lane := self._idle.get()) in self._retired:
-            lane.close()
-        return lane
 
     def _try_workers(self, setup: Setup) -> None:
         try:
@@ -274,10 +201,9 @@ class Engine:
             for worker in workers:
                 worker.close()
             raise
-        self._retired, self._lanes, self._setup = self._lanes, list(workers), None
+        self._setup = None
+        self.pool.replace(workers)
         log.info("scoring goes on in %d processes of %d threads", len(workers), setup.threads)
-        for worker in workers:
-            self._idle.put(worker)
 
 
 def _devices(target: torch.device) -> list[torch.device]:
@@ -286,7 +212,7 @@ def _devices(target: torch.device) -> list[torch.device]:
     return [target]
 
 
-def _load_replicas(
+def load_replicas(
     model: str, revision: str | None, dtype: torch.dtype, devices: Sequence[torch.device], sharded: bool | None
 ) -> list[Network]:
     """Load the model onto each device, or once over all of them where it does not fit on one."""
@@ -302,7 +228,19 @@ def _load_replicas(
     return [load_network(model, revision, dtype, devices[0], sharded=True)]
 
 
-def _shape(network: Network) -> Shape:
+def require_fit(name: str, tokeniser: Tokeniser, positions: int | None, rows: int) -> None:
+    """Raise StudentError where a model has fewer positions than `max_length`, or fewer rows of embeddings than the tokenizer has tokens."""
+    if positions is not None and positions < tokeniser.max_length:
+        raise StudentError(
+            f"max_length is {tokeniser.max_length}, but {name!r} has {positions} positions: set max_length = {positions}"
+        )
+    known = int(getattr(tokeniser.tokenizer, "vocab_size", 0))
+    if known > rows:  # without added tokens, which the texts need not contain
+        raise StudentError(f"the tokenizer of {name!r} has {known} tokens, but the model {rows}: {_OTHER_TOKENIZER}")
+
+
+def shape_of(network: Network) -> Shape:
+    """Return what a token costs in a loaded model."""
     parameters = list(network.model.parameters())
     embeddings = {id(p) for m in network.model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     output = network.model.get_output_embeddings()
@@ -314,6 +252,11 @@ def _shape(network: Network) -> Shape:
         vocabulary=network.vocabulary,
         weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
     )
+
+
+def threads_of(shape: Shape) -> int | None:
+    """Return 1 for a small model, whose second thread is idle (and on a busy machine its threads wait for each other); else None."""
+    return 1 if shape.parameters < SINGLE_THREADED_PARAMETERS else None
 
 
 def _gpu_budget(shape: Shape) -> int:

@@ -24,6 +24,14 @@ from recycledb.scoring.packs import Work
 
 log = logging.getLogger(__name__)
 
+# The environment of a process that computes on CPU. Every layer allocates and frees large tensors; by default malloc maps and unmaps memory
+# for each of them, which was measured to take a tenth of the time, so freed memory is kept instead.
+ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+
+
+class LaneLost(Exception):  # noqa: N818 - not an error of the run: the pack is computed on another lane
+    """A lane is gone with the machine or process that it was on, and the pack that it had was not computed."""
+
 
 class Lane(Protocol):
     """One replica of the model; `kernel` says how it computes."""
@@ -31,7 +39,7 @@ class Lane(Protocol):
     kernel: str
 
     def outputs(self, batch: Sequence[Work]) -> list[Output]:
-        """Return each work's output."""
+        """Return each work's output; raise LaneLost where another lane has to compute them."""
         ...
 
     def close(self) -> None:
@@ -152,11 +160,7 @@ def _open(stream: IO[bytes] | None) -> IO[bytes]:
 
 
 def _worker_environment(threads: int) -> dict[str, str]:
-    """Return the environment of a worker: this package importable, its number of threads, malloc settings, and other libraries silent.
-
-    Every layer allocates and frees large tensors; by default malloc maps and unmaps memory for each of them, which was
-    measured to take a tenth of the time, so freed memory is kept instead.
-    """
+    """Return the environment of a worker: this package importable, its number of threads, malloc settings, and other libraries silent."""
     package_root = str(Path(__file__).parents[2])
     paths = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     silent = (
@@ -168,8 +172,7 @@ def _worker_environment(threads: int) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+        **ALLOCATION,
     }
 
 

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,40 +21,33 @@ from recycledb.scoring.spans import Span
 from recycledb.scoring.tokeniser import windows
 
 if TYPE_CHECKING:
-    from recycledb.scoring.engine import Engine
+    from recycledb.scoring.pool import Outputs
+    from recycledb.scoring.scorer import Scorer
 
 STOP_CHECK_S = 0.1
 
 Known = Callable[[Sequence[Span]], Mapping[str, Output]]  # the outputs that the store has, by the spans' keys
 
 
-class Computed(NamedTuple):
-    """A pack with each work's output, and how they were computed."""
-
-    batch: Batch
-    outputs: list[Output]
-    kernel: str
-
-
 class Run:
-    """One call of `Engine.score`."""
+    """One call of `Scorer.score`."""
 
     def __init__(
         self,
-        engine: "Engine",
+        engine: "Scorer",
         known: Known | None,
         progress: Callable[[Progress], None] | None,
-        peak: float | None,
+        possible: Callable[[], float] | None,
         stopped: Callable[[], bool] | None = None,
     ) -> None:
         self._engine = engine
         self._known = known
         self._progress = progress
-        self._peak = peak
+        self._possible = possible  # the operations that the lanes could have done since the beginning
         self._stop_asked, self._cancelled = stopped, False
         self._outputs: dict[str, Output] = {}
         self._waiting: dict[str, list[tuple[Any, Span]]] = defaultdict(list)
-        self._computing: set[Future[Computed | None]] = set()
+        self._computing: dict[Future[Outputs | None], Batch] = {}
         self._started = time.monotonic()
         self._results = self._tokens = self._targets = 0
 
@@ -73,7 +66,8 @@ class Run:
                     batches.extend(self._engine.batches(works))
                     yield from self._report(found)
             while batches and len(self._computing) < self._engine.wanted:
-                self._computing.add(self._engine.compute_ahead(batches.popleft(), self.ended))
+                batch = batches.popleft()
+                self._computing[self._engine.compute_ahead(batch, self.ended)] = batch
             if self._computing:
                 yield from self._report(self._finished())
                 if more or batches:
@@ -128,13 +122,13 @@ class Run:
 
     def _finished(self) -> list[Result]:
         """Wait briefly for a pack, and return the results of all requests that waited for it; none if it was dropped."""
-        done, self._computing = wait(self._computing, STOP_CHECK_S, return_when=FIRST_COMPLETED)
+        done, _ = wait(self._computing, STOP_CHECK_S, return_when=FIRST_COMPLETED)
         results: list[Result] = []
         for future in done:
-            computed = future.result()
+            batch, computed = self._computing.pop(future), future.result()
             if computed is None:
                 continue
-            batch, outputs, kernel = computed
+            outputs, kernel = computed
             self._tokens += batch.tokens
             for work, output in zip(batch.works, outputs, strict=True):
                 if self._known is None:  # else `known` finds it once it is yielded; millions would fill memory
@@ -150,8 +144,9 @@ class Run:
         self._results += len(results)
         if self._progress is not None:
             seconds = time.monotonic() - self._started
-            flops = self._engine.shape.flops(self._tokens, self._targets)
-            share = flops / seconds / self._peak if self._peak and seconds else None
+            flops = self._engine.flops(self._tokens, self._targets)
+            possible = self._possible() if self._possible is not None else 0.0
+            share = flops / possible if possible else None
             self._progress(Progress(self._results, self._tokens, seconds, share))
         yield results
 

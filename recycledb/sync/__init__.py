@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from recycledb.config import ClusterSettings, TeacherConfig
+from recycledb.clusters import ClusterSettings
+from recycledb.config import TeacherConfig
 from recycledb.reflection.teachers import Teacher, open_teacher
 from recycledb.reflection.teachers.contract import missing_key
 from recycledb.schema import utc_now
+from recycledb.scoring.cluster import Cluster
 from recycledb.store import Store, derivations, leases
 from recycledb.store.leases import ASK, AUGMENT, Lease
 from recycledb.store.losses import count_scores, count_statuses
@@ -159,7 +161,9 @@ class Sync:
         self.budget = self.askings[0][1] if self.askings else None
         self.retry_before = utc_now() if retry_failed else ""
         self.stop, self.listener, self.open_teacher = stop or Stop(), listener, open_teacher
-        self.cluster, self.wait = cluster or ClusterSettings(), wait
+        self.settings, self.wait = cluster or ClusterSettings(), wait
+        keys = {teacher.api_key_env for teacher in self.target.teachers}
+        self.cluster = Cluster(self.settings, keys)
         self.batch_options = dict(batch_options or {})  # see `recycledb.sync.batches.Batches`
         self.outcome = Outcome()
         self._plan: Plan | None = None  # the last one counted
@@ -168,7 +172,8 @@ class Sync:
     def plan(self) -> Plan:
         """Count what is missing; ConfigError where a budget is set and some earlier requests have no price."""
         plan = self._with_money(make(self.store, self.target, self.retry_before, exact=True))
-        plan = replace(plan, unused=self._unused(plan), warnings=self._warnings(plan))
+        cluster = self.cluster.described(sorted(plan.computing))
+        plan = replace(plan, unused=self._unused(plan), warnings=self._warnings(plan), cluster=cluster)
         if plan.spending is not None:
             require_prices(plan.spending)
         self._plan = plan
@@ -187,8 +192,8 @@ class Sync:
 
     def _warnings(self, plan: Plan) -> list[str]:
         teacher = self.target.teacher if self.target.reflect and plan.calls else None
-        missing = missing_key(teacher) if teacher is not None else None
-        return [] if missing is None else [missing]
+        missing = [missing_key(teacher) if teacher is not None else None, self.cluster.missing]
+        return [each for each in missing if each is not None]
 
     def run(self) -> Outcome:
         """Fill in missing rows until none can be filled, or until a stop, a limit or a budget ends the run; return the outcome.
@@ -217,11 +222,14 @@ class Sync:
             else:  # stopped during planning
                 self.outcome.stopped = STOPPED
             return self.outcome
-        with Presence(self.store, self.stop, self.cluster.lease_s) as self._presence:
-            self._sharing = Sharing(self._presence, bucket_samples=self.cluster.bucket_samples, wait=self.wait)
+        with self.cluster, Presence(self.store, self.stop, self.settings.lease_s) as self._presence:
+            self._sharing = Sharing(self._presence, bucket_samples=self.settings.bucket_samples, wait=self.wait)
             self.target.register(self.store, worker=self._presence.worker)
+            if plan.computing:
+                self.cluster.connect()
             self._fill()
             while not self._ended and self._sharing.in_the_way and self._sharing.wait(self._much_to_score):
+                self.outcome.read += read_all(self.store, self.stop).read  # one that was killed has left some
                 self._fill()
             self._presence.doing("computing values")
             self._fill_values()
@@ -258,7 +266,7 @@ class Sync:
 
     def _much_to_score(self) -> bool:
         """Return whether so many variants lack facts, while others ask, that it is worth loading a student."""
-        enough = self.cluster.bucket_samples
+        enough = self.settings.bucket_samples
         needs = [need for student in self.target.all_students for need in self.target.needs(student)]
         return any(count_lacking(self.store, need).variants >= enough for need in needs)
 
@@ -457,6 +465,7 @@ class Sync:
             limit=self.limit,
             stop=self.stop,
             listener=self.listener,
+            cluster=self.cluster,
         )
         self._presence.doing(f"scoring under {student.config.name}")
         scored = scoring.run()

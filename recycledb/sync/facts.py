@@ -4,7 +4,7 @@ Invariant: facts are committed as soon as their pack is computed, so a kill lose
 """
 
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -15,6 +15,7 @@ import numpy as np
 from recycledb.config import StudentConfig
 from recycledb.methods import Readout, Vector
 from recycledb.schema import LossStatus, Texts
+from recycledb.scoring.cluster import Cluster
 from recycledb.scoring.requests import Request, Result
 from recycledb.store import Store
 from recycledb.store.known import KnownFacts
@@ -28,10 +29,9 @@ from recycledb.sync.student import Student
 from recycledb.vectors import decoded, encoded
 
 if TYPE_CHECKING:
-    from recycledb.scoring.encoder import Encoder
-    from recycledb.scoring.engine import Engine
     from recycledb.scoring.outputs import Output
     from recycledb.scoring.requests import Progress as EngineProgress
+    from recycledb.scoring.scorer import Scorer
     from recycledb.scoring.spans import Span
 
 PAGE = 2_000  # samples whose variants are fetched at once
@@ -82,13 +82,17 @@ def _remedy(student: str, dtype: str) -> str:
     return f"its weights hold NaN or overflow {dtype}: check or download the model again"
 
 
-def load_engine(student: Student) -> "Engine | Encoder":
-    """Load a student's model; StudentError when that fails."""
+def load_engine(
+    student: Student, cluster: Cluster | None = None, stopped: Callable[[], bool] = lambda: False
+) -> "Scorer | None":
+    """Load a student's model, in this process or in a cluster; StudentError when that fails, None if the run is `stopped` before."""
     config = student.config
+    if cluster is not None and cluster.used:
+        return cluster.load(config, student.identity, stopped)
+    revision = None if student.identity.local else student.identity.revision
     if config.encoder:
         from recycledb.scoring.encoder import Encoder
 
-        revision = None if student.identity.local else student.identity.revision
         return Encoder.load(
             config.model, revision=revision, max_length=config.max_length, dtype=config.dtype, device=config.device
         )
@@ -96,7 +100,7 @@ def load_engine(student: Student) -> "Engine | Encoder":
 
     return Engine.load(
         config.model,
-        revision=None if student.identity.local else student.identity.revision,
+        revision=revision,
         prompt=config.prompt,
         max_length=config.max_length,
         dtype=config.dtype,
@@ -120,13 +124,14 @@ class StudentRun:
         limit: int | None,
         stop: threading.Event,
         listener: Listener,
+        cluster: Cluster | None = None,
     ) -> None:
         """Set up a run over `needs`, in their order; `readouts` and `vectors` are those whose prompt ids and keys the needs hold."""
         self.groups = Groups(sharing, student.student_id, needs)
         self.store, self.student, self.needs = store, student, needs
         self.readouts = {readout.prompt_id: readout for readout in readouts}
         self.vectors = {vector.key: vector for vector in vectors}
-        self.limit, self.stop, self.listener = limit, stop, listener
+        self.limit, self.stop, self.listener, self.cluster = limit, stop, listener, cluster
         self.result = Scored(student.config.name)
         self.total = total
         self.progress = Progress("score", student.config.name, total)
@@ -135,11 +140,9 @@ class StudentRun:
         """Compute and commit the missing facts that no other process computes; return the counts."""
         with closing(self._parts()) as parts:
             first = next(parts, None)
-            if first is not None:  # else a model would be loaded for nothing
-                with (
-                    load_engine(self.student) as engine,
-                    closing(KnownFacts(self.store, self.student.student_id)) as known,
-                ):
+            opened = None if first is None else load_engine(self.student, self.cluster, self.stop.is_set)
+            if first is not None and opened is not None:  # else a model would be loaded for nothing
+                with opened as engine, closing(KnownFacts(self.store, self.student.student_id)) as known:
                     for part in chain([first], parts):
                         self._score(engine, known, part)
         self.progress.total = self.total - self.groups.elsewhere
@@ -162,7 +165,7 @@ class StudentRun:
         finally:
             self.groups.give()
 
-    def _score(self, engine: "Engine | Encoder", known: KnownFacts, buckets: Sequence[str]) -> None:
+    def _score(self, engine: "Scorer", known: KnownFacts, buckets: Sequence[str]) -> None:
         """Compute and commit what the samples of these buckets lack."""
         before = self.result.tokens
         found = lambda spans: dict(self._known(known, spans))  # noqa: E731

@@ -114,6 +114,15 @@ class Plan:
     max_cost_usd: float | None = None  # the budget of this run
     unused: Sequence[Unused] = ()  # rows that a change of the configuration leaves unused
     warnings: Sequence[str] = ()
+    cluster: str = ""  # in words, where the students with missing facts are computed elsewhere
+
+    @property
+    def computing(self) -> set[str]:
+        """The names of the students that lack facts now, or may after the teacher's replies."""
+        return {
+            *(score.student for score in self.scores if score.statistics or score.follow),
+            *(measure.student for measure in self.measures if measure.facts or measure.follow),
+        }
 
     @property
     def lacking(self) -> set[str]:
@@ -173,6 +182,7 @@ class Plan:
             "max_tokens": self.limit or None,
             "unused": [asdict(each) for each in self.unused],
             "warnings": list(self.warnings),
+            "cluster": self.cluster or None,
             "in_batches": self.in_batches,
             "in_processes": self.in_processes,
             **money(self.spending),
