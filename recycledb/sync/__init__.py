@@ -222,6 +222,7 @@ class Sync:
             self.target.register(self.store, worker=self._presence.worker)
             self._fill()
             while not self._ended and self._sharing.in_the_way and self._sharing.wait(self._much_to_score):
+                self.outcome.read += read_all(self.store, self.stop).read  # one that was killed has left some
                 self._fill()
             self._presence.doing("computing values")
             self._fill_values()
