@@ -174,13 +174,22 @@ def test_a_suspended_process_that_wakes_asks_no_more(tmp_path: Path) -> None:
     assert len(senders) == 2 and senders[0]["until"] < senders[1]["since"]
 
 
+@pytest.mark.long
+def test_three_processes_of_which_the_one_that_asks_is_killed_ask_nothing_twice(tmp_path: Path) -> None:
+    ask_and_kill(tmp_path, 3, seed=3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_eight_processes_of_which_one_is_killed_ask_nothing_twice(tmp_path: Path, seed: int) -> None:
-    """By the server's log: asked twice is at most what the killed one had in flight, and nothing stays unanswered."""
-    url, chance, in_flight = make_store(tmp_path, 60), random.Random(seed), 16
+    ask_and_kill(tmp_path, 8, seed)
+
+
+def ask_and_kill(folder: Path, number: int, seed: int) -> None:
+    """By the server's log: asked twice is at most what the killed one had in flight, and nothing stays unanswered or unread."""
+    url, chance, in_flight = make_store(folder, 60), random.Random(seed), 16
     with TeacherServer(delay_s=0.05) as server:
-        processes = [start_sync(url, server.base_url, "--concurrency", str(in_flight)) for _ in range(8)]
+        processes = [start_sync(url, server.base_url, "--concurrency", str(in_flight)) for _ in range(number)]
         wait_for(lambda: len(server.log) >= chance.randrange(10, 120))
         (asking,) = rows(
             url, "SELECT DISTINCT w.pid FROM worker w JOIN lease l ON l.worker_id = w.worker_id WHERE l.kind = 'ask'"
@@ -188,10 +197,9 @@ def test_eight_processes_of_which_one_is_killed_ask_nothing_twice(tmp_path: Path
         victim = next(each for each in processes if each.pid == asking["pid"]) if seed % 2 else chance.choice(processes)
         victim.kill()
         victim.communicate()
-        for process in processes:
-            if process is not victim:
-                assert json.loads(process.communicate(timeout=180)[0])["complete"]
+        outcomes = [json.loads(each.communicate(timeout=180)[0]) for each in processes if each is not victim]
         calls = Counter(server.questions)
+    assert [each["stopped"] for each in outcomes if not each["complete"]] == []
     twice = sum(number - 1 for number in calls.values())
     assert max(calls.values()) <= 2 and twice <= in_flight
     tries = attempts(url)
