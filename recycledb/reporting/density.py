@@ -90,21 +90,21 @@ def density(
     known = np.flatnonzero(np.isfinite(points[0]) & np.isfinite(points[1]))
     xs, ys = points[0][known], points[1][known]
     column, row = _cells(xs, x, ACROSS), _cells(ys, y, UP)
-    counts = np.zeros((ACROSS, UP), np.int64)
-    np.add.at(counts, (column, row), 1)
+    counts = np.bincount(column * UP + row, minlength=ACROSS * UP).reshape(ACROSS, UP)
     single = np.flatnonzero(counts[column, row] <= SPARSE) if len(known) > FEW else np.arange(len(known))
     if len(single) > MOST_POINTS:
         single = single[:0]
     wide, high = (right - LEFT) / ACROSS, (floor - TOP) / UP
     most = math.log1p(int(counts.max(initial=1)))
     shown = counts > (SPARSE if len(single) else 0) if len(known) > FEW else counts < 0
-    dense = np.argwhere(shown).tolist()
     cells = "".join(
         f'<rect x="{LEFT + i * wide:.1f}" y="{floor - (j + 1) * high:.1f}" width="{wide:.1f}" height="{high:.1f}"'
-        f' fill-opacity="{0.1 + 0.9 * math.log1p(int(counts[i, j])) / most:.2f}"><title>{counts[i, j]:,}</title></rect>'
-        for i, j in dense
+        f' fill-opacity="{0.1 + 0.9 * math.log1p(count) / most:.2f}"><title>{count:,}</title></rect>'
+        for (i, j), count in zip(np.argwhere(shown).tolist(), counts[shown].tolist(), strict=True)
     )
-    dots = "".join(_dot(Point(name_of(int(known[i])), float(xs[i]), float(ys[i])), x, y, right, floor) for i in single)
+    names = [name_of(i) for i in known[single].tolist()]
+    alone = map(Point, names, xs[single].tolist(), ys[single].tolist())
+    dots = "".join(_dot(each, x, y, right, floor) for each in alone)
     line = ""
     if diagonal:
         ends = [f"{x.at(v, LEFT, right):.1f},{y.at(v, floor, TOP):.1f}" for v in _shared_part(x, y)]

@@ -11,7 +11,6 @@ Invariant: the samples of the region are computed from the numbers, never from w
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -24,9 +23,9 @@ from starlette.routing import Route
 from recycledb.errors import RecycledbError, SelectionError
 from recycledb.reporting.charts import BOTTOM, CHART_SIZE, LEFT, RIGHT
 from recycledb.reporting.density import TOP, axis_over, density
-from recycledb.selection.agreement import pearson, ranks
+from recycledb.selection.agreement import pearson
 from recycledb.view import sql
-from recycledb.view.columns import Column, Snapshot
+from recycledb.view.columns import Column, Flags, Snapshot
 from recycledb.view.forms import Form, taking_form
 from recycledb.view.region import PICKS, Region, region_sql
 from recycledb.view.samples import column_groups, conditions, read_lines
@@ -66,10 +65,10 @@ def _query(request: Request, snapshot: Snapshot, pairs: list[tuple[str, str]], p
     x, y = chosen(snapshot, asked)
     region = region_of(asked, x.key, y.key)
     found, _ = find(shared_by(request), snapshot, state)
-    ids = [snapshot.ids[number] for number in region.members(snapshot, found)]
+    members = region.members(snapshot, found)
     if pick not in PICKS:
         raise SelectionError(f"pick is {pick!r}: one of {', '.join(PICKS)}")
-    return region_sql(snapshot, state, region, ids, pick), len(ids)
+    return region_sql(snapshot, state, region, members, pick), len(members)
 
 
 def chosen(snapshot: Snapshot, asked: Mapping[str, str]) -> tuple[Column, Column]:
@@ -119,14 +118,14 @@ def _page(request: Request, pairs: list[tuple[str, str]], outcome: sql.Outcome, 
     x, y = chosen(snapshot, asked)
     region = region_of(asked, x.key, y.key)
     found, note = find(shared, snapshot, state)
-    both = np.flatnonzero(found & ~np.isnan(x.values) & ~np.isnan(y.values))
+    both = found & x.known & y.known
     bounds = {name: asked.get(name, "").strip() for name in BOUNDS}
     own = [("x", x.key), ("y", y.key)]
     address = urlencode([*own, *((name, value) for name, value in bounds.items() if value)])
     rest = state.query()
     values: dict[str, Any] = {
         "x": x, "y": y, "state": state, "rest": rest, "bounds": bounds, "outcome": outcome, "note": note,
-        "groups": column_groups(snapshot), "count": len(both), "total": int(found.sum()),
+        "groups": column_groups(snapshot), "count": np.count_nonzero(both), "total": np.count_nonzero(found),
         "conditions": [(words, f"{urlencode(own)}&{without}") for words, without in conditions(state)],
         "swapped": f"{urlencode([('x', y.key), ('y', x.key)])}&{rest}",
         "address": f"{address}&{rest}" if rest else address,
@@ -136,17 +135,20 @@ def _page(request: Request, pairs: list[tuple[str, str]], outcome: sql.Outcome, 
     return render(request, "compare.html", here=HERE, status=status, **values)
 
 
-def _correlations(x: Column, y: Column, both: Any) -> dict[str, float | None]:
-    first, second = x.values[both], y.values[both]
-    return {"spearman": pearson(ranks(first), ranks(second)), "pearson": pearson(first, second)}
+def _correlations(x: Column, y: Column, both: Flags) -> dict[str, float | None]:
+    return {
+        "spearman": pearson(x.ranks(both), y.ranks(both)),
+        "pearson": pearson(x.values[both], y.values[both]),
+    }
 
 
-def _picture(snapshot: Snapshot, x: Column, y: Column, both: Any, region: Region) -> dict[str, Any]:
+def _picture(snapshot: Snapshot, x: Column, y: Column, both: Flags, region: Region) -> dict[str, Any]:
     first, second = x.values[both], y.values[both]
     across, up = axis_over(x.key, first), axis_over(y.key, second)
     same = x.measure == y.measure and not x.key.startswith("g") and not y.key.startswith("g")
+    numbers = np.flatnonzero(both)
     svg = density(
-        across, up, (first, second), lambda i: snapshot.ids[both[i]], f"{y.key} over {x.key}, {len(both):,} samples",
+        across, up, (first, second), lambda i: snapshot.ids[numbers[i]], f"{y.key} over {x.key}, {len(numbers):,} samples",
         region=region.ends if region.is_bounded else None, diagonal=same,
     )  # fmt: skip
     box = {
@@ -157,7 +159,7 @@ def _picture(snapshot: Snapshot, x: Column, y: Column, both: Any, region: Region
 
 
 def _taken(
-    request: Request, snapshot: Snapshot, state: State, region: Region, found: Any, asked: Mapping[str, str]
+    request: Request, snapshot: Snapshot, state: State, region: Region, found: Flags, asked: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return what the page shows of the region: its samples, their list, their SQL."""
     if not region.is_bounded:
@@ -168,7 +170,7 @@ def _taken(
     pick = asked.get("pick") if asked.get("pick") in PICKS else "x"
     text, no_sql = "", ""
     try:
-        text = region_sql(snapshot, state, region, [snapshot.ids[number] for number in members], str(pick))
+        text = region_sql(snapshot, state, region, members, str(pick))
     except SelectionError as error:
         no_sql = str(error)
     address = f"{sql.HERE}?{urlencode({'q': text})}"
@@ -176,7 +178,7 @@ def _taken(
     narrowed = region.narrowed(state)
     return {
         "members": len(members),
-        "lines": read_lines(store, snapshot, np.array(list(islice(members, LISTED)), np.int64), [x, y]),
+        "lines": read_lines(store, snapshot, members[:LISTED], [x, y]),
         "list_address": f"/samples?{narrowed.query()}",
         "sql": text,
         "no_sql": no_sql,

@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from recycledb.reporting import page as parts
-from recycledb.view.columns import Columns, Snapshot
+from recycledb.view.columns import Snapshot
+from recycledb.view.newest import Columns
 from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace
 
