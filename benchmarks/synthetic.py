@@ -342,7 +342,9 @@ def main() -> None:
             copy(store, options.samples, number)
         counts = {table: store.rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("variant", "reply", "loss")}
         size = store.backend.path.stat().st_size / 1e6
-    print(f"{options.samples * options.copies:,} samples, {counts}, {size:.0f} MB, {time.perf_counter() - started:.1f} s")
+    print(
+        f"{options.samples * options.copies:,} samples, {counts}, {size:.0f} MB, {time.perf_counter() - started:.1f} s"
+    )
 
 
 if __name__ == "__main__":

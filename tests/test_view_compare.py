@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from html import unescape
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -19,8 +20,11 @@ from recycledb.errors import SelectionError
 from recycledb.methods.reflection import Kind, Step
 from recycledb.reporting.charts import Axis
 from recycledb.reporting.density import axis_over, bars, density
+from recycledb.reporting.plots import comparison_html
 from recycledb.schema import utc_now
 from recycledb.selection.agreement import ranks
+from recycledb.selection.compare import compare as compare_students
+from recycledb.selection.compare import first_words
 from recycledb.selection.query import query
 from recycledb.selection.recipes import parse
 from recycledb.selection.select import select
@@ -164,6 +168,27 @@ def test_ranks_of_some_samples_are_those_of_their_numbers() -> None:
 
 
 # -- drawing
+
+
+def test_the_frozen_page_has_the_picture_of_the_live_one(tmp_path: Path) -> None:
+    """`compare --plot` is a snapshot: the same points, axes and numbers, by the same functions."""
+    with store_at("sqlite", tmp_path) as store:
+        scored.two_students(store, NAMES)
+        frozen = comparison_html(compare_students(store, ["7b", "13b"], pictures=True), partial(first_words, store))
+        with served(Workspace(store)) as pages, httpx.Client(base_url=pages.base, follow_redirects=True) as client:
+            client.get(pages.address)
+            wait_for(lambda: "Reading the store" not in client.get("/compare").text)
+            live = client.get("/compare", params={"x": "ifd/7b@origin", "y": "ifd/13b@origin"}).text
+    svg = re.compile(r'<svg class="chart".*?</svg>', re.S)
+    drawn = svg.search(frozen.partition('<figure class="origin">')[2])
+    there = svg.search(live)
+    assert drawn and there
+    for part in (r'cx="([^"]*)" cy="([^"]*)"', r'<text x="[^>]*>([-.0-9]+)</text>', r"<path[^>]*>"):
+        assert sorted(re.findall(part, drawn[0])) == sorted(re.findall(part, there[0])) != []
+    said = re.compile(
+        r"have both numbers · rank correlation \(Spearman\) <strong>[^<]*</strong> · linear \(Pearson\) [-.\d]+"
+    )
+    assert said.findall(live)[0] in said.findall(frozen)
 
 
 def test_an_axis_has_round_ticks_over_nearly_all_numbers() -> None:

@@ -6,7 +6,7 @@ Invariant: as in `charts`; numbers that are NaN or infinite are not drawn, and n
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ class Point:
     name: str  # what a script finds it by
     x: float
     y: float
+    said: str = ""  # its tooltip, by default the beginning of the name and the numbers
 
 
 def axis_over(title: str, values: Numbers) -> Axis:
@@ -78,13 +79,15 @@ def density(
     name_of: Callable[[int], str],
     label: str,
     *,
+    said: Callable[[list[int]], Sequence[str]] | None = None,
     region: tuple[float, float, float, float] | None = None,
     diagonal: bool = False,
     size: tuple[int, int] = CHART_SIZE,
 ) -> str:
     """Return a chart of points: cells by count, and single points where there are few; `name_of` a point is what scripts find it by.
 
-    `region` is a rectangle to outline: its lowest and highest x, then y, which may be infinite.
+    `said` returns the tooltips of the points that are drawn one by one, given their places. `region` is a rectangle to outline: its
+    lowest and highest x, then y, which may be infinite.
     """
     right, floor = size[0] - RIGHT, size[1] - BOTTOM
     known = np.flatnonzero(np.isfinite(points[0]) & np.isfinite(points[1]))
@@ -102,8 +105,9 @@ def density(
         f' fill-opacity="{0.1 + 0.9 * math.log1p(count) / most:.2f}"><title>{count:,}</title></rect>'
         for (i, j), count in zip(np.argwhere(shown).tolist(), counts[shown].tolist(), strict=True)
     )
-    names = [name_of(i) for i in known[single].tolist()]
-    alone = map(Point, names, xs[single].tolist(), ys[single].tolist())
+    drawn = known[single].tolist()
+    names, tips = [name_of(i) for i in drawn], said(drawn) if said else [""] * len(drawn)
+    alone = map(Point, names, xs[single].tolist(), ys[single].tolist(), tips)
     dots = "".join(_dot(each, x, y, right, floor) for each in alone)
     line = ""
     if diagonal:
@@ -123,7 +127,7 @@ def _cells(values: Numbers, axis: Axis, count: int) -> npt.NDArray[np.int64]:
 def _dot(point: Point, x: Axis, y: Axis, right: float, floor: float) -> str:
     return (
         f'<circle data-id="{escape(point.name)}" cx="{x.at(point.x, LEFT, right):.1f}" cy="{y.at(point.y, floor, TOP):.1f}" r="3">'
-        f"<title>{escape(point.name[:12])} · {point.x:.4f} · {point.y:.4f}</title></circle>"
+        f"<title>{escape(point.said or f'{point.name[:12]} · {point.x:.4f} · {point.y:.4f}')}</title></circle>"
     )
 
 

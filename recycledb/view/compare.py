@@ -22,7 +22,8 @@ from starlette.routing import Route
 
 from recycledb.errors import RecycledbError, SelectionError
 from recycledb.reporting.charts import BOTTOM, CHART_SIZE, LEFT, RIGHT
-from recycledb.reporting.density import TOP, axis_over, density
+from recycledb.reporting.density import TOP
+from recycledb.reporting.scatter import agreement, scatter
 from recycledb.selection.agreement import pearson
 from recycledb.view import sql
 from recycledb.view.columns import Column, Flags, Snapshot
@@ -118,44 +119,44 @@ def _page(request: Request, pairs: list[tuple[str, str]], outcome: sql.Outcome, 
     x, y = chosen(snapshot, asked)
     region = region_of(asked, x.key, y.key)
     found, note = find(shared, snapshot, state)
-    both = found & x.known & y.known
     bounds = {name: asked.get(name, "").strip() for name in BOUNDS}
     own = [("x", x.key), ("y", y.key)]
     address = urlencode([*own, *((name, value) for name, value in bounds.items() if value)])
     rest = state.query()
     values: dict[str, Any] = {
         "x": x, "y": y, "state": state, "rest": rest, "bounds": bounds, "outcome": outcome, "note": note,
-        "groups": column_groups(snapshot), "count": np.count_nonzero(both), "total": np.count_nonzero(found),
+        "groups": column_groups(snapshot),
         "conditions": [(words, f"{urlencode(own)}&{without}") for words, without in conditions(state)],
         "swapped": f"{urlencode([('x', y.key), ('y', x.key)])}&{rest}",
         "address": f"{address}&{rest}" if rest else address,
-        **_correlations(x, y, both), **_picture(snapshot, x, y, both, region),
+        **_picture(snapshot, x, y, found, region),
         **_taken(request, snapshot, state, region, found, asked),
     }  # fmt: skip
     return render(request, "compare.html", here=HERE, status=status, **values)
 
 
-def _correlations(x: Column, y: Column, both: Flags) -> dict[str, float | None]:
-    return {
-        "spearman": pearson(x.ranks(both), y.ranks(both)),
-        "pearson": pearson(x.values[both], y.values[both]),
-    }
-
-
-def _picture(snapshot: Snapshot, x: Column, y: Column, both: Flags, region: Region) -> dict[str, Any]:
-    first, second = x.values[both], y.values[both]
-    across, up = axis_over(x.key, first), axis_over(y.key, second)
+def _picture(snapshot: Snapshot, x: Column, y: Column, found: Flags, region: Region) -> dict[str, Any]:
+    """Return the picture, where its axes are, and how the numbers agree."""
+    both = found & x.known & y.known
+    numbers, first, second = np.flatnonzero(both), x.values[both], y.values[both]
     same = x.measure == y.measure and not x.key.startswith("g") and not y.key.startswith("g")
-    numbers = np.flatnonzero(both)
-    svg = density(
-        across, up, (first, second), lambda i: snapshot.ids[numbers[i]], f"{y.key} over {x.key}, {len(numbers):,} samples",
+    drawn = scatter(
+        (x.key, y.key), (first, second), lambda i: snapshot.ids[numbers[i]], "samples",
         region=region.ends if region.is_bounded else None, diagonal=same,
     )  # fmt: skip
     box = {
         "left": LEFT, "right": CHART_SIZE[0] - RIGHT, "top": TOP, "floor": CHART_SIZE[1] - BOTTOM,
-        "xlow": across.low, "xhigh": across.high, "ylow": up.low, "yhigh": up.high,
+        "xlow": drawn.x.low, "xhigh": drawn.x.high, "ylow": drawn.y.low, "yhigh": drawn.y.high,
     }  # fmt: skip
-    return {"picture": Markup(svg), "box": {name: shortest(float(value)) for name, value in box.items()}}
+    said = agreement(
+        len(numbers), np.count_nonzero(found), "samples", pearson(x.ranks(both), y.ranks(both)), pearson(first, second)
+    )
+    # `scatter` and `agreement` escape every text.
+    return {
+        "picture": Markup(drawn.svg),
+        "agreement": Markup(said),
+        "box": {name: shortest(float(value)) for name, value in box.items()},
+    }
 
 
 def _taken(
