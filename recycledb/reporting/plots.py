@@ -94,7 +94,9 @@ def _scatters(found: Comparison, texts: Texts) -> str:
         "Darker cells have more variants; where there are few, each is a point: hover over one for its text. "
         "Numbers beyond the axes are drawn at their ends. On the dashed line both sides agree."
     )
-    return section("scatter", "Each variant under both", f'<div class="grid large">{"".join(pictures)}</div>', note=note)
+    return section(
+        "scatter", "Each variant under both", f'<div class="grid large">{"".join(pictures)}</div>', note=note
+    )
 
 
 def _scatter(found: Comparison, points: Table, pair: tuple[int, int], kind: str, texts: Texts) -> str:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,7 @@ from recycledb.errors import WriteError
 from recycledb.files import writing
 from recycledb.store import Store
 from recycledb.store.fingerprint import fingerprint
-from recycledb.view.columns import Column, Snapshot, column_key
+from recycledb.view.columns import Column, Snapshot, column_key, version
 
 PROOF = "proof"
 UNUSED_S = 60 * 86_400.0  # after which a file is removed
@@ -84,8 +86,7 @@ class Kept:
         """Return the arrays, None if there is no valid file."""
         if not self.path.exists():
             return None
-        with self.store.read() as conn:
-            proof = _proof(fingerprint(conn))
+        proof = _proof(_state(self.store))
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 if from_bytes(found[PROOF]) != proof:
@@ -100,6 +101,24 @@ class Kept:
         for each in self.path.parent.glob("*.npz"):
             if each != self.path and time.time() - each.stat().st_mtime > UNUSED_S:
                 each.unlink(missing_ok=True)
+
+
+_states: WeakKeyDictionary[Store, tuple[tuple[int, ...], str]] = (
+    WeakKeyDictionary()
+)  # fingerprints, with the version each is of
+_one_at_a_time = threading.Lock()
+
+
+def _state(store: Store) -> str:
+    """Return the store's fingerprint. Several files are read at the same time when the pages start: it is computed once for them."""
+    with _one_at_a_time:
+        now = version(store)
+        at, found = _states.get(store, ((), ""))
+        if at != now:
+            with store.read() as conn:
+                found = fingerprint(conn)
+            _states[store] = now, found
+        return found
 
 
 def _proof(state: str) -> str:
