@@ -80,14 +80,12 @@ def density(
     label: str,
     *,
     said: Callable[[list[int]], Sequence[str]] | None = None,
-    region: tuple[float, float, float, float] | None = None,
     diagonal: bool = False,
     size: tuple[int, int] = CHART_SIZE,
 ) -> str:
     """Return a chart of points: cells by count, and single points where there are few; `name_of` a point is what scripts find it by.
 
-    `said` returns the tooltips of the points that are drawn one by one, given their places. `region` is a rectangle to outline: its
-    lowest and highest x, then y, which may be infinite.
+    `said` returns the tooltips of the points that are drawn one by one, given their places.
     """
     right, floor = size[0] - RIGHT, size[1] - BOTTOM
     known = np.flatnonzero(np.isfinite(points[0]) & np.isfinite(points[1]))
@@ -113,10 +111,8 @@ def density(
     if diagonal:
         ends = [f"{x.at(v, LEFT, right):.1f},{y.at(v, floor, TOP):.1f}" for v in _shared_part(x, y)]
         line = f'<path class="mark" d="M{ends[0]} L{ends[1]}"/>' if len(ends) == 2 else ""
-    outline = _outline(x, y, region, right, floor) if region else ""
-    return _svg(
-        label, size, _grid(x, y, size), f'<g class="cells">{cells}</g><g class="dots">{dots}</g>{line}{outline}'
-    )
+    marks = f'<g class="cells">{cells}</g><g class="dots">{dots}</g>{line}'
+    return _svg(label, size, _grid(x, y, size), marks)
 
 
 def _cells(values: Numbers, axis: Axis, count: int) -> npt.NDArray[np.int64]:
@@ -134,6 +130,12 @@ def _dot(point: Point, x: Axis, y: Axis, right: float, floor: float) -> str:
 def _shared_part(x: Axis, y: Axis) -> list[float]:
     low, high = max(x.low, y.low), min(x.high, y.high)
     return [low, high] if low < high else []
+
+
+def outlined(svg: str, x: Axis, y: Axis, region: tuple[float, float, float, float]) -> str:
+    """Return a density chart of the usual size with a rectangle drawn in it: its lowest and highest x, then y, which may be infinite."""
+    right, floor = CHART_SIZE[0] - RIGHT, CHART_SIZE[1] - BOTTOM
+    return svg.removesuffix("</svg>") + _outline(x, y, region, right, floor) + "</svg>"
 
 
 def _outline(x: Axis, y: Axis, region: tuple[float, float, float, float], right: float, floor: float) -> str:

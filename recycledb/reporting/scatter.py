@@ -24,14 +24,13 @@ def scatter(
     what: str,
     *,
     said: Callable[[list[int]], Sequence[str]] | None = None,
-    region: tuple[float, float, float, float] | None = None,
     diagonal: bool = False,
     size: tuple[int, int] = CHART_SIZE,
 ) -> Scatter:
     """Return the picture of points, which are `what`: samples or variants; the other arguments as in `density`."""
     across, up = (axis_over(title, values) for title, values in zip(titles, points, strict=True))
     label = f"{titles[1]} over {titles[0]}, {len(points[0]):,} {what}"
-    svg = density(across, up, points, name_of, label, said=said, region=region, diagonal=diagonal, size=size)
+    svg = density(across, up, points, name_of, label, said=said, diagonal=diagonal, size=size)
     return Scatter(svg, across, up)
 
 

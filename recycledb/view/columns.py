@@ -7,6 +7,7 @@ row. Memory: 8 bytes for each number of each sample, 1 for each property, about 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +94,9 @@ class Snapshot:
     seconds: float  # that reading it took
     state: str | None = None  # the store's fingerprint; None if it was not read from the store
     derived: dict[str, Column] = field(default_factory=dict)
+    kept: dict[str, Any] = field(
+        default_factory=dict
+    )  # what a page keeps as long as nothing has changed, by its own keys
 
     @cached_property
     def number_of(self) -> dict[str, int]:
@@ -141,7 +145,7 @@ def labelled(snapshot: Snapshot, group: str, label: str, samples: Collection[str
     """Return a snapshot in which these samples, and no others, have a label."""
     flags = np.zeros(len(snapshot.ids), bool)
     flags[[number for each in samples if (number := snapshot.number_of.get(each)) is not None]] = True
-    return replace(snapshot, flags={**snapshot.flags, group: {**snapshot.flags[group], label: flags}})
+    return replace(snapshot, flags={**snapshot.flags, group: {**snapshot.flags[group], label: flags}}, kept={})
 
 
 def version(store: Store) -> tuple[int, ...]:

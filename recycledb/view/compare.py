@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 from recycledb.errors import RecycledbError, SelectionError
 from recycledb.reporting.charts import BOTTOM, CHART_SIZE, LEFT, RIGHT
-from recycledb.reporting.density import TOP
-from recycledb.reporting.scatter import agreement, scatter
+from recycledb.reporting.density import TOP, outlined
+from recycledb.reporting.scatter import Scatter, agreement, scatter
 from recycledb.selection.agreement import pearson
 from recycledb.view import sql
 from recycledb.view.columns import Column, Flags, Snapshot
@@ -36,6 +36,7 @@ from recycledb.view.walk import find
 
 HERE = "/compare"
 BOUNDS = ("xlow", "xhigh", "ylow", "yhigh")
+MOST_PICTURES = 32  # kept at a time
 LISTED = 10  # samples of the region on the page
 RECORD_S = 120.0  # for the query of a selection
 
@@ -129,34 +130,46 @@ def _page(request: Request, pairs: list[tuple[str, str]], outcome: sql.Outcome, 
         "conditions": [(words, f"{urlencode(own)}&{without}") for words, without in conditions(state)],
         "swapped": f"{urlencode([('x', y.key), ('y', x.key)])}&{rest}",
         "address": f"{address}&{rest}" if rest else address,
-        **_picture(snapshot, x, y, found, region),
+        **_picture(snapshot, state, x, y, found, region),
         **_taken(request, snapshot, state, region, found, asked),
     }  # fmt: skip
     return render(request, "compare.html", here=HERE, status=status, **values)
 
 
-def _picture(snapshot: Snapshot, x: Column, y: Column, found: Flags, region: Region) -> dict[str, Any]:
+def _picture(snapshot: Snapshot, state: State, x: Column, y: Column, found: Flags, region: Region) -> dict[str, Any]:
     """Return the picture, where its axes are, and how the numbers agree."""
-    both = found & x.known & y.known
-    numbers, first, second = np.flatnonzero(both), x.values[both], y.values[both]
-    same = x.measure == y.measure and not x.key.startswith("g") and not y.key.startswith("g")
-    drawn = scatter(
-        (x.key, y.key), (first, second), lambda i: snapshot.ids[numbers[i]], "samples",
-        region=region.ends if region.is_bounded else None, diagonal=same,
-    )  # fmt: skip
+    drawn, said = _drawn(snapshot, state, x, y, found)
+    svg = outlined(drawn.svg, drawn.x, drawn.y, region.ends) if region.is_bounded else drawn.svg
     box = {
         "left": LEFT, "right": CHART_SIZE[0] - RIGHT, "top": TOP, "floor": CHART_SIZE[1] - BOTTOM,
         "xlow": drawn.x.low, "xhigh": drawn.x.high, "ylow": drawn.y.low, "yhigh": drawn.y.high,
     }  # fmt: skip
-    said = agreement(
-        len(numbers), np.count_nonzero(found), "samples", pearson(x.ranks(both), y.ranks(both)), pearson(first, second)
-    )
     # `scatter` and `agreement` escape every text.
     return {
-        "picture": Markup(drawn.svg),
+        "picture": Markup(svg),
         "agreement": Markup(said),
         "box": {name: shortest(float(value)) for name, value in box.items()},
     }
+
+
+def _drawn(snapshot: Snapshot, state: State, x: Column, y: Column, found: Flags) -> tuple[Scatter, str]:
+    """Return the picture without a region, and how the numbers agree; kept, since one picture is looked at with many regions."""
+    pictures: dict[tuple[str, ...], tuple[Scatter, str]] = snapshot.kept.setdefault("pictures", {})
+    name = (x.key, y.key, state.query())
+    if name in pictures:
+        return pictures[name]
+    both = found & x.known & y.known
+    numbers, first, second = np.flatnonzero(both), x.values[both], y.values[both]
+    same = x.measure == y.measure and not x.key.startswith("g") and not y.key.startswith("g")
+    drawn = scatter((x.key, y.key), (first, second), lambda i: snapshot.ids[numbers[i]], "samples", diagonal=same)
+    both_ranks = pearson(x.ranks(both), y.ranks(both))
+    total = int(np.count_nonzero(found))
+    result = drawn, agreement(len(numbers), total, "samples", both_ranks, pearson(first, second))
+    if not state.words:  # whose samples change while the index is being built
+        pictures[name] = result
+        for old in list(pictures)[:-MOST_PICTURES]:
+            pictures.pop(old, None)
+    return result
 
 
 def _taken(

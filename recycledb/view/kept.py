@@ -75,7 +75,8 @@ class Kept:
     def save(self, state: str, arrays: Arrays) -> None:
         """Write the file; `state` is the store's fingerprint when the arrays were read."""
         packed = io.BytesIO()
-        np.savez(packed, **{PROOF: in_bytes(_proof(state)), **arrays})
+        named: Any = {PROOF: in_bytes(_proof(state)), **arrays}
+        np.savez(packed, **named)
         with suppress(OSError, WriteError):
             self._clear()
             create(self.path)

@@ -43,7 +43,7 @@ class _Labelled:
 
     def rows(self) -> npt.NDArray[np.int32]:
         """Return the number of the label of each row."""
-        return _joined(self._parts, np.int32)
+        return np.concatenate([np.empty(0, np.int32), *self._parts])
 
 
 class _Reading:
@@ -140,7 +140,7 @@ class _Reading:
     def current_variants(self) -> None:
         """Read the current variants: of which sample, of which kind, by which teacher."""
         self.tell("variants")
-        names = dict(iter(self.conn.execute(text("SELECT teacher_id, teacher FROM teachers"))))
+        names: dict[str, str] = dict(map(tuple, self.conn.execute(text("SELECT teacher_id, teacher FROM teachers"))))
         kinds, teachers, samples = _Labelled(), _Labelled(), [np.empty(0, np.int64)]
         for ids, of, kind, teacher in self.batches(
             "SELECT variant_id, sample_id, kind, teacher_id FROM current_variants"
@@ -225,10 +225,6 @@ class _Reading:
         name, teacher = self.labels[label]
         key = column_key(measure, model, name)
         self.columns[key] = Column(key, measure, model, name, column, teacher)
-
-
-def _joined(parts: Sequence[npt.NDArray[Any]], kind: Any) -> Any:
-    return np.concatenate(parts) if parts else np.empty(0, kind)
 
 
 RATIOS = ("ifd", "rifd", "ppl", "length")  # the numbers of _SCORES

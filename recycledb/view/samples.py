@@ -96,7 +96,7 @@ def facets(snapshot: Snapshot, state: State, found: Flags) -> dict[str, list[Fac
         each = [
             Facet(
                 label,
-                np.count_nonzero(flags & found),
+                int(np.count_nonzero(flags & found)),
                 "has" if (group, label) in state.has else "lacks" if (group, label) in state.lacks else "",
                 state.toggled(group, label).query(),
             )
