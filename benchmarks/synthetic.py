@@ -1,6 +1,7 @@
 """Make a store of the size of a published run, without a teacher or a student: invented texts, invented losses.
 
     python benchmarks/synthetic.py FOLDER --samples 52000      # FOLDER/recycle.db, with the recycledb.toml that it fulfils
+    python benchmarks/synthetic.py FOLDER --samples 173334 --students 1 --words 0.2 --copies 3    # 520,000 samples, with short texts
 
 Invariant: the same seed and number of samples give the same content, so two machines measure the same store.
 Text lengths, the share of samples with an input, failures, score distributions and the correlation between the two students follow a
@@ -34,6 +35,7 @@ from recycledb.store.rows import (
     SampleRow,
     VariantRow,
 )
+from recycledb.store.tables import metadata
 from recycledb.sync.replies import reply_row
 from recycledb.sync.target import Target, resolve
 
@@ -118,8 +120,9 @@ class Rows:
 class Maker:
     """Makes the rows of sample after sample."""
 
-    def __init__(self, target: Target, seed: int) -> None:
+    def __init__(self, target: Target, seed: int, words: float = 1.0) -> None:
         self.rng = np.random.default_rng(seed)
+        self.words = words
         self.prose = Prose(self.rng)
         self.now = utc_now()
         wanted = target.wanted
@@ -139,7 +142,7 @@ class Maker:
 
     def _sample(self, rows: Rows, position: int) -> Iterator[tuple[str, Kind, Texts]]:
         rng, prose = self.rng, self.prose
-        lengths = np.exp(rng.normal([2.2, 2.0, 3.4, 3.0, 4.2, 4.2], 0.6)).astype(int) + 2
+        lengths = (self.words * np.exp(rng.normal([2.2, 2.0, 3.4, 3.0, 4.2, 4.2], 0.6))).astype(int) + 2
         texts = Texts(
             prose.text(lengths[0]), prose.text(lengths[1]) if rng.random() < 0.3 else "", prose.text(lengths[2])
         )
@@ -265,7 +268,7 @@ class Maker:
                 )
 
 
-def prepare(folder: Path) -> Target:
+def prepare(folder: Path, students: int = 2) -> Target:
     """Write a configuration and folders that stand for students into `folder`; return the target that it describes."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("7b", "13b"):
@@ -275,13 +278,13 @@ def prepare(folder: Path) -> Target:
         (student / "tokenizer.json").write_text("{}")
         (student / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     path = folder / "recycledb.toml"
-    path.write_text(CONFIGURATION)
+    path.write_text(CONFIGURATION if students == 2 else CONFIGURATION.replace('["7b", "13b"]', '["7b"]'))
     return resolve(load(path))
 
 
-def fill(store: Store, target: Target, samples: int, seed: int = 0) -> None:
-    """Write `samples` samples, with all that `target` wants of them, into an empty store."""
-    maker = Maker(target, seed)
+def fill(store: Store, target: Target, samples: int, seed: int = 0, words: float = 1.0) -> None:
+    """Write `samples` samples, with all that `target` wants of them, into an empty store; texts have `words` times the usual length."""
+    maker = Maker(target, seed, words)
     target.register(store)
     with store.write() as conn:
         store.insert(conn, [DatasetRow("made-up", maker.now)])
@@ -292,20 +295,56 @@ def fill(store: Store, target: Target, samples: int, seed: int = 0) -> None:
         maker.chunk(first, min(CHUNK_SAMPLES, samples - first)).write(store)
 
 
+# Columns with ids, by table: a copy has a letter that no hash has in the place of their first.
+COPIED = {
+    "sample": ("sample_id",),
+    "variant": ("variant_id", "sample_id", "parent_id", "text_id"),
+    "attempt": ("attempt_id", "variant_id"),
+    "reply": ("text_id", "attempt_id", "variant_id"),
+    "extraction": ("text_id", "variant_id"),
+    "loss": ("variant_id", "pair_id"),
+    "place": ("sample_id",),
+}
+
+
+def copy(store: Store, samples: int, number: int) -> None:
+    """Add a copy of the first `samples` samples with all that belongs to them, under other ids, in one statement for each table.
+
+    Digests are copied too, so `db check` complains of the copies.
+    """
+    letter = "ghijklmnopqrstuvwxyz"[number - 1]
+    for table, ids in COPIED.items():
+        columns = [column.name for column in metadata.tables[table].columns]
+        chosen = [f"'{letter}' || substr({name}, 2)" if name in ids else name for name in columns]
+        if table == "place":
+            chosen[columns.index("position")] = f"position + {number * samples}"
+        first = f"position < {samples}" if table == "place" else f"substr({ids[0]}, 1, 1) < 'g'"
+        with store.write() as conn:
+            sql = f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(chosen)} FROM {table} WHERE {first}"
+            conn.exec_driver_sql(sql)
+
+
 def main() -> None:
     """Make a store from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=52_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--students", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--words", type=float, default=1.0, help="length of the texts, as a multiple of the usual")
+    parser.add_argument("--copies", type=int, default=1, help="of each sample, in all; made by SQL, ten times as fast")
     options = parser.parse_args()
     started = time.perf_counter()
-    target = prepare(options.folder)
+    target = prepare(options.folder, options.students)
     with Store.open(f"sqlite:///{options.folder / 'recycle.db'}", create=True) as store:
-        fill(store, target, options.samples, options.seed)
+        fill(store, target, options.samples, options.seed, options.words)
+        for number in range(1, options.copies):
+            copy(store, options.samples, number)
         counts = {table: store.rows(f"SELECT count(*) FROM {table}")[0][0] for table in ("variant", "reply", "loss")}
         size = store.backend.path.stat().st_size / 1e6
-    print(f"{options.samples:,} samples, {counts}, {size:.0f} MB, {time.perf_counter() - started:.1f} s")
+    print(
+        f"{options.samples * options.copies:,} samples, {counts}, {size:.0f} MB, {time.perf_counter() - started:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The live pages at 52,000 samples: time of each page and of ten filters, memory, and what an open page costs a running sync.
 
-    python benchmarks/view.py FOLDER                          # FOLDER/recycle.db as benchmarks/selecting.py makes it
+    python benchmarks/view.py FOLDER                          # FOLDER/recycle.db as benchmarks/synthetic.py makes it
+    python benchmarks/view.py FOLDER --make 520000            # makes it first: so many samples with short texts, under one student
     python benchmarks/view.py FOLDER --datasette PATH         # beside Datasette on the same file, by turns; PATH is its command
     python benchmarks/view.py FOLDER --sync                   # only the slow-down of a sync: rounds with and without a page, by turns
 
@@ -29,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 RUN = [sys.executable, "-c", "from recycledb.cli import main; main()"]
 SERVER = HERE.parent / "tests" / "teacher_server.py"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-PAGES = {"overview": "/", "samples": "/samples"}
+PAGES = {"overview": "/", "samples": "/samples", "compare": "/compare", "SQL": "/sql", "review": "/review?all=1"}
 
 
 def filters(client: httpx.Client) -> dict[str, str]:
@@ -49,6 +50,20 @@ def filters(client: httpx.Client) -> dict[str, str]:
         "disagreement": f"/samples?sort=-gap:{key}|{other}",
         "kind, range, sort": f"/samples?has=kind:reflect_both&range={key}:..0.9&sort=-{both}",
         "next page": f"/samples?sort=-{key}&after=x&rows=1",
+    }
+
+
+def more_pages(client: httpx.Client) -> dict[str, str]:
+    """Return pages that need a sample or two numbers."""
+    html = client.get("/samples").text
+    keys = re.findall(r'<option value="(ifd/[^"]+@(?:origin|reflect_both))"', html)
+    [sample, *_] = re.findall(r'href="(/samples/[0-9a-z]+)', html)
+    two = f"/compare?x={quote(keys[0])}&y={quote(keys[-1])}"
+    return {
+        "one sample": sample,
+        "compare two students, or a gain": two,
+        "compare, with a region": f"{two}&xlow=0.5&xhigh=0.8",
+        "compare, some samples": f"{two}&has=kind:reflect_both&range={quote(keys[0])}:0.2..0.9",
     }
 
 
@@ -89,38 +104,66 @@ def timed(client: httpx.Client, address: str) -> tuple[float, float, int]:
         return first, time.perf_counter() - began, answer.status_code
 
 
-def measured(client: httpx.Client, address: str, rounds: int) -> str:
-    """Return the medians of the rounds, in milliseconds."""
-    found = [timed(client, address) for _ in range(rounds + 1)][1:]
+def measured(client: httpx.Client, address: str, rounds: int, process: subprocess.Popen[str]) -> str:
+    """Return the medians of the rounds, in milliseconds, and the processor's time of each request, which says more on a busy machine."""
+    timed(client, address)
+    before = processor_s(process)
+    found = [timed(client, address) for _ in range(rounds)]
+    used = 1000 * (processor_s(process) - before) / rounds
     first, last = (1000 * statistics.median(each[i] for each in found) for i in (0, 1))
-    return f"{first:8.1f} {last:8.1f}" + ("" if found[0][2] == 200 else f"  (answered {found[0][2]})")
+    return f"{first:8.1f} {last:8.1f} {used:7.0f}" + ("" if found[0][2] == 200 else f"  (answered {found[0][2]})")
 
 
 def resident(process: subprocess.Popen[str]) -> str:
     """Return the memory of a process, now and at most."""
-    found = re.findall(r"(VmRSS|VmHWM):\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+    found = re.findall(r"(RssAnon|VmRSS|VmHWM):\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
     return ", ".join(f"{name} {int(number) / 1024:.0f} MiB" for name, number in found)
 
 
 def pages(folder: Path, rounds: int, datasette: str | None) -> None:
     """Measure every page, and Datasette's."""
     view = [*RUN, "--store", f"sqlite:///{folder / 'recycle.db'}", "view", "--no-open", "--port", "0"]
-    with started(view, r"http://\S+") as (process, address), _client(address.partition("/?")[0]) as client:
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
         began = time.perf_counter()
+        with started(view, r"http://\S+", env=environment) as (process, address):
+            ready("first", process, address, began)
+            time.sleep(5)  # until what was read is written
+        began = time.perf_counter()
+        with started(view, r"http://\S+", env=environment) as (process, address):
+            ready("second", process, address, began)
+            measure_pages(folder, rounds, datasette, process, address)
+
+
+def ready(name: str, process: subprocess.Popen[str], address: str, began: float) -> None:
+    """Wait until the pages are there, and tell how long that took from the start of the process."""
+    with _client(address.partition("/?")[0]) as client:
         client.get(address)
-        for page in PAGES.values():
+        for page in ("/", "/samples"):
             while "Reading the store" in client.get(page).text:
-                time.sleep(0.5)
-        print(f"ready after {time.perf_counter() - began:.1f} s; {resident(process)}")
-        print(f"{'recycledb view':34}{'first byte':>10}{'last':>6}  ms")
-        for name, page in {**PAGES, **filters(client)}.items():
-            print(f"  {name:32}{measured(client, page, rounds)}", flush=True)
+                time.sleep(0.2)
+        used = processor_s(process)
+        print(
+            f"{name} start: pages after {time.perf_counter() - began:.1f} s, processor {used:.1f} s; {resident(process)}",
+            flush=True,
+        )
+
+
+def measure_pages(
+    folder: Path, rounds: int, datasette: str | None, process: subprocess.Popen[str], address: str
+) -> None:
+    """Measure the pages of a server that is ready."""
+    with _client(address.partition("/?")[0]) as client:
+        client.get(address)
+        print(f"{'recycledb view':34}{'first byte':>10}{'last':>7}{'processor':>10}  ms")
+        for name, page in {**PAGES, **more_pages(client), **filters(client)}.items():
+            print(f"  {name:32}{measured(client, page, rounds, process)}", flush=True)
         print(f"afterwards {resident(process)}")
         if datasette:
-            beside(folder, rounds, datasette, client)
+            beside(folder, rounds, datasette, client, process)
 
 
-def beside(folder: Path, rounds: int, datasette: str, ours: httpx.Client) -> None:
+def beside(folder: Path, rounds: int, datasette: str, ours: httpx.Client, server: subprocess.Popen[str]) -> None:
     """Measure what Datasette shows too, by turns."""
     port = "18765"
     command = [
@@ -135,9 +178,12 @@ def beside(folder: Path, rounds: int, datasette: str, ours: httpx.Client) -> Non
     ]
     with started(command, r"http://\S+:\d+") as (process, address), _client(address) as client:
         known = {**PAGES, **filters(ours)}
-        print(f"{'beside Datasette':34}{'ours':>17}{'Datasette':>18}  ms")
+        print(f"{'beside Datasette':34}{'ours':>17}{'Datasette':>26}  ms, the third of each of the processor")
         for name, page in DATASETTE.items():
-            print(f"  {name:32}{measured(ours, known[name], rounds)} {measured(client, page, rounds)}", flush=True)
+            print(
+                f"  {name:32}{measured(ours, known[name], rounds, server)} {measured(client, page, rounds, process)}",
+                flush=True,
+            )
         print(f"Datasette: {resident(process)}")
 
 
@@ -214,8 +260,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--datasette", metavar="PATH")
     parser.add_argument("--sync", action="store_true")
+    parser.add_argument("--make", type=int, metavar="SAMPLES", help="make FOLDER/recycle.db first, if it is not there")
     parser.add_argument("--samples", type=int, default=600, help="of each sync")
     options = parser.parse_args()
+    if options.make and not (options.folder / "recycle.db").exists():
+        maker = [
+            sys.executable,
+            HERE / "synthetic.py",
+            options.folder,
+            "--students",
+            "1",
+            "--words",
+            "0.2",
+            "--copies",
+            "3",
+        ]
+        subprocess.run([*maker, "--samples", str(-(-options.make // 3))], check=True)
     print(f"load {os.getloadavg()[0]:.1f}")
     if options.sync:
         slow_down(options.samples, options.rounds)

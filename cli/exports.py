@@ -12,6 +12,7 @@ from recycledb.cli.options import (
     DatasetName,
     Holdout,
     LlamaFactory,
+    Marks,
     OutFormat,
     Prompt,
     Seed,
@@ -47,6 +48,7 @@ def export(
     with_extra: WithExtra = False,
     holdout: Holdout = None,
     seed: Seed = 0,
+    marks: Marks = None,
     student: Annotated[
         str | None,
         typer.Option(
@@ -59,7 +61,7 @@ def export(
     card: Card = None,
     as_json: Json = False,
 ) -> None:
-    """Write every current variant of one kind, in dataset order.
+    """Write every current variant of one kind, in dataset order, but what people marked drop.
 
     Example: [bold]recycledb export --kind reflect_both -o reflected.json[/bold]
     """
@@ -75,6 +77,7 @@ def export(
             with_extra=with_extra,
             holdout=holdout,
             seed=seed,
+            marks=marks or "respect",
             student=student,
             llama_factory=llama_factory,
             card=card,
@@ -88,6 +91,8 @@ def export(
 def _show_exported(exported: "Exported", out: "Terminal") -> None:
     out.print(f"wrote {exported.rows} {exported.kind} to {exported.file}", markup=False, soft_wrap=True)
     out.print(f"  sha256 {exported.sha256}")
+    if exported.marked_drop:
+        out.print(f"  left out {exported.marked_drop}: marked drop (--marks ignore exports them)")
     show_files(out, exported.held_out, exported.unpaired, exported.contexts_left_out)
 
 

@@ -146,8 +146,7 @@ def sync(
     You can interrupt it at any time: the next run continues from the last committed row. Exit code 3: rows are still missing, or most
     statistics of a student have no value; 4: only questions are left that failed permanently before (--retry-failed asks them again).
 
-    Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --max-cost 5[/bold] ·
-    [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf --dtype bfloat16[/bold]
+    Examples: [bold]recycledb sync --dry-run[/bold] · [bold]recycledb sync --only score --student 13b=meta-llama/Llama-2-13b-hf[/bold]
     """
     from recycledb.cli.printing import unread
 

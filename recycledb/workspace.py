@@ -6,6 +6,7 @@ as an object whose `as_dict()` returns it. The commands call these methods, or t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -427,14 +428,14 @@ class Workspace:
         >>> round(db.compare("small", "large").correlations[0].spearman, 1) > 0
         True
         """
-        from recycledb.selection.compare import compare
+        from recycledb.selection.compare import compare, first_words
 
         found = compare(self.store, students, **{"pictures": plot is not None, **options})
         if plot is not None:
             from recycledb.files import write_text
             from recycledb.reporting.plots import comparison_html
 
-            write_text(Path(plot), comparison_html(found))
+            write_text(Path(plot), comparison_html(found, partial(first_words, self.store)))
         return found
 
     def compare_measures(self, *measures: str, plot: str | Path | None = None, **options: Any) -> "Matrix":

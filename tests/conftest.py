@@ -31,6 +31,14 @@ RUN_COMMAND = [sys.executable, "-c", "from recycledb.cli import main; main()"]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what the live pages derive from the tests' stores out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def empty_stores() -> dict[str, Path]:
     """An empty store at the newest schema for each backend, to copy."""

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from recycledb.reporting.charts import Flow, flow_chart
 from recycledb.reporting.plots import comparison_html
 from recycledb.schema import utc_now
 from recycledb.selection.agreement import inversions, kendall, overlaps, pearson, ranks
-from recycledb.selection.compare import MAX_POINTS, WORDS_CHARACTERS, compare
+from recycledb.selection.compare import WORDS_CHARACTERS, compare, first_words
 from recycledb.selection.explain import explain
 from recycledb.selection.picks import NODES
 from recycledb.selection.recipes import get_recipe
@@ -136,8 +137,8 @@ def test_the_same_on_both_backends(tmp_path: "object") -> None:
             scored.two_students(store, [f"word{i}" for i in range(20)])
             found.append(compare(store, ["13b", "7b"], metric="rifd_loss", pictures=True))
     assert found[0] == found[1]
-    assert len(found[0].points) == 80 <= MAX_POINTS
-    assert set(found[0].words) == {variant for point in found[0].points for variant in point.variant_ids}
+    assert all(each.table is not None and len(each.table.samples) == 80 for each in found)
+    assert set(found[0].words) == {variant for each in found[0].disagreements for variant in each.variant_ids}
 
 
 def test_one_kind_one_dataset_and_three_students(store: Store) -> None:
@@ -198,7 +199,8 @@ def test_teachers_are_compared_by_what_they_made_of_the_same_samples(store: Stor
     assert {(s.side, s.n, s.missing) for s in found.summaries} == {("gpt", 4, 0), ("claude", 3, 1)}
     assert [c.n for c in found.correlations] == [3, 3, 3, 9]
     assert all(len(each.variant_ids) == len(each.words) == 2 for each in found.disagreements)
-    assert {len(point.variant_ids) for point in found.points} == {1, 2}
+    assert found.table is not None
+    assert {len(found.table.variants_of(i)) for i in range(len(found.table.samples))} == {1, 2}
     assert sum(map(sum, found.confusions[0].counts)) == 4
     both = compare(store, ["7b", "13b"], teachers=["gpt", "claude"])
     assert both.labels == ("7b · gpt", "7b · claude", "13b · gpt", "13b · claude")
@@ -277,10 +279,14 @@ def test_a_side_without_values_is_named_and_cut_texts_end_in_an_ellipsis(tmp_pat
         scored.add_students(store, "empty")
         found = compare(store, ["7b", "empty"], pictures=True)
         whole = compare(store, ["7b", "13b"], pictures=True)
+        texts = partial(first_words, store)
+        variants = [row[0] for row in store.rows("SELECT variant_id FROM variant")]
+        words, picture = set(texts(variants).values()), comparison_html(whole, texts)
     assert found.without_values == ["empty"] and whole.without_values == []
     page = comparison_html(found)
     assert "empty has no value of ifd_ppl" in page and page.count("no variant has a value on all sides") == 2
-    words = set(whole.words.values())
+    scatter = picture.partition('<section id="scatter"')[2].partition("</section>")[0]
+    assert scatter.count("<circle") == len(variants) and scatter.count("pears") >= 1  # each point has its text
     assert {each for each in words if each.endswith("…")} == {each for each in words if "word word" in each}
     assert all(len(each) <= WORDS_CHARACTERS for each in words) and any("pears" in each for each in words)
 

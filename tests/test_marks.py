@@ -14,7 +14,7 @@ from recycledb.inspection import show
 from recycledb.integrity import check
 from recycledb.selection.explain import explain
 from recycledb.selection.recipes import get_recipe, parse
-from recycledb.selection.select import Selected, select
+from recycledb.selection.select import Selected, export, select
 from recycledb.store import Store, marks
 from recycledb.store.marks import Given, Target, add_marks, find_target, left_out
 from recycledb.store.merge import merge
@@ -118,6 +118,30 @@ def test_recipes_leave_out_what_is_marked_drop(store: Store) -> None:
     with pytest.raises(SelectionError, match=r"marks is 'ignored'.*did you mean 'ignore'"):
         cherry(store, marks="ignored")
     assert select(store, get_recipe("selective"), {"student": "7b"}).marked_drop == 1
+
+
+def test_an_export_leaves_out_what_is_marked_drop(sqlite_url: str, tmp_path: Path) -> None:
+    out, card = tmp_path / "x.json", tmp_path / "README.md"
+    with Store.open(sqlite_url) as store:
+        samples = two_students(store, WORDS)
+        before = export(store, out, card=card)
+        published, said = out.read_bytes(), card.read_text()
+        give(store, samples[1], "keep")
+        assert export(store, out).sha256 == before.sha256
+        give(store, samples[0], "drop", variant=origin_of(store, samples[0]))
+        left = export(store, out, card=card)
+        assert (left.rows, left.marked_drop) == (3, 1) and WORDS[0] not in out.read_text()
+        assert "respect" in card.read_text() and "respect" not in said
+        assert export(store, out, kind="reflect_both").marked_drop == 0  # the mark is the origin's alone
+        ignoring = export(store, out, marks="ignore")
+        assert (ignoring.rows, ignoring.marked_drop) == (4, 0) and out.read_bytes() == published
+        for sample in samples:
+            give(store, sample, "drop")
+        with pytest.raises(SelectionError, match="all 4 current origin are marked drop; --marks ignore exports them"):
+            export(store, out)
+        assert out.read_bytes() == published
+        with pytest.raises(SelectionError, match=r"marks is 'none'.*respect or ignore"):
+            export(store, out, marks="none")
 
 
 def test_orderings_and_recipes_of_users(sqlite_url: str) -> None:

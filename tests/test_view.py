@@ -1,5 +1,6 @@
 """The live pages' server: who gets in, what each answer has, the list of samples; the tests marked `browser` use a real Chromium."""
 
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from view_pages import TOKEN, Served, opened, served, wait_for
 
 from recycledb.schema import Texts
 from recycledb.store import Store
-from recycledb.view.columns import Column, Snapshot, read
+from recycledb.view.columns import Column, Snapshot
 from recycledb.view.guard import HEADERS
+from recycledb.view.kept import Kept
+from recycledb.view.newest import Columns
+from recycledb.view.reading import read
 from recycledb.view.server import own_hosts
 from recycledb.view.state import Range, State, StateError, following, matching, ordered
 from recycledb.view.texts import SearchError, SearchIndex, expression
@@ -137,6 +141,62 @@ def test_columns_are_what_the_views_have(store_url: str) -> None:
         gap = snapshot.column("gap:ifd/7b@origin|ifd/13b@origin")
         assert gap is not None and (gap.values >= 0).all()
         assert snapshot.column("gap:ifd/7b@origin") is None and snapshot.column("nothing") is None
+
+
+@pytest.mark.parametrize("store_url", ["sqlite", "duckdb"], indirect=True)
+def test_what_was_read_is_used_again_while_the_store_has_the_same_rows(store_url: str) -> None:
+    def opened_anew(store: Store) -> Snapshot:
+        columns = Columns(store)
+        found = columns.get(20)
+        assert found is not None, columns.error
+        wait_for(lambda: not columns.is_reading)
+        return found
+
+    def contents(snapshot: Snapshot) -> object:
+        values = {key: (each.kind, each.teacher, each.values.tolist()) for key, each in snapshot.columns.items()}
+        flags = {
+            group: {label: each.tolist() for label, each in labels.items()} for group, labels in snapshot.flags.items()
+        }
+        return snapshot.ids, repr(values), flags
+
+    path = Path(store_url.partition(":///")[2])
+    empty = path.read_bytes()
+    with Store.open(store_url) as store:
+        two_students(store, WORDS)
+        kept = Kept(store, "columns").path
+        first = opened_anew(store)
+        assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+        again = opened_anew(store)
+        assert first.state is not None and again.state is None  # the second was not read from the store
+        assert contents(again) == contents(first) and again.version == first.version
+        add_samples(store, [texts("more")])
+        more = opened_anew(store)
+        assert more.state is not None and len(more.ids) == len(first.ids) + 1
+        for damaged in (
+            b"",
+            b"PK\x03\x04 no archive",
+            kept.read_bytes()[:-100],
+            kept.read_bytes().replace(b"proof", b"pro0f"),
+        ):
+            kept.write_bytes(damaged)
+            assert opened_anew(store).state is not None and opened_anew(store).state is None
+    path.write_bytes(empty)
+    for leftover in path.parent.glob(path.name + "?*"):
+        leftover.unlink()
+    with Store.open(store_url) as store:  # another store at the same place, with as many rows
+        two_students(store, [*WORDS[:-1], "dates"])
+        add_samples(store, [texts("more")])
+        assert opened_anew(store).state is not None
+
+
+def test_files_of_stores_that_nobody_opens_are_removed(sqlite_url: str, tmp_path: Path) -> None:
+    old, other = tmp_path / "columns-0123.npz", tmp_path / "words-0123.db"
+    for path in (old, other):
+        path.touch()
+        os.utime(path, (0, 0))
+    with Store.open(sqlite_url) as store:
+        Kept(store, "columns", tmp_path).save("state", {})
+    assert not old.exists() and other.exists()
 
 
 def numbered(values: list[float], **flags: list[bool]) -> Snapshot:

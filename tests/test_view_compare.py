@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from html import unescape
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -16,14 +17,21 @@ from templates import made
 from view_pages import Served, opened, served, wait_for
 
 from recycledb.errors import SelectionError
-from recycledb.methods.reflection import Kind
+from recycledb.methods.reflection import Kind, Step
 from recycledb.reporting.charts import Axis
 from recycledb.reporting.density import axis_over, bars, density
+from recycledb.reporting.plots import comparison_html
+from recycledb.schema import utc_now
+from recycledb.selection.agreement import ranks
+from recycledb.selection.compare import compare as compare_students
+from recycledb.selection.compare import first_words
 from recycledb.selection.query import query
 from recycledb.selection.recipes import parse
 from recycledb.selection.select import select
 from recycledb.store import Store
-from recycledb.view.columns import Snapshot, read
+from recycledb.store.rows import ExtractionRow
+from recycledb.view.columns import Column, Snapshot
+from recycledb.view.reading import read
 from recycledb.view.region import Region, region_sql
 from recycledb.view.state import Range, State, matching
 from recycledb.workspace import Workspace
@@ -49,6 +57,17 @@ def filled(store: Store) -> list[str]:
     for student, found in means.items():
         scored.add_losses(store, student, found)
     picks = [scored.origin_of(store, each) for each in samples[3:10]]
+    with store.write() as conn:  # replies of no use, and a question without a reply
+        for sample, step, reason in (
+            (samples[0], "reflect_response", "no_marker: it's 'odd'"), (samples[4], "reflect_response", "no_marker"),
+            (samples[6], "reflect_response", "no_markers"), (samples[5], "compress", None),
+        ):  # fmt: skip
+            origin, text_id = scored.origin_of(store, sample), f"text of {sample} {step}"
+            prompt, more = stores.PROMPTS[Step(step)], {"teacher_id": scored.teacher_id("gpt")}
+            status = "ok" if reason else "failed"
+            store.insert(conn, [stores.reply_row(text_id, origin, step, prompt, status=status, **more)])
+            if reason:
+                store.insert(conn, [ExtractionRow(text_id, scored.EXTRACTOR, None, reason, utc_now())])
     listed = ", ".join(f"'{each}'" for each in picks)
     recipe = parse("seven's", f"SELECT variant_id FROM variants WHERE variant_id IN ({listed})")
     select(store, recipe, {}, name="seven's")
@@ -86,6 +105,8 @@ def regions(snapshot: Snapshot) -> Iterator[tuple[State, Region]]:
         State(has=(("dataset", "two"),), lacks=(("selection", "seven's"),)),
         State(has=(("teacher", "o'neil"), ("kind", "reflect_both"))),
         State(ranges=(Range("rifd/7b'@origin", 0.0), Range(f"gain:{both}"))),
+        State(has=(("problem", "reflect_response: no_marker"), ("problem", "compress: failed"))),
+        State(lacks=(("problem", "reflect_response: no_marker"),)),
     ):
         yield condition, Region(Range(X), Range(both, float(np.nanmin(y))))
     for key in (f"gain:{both}", f"gap:{X}|ifd/13b@origin", "length/13b@origin", f"{Y} by o'neil"):
@@ -106,7 +127,7 @@ def test_list_sql_and_selection_of_a_region_agree(backend: str, tmp_path: Path) 
             address = region.narrowed(state).query()  # as the link to the list has it
             again = matching(snapshot, State.parse(parse_qsl(address)))
             assert sorted(snapshot.ids[number] for number in np.flatnonzero(again)) == ids
-            sql = region_sql(snapshot, state, region, ids)
+            sql = region_sql(snapshot, state, region, members)
             assert asked(store, sql) == ids
             sizes.append(len(ids))
         _, first = next(regions(snapshot))
@@ -115,7 +136,7 @@ def test_list_sql_and_selection_of_a_region_agree(backend: str, tmp_path: Path) 
         assert sizes[0] == sizes[1] + on_border and on_border >= 2
         assert sizes[3] == 0 and all(sizes[:3] + sizes[4:]), sizes
         for pick in ("x", "y", "origin"):
-            select(store, parse("region", region_sql(snapshot, state, region, ids, pick)), {}, name=f"of {pick}")
+            select(store, parse("region", region_sql(snapshot, state, region, members, pick)), {}, name=f"of {pick}")
             rows = store.rows(
                 "SELECT v.sample_id, v.kind FROM selection_items i JOIN variants v ON v.variant_id = i.variant_id WHERE i.selection = :s",
                 s=f"of {pick}",
@@ -128,14 +149,46 @@ def test_words_are_written_as_ids_while_they_are_few(tmp_path: Path) -> None:
     with store_at("sqlite", tmp_path) as store:
         filled(store)
         snapshot, region = read(store), Region(Range(X), Range(f"{Y} by gpt"))
-        ids = snapshot.ids[:3]
-        found = asked(store, region_sql(snapshot, State(words="anything"), region, ids))
-        assert set(found) <= set(ids) and found
+        found = asked(store, region_sql(snapshot, State(words="anything"), region, np.arange(3)))
+        assert set(found) <= set(snapshot.ids[:3]) and found
         with pytest.raises(SelectionError, match="5,001 ids are too many"):
-            region_sql(snapshot, State(words="anything"), region, ["x"] * 5_001)
+            region_sql(snapshot, State(words="anything"), region, np.zeros(5_001, np.int64))
+
+
+def test_ranks_of_some_samples_are_those_of_their_numbers() -> None:
+    """Ranks among any of the samples, from one sorting of all: as if only these had been ranked."""
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 9, 200).astype(float)  # many ties
+    values[rng.random(200) < 0.2] = np.nan
+    values[:3] = (-0.0, 0.0, np.inf)
+    column = Column("k", "m", "x", "origin", values)
+    for share in (0.0, 0.02, 0.5, 1.0):
+        among = column.known & (rng.random(200) < share)
+        assert column.ranks(among).tolist() == ranks(values[among]).tolist()
 
 
 # -- drawing
+
+
+def test_the_frozen_page_has_the_picture_of_the_live_one(tmp_path: Path) -> None:
+    """`compare --plot` is a snapshot: the same points, axes and numbers, by the same functions."""
+    with store_at("sqlite", tmp_path) as store:
+        scored.two_students(store, NAMES)
+        frozen = comparison_html(compare_students(store, ["7b", "13b"], pictures=True), partial(first_words, store))
+        with served(Workspace(store)) as pages, httpx.Client(base_url=pages.base, follow_redirects=True) as client:
+            client.get(pages.address)
+            wait_for(lambda: "Reading the store" not in client.get("/compare").text)
+            live = client.get("/compare", params={"x": "ifd/7b@origin", "y": "ifd/13b@origin"}).text
+    svg = re.compile(r'<svg class="chart".*?</svg>', re.S)
+    drawn = svg.search(frozen.partition('<figure class="origin">')[2])
+    there = svg.search(live)
+    assert drawn and there
+    for part in (r'cx="([^"]*)" cy="([^"]*)"', r'<text x="[^>]*>([-.0-9]+)</text>', r"<path[^>]*>"):
+        assert sorted(re.findall(part, drawn[0])) == sorted(re.findall(part, there[0])) != []
+    said = re.compile(
+        r"have both numbers · rank correlation \(Spearman\) <strong>[^<]*</strong> · linear \(Pearson\) [-.\d]+"
+    )
+    assert said.findall(live)[0] in said.findall(frozen)
 
 
 def test_an_axis_has_round_ticks_over_nearly_all_numbers() -> None:

@@ -23,9 +23,9 @@ from recycledb.selection.recipes import get_recipe
 from recycledb.selection.select import select
 from recycledb.store import Store
 from recycledb.store.marks import Given, Target, add_marks
-from recycledb.view.columns import read
 from recycledb.view.diff import MOST_PAIRS, diff
 from recycledb.view.marks import own_address
+from recycledb.view.reading import read
 from recycledb.view.review import Queue, from_selection, from_sql, resume
 from recycledb.view.sample import page_values, score_table
 from recycledb.workspace import Workspace

@@ -154,9 +154,11 @@ def test_what_is_wrong_is_one_line(site: Site, client: httpx.Client) -> None:
     assert site.store.rows("SELECT count(*) FROM loss")[0][0] > 0
 
 
-def test_a_running_query_can_be_cancelled(client: httpx.Client) -> None:
+@pytest.mark.parametrize("action", ["run", "download-csv", "download-alpaca"])
+def test_a_running_query_can_be_cancelled(client: httpx.Client, action: str) -> None:
     found: list[str] = []
-    thread = threading.Thread(target=lambda: found.append(error_of(send(client, ENDLESS, run="mine", limit="60"))))
+    sql = ENDLESS if action != "download-alpaca" else f"SELECT variant_id FROM variants WHERE ({ENDLESS}) > 0"
+    thread = threading.Thread(target=lambda: found.append(error_of(send(client, sql, action, run="mine", limit="60"))))
     thread.start()
     while not client.post("/sql/cancel", data={"run": "mine"}).json()["stopped"]:
         assert thread.is_alive()
@@ -342,6 +344,14 @@ def test_a_query_is_cancelled_and_the_editor_left_by_keyboard(site: Site) -> Non
         editor.press("Control+Enter")
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("the query was cancelled").wait_for()
+        page.get_by_role("button", name="CSV").click()
+        page.get_by_text("the query was cancelled").wait_for(state="detached")
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_text("the query was cancelled").wait_for()
+        editor.fill("SELECT 'a;b' AS \"x\"")
+        with page.expect_download() as got:
+            page.get_by_role("button", name="CSV").click()
+        assert got.value.suggested_filename == "store-query.csv" and "a;b" in Path(got.value.path()).read_text()
         editor.focus()
         editor.press("Escape")
         editor.press("Tab")

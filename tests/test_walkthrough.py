@@ -46,6 +46,15 @@ def test_it_runs_as_a_notebook(tmp_path: Path) -> None:
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(block) for block in blocks_of_page()])
     awaited = "with recycledb.open() as again:\n    print((await again.async_sync()).complete)"
     book.cells.append(nbformat.v4.new_code_cell(awaited))
+    shown = {  # what a cell ends with, and a word of the table that it shows
+        "again = recycledb.open()\nagain.plan()": "Nothing is missing",
+        "await again.async_sync()": "Nothing was to be done",
+        "again.query('SELECT count(*) AS samples FROM samples')": "samples",
+        "again.select('selective', student='small')": "reflect",
+        "again.compare('small', 'large')": "Spearman",
+        "again.look()": "samples",
+    }
+    book.cells += [nbformat.v4.new_code_cell(source) for source in shown]
     environment = clean_environment(JUPYTER_PATH=str(tmp_path / "jupyter"), IPYTHONDIR=str(tmp_path / "ipython"))
     before = dict(os.environ)
     os.environ.update(environment, PYTHONWARNINGS="ignore")  # tqdm misses ipywidgets
@@ -64,3 +73,7 @@ def test_it_runs_as_a_notebook(tmp_path: Path) -> None:
     assert "score · small: " in drawn[0].data["text/plain"] and "done" in drawn[0].data["text/plain"]
     assert not [output for cell in outputs.values() for output in cell if output.get("name") == "stderr"]
     assert outputs[awaited][0].text == "True\n"
+    for source, word in shown.items():
+        [html] = [output.data["text/html"] for output in outputs[source] if output.output_type == "execute_result"]
+        assert "<table" in html or source.endswith(("plan()", "sync()"))
+        assert word in html, source

@@ -6,7 +6,7 @@ Invariant: as in `charts`; numbers that are NaN or infinite are not drawn, and n
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ class Point:
     name: str  # what a script finds it by
     x: float
     y: float
+    said: str = ""  # its tooltip, by default the beginning of the name and the numbers
 
 
 def axis_over(title: str, values: Numbers) -> Axis:
@@ -78,41 +79,40 @@ def density(
     name_of: Callable[[int], str],
     label: str,
     *,
-    region: tuple[float, float, float, float] | None = None,
+    said: Callable[[list[int]], Sequence[str]] | None = None,
     diagonal: bool = False,
     size: tuple[int, int] = CHART_SIZE,
 ) -> str:
     """Return a chart of points: cells by count, and single points where there are few; `name_of` a point is what scripts find it by.
 
-    `region` is a rectangle to outline: its lowest and highest x, then y, which may be infinite.
+    `said` returns the tooltips of the points that are drawn one by one, given their places.
     """
     right, floor = size[0] - RIGHT, size[1] - BOTTOM
     known = np.flatnonzero(np.isfinite(points[0]) & np.isfinite(points[1]))
     xs, ys = points[0][known], points[1][known]
     column, row = _cells(xs, x, ACROSS), _cells(ys, y, UP)
-    counts = np.zeros((ACROSS, UP), np.int64)
-    np.add.at(counts, (column, row), 1)
+    counts = np.bincount(column * UP + row, minlength=ACROSS * UP).reshape(ACROSS, UP)
     single = np.flatnonzero(counts[column, row] <= SPARSE) if len(known) > FEW else np.arange(len(known))
     if len(single) > MOST_POINTS:
         single = single[:0]
     wide, high = (right - LEFT) / ACROSS, (floor - TOP) / UP
     most = math.log1p(int(counts.max(initial=1)))
     shown = counts > (SPARSE if len(single) else 0) if len(known) > FEW else counts < 0
-    dense = np.argwhere(shown).tolist()
     cells = "".join(
         f'<rect x="{LEFT + i * wide:.1f}" y="{floor - (j + 1) * high:.1f}" width="{wide:.1f}" height="{high:.1f}"'
-        f' fill-opacity="{0.1 + 0.9 * math.log1p(int(counts[i, j])) / most:.2f}"><title>{counts[i, j]:,}</title></rect>'
-        for i, j in dense
+        f' fill-opacity="{0.1 + 0.9 * math.log1p(count) / most:.2f}"><title>{count:,}</title></rect>'
+        for (i, j), count in zip(np.argwhere(shown).tolist(), counts[shown].tolist(), strict=True)
     )
-    dots = "".join(_dot(Point(name_of(int(known[i])), float(xs[i]), float(ys[i])), x, y, right, floor) for i in single)
+    drawn = known[single].tolist()
+    names, tips = [name_of(i) for i in drawn], said(drawn) if said else [""] * len(drawn)
+    alone = map(Point, names, xs[single].tolist(), ys[single].tolist(), tips)
+    dots = "".join(_dot(each, x, y, right, floor) for each in alone)
     line = ""
     if diagonal:
         ends = [f"{x.at(v, LEFT, right):.1f},{y.at(v, floor, TOP):.1f}" for v in _shared_part(x, y)]
         line = f'<path class="mark" d="M{ends[0]} L{ends[1]}"/>' if len(ends) == 2 else ""
-    outline = _outline(x, y, region, right, floor) if region else ""
-    return _svg(
-        label, size, _grid(x, y, size), f'<g class="cells">{cells}</g><g class="dots">{dots}</g>{line}{outline}'
-    )
+    marks = f'<g class="cells">{cells}</g><g class="dots">{dots}</g>{line}'
+    return _svg(label, size, _grid(x, y, size), marks)
 
 
 def _cells(values: Numbers, axis: Axis, count: int) -> npt.NDArray[np.int64]:
@@ -123,13 +123,19 @@ def _cells(values: Numbers, axis: Axis, count: int) -> npt.NDArray[np.int64]:
 def _dot(point: Point, x: Axis, y: Axis, right: float, floor: float) -> str:
     return (
         f'<circle data-id="{escape(point.name)}" cx="{x.at(point.x, LEFT, right):.1f}" cy="{y.at(point.y, floor, TOP):.1f}" r="3">'
-        f"<title>{escape(point.name[:12])} · {point.x:.4f} · {point.y:.4f}</title></circle>"
+        f"<title>{escape(point.said or f'{point.name[:12]} · {point.x:.4f} · {point.y:.4f}')}</title></circle>"
     )
 
 
 def _shared_part(x: Axis, y: Axis) -> list[float]:
     low, high = max(x.low, y.low), min(x.high, y.high)
     return [low, high] if low < high else []
+
+
+def outlined(svg: str, x: Axis, y: Axis, region: tuple[float, float, float, float]) -> str:
+    """Return a density chart of the usual size with a rectangle drawn in it: its lowest and highest x, then y, which may be infinite."""
+    right, floor = CHART_SIZE[0] - RIGHT, CHART_SIZE[1] - BOTTOM
+    return svg.removesuffix("</svg>") + _outline(x, y, region, right, floor) + "</svg>"
 
 
 def _outline(x: Axis, y: Axis, region: tuple[float, float, float, float], right: float, floor: float) -> str:

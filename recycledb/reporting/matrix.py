@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
-from recycledb.reporting.charts import Axis, Marks, chart
+import numpy as np
+
 from recycledb.reporting.page import escape, figure, number, page, section, table
+from recycledb.reporting.scatter import scatter
 from recycledb.selection.matrix import Matrix
 
 SIZE = (520, 360)
@@ -60,17 +62,9 @@ def _grid(found: Matrix) -> str:
 def _scatter(found: Matrix, name: str) -> str:
     points = found.points[name]
     one, _, other = name.partition(" × ")
-    across = Axis(one, *_range([point[0] for point in points]))
-    up = Axis(other, *_range([point[1] for point in points]))
-    marks = [Marks("origin", [(x, y, f"{variant[:12]}\n{x:.4f} · {y:.4f}") for x, y, variant in points])]
-    return figure(f"{name}: {len(points):,} variants", chart(across, up, marks, size=SIZE))
-
-
-def _range(values: list[float]) -> tuple[float, float]:
-    ordered = sorted(values)
-    if not ordered:
-        return 0.0, 1.0
-    return ordered[int(0.005 * (len(ordered) - 1))], ordered[int(0.995 * (len(ordered) - 1))]
+    values = np.array([point[:2] for point in points], np.float64).reshape(len(points), 2)
+    drawn = scatter((one, other), (values[:, 0], values[:, 1]), lambda i: points[i][2], "variants", size=SIZE)
+    return figure(f"{name}: {len(points):,} variants", drawn.svg)
 
 
 def _rounded(value: float | None) -> str:

@@ -1,34 +1,45 @@
 """The plots of a comparison: one HTML file without scripts."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
+
+import numpy as np
 
 from recycledb.methods.ifd import spelled
 from recycledb.reporting.charts import Axis, Flow, Marks, chart, flow_chart, legend
 from recycledb.reporting.page import escape, figure, number, page, section, table
+from recycledb.reporting.scatter import agreement, scatter
 from recycledb.selection.compare import Comparison
 from recycledb.selection.identities import CURRENT
 from recycledb.selection.picks import NODES
+from recycledb.selection.points import Floats, Table
 
 KINDS = ("origin", "reflect_instruction", "reflect_response", "reflect_both")
 BINS = 40  # of a distribution
 SIDES = 5  # colours for sides, in page.css: side0 and so on
 
 
-def comparison_html(comparison: Comparison) -> str:
-    """Return a page about the agreement of sides: correlations, scatter plots, distributions, overlap and flows."""
+Texts = Callable[[Sequence[str]], Mapping[str, str]]  # the first words of variants
+
+
+def comparison_html(comparison: Comparison, texts: Texts = lambda _: {}) -> str:
+    """Return a page about the agreement of sides: correlations, scatter plots, distributions, overlap and flows.
+
+    The scatter plots are those of the live compare page, as they stand now; `texts` are the tooltips of single points.
+    """
     title = f"{' against '.join(comparison.labels)}: {comparison.metric}"
-    return "".join(page(title, _body(comparison, title), []))
+    return "".join(page(title, _body(comparison, title, texts), []))
 
 
-def _body(found: Comparison, title: str) -> Iterator[str]:
+def _body(found: Comparison, title: str, texts: Texts) -> Iterator[str]:
     about = [f"{found.samples:,} samples", found.dataset or "", *_same(found)]
     yield f"<header><h1>{escape(title)}</h1>"
     yield f'<p class="soft">{escape(" · ".join(each for each in about if each))}</p></header><main>'
     for side in found.without_values:
         yield f'<p class="note"><strong>{escape(side)} has no value of {escape(found.metric)}</strong></p>'
-    for part in (_correlations, _scatters, _distributions, _overlaps, _flows, _confusions, _disagreements):
+    yield _correlations(found)
+    yield _scatters(found, texts)
+    for part in (_distributions, _overlaps, _flows, _confusions, _disagreements):
         yield part(found)
     yield "</main>"
 
@@ -67,49 +78,66 @@ def _correlations(found: Comparison) -> str:
 
 
 def _legend(found: Comparison) -> str:
-    return legend({kind: kind for kind in KINDS if kind in {point.kind for point in found.points}})
+    return legend({kind: kind for kind in KINDS if kind in found.kinds})
 
 
-def _scatters(found: Comparison) -> str:
-    pictures = [_scatter(found, a, b) for a, b in combinations(range(len(found.labels)), 2)]
-    if not any(all(value is not None for value in point.values) for point in found.points):
+def _scatters(found: Comparison, texts: Texts) -> str:
+    pictures = [
+        _scatter(found, found.table, pair, kind, texts)
+        for pair in combinations(range(len(found.labels)), 2)
+        for kind in found.kinds
+        if found.table is not None and len(found.table.both(*pair, found.table.of_kind(kind))[0])
+    ]
+    if not pictures:
         return section("scatter", "Each variant under both", _nothing("no variant has a value on all sides"))
     note = (
-        f"{len(found.points):,} variants, an even subsample if there are more; hover over one for its text. "
-        "On the dashed line both sides agree."
+        "Darker cells have more variants; where there are few, each is a point: hover over one for its text. "
+        "Numbers beyond the axes are drawn at their ends. On the dashed line both sides agree."
     )
-    return section("scatter", "Each variant under both", _legend(found), *pictures, note=note)
+    return section(
+        "scatter", "Each variant under both", f'<div class="grid large">{"".join(pictures)}</div>', note=note
+    )
 
 
-def _scatter(found: Comparison, a: int, b: int) -> str:
-    values = [value for point in found.points for value in (point.values[a], point.values[b]) if value is not None]
-    low, high = _quantile(values, 0.005), _quantile(values, 0.995)
-    marks = []
-    for kind in KINDS:
-        points = []
-        for point in found.points:
-            x, y = point.values[a], point.values[b]
-            if point.kind == kind and x is not None and y is not None:
-                words = " | ".join(found.words.get(variant, "") for variant in point.variant_ids)
-                ids = ", ".join(variant[:12] for variant in point.variant_ids)
-                said = f"{words}\n{kind} · {found.labels[a]} {x:.4f} · {found.labels[b]} {y:.4f} · {ids}"
-                points.append((x, y, said))
-        marks.append(Marks(kind, points))
-    x_axis, y_axis = (Axis(f"{found.metric} {_on(found)} {found.labels[i]}", low, high) for i in (a, b))
-    return figure("", chart(x_axis, y_axis, marks, diagonal=True))
+def _scatter(found: Comparison, points: Table, pair: tuple[int, int], kind: str, texts: Texts) -> str:
+    """Return the picture of one kind under two sides, as the live compare page draws it."""
+    of_kind = points.of_kind(kind)
+    first, second = points.values[list(pair)][:, of_kind]
+    at = of_kind[~(np.isnan(first) | np.isnan(second))]
+    values = (points.values[pair[0], at], points.values[pair[1], at])
+    names = (found.labels[pair[0]], found.labels[pair[1]])
+
+    def said(places: list[int]) -> list[str]:
+        variants = [points.variants_of(int(at[place])) for place in places]
+        words = texts([variant for each in variants for variant in each])
+        return [
+            f"{' | '.join(words.get(variant, '') for variant in each)}\n{names[0]} {values[0][place]:.4f} · "
+            f"{names[1]} {values[1][place]:.4f} · {', '.join(variant[:12] for variant in each)}"
+            for place, each in zip(places, variants, strict=True)
+        ]
+
+    titles = (f"{found.metric} {_on(found)} {names[0]}", f"{found.metric} {_on(found)} {names[1]}")
+    drawn = scatter(titles, values, lambda i: points.variants_of(int(at[i]))[0], "variants", said=said, diagonal=True)
+    agree = next((each for each in found.correlations if (each.sides, each.kind) == (names, kind)), None)
+    spearman, pearson = (agree.spearman, agree.pearson) if agree else (None, None)
+    line = agreement(len(at), len(of_kind), kind, spearman, pearson)
+    return f'<figure class="{escape(kind)}"><div class="wide">{drawn.svg}</div><figcaption>{line}</figcaption></figure>'
 
 
 def _distributions(found: Comparison) -> str:
-    values = [value for point in found.points for value in point.values if value is not None]
-    low, high = _quantile(values, 0.001), _quantile(values, 0.995)
+    values = np.empty((len(found.labels), 0)) if found.table is None else found.table.values
+    known = np.sort(values[np.isfinite(values)])
+    low, high = _quantile(known, 0.001), _quantile(known, 0.995)
     width = (high - low) / BINS or 1.0
     pictures = []
-    for kind in KINDS:
+    for kind in found.kinds:
         marks = []
         for i in range(len(found.labels)):
-            of_side = [v for point in found.points if point.kind == kind and (v := point.values[i]) is not None]
-            counts = Counter(min(BINS - 1, max(0, int((value - low) / width))) for value in of_side)
-            line = [(low + (at + 0.5) * width, counts[at] / len(of_side), "") for at in range(BINS) if of_side]
+            of_side = values[i, found.table.of_kind(kind)] if found.table is not None else values[i]
+            of_side = of_side[np.isfinite(of_side)]
+            counts, _ = np.histogram(np.clip(of_side, low, low + BINS * width), BINS, (low, low + BINS * width))
+            shares = (counts / len(of_side)).tolist() if len(of_side) else []
+            line = [(low + (at + 0.5) * width, share, "") for at, share in enumerate(shares)]
             marks.append(Marks(f"side{i % SIDES}", line, line=True))
         highest = max((y for each in marks for _, y, _ in each.points), default=0.0)
         if highest:
@@ -228,9 +256,8 @@ def _on(found: Comparison) -> str:
     return {"students": "under", "teachers": "by", "prompts": "with"}.get(found.subject, "on")
 
 
-def _quantile(values: Sequence[float], at: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(at * len(ordered)))] if ordered else 1.0
+def _quantile(ordered: Floats, at: float) -> float:
+    return float(ordered[min(len(ordered) - 1, int(at * len(ordered)))]) if len(ordered) else 1.0
 
 
 def _rounded(value: float | None) -> str:

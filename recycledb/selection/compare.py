@@ -9,7 +9,7 @@ Plots are made by `reporting` from the `Comparison`.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -32,7 +32,7 @@ from recycledb.selection.agreement import (
     summary,
 )
 from recycledb.selection.picks import Confusion, Flow, Pick
-from recycledb.selection.points import Ints, Point, Table, make_table
+from recycledb.selection.points import Ints, Table, make_table
 from recycledb.selection.recipes import parse_top
 from recycledb.selection.select import count_samples
 from recycledb.selection.sides import Side, find_sides, look
@@ -41,13 +41,12 @@ from recycledb.suggestions import did_you_mean
 from recycledb.terminal import shortened
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-MAX_POINTS = 5_000  # a scatter plot of more is slow and overplotted
 WORDS_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results of a comparison; `as_dict` leaves out the points and their texts."""
+    """All results of a comparison; `as_dict` leaves out the points and texts."""
 
     sides: tuple[Side, ...]
     students: tuple[str, ...]
@@ -63,8 +62,8 @@ class Comparison:
     confusions: list[Confusion]  # one for each pair
     flows: list[Flow]
     disagreements: list[Disagreement]  # largest first
-    points: list[Point]  # for plots only: variants in dataset order, an even subsample of at most MAX_POINTS
-    words: dict[str, str]  # for plots only: the first words of the texts of points and disagreements
+    words: dict[str, str]  # the first words of the texts of disagreements
+    table: Table | None = field(default=None, compare=False, repr=False)  # for plots only: every point with its values
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -98,8 +97,8 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
-        found = asdict(self)
-        del found["points"], found["words"]
+        found = asdict(replace(self, table=None))
+        del found["table"], found["words"]
         for side in found["sides"]:
             del side["as_if"]
         return found
@@ -124,7 +123,7 @@ def compare(
     The sides are all combinations of the students, teachers and prompts given; by default the only student, the only teacher, and
     the prompts in use. A prompt is given as in `identities.find_prompts`. Origins are left out when only teachers or prompts differ.
     Top shares are ranked as in recipes: IFD below 1 from the highest, rIFD from the lowest, any other metric from the highest.
-    With `pictures`, points and words are filled in. SelectionError for an unknown metric, kind, student, teacher or prompt;
+    With `pictures`, the table of all points is filled in. SelectionError for an unknown metric, kind, student, teacher or prompt;
     QueryError if the SQL takes longer than `timeout_s` seconds.
     """
     limit = TimeLimit(timeout_s)
@@ -137,10 +136,8 @@ def compare(
     groups = _groups(table, kinds, kind)
     wider = [*groups, ("all", np.arange(len(table.samples)))] if len(kinds) > 1 else groups
     disagreeing = find_disagreements(table, groups, disagreements)
-    chosen = _thinned(len(table.samples)) if pictures else []
     with store.sandbox(limit=limit) as sandbox:
-        shown = [variant for i in {*chosen, *(i for i, _ in disagreeing)} for variant in table.variants_of(i)]
-        words = _words(sandbox, shown)
+        words = _words(sandbox, [variant for i, _ in disagreeing for variant in table.variants_of(i)])
     names = [side.label for side in sides]
     pairs = _Pairs(table, names, metric)
     return Comparison(
@@ -160,8 +157,8 @@ def compare(
         else [],
         flows=[flow for name, taken in zip(names, picked, strict=False) for flow in picks.flows(name, taken, samples)],
         disagreements=[disagreement(table, i, at, words) for i, at in disagreeing],
-        points=[table.point(i) for i in chosen],
         words=words,
+        table=table if pictures else None,
     )
 
 
@@ -230,12 +227,13 @@ class _Pairs:
         ]
 
 
-def _thinned(n: int) -> list[int]:
-    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, MAX_POINTS))}) if n else []
-
-
-def _words(sandbox: Sandbox, variants: list[str]) -> dict[str, str]:
+def first_words(store: Store, variants: Sequence[str]) -> dict[str, str]:
     """Return the first words of variants' texts: instruction → output."""
+    with store.sandbox() as sandbox:
+        return _words(sandbox, variants)
+
+
+def _words(sandbox: Sandbox, variants: Sequence[str]) -> dict[str, str]:
     words: dict[str, str] = {}
     for start in range(0, len(variants), 500):
         part = {f"v{i}": variant for i, variant in enumerate(variants[start : start + 500])}

@@ -24,7 +24,11 @@ def wish(recipe: Recipe, given: dict[str, Any]) -> str:
     if PARAMETER in recipe.declares:
         return IGNORE
     found = given.pop(PARAMETER, None)
-    word = RESPECT if found is None else str(found)
+    return RESPECT if found is None else known(str(found))
+
+
+def known(word: str) -> str:
+    """Return a value of the parameter; SelectionError if it is none."""
     if word not in (RESPECT, IGNORE):
         hint = did_you_mean(word, (RESPECT, IGNORE))
         raise SelectionError(f"{PARAMETER} is {word!r}{hint}; it must be {RESPECT} or {IGNORE}")

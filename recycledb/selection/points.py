@@ -13,16 +13,6 @@ Ints = npt.NDArray[np.int64]
 _Key = tuple[int, int, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A variant, or the sides' variants of one kind of a sample, with the value on each side; None if missing."""
-
-    variant_ids: tuple[str, ...]  # without repeats, in the order of the sides
-    sample_id: str
-    kind: str
-    values: tuple[float | None, ...]
-
-
 @dataclass(frozen=True)
 class Table:
     """All points compared, in dataset order, with their values on each side: NaN if missing."""
@@ -33,6 +23,14 @@ class Table:
     values: Floats  # (sides, n)
     kind_names: tuple[str, ...]
 
+    def of_kind(self, kind: str) -> Ints:
+        """Return the points of a kind."""
+        return (
+            np.flatnonzero(self.kinds == self.kind_names.index(kind))
+            if kind in self.kind_names
+            else np.empty(0, np.int64)
+        )
+
     def both(self, a: int, b: int, at: Ints) -> tuple[Floats, Floats]:
         """Return the values on two sides of those points among `at` that both have."""
         x, y = self.values[a, at], self.values[b, at]
@@ -42,11 +40,6 @@ class Table:
     def variants_of(self, i: int) -> tuple[str, ...]:
         """Return the different variants of a point, in the order of the sides."""
         return tuple(dict.fromkeys(variant for side in self.variants if (variant := side[i]) is not None))
-
-    def point(self, i: int) -> Point:
-        """Return one point."""
-        values = tuple(None if np.isnan(value) else float(value) for value in self.values[:, i])
-        return Point(self.variants_of(i), self.samples[i], self.kind_names[self.kinds[i]], values)
 
 
 def make_table(found: Sequence[Sequence[tuple[Any, ...]]], kinds: tuple[str, ...], same_texts: bool) -> Table:

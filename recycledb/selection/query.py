@@ -63,9 +63,10 @@ class Running:
 
     @contextmanager
     def statement(self, interrupt: Callable[[], None]) -> Iterator[None]:
-        """Run a block that `interrupt` stops; QueryError if it was stopped."""
+        """Run a block that `interrupt` stops; QueryError if it was stopped. Several may run one after the other."""
         with self._lock:
             self._interrupt = interrupt
+            self._ended.clear()
         try:
             if self.is_stopped:
                 raise QueryError(_STOPPED)

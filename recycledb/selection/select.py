@@ -340,6 +340,7 @@ class Exported:
     unpaired: int = 0  # rewrites that a file of preference pairs leaves out: their answer is the sample's own
     held_out: HeldOut | None = None  # the second file of a hold-out split
     contexts_left_out: int = 0  # rows whose system prompt and earlier turns the format cannot hold
+    marked_drop: int = 0  # variants that marks left out
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -361,12 +362,14 @@ def export(
     with_extra: bool = False,
     holdout: str | None = None,
     seed: int = 0,
+    marks: str = marked.RESPECT,
     timeout_s: float | None = None,
 ) -> Exported:
     """Write every current variant of one kind, in dataset order; nothing is recorded. SelectionError if there is none.
 
-    With `prompt`, these prompts count as current. `llama_factory`, `card`, `with_extra`, `holdout` and `seed` as in `select`; `student`
-    is the student that LLaMA-Factory's training file is for. QueryError if reading takes longer than `timeout_s` seconds.
+    What people marked `drop` is left out, unless `marks` is "ignore". With `prompt`, these prompts count as current. `llama_factory`,
+    `card`, `with_extra`, `holdout` and `seed` as in `select`; `student` is the student that LLaMA-Factory's training file is for.
+    QueryError if reading takes longer than `timeout_s` seconds.
     """
     wanted = asked(
         output, format, with_extra=with_extra, holdout=holdout, seed=seed, llama_factory=llama_factory, card=card
@@ -380,14 +383,16 @@ def export(
     recipe, bound = _everything(
         store, {"kind": kind, "author": author, "teacher": teacher, "dataset": dataset, PROMPT: prompt}
     )
+    left_out = marked.note(store, recipe, bound, marked.known(marks))
     with store.sandbox(as_if=bound.as_if, limit=limit) as sandbox:
-        _require_rows(sandbox, bound)
+        _require_rows(sandbox, bound, left_out)
         if format == ALPACA_EVAL:
             require_outputs(store, sandbox, kind, author, dataset)
-        picks = Picks(["variant_id"], None)
+        picks = Picks(["variant_id"], None, left_out=left_out)
         done = deliver(store, wanted, picked_rows(sandbox, recipe, bound, picks, wanted))
     sha256 = str(done.file_sha256)
     maker = None if kind == ORIGIN else bound.said["teacher"]
+    noted = {name: bound.said[name] for name in bound.said if name == marked.PARAMETER}
     written = Written(
         name=name,
         file=output,
@@ -396,12 +401,12 @@ def export(
         counts={named: done.rows},
         sha256=sha256,
         recipe=f"every {named}",
-        parameters={"teacher": maker, "dataset": dataset},
+        parameters={"teacher": maker, "dataset": dataset, **noted},
         held_out=_held_out(wanted, done.held_out),
     )
     beside = write_more(store, wanted, written, learner)
-    left_out = (done.unpaired, done.held_out, done.contexts_left_out)
-    return Exported(named, maker, dataset, done.rows, format, str(output), sha256, beside, *left_out)
+    lacking = (done.unpaired, done.held_out, done.contexts_left_out, len(picks.marked))
+    return Exported(named, maker, dataset, done.rows, format, str(output), sha256, beside, *lacking)
 
 
 def _everything(store: Store, given: Given) -> tuple[Recipe, Bound]:
@@ -416,12 +421,18 @@ def _everything(store: Store, given: Given) -> tuple[Recipe, Bound]:
     return recipe, bind(store, recipe, given)
 
 
-def _require_rows(sandbox: Sandbox, bound: Bound) -> None:
-    if not list(sandbox.execute(f"{_EXPORT} LIMIT 1", bound.values)[1]):
-        of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
-        where = f" in dataset {bound.said['dataset']}" if bound.said["dataset"] else ""
-        author = f"/{bound.said['author']}" if bound.said["author"] else ""
-        raise SelectionError(f"there is no current {bound.said['kind']}{author}{of}{where} to export")
+def _require_rows(sandbox: Sandbox, bound: Bound, left_out: frozenset[str]) -> None:
+    """Raise SelectionError if there is nothing to write, before anything is written."""
+    found = [row[0] for row in sandbox.execute(_EXPORT if left_out else f"{_EXPORT} LIMIT 1", bound.values)[1]]
+    if any(variant not in left_out for variant in found):
+        return
+    of = f" of {bound.said['teacher']}" if bound.said["teacher"] else ""
+    where = f" in dataset {bound.said['dataset']}" if bound.said["dataset"] else ""
+    author = f"/{bound.said['author']}" if bound.said["author"] else ""
+    what = f"{bound.said['kind']}{author}{of}{where}"
+    if found:
+        raise SelectionError(f"all {len(found)} current {what} are marked drop; --marks ignore exports them")
+    raise SelectionError(f"there is no current {what} to export")
 
 
 # -- what is missing

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp
 from recycledb.errors import RecycledbError
 from recycledb.store import Store
 from recycledb.view import compare, live, marks, overview, review, sample, samples, sql
-from recycledb.view.columns import Columns
 from recycledb.view.guard import Guard
+from recycledb.view.newest import Columns
 from recycledb.view.shared import Shared, render
 from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace

@@ -11,7 +11,6 @@ Invariant: the samples of the region are computed from the numbers, never from w
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -23,10 +22,11 @@ from starlette.routing import Route
 
 from recycledb.errors import RecycledbError, SelectionError
 from recycledb.reporting.charts import BOTTOM, CHART_SIZE, LEFT, RIGHT
-from recycledb.reporting.density import TOP, axis_over, density
-from recycledb.selection.agreement import pearson, ranks
+from recycledb.reporting.density import TOP, outlined
+from recycledb.reporting.scatter import Scatter, agreement, scatter
+from recycledb.selection.agreement import pearson
 from recycledb.view import sql
-from recycledb.view.columns import Column, Snapshot
+from recycledb.view.columns import Column, Flags, Snapshot
 from recycledb.view.forms import Form, taking_form
 from recycledb.view.region import PICKS, Region, region_sql
 from recycledb.view.samples import column_groups, conditions, read_lines
@@ -36,6 +36,7 @@ from recycledb.view.walk import find
 
 HERE = "/compare"
 BOUNDS = ("xlow", "xhigh", "ylow", "yhigh")
+MOST_PICTURES = 32  # kept at a time
 LISTED = 10  # samples of the region on the page
 RECORD_S = 120.0  # for the query of a selection
 
@@ -66,10 +67,10 @@ def _query(request: Request, snapshot: Snapshot, pairs: list[tuple[str, str]], p
     x, y = chosen(snapshot, asked)
     region = region_of(asked, x.key, y.key)
     found, _ = find(shared_by(request), snapshot, state)
-    ids = [snapshot.ids[number] for number in region.members(snapshot, found)]
+    members = region.members(snapshot, found)
     if pick not in PICKS:
         raise SelectionError(f"pick is {pick!r}: one of {', '.join(PICKS)}")
-    return region_sql(snapshot, state, region, ids, pick), len(ids)
+    return region_sql(snapshot, state, region, members, pick), len(members)
 
 
 def chosen(snapshot: Snapshot, asked: Mapping[str, str]) -> tuple[Column, Column]:
@@ -119,45 +120,60 @@ def _page(request: Request, pairs: list[tuple[str, str]], outcome: sql.Outcome, 
     x, y = chosen(snapshot, asked)
     region = region_of(asked, x.key, y.key)
     found, note = find(shared, snapshot, state)
-    both = np.flatnonzero(found & ~np.isnan(x.values) & ~np.isnan(y.values))
     bounds = {name: asked.get(name, "").strip() for name in BOUNDS}
     own = [("x", x.key), ("y", y.key)]
     address = urlencode([*own, *((name, value) for name, value in bounds.items() if value)])
     rest = state.query()
     values: dict[str, Any] = {
         "x": x, "y": y, "state": state, "rest": rest, "bounds": bounds, "outcome": outcome, "note": note,
-        "groups": column_groups(snapshot), "count": len(both), "total": int(found.sum()),
+        "groups": column_groups(snapshot),
         "conditions": [(words, f"{urlencode(own)}&{without}") for words, without in conditions(state)],
         "swapped": f"{urlencode([('x', y.key), ('y', x.key)])}&{rest}",
         "address": f"{address}&{rest}" if rest else address,
-        **_correlations(x, y, both), **_picture(snapshot, x, y, both, region),
+        **_picture(snapshot, state, x, y, found, region),
         **_taken(request, snapshot, state, region, found, asked),
     }  # fmt: skip
     return render(request, "compare.html", here=HERE, status=status, **values)
 
 
-def _correlations(x: Column, y: Column, both: Any) -> dict[str, float | None]:
-    first, second = x.values[both], y.values[both]
-    return {"spearman": pearson(ranks(first), ranks(second)), "pearson": pearson(first, second)}
-
-
-def _picture(snapshot: Snapshot, x: Column, y: Column, both: Any, region: Region) -> dict[str, Any]:
-    first, second = x.values[both], y.values[both]
-    across, up = axis_over(x.key, first), axis_over(y.key, second)
-    same = x.measure == y.measure and not x.key.startswith("g") and not y.key.startswith("g")
-    svg = density(
-        across, up, (first, second), lambda i: snapshot.ids[both[i]], f"{y.key} over {x.key}, {len(both):,} samples",
-        region=region.ends if region.is_bounded else None, diagonal=same,
-    )  # fmt: skip
+def _picture(snapshot: Snapshot, state: State, x: Column, y: Column, found: Flags, region: Region) -> dict[str, Any]:
+    """Return the picture, where its axes are, and how the numbers agree."""
+    drawn, said = _drawn(snapshot, state, x, y, found)
+    svg = outlined(drawn.svg, drawn.x, drawn.y, region.ends) if region.is_bounded else drawn.svg
     box = {
         "left": LEFT, "right": CHART_SIZE[0] - RIGHT, "top": TOP, "floor": CHART_SIZE[1] - BOTTOM,
-        "xlow": across.low, "xhigh": across.high, "ylow": up.low, "yhigh": up.high,
+        "xlow": drawn.x.low, "xhigh": drawn.x.high, "ylow": drawn.y.low, "yhigh": drawn.y.high,
     }  # fmt: skip
-    return {"picture": Markup(svg), "box": {name: shortest(float(value)) for name, value in box.items()}}
+    # `scatter` and `agreement` escape every text.
+    return {
+        "picture": Markup(svg),
+        "agreement": Markup(said),
+        "box": {name: shortest(float(value)) for name, value in box.items()},
+    }
+
+
+def _drawn(snapshot: Snapshot, state: State, x: Column, y: Column, found: Flags) -> tuple[Scatter, str]:
+    """Return the picture without a region, and how the numbers agree; kept, since one picture is looked at with many regions."""
+    pictures: dict[tuple[str, ...], tuple[Scatter, str]] = snapshot.kept.setdefault("pictures", {})
+    name = (x.key, y.key, state.query())
+    if name in pictures:
+        return pictures[name]
+    both = found & x.known & y.known
+    numbers, first, second = np.flatnonzero(both), x.values[both], y.values[both]
+    same = x.measure == y.measure and not x.key.startswith("g") and not y.key.startswith("g")
+    drawn = scatter((x.key, y.key), (first, second), lambda i: snapshot.ids[numbers[i]], "samples", diagonal=same)
+    both_ranks = pearson(x.ranks(both), y.ranks(both))
+    total = int(np.count_nonzero(found))
+    result = drawn, agreement(len(numbers), total, "samples", both_ranks, pearson(first, second))
+    if not state.words:  # whose samples change while the index is being built
+        pictures[name] = result
+        for old in list(pictures)[:-MOST_PICTURES]:
+            pictures.pop(old, None)
+    return result
 
 
 def _taken(
-    request: Request, snapshot: Snapshot, state: State, region: Region, found: Any, asked: Mapping[str, str]
+    request: Request, snapshot: Snapshot, state: State, region: Region, found: Flags, asked: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return what the page shows of the region: its samples, their list, their SQL."""
     if not region.is_bounded:
@@ -168,7 +184,7 @@ def _taken(
     pick = asked.get("pick") if asked.get("pick") in PICKS else "x"
     text, no_sql = "", ""
     try:
-        text = region_sql(snapshot, state, region, [snapshot.ids[number] for number in members], str(pick))
+        text = region_sql(snapshot, state, region, members, str(pick))
     except SelectionError as error:
         no_sql = str(error)
     address = f"{sql.HERE}?{urlencode({'q': text})}"
@@ -176,7 +192,7 @@ def _taken(
     narrowed = region.narrowed(state)
     return {
         "members": len(members),
-        "lines": read_lines(store, snapshot, np.array(list(islice(members, LISTED)), np.int64), [x, y]),
+        "lines": read_lines(store, snapshot, members[:LISTED], [x, y]),
         "list_address": f"/samples?{narrowed.query()}",
         "sql": text,
         "no_sql": no_sql,

@@ -20,7 +20,10 @@ from recycledb.errors import RecycledbError, StoreError
 from recycledb.reporting import sections
 from recycledb.schema import utc_now
 from recycledb.store import Store
-from recycledb.view.columns import SHARE, Columns, Snapshot, column_key, version
+from recycledb.store.fingerprint import fingerprint
+from recycledb.view.columns import Snapshot, column_key, version
+from recycledb.view.kept import Kept, from_bytes, in_bytes
+from recycledb.view.newest import SHARE, Columns
 from recycledb.view.shared import FIRST_READ_S, render, shared_by
 
 HERE = "/"
@@ -46,6 +49,7 @@ class Overview:
 
     def __init__(self, store: Store, columns: Columns) -> None:
         self.store, self.columns = store, columns
+        self.kept = Kept(store, "overview")
         self.error: str | None = None
         self.progress = "beginning"
         self._numbers: Numbers | None = None
@@ -93,8 +97,10 @@ class Overview:
         """Read what has changed: the sections, or the columns, which are read apart from them and at other times."""
         now, at = version(self.store), utc_now()
         changed = self._numbers is None or self._numbers.version != now
-        if changed:
-            self._parts = self._read()
+        if changed and not (self._numbers is None and self._recall()):
+            self._parts, state = self._read()
+            if version(self.store) == now:
+                self.kept.save(state, {"parts": in_bytes(self._parts), "students": in_bytes(self._students)})
         self.progress = "scores"
         while (snapshot := self.columns.get(60.0)) is None:
             if self.columns.error is not None:
@@ -103,12 +109,19 @@ class Overview:
             self._snapshot = snapshot
             self._parts["scores"] = sections.distributions(self._students, ratios(snapshot), to_bin)
             body = "".join(self._parts[name] for name in TITLES)
-            # The functions of `sections` escape every text; nowhere else is anything marked as safe.
+            # The functions of `sections` escape every text, also where this process has it from its file; nothing else is marked as safe.
             cards, took = Markup(self._parts["cards"]), time.monotonic() - began
             self._numbers = Numbers(cards, Markup(body), at, took, now)
 
-    def _read(self) -> dict[str, str]:
-        """Return all sections but the scores."""
+    def _recall(self) -> bool:
+        """Take the sections from when the pages were open before, if the store is still the same; return whether it is."""
+        found = self.kept.load()
+        if found is not None:
+            self._parts, self._students = from_bytes(found["parts"]), from_bytes(found["students"])
+        return found is not None
+
+    def _read(self) -> tuple[dict[str, str], str]:
+        """Return all sections but the scores, and the store's fingerprint."""
         parts: dict[str, str] = {}
         with self.store.read() as conn:
             steps: dict[str, Callable[[], str]] = {
@@ -125,7 +138,7 @@ class Overview:
                 self.progress = name
                 parts[name] = step()
             self._students = sections.students_of(conn)
-        return parts
+            return parts, fingerprint(conn)
 
 
 def ratios(snapshot: Snapshot) -> sections.Ratios:

@@ -209,20 +209,24 @@ def plan(store: Store, sql: str, given: Mapping[str, str], limit_s: float) -> st
 # -- files
 
 
-def write_file(store: Store, sql: str, given: Mapping[str, str], limit_s: float, format: str, path: Path) -> int:
+def write_file(
+    store: Store, sql: str, given: Mapping[str, str], limit_s: float, format: str, path: Path, running: Running
+) -> int:
     """Write a query's rows to a file; return their number. Alpaca has the texts of the variants that the query picks."""
     if format not in FILES:
         raise QueryError(f"unknown format {format!r}: one of {', '.join(FILES)}")
     if format == "alpaca":
-        return _write_alpaca(store, sql, given, limit_s, path)
-    with opened(store, sql, given, limit_s) as result:
+        return _write_alpaca(store, sql, given, limit_s, path, running)
+    with opened(store, sql, given, limit_s, running) as result:
         return write_result(result, format, path, sys.stdout)  # which is not used where there is a file
 
 
-def _write_alpaca(store: Store, sql: str, given: Mapping[str, str], limit_s: float, path: Path) -> int:
+def _write_alpaca(
+    store: Store, sql: str, given: Mapping[str, str], limit_s: float, path: Path, running: Running
+) -> int:
     recipe = runnable(sql)
     bound = bound_to(store, recipe, given)
-    with query(store, sql, bound.values, timeout_s=limit_s, as_if=bound.as_if) as result:
+    with query(store, sql, bound.values, timeout_s=limit_s, as_if=bound.as_if, running=running) as result:
         columns = result.columns
         if "variant_id" not in columns and set(TEXT_FIELDS) <= set(columns):
             rows = [dict(zip(columns, row, strict=True)) for row in result.rows]
@@ -232,6 +236,9 @@ def _write_alpaca(store: Store, sql: str, given: Mapping[str, str], limit_s: flo
         raise QueryError(
             f"the query returns {', '.join(columns)}; an Alpaca file needs variant_id, or instruction, input and output"
         )
-    with store.sandbox(as_if=bound.as_if, limit=TimeLimit(limit_s)) as sandbox:
+    with (
+        store.sandbox(as_if=bound.as_if, limit=TimeLimit(limit_s)) as sandbox,
+        running.statement(sandbox.interrupt),
+    ):
         picks, output = Picks(columns_of(sandbox, recipe, bound), None), Output(path, "alpaca")
         return deliver(store, output, picked_rows(sandbox, recipe, bound, picks, output)).rows

@@ -21,7 +21,6 @@ PICKS = (
     "origin",
 )  # which variants a selection has: those whose numbers are compared, or the samples as they came
 _SCORES = {"ifd": "ifd_ppl", "rifd": "rifd_ppl", "ppl": "ppl_A_condition"}  # columns of the view `scores`
-_REASON = "CASE WHEN instr(e.reason, ':') > 0 THEN substr(e.reason, 1, instr(e.reason, ':') - 1) ELSE e.reason END"
 # The samples with one of the labels {} of a group, by the views.
 _LABELLED = {
     "dataset": "SELECT sample_id FROM dataset_samples WHERE dataset IN ({0})",
@@ -29,11 +28,6 @@ _LABELLED = {
     "teacher": "SELECT sample_id FROM variants WHERE is_current = 1 AND teacher IN ({0})",
     "mark": "SELECT sample_id FROM marks WHERE is_current = 1 AND mark IN ({0})",
     "selection": "SELECT v.sample_id FROM selection_items i JOIN variants v ON v.variant_id = i.variant_id WHERE i.selection IN ({0})",
-    "problem": f"""SELECT v.sample_id FROM extractions e
-        JOIN teacher_texts t ON t.text_id = e.text_id JOIN variants v ON v.variant_id = t.variant_id
-        WHERE e.is_current = 1 AND e.variant_id IS NULL AND t.step || ': ' || {_REASON} IN ({{0}})
-        UNION ALL SELECT v.sample_id FROM teacher_texts t JOIN variants v ON v.variant_id = t.variant_id
-        WHERE t.status IN ('failed', 'error') AND t.step || ': ' || t.status IN ({{0}})""",
 }
 
 
@@ -67,8 +61,8 @@ class Region:
         return state.with_(ranges=tuple(dict.fromkeys((*state.ranges, self.x, self.y))))
 
 
-def region_sql(snapshot: Snapshot, state: State, region: Region, ids: Sequence[str], pick: str = "x") -> str:
-    """Return a query for the samples of a region that fulfil a state's conditions, with one variant each; `ids` are these samples.
+def region_sql(snapshot: Snapshot, state: State, region: Region, members: Order, pick: str = "x") -> str:
+    """Return a query for the samples of a region that fulfil a state's conditions, with one variant each; `members` are these samples.
 
     Conditions on what the views do not have (words, marks) are written as the samples' ids; SelectionError if these are too many.
     """
@@ -79,7 +73,7 @@ def region_sql(snapshot: Snapshot, state: State, region: Region, ids: Sequence[s
         writing.named(each.key, f"r{i}")
         inner = " AND ".join(_bounds(f"r{i}", each)) or "TRUE"
         conditions.append(f"x.sample_id IN (SELECT sample_id FROM r{i} WHERE {inner})")
-    conditions += _labels(state, ids)
+    conditions += _labels(snapshot, state, members)
     if pick == "origin":
         join, variant = "\nJOIN variants o ON o.sample_id = x.sample_id AND o.kind = 'origin'", "o.variant_id"
     else:
@@ -92,24 +86,44 @@ def region_sql(snapshot: Snapshot, state: State, region: Region, ids: Sequence[s
     )
 
 
-def _labels(state: State, ids: Sequence[str]) -> list[str]:
+def _labels(snapshot: Snapshot, state: State, members: Order) -> list[str]:
     groups: dict[str, list[str]] = {}
     for group, label in state.has:
         groups.setdefault(group, []).append(label)
     wanted = [(group, labels, "IN") for group, labels in groups.items()]
     wanted += [(group, [label], "NOT IN") for group, label in state.lacks]
-    found = [
-        f"x.sample_id {word} ({_LABELLED[group].format(', '.join(map(_text, labels)))})"
-        for group, labels, word in wanted
-        if group in _LABELLED
-    ]
-    if state.words or any(group not in _LABELLED for group, _, _ in wanted):
-        if len(ids) > MOST_IDS:
+    found = [f"x.sample_id {word} ({_labelled(group, labels)})" for group, labels, word in wanted]
+    if state.words:
+        if len(members) > MOST_IDS:
             raise SelectionError(
-                f"words are not in SQL's views, and {len(ids):,} ids are too many to write: make the region smaller"
+                f"words are not in SQL's views, and {len(members):,} ids are too many to write: make the region smaller"
             )
+        ids = (snapshot.ids[number] for number in members)
         found.append(f"x.sample_id IN ({', '.join(map(_text, ids)) or 'NULL'})")
     return found
+
+
+def _labelled(group: str, labels: Sequence[str]) -> str:
+    """Return a query for the samples with one of these labels, by the views."""
+    return _problems(labels) if group == "problem" else _LABELLED[group].format(", ".join(map(_text, labels)))
+
+
+def _problems(labels: Sequence[str]) -> str:
+    """Return a query for the samples with one of these problems: the beginning of a reason up to its colon, or a reply's status."""
+    reasons, statuses = [], []
+    for label in labels:
+        step, _, reason = label.partition(": ")
+        begins = f"substr(e.reason, 1, {len(reason) + 1}) = {_text(reason + ':')}"
+        reasons.append(f"t.step = {_text(step)} AND (e.reason = {_text(reason)} OR {begins})")
+        if reason in ("failed", "error"):
+            statuses.append(f"t.step = {_text(step)} AND t.status = {_text(reason)}")
+    unusable = (
+        "SELECT v.sample_id FROM extractions e JOIN teacher_texts t ON t.text_id = e.text_id "
+        "JOIN variants v ON v.variant_id = t.variant_id "
+        f"WHERE e.is_current = 1 AND e.variant_id IS NULL AND ({' OR '.join(reasons)})"
+    )
+    failed = "SELECT v.sample_id FROM teacher_texts t JOIN variants v ON v.variant_id = t.variant_id WHERE "
+    return f"{unusable} UNION ALL {failed}{' OR '.join(statuses)}" if statuses else unusable
 
 
 def _bounds(name: str, found: Range) -> list[str]:

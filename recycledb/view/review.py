@@ -7,9 +7,11 @@ query would return; it is read again when the page is opened without a place in 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import chain
+from typing import Any, overload
 from urllib.parse import urlencode
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,6 +25,7 @@ from recycledb.selection.query import query
 from recycledb.store import Store
 from recycledb.store.marks import Target, current, of_sample
 from recycledb.terminal import shortened
+from recycledb.view.columns import Order, Snapshot
 from recycledb.view.sample import mark_of, show_variants
 from recycledb.view.shared import Shared, render, shared_by, snapshot_for
 from recycledb.view.state import State
@@ -39,6 +42,38 @@ class ReviewError(RecycledbError):
     """A queue that cannot be gone through."""
 
 
+class Listed(Sequence[Target]):
+    """The samples of a list, made when they are asked for: half a million of them cost nothing until then."""
+
+    def __init__(self, snapshot: Snapshot, numbers: Order) -> None:
+        self._snapshot, self._numbers = snapshot, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> Target: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Target]: ...
+    def __getitem__(self, at: int | slice) -> Target | Sequence[Target]:
+        """Return the item at a place, or a part of the list."""
+        if isinstance(at, slice):
+            return Listed(self._snapshot, self._numbers[at])
+        return Target(self._snapshot.ids[int(self._numbers[at])])
+
+    @cached_property
+    def places(self) -> Order:
+        """The place of each sample of the store, -1 where it is not in the list."""
+        found = np.full(len(self._snapshot.ids), -1, np.int64)
+        found[self._numbers] = np.arange(len(self._numbers))
+        return found
+
+    def place_of(self, target: Target) -> int | None:
+        """Return the place of an item."""
+        number = None if target.variant_id else self._snapshot.number_of.get(target.sample_id)
+        return None if number is None or self.places[number] < 0 else int(self.places[number])
+
+
 @dataclass(frozen=True)
 class Queue:
     """What is to be reviewed, in order."""
@@ -48,9 +83,12 @@ class Queue:
     query: str  # of its address
 
     @cached_property
-    def place(self) -> dict[Target, int]:
-        """The place of each item, from 0."""
+    def _places(self) -> dict[Target, int]:
         return {item: at for at, item in enumerate(self.items)}
+
+    def place_of(self, target: Target) -> int | None:
+        """Return the place of an item, from 0; None if it is not in the queue."""
+        return self.items.place_of(target) if isinstance(self.items, Listed) else self._places.get(target)
 
     def address(self, at: int | None = None) -> str:
         """Return the address of an item, or of the place where the person stopped."""
@@ -78,7 +116,7 @@ def review(request: Request) -> Response:
         here=HERE,
         queue=queue,
         total=len(queue.items),
-        done=sum(item in mine for item in queue.items),
+        done=sum(queue.place_of(each) is not None for each in mine),
         person=shared.person,
         **item_values(shared, queue, at),
     )
@@ -131,7 +169,7 @@ def find_queue(request: Request, *, fresh: bool) -> Queue | Response | None:
         snapshot = snapshot_for(request, HERE)
         if isinstance(snapshot, Response):
             return snapshot
-        items = [Target(snapshot.ids[int(number)]) for number in order_of(shared, snapshot, state)[:MOST_ITEMS]]
+        items = Listed(snapshot, order_of(shared, snapshot, state))
         queue = Queue(items, "a list of samples" if state.query() else "all samples", name)
     if not queue.items:
         raise ReviewError("there is nothing to review: the list is empty")
@@ -196,10 +234,9 @@ def from_selection(store: Store, name: str, address: str) -> Queue:
 
 def resume(queue: Queue, mine: Mapping[Target, str]) -> int:
     """Return the first place without a mark of the person after the one marked last, else before it."""
-    places: list[int] = [queue.place[target] for target in mine if target in queue.place]  # `mine` is in order of time
+    places = [at for target in mine if (at := queue.place_of(target)) is not None]  # `mine` is in order of time
     start = places[-1] + 1 if places else 0
-    order: tuple[int, ...] = (*range(start, len(queue.items)), *range(start))
-    for at in order:
+    for at in chain(range(start, len(queue.items)), range(start)):
         if queue.items[at] not in mine:
             return at
     return max(places, default=0)
@@ -254,8 +291,10 @@ def agreements(request: Request) -> Response:
         return queue
     marks = everybodys(shared.workspace.store)
     if queue is not None:
-        place = queue.place
-        marks = {name: {key: mark for key, mark in each.items() if key in place} for name, each in marks.items()}
+        marks = {
+            name: {key: mark for key, mark in each.items() if queue.place_of(key) is not None}
+            for name, each in marks.items()
+        }
     known = people(marks)
     names = [name for name, _ in known]
     a = request.query_params.get("a") or (names[0] if names else "")

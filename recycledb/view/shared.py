@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from recycledb.reporting import page as parts
-from recycledb.view.columns import Columns, Snapshot
+from recycledb.view.columns import Snapshot
+from recycledb.view.newest import Columns
 from recycledb.view.texts import SearchIndex
 from recycledb.workspace import Workspace
 
@@ -39,8 +40,10 @@ def environment() -> Environment:
 
 
 def brief(value: float | None) -> str:
-    """Return a number with three digits after the point, a dash for none."""
-    return "–" if value is None or math.isnan(value) else f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    """Return a number with three digits after the point, large ones and whole ones from 2 on (lengths, ratings) without, or a dash."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 or (abs(value) >= 2 and value == int(value)) else f"{value:,.3f}"
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,8 @@ def _download(request: Request, form: Form, format: str) -> Response:
         path = folder / f"query{queries.FILES.get(format, '')}"
         limit = queries.read_limit(form.get("limit", ""))
         store = shared_by(request).workspace.store
-        queries.write_file(store, form.get("q", ""), values_in(form), limit, format, path)
+        with _named(form.get("run", "")) as running:
+            queries.write_file(store, form.get("q", ""), values_in(form), limit, format, path, running)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, RecycledbError):

@@ -4,8 +4,6 @@ Invariant: the file is derived from the store and can be deleted at any time; it
 this user can read it. Variants are indexed in the order in which they were stored, so that a later run goes on after the last one.
 """
 
-import hashlib
-import os
 import re
 import threading
 from contextlib import closing, suppress
@@ -18,6 +16,7 @@ from recycledb.errors import RecycledbError
 from recycledb.store import Store
 from recycledb.store.sqlite import driver
 from recycledb.view.columns import Flags, Snapshot
+from recycledb.view.kept import cache_file, create
 
 PAGE = 2_000  # variants in one transaction
 LAYOUT = 1  # of the file; another one is built again
@@ -30,18 +29,12 @@ _UNSPACED = re.compile(
 _TERM = re.compile(r'(?P<not>-?)(?:"(?P<phrase>[^"]*)"?|(?P<word>\S+))')
 
 
-def cache_folder() -> Path:
-    """Return the user's cache folder: $XDG_CACHE_HOME/recycledb, else ~/.cache/recycledb."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recycledb"
-
-
 class SearchIndex:
     """The index of one store, filled by a thread of its own."""
 
     def __init__(self, store: Store, folder: Path | None = None) -> None:
         self.store = store
-        name = hashlib.sha256(store.backend.identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        self.path = (folder or cache_folder()) / f"words-{name}.db"
+        self.path = cache_file(store, "words", ".db", folder)
         self.error: str | None = None
         self.indexed = 0  # variants, about
         self._lock = threading.Lock()
@@ -95,9 +88,7 @@ class SearchIndex:
                 self.indexed = rows[-1].number
 
     def _connect(self) -> Any:
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
+        create(self.path)
         conn = driver.connect(str(self.path), timeout=30, isolation_level=None)
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute("PRAGMA synchronous = OFF")

@@ -35,6 +35,14 @@ function tell(text) {
   outcome.replaceChildren(line);
 }
 
+function save(file, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(file);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
 async function send(button) {
   if (running) return;
   const fields = new URLSearchParams(new FormData(form));
@@ -44,11 +52,14 @@ async function send(button) {
   fields.set("run", running.name);
   keepAddress();
   const ticking = setInterval(() => { clock.textContent = `${((Date.now() - running.began) / 1000).toFixed(1)} s`; }, 100);
-  cancel.hidden = button.value !== "run";
+  cancel.hidden = !/^(run$|download-)/.test(button.value);
   form.querySelectorAll("button[name=action]").forEach((each) => { each.disabled = true; });
   outcome.setAttribute("aria-busy", "true");
+  outcome.querySelector("[role=alert]")?.remove();
   try {
     const answer = await fetch("/sql", { method: "POST", body: fields, signal: running.stop.signal });
+    const named = /filename(?:="([^"]*)"|\*=utf-8''([^;]+))/.exec(answer.headers.get("content-disposition") || "");
+    if (named) return save(await answer.blob(), named[1] || decodeURIComponent(named[2]));
     const text = await answer.text();
     if (answer.headers.get("content-type").startsWith("text/html")) show(text);
     else tell(text);
@@ -67,7 +78,6 @@ async function send(button) {
 form.addEventListener("submit", (event) => {
   const button = event.submitter || form.querySelector("button[value=run]");
   keepAddress();
-  if (button.value.startsWith("download-")) return;
   event.preventDefault();
   send(button);
 });
