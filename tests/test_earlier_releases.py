@@ -104,6 +104,14 @@ def test_a_store_that_an_earlier_release_filled_is_complete(tmp_path: Path, monk
         (added,) = db.add(tmp_path / "data.json", replace=True)
         assert (added.added, added.samples_left) == (0, 0)
     assert ids(path) == before
+    (tmp_path / "recycledb.toml").write_text(
+        CONFIGURATION.replace('model = "student"', 'model = "student"\nprompt = "alpaca"')
+    )
+    with Workspace.open(config=tmp_path / "recycledb.toml") as db:
+        [unused] = db.plan().unused
+    assert (unused.what, unused.replies, unused.losses) == ("[students.7b]", 0, 80)
+    assert unused.changed == 'prompt: "vicuna" → "alpaca"'  # the folder is another one than then, and changes nothing
+    assert unused.back == 'set prompt = "vicuna" in [students.7b]'
 
 
 def samples(db: Workspace) -> list[Any]:
