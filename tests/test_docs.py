@@ -29,7 +29,7 @@ def test_the_page_on_methods_holds_the_example_package_as_it_is(file: str) -> No
     assert f"\n{(EXAMPLE / file).read_text('utf-8').rstrip()}\n```\n" in page
 
 
-SPELLED = re.compile(r"(?<![\w/.-])(?:r-?ifd|ifd|reverse[ -]ifd)(?![\w/.-])", re.IGNORECASE)
+SPELLED = re.compile(r"(?<![\w/.-])(?:r-?ifd|ifd|reverse[ -]ifd)(?![\w/-]|\.\w)", re.IGNORECASE)
 SHOWN = (
     "README.md",
     "docs/*.md",
