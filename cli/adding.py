@@ -148,12 +148,15 @@ def _tell(reports: "Sequence[Added]") -> None:
         parts = [f"{report.added:,} added", f"{report.already_there:,} already there", f"{report.rejected:,} rejected"]
         out.print(f"{report.dataset}: {', '.join(parts)}", markup=False)
         if report.samples_left:
-            what = f"{report.samples_left:,} sample{'s' * (report.samples_left != 1)}"
-            out.print(f'  {what} left the dataset "{report.dataset}"; their rows stay', markup=False)
+            what, whose = (
+                ("1 sample", "its") if report.samples_left == 1 else (f"{report.samples_left:,} samples", "their")
+            )
+            out.print(f'  {what} left the dataset "{report.dataset}"; {whose} rows stay', markup=False)
         contexts = sum(file.contexts for file in report.files)
         if contexts:
             out.print(f"  {contexts:,} with a context (system prompt, earlier turns), which is part of the sample")
         if report.cut:
-            out.print(f"  {report.cut:,} conversations have turns that are left out")
+            what = "1 conversation has" if report.cut == 1 else f"{report.cut:,} conversations have"
+            out.print(f"  {what} turns that are left out")
         if report.placeholders:
             out.print(f"  {report.placeholders:,} input placeholders (like “No input”) are stored as an empty input")

@@ -106,7 +106,7 @@ def _show_status(status: "Status") -> None:
     table = Table("dataset", *right("positions", "samples"), "format", folded("source"), box=None)
     for row in found["datasets"]:
         table.add_row(row["dataset"], f"{row['places']:,}", f"{row['samples']:,}", row["format"], row["source"])
-    out.print(table)
+    out.print(table if found["datasets"] else "no datasets; recycledb add FILE adds one")
     if found["variants"]:
         out.print("variants: " + ", ".join(f"{count:,} {kind}" for kind, count in found["variants"].items()))
     if found["teachers"]:

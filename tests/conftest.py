@@ -105,7 +105,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @cache
 def _loads_models(file: Path) -> bool:
     source = file.read_text("utf-8")
-    return any(sign in source for sign in ("tiny_students", "import torch", "MODELS", "forks.start_worker"))
+    return any(
+        sign in source for sign in ("tiny_students", "from late import", "light_demo", "MODELS", "forks.start_worker")
+    )
 
 
 class CommandServer:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+from late import no_grad, torch
 
 from recycledb.schema import Texts
 
@@ -39,7 +39,7 @@ def contexts(template: str, texts: Texts) -> tuple[str, str]:
     return p, forms["no_input"].replace("{instruction}", reverse)
 
 
-@torch.no_grad()
+@no_grad
 def loss_from(model: Any, ids: list[int], start: int) -> NaiveLoss:
     """Return the loss of ids[start:] given what stands before, from all logits in float32."""
     if len(ids) <= max(start, 1):
@@ -67,7 +67,7 @@ def score(model: Any, tokenizer: Any, template: str, max_length: int, texts: Tex
     }
 
 
-@torch.no_grad()
+@no_grad
 def digit_logs(model: Any, tokenizer: Any, prompt: str) -> list[float]:
     """Return the log-probabilities of the ten digits after a prompt, from one forward pass over the prompt alone."""
     logits = model(torch.tensor([tokenizer.encode(prompt)])).logits[0, -1].float()
@@ -96,8 +96,8 @@ def expected(model: Any, tokenizer: Any, prompt: str, scale: Sequence[int]) -> f
     return float((p * torch.tensor(digits)).sum() / p.sum())
 
 
-@torch.no_grad()
-def vector(model: Any, tokenizer: Any, text: str, pooling: str, max_length: int) -> torch.Tensor:
+@no_grad
+def vector(model: Any, tokenizer: Any, text: str, pooling: str, max_length: int) -> Any:
     """Return the unit vector of a text from the hidden states of the last layer."""
     ids = tokenizer.encode(text)[:max_length]
     states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0].float()

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from late import no_grad, torch
 from stores import add_samples
-from tiny_students import SAMPLES, save_student, tokenizer, transformers
+from tiny_students import SAMPLES, save_encoder, save_student, transformers
 
 from recycledb import config
 from recycledb.errors import ConfigError
@@ -17,7 +17,6 @@ from recycledb.schema import Texts
 from recycledb.store import Store
 from recycledb.workspace import Workspace
 
-torch.set_num_threads(1)
 KNOWN = [texts for texts in SAMPLES if texts.instruction and texts.output and len("".join(texts)) < 120][:4]
 QUERIES = [Texts("Which city is the capital of Peru?", "", ""), Texts("Add 2 and 3.", "", "5")]
 
@@ -62,7 +61,7 @@ class Naive:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
 
-    @torch.no_grad()
+    @no_grad
     def vector(self, text: str, pooling: str) -> Any:
         ids = torch.tensor([self.tokenizer.encode(text)])
         states = self.model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0].double().numpy()
@@ -166,13 +165,7 @@ def test_queries_that_are_not_there_are_told_with_what_to_type(sqlite_url: str, 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "bert"
-    words = tokenizer(bos=True)
-    torch.manual_seed(3)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+    return save_encoder(tmp_path_factory.mktemp("encoder") / "bert")
 
 
 @pytest.mark.both_backends
@@ -185,7 +178,7 @@ def test_equal_texts_are_computed_once_though_one_is_in_the_store(
     tables = {
         "students": {
             "llama": {"model": str(llama), "prompt": "none", "max_length": 500, "device": "cpu", "stats": ["A_direct"]},
-            "bert": {"model": str(encoder), "encoder": True, "max_length": 200, "device": "cpu"},
+            "bert": {"model": str(encoder), "encoder": True, "max_length": 128, "device": "cpu"},
         },
         "measures": {
             "judge": {"method": "expected", "prompts": "judge.txt", "students": ["llama"]},

@@ -142,6 +142,8 @@ def test_how_many_samples_left_is_said_in_words(cli: Cli, tmp_path: Path) -> Non
     )
     write(file, 1, 4)  # other positions; no sample left
     assert "left" not in cli("add", file).stdout
+    assert '  1 sample left the dataset "train"; its rows stay\n' in cli("add", write(file, 4)).stdout
+    cli("add", write(file, 1, 4))
     found = json.loads(cli("add", write(file, 1), "--json").stdout)
     assert (found["samples_left"], found["datasets"][0]["samples_left"]) == (1, 1)
     other = write(tmp_path / "b" / "train.json", 7)
@@ -297,6 +299,7 @@ def test_several_are_removed_together(cli: Cli, tmp_path: Path) -> None:
     assert cli("dataset", "remove", "a", code=1).stderr == "recycledb: no dataset 'a'; there are: c\n"
     assert json.loads(cli("dataset", "remove", "c", "--json").stdout)["only_here"] == 2
     assert cli("dataset", "list").stdout == "no datasets; recycledb add FILE adds one\n"
+    assert "\nno datasets; recycledb add FILE adds one\n" in cli("status").stdout
 
 
 @pytest.mark.long

@@ -11,15 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-import transformers as hugging_face
+from late import torch, transformers
 
 from recycledb.formats import is_placeholder
 from recycledb.methods import scored_kinds, steps
 from recycledb.methods.reflection import Kind, Step, extract
 from recycledb.schema import Texts
 
-transformers: Any = hugging_face
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "recycledb" / "demo"
 STUDENTS = {"small": 529_056, "large": 2_164_416}
@@ -202,12 +200,12 @@ def test_students_are_small() -> None:
 @pytest.mark.parametrize("name", STUDENTS)
 def test_student_loads_without_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = DEMO / "students" / name
-    hugging_face.logging.enable_propagation()
+    transformers.logging.enable_propagation()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     finally:
-        hugging_face.logging.disable_propagation()
+        transformers.logging.disable_propagation()
 
     assert not caplog.records
     assert model.num_parameters() == STUDENTS[name]

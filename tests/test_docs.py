@@ -1,5 +1,6 @@
 """The generated pages are as their sources are, and the SQL surface holds at least what was promised."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,31 @@ def test_the_page_on_methods_holds_the_example_package_as_it_is(file: str) -> No
     """tests/test_example_methods.py installs and uses the very package."""
     page = (GENERATE.parent / "methods.md").read_text("utf-8")
     assert f"\n{(EXAMPLE / file).read_text('utf-8').rstrip()}\n```\n" in page
+
+
+SPELLED = re.compile(r"(?<![\w/.-])(?:r-?ifd|ifd|reverse[ -]ifd)(?![\w/-]|\.\w)", re.IGNORECASE)
+SHOWN = (
+    "README.md",
+    "docs/*.md",
+    "cli/*.py",
+    "recycledb/reporting/*.py",
+    "recycledb/reporting/*.js",
+    "recycledb/view/**/*.html",
+)
+
+
+def test_ifd_and_rifd_have_one_spelling() -> None:
+    """Wherever a word of a text is the score's name; what stands in code (`ifd_ppl`, "ifd", ifd(Q)) is a column or a formula."""
+    root = GENERATE.parents[1]
+    found = set()
+    for path in (path for pattern in SHOWN for path in root.glob(pattern)):
+        text = re.sub(r"```.*?```|`[^`\n]*`|\bifd\(|\brifd\(", "", path.read_text("utf-8"), flags=re.DOTALL)
+        found |= {(path.name, match.group()) for match in SPELLED.finditer(text)} if path.suffix != ".py" else set()
+        if path.suffix == ".py":
+            found |= {
+                (path.name, match) for match in re.findall(r"\b(?:R-?IFD|Ifd|Rifd|r-IFD|[Rr]everse[ -]IFD)\b", text)
+            }
+    assert not {each for each in found if each[1] not in ("IFD", "rIFD")}
 
 
 RATIOS = "ifd_ppl rifd_ppl ifd_loss rifd_loss"

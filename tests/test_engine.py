@@ -16,34 +16,24 @@ import forks
 import naive
 import numpy as np
 import pytest
-import torch
 from forks import PIPE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from late import Engine, Late, torch
 from tiny_students import ARCHITECTURES, SAMPLES, config, save_student, transformers
-from torch.nn.attention.varlen import varlen_attn
 
 from recycledb.errors import StudentError
 from recycledb.methods.ifd import Stat
 from recycledb.schema import LossStatus, Texts
-from recycledb.scoring.attention import NAME, adapt_torch_varlen
-from recycledb.scoring.engine import Engine, count_tokens
 from recycledb.scoring.frames import Ready, Setup, read_frame, write_frame
-from recycledb.scoring.heads import block_losses, token_losses
-from recycledb.scoring.kernels import Packed, Padded, Single, choose
-from recycledb.scoring.lanes import LocalLane
-from recycledb.scoring.network import load_network, split
-from recycledb.scoring.outputs import Output
 from recycledb.scoring.packs import Work, by_beginning, by_length, lay_out
 from recycledb.scoring.requests import Progress, Request, Result
 from recycledb.scoring.spans import Span
 
 STATS = tuple(Stat)
 MAX_LENGTH = 256
-CPU = torch.device("cpu")
-
-# Two threads cost a tiny model more than they bring, all the more when tests run side by side.
-torch.set_num_threads(1)
+attention, heads, kernels = (Late(f"recycledb.scoring.{name}") for name in ("attention", "heads", "kernels"))
+lanes, networks = (Late(f"recycledb.scoring.{name}") for name in ("lanes", "network"))
 
 Key = tuple[Any, Stat]
 
@@ -119,15 +109,15 @@ def test_losses_in_blocks_are_those_of_all_logits_at_once(rows: int, words: int)
     targets = torch.randint(0, words, (rows,), generator=chance)
     targets[0] = words - 1
     for offset in (None, bias):
-        found = block_losses(hidden, weight, offset, targets)
+        found = heads.block_losses(hidden, weight, offset, targets)
         logits = torch.nn.functional.linear(hidden, weight, offset)
-        torch.testing.assert_close(found, token_losses(logits, targets), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, heads.token_losses(logits, targets), rtol=1e-5, atol=1e-5)
 
 
 def test_only_a_linear_head_is_computed_in_blocks() -> None:
     for architecture in ARCHITECTURES:
         model = transformers.AutoModelForCausalLM.from_config(config(architecture, 300))
-        assert (split(model).linear is None) is (architecture == "gemma2"), architecture  # it caps its logits
+        assert (networks.split(model).linear is None) is (architecture == "gemma2"), architecture  # it caps its logits
 
 
 @pytest.mark.parametrize("prompt", ["vicuna", "none"])
@@ -176,12 +166,12 @@ def oracle_of_llama(folder: Path) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_agree_on_sequences_that_begin_alike(students: dict[str, Path], architecture: str) -> None:
-    network = load_network(str(students[architecture]), None, torch.float32, CPU)
+    network = networks.load_network(str(students[architecture]), None, torch.float32, torch.device("cpu"))
     works = random_works(1, 40, network.vocabulary)
     with torch.inference_mode():
-        expected = numbers(Single(network).outputs(works))
-        padded = numbers(Padded(network).outputs(works))
-        kernel = choose(network, MAX_LENGTH)
+        expected = numbers(kernels.Single(network).outputs(works))
+        padded = numbers(kernels.Padded(network).outputs(works))
+        kernel = kernels.choose(network, MAX_LENGTH)
         assert kernel.name == "packed"
         packed = {
             w.pair_id: float(found[0])
@@ -250,7 +240,7 @@ def test_what_the_store_knows_is_not_computed(llama: Engine) -> None:
     stored = {r.pair_id: r.output for r in first.values() if r.pair_id and r.output is not None}
     asked: list[str] = []
 
-    def known(spans: Sequence[Span]) -> dict[str, Output]:
+    def known(spans: Sequence[Span]) -> dict[str, Any]:
         asked.extend(str(span.pair_id) for span in spans)
         return {span.key: stored[str(span.pair_id)] for span in spans if span.pair_id in stored}
 
@@ -305,7 +295,7 @@ def test_tokens_are_counted_without_the_model(students: dict[str, Path], tmp_pat
     for file in students["llama"].iterdir():
         if not file.name.endswith(".safetensors"):
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    count = count_tokens(ask(SAMPLES * 2), str(tmp_path), max_length=MAX_LENGTH)
+    count = Late("recycledb.scoring.engine").count_tokens(ask(SAMPLES * 2), str(tmp_path), max_length=MAX_LENGTH)
     assert (count.requests, count.statistics) == (2 * len(SAMPLES), 8 * len(SAMPLES))
     assert count.works < 4 * len(SAMPLES)
     assert 0 < count.targets < count.tokens
@@ -315,18 +305,18 @@ def test_tokens_are_counted_without_the_model(students: dict[str, Path], tmp_pat
 
 
 def reference_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seq_q: Any,
+    cu_seq_k: Any,
     max_q: int,
     max_k: int,
     *,
     scale: float | None = None,
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
-) -> torch.Tensor:
+) -> Any:
     """Do what torch.nn.attention.varlen.varlen_attn documents, a sequence at a time, aligned to the bottom right."""
     assert window_size[1] == 0
     assert enable_gqa == (query.shape[1] != key.shape[1])
@@ -353,19 +343,19 @@ def reference_varlen(
 
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "gemma2"])
 def test_the_variable_length_path_gives_the_same_numbers(students: dict[str, Path], architecture: str) -> None:
-    network = load_network(str(students[architecture]), None, torch.float32, CPU)
+    network = networks.load_network(str(students[architecture]), None, torch.float32, torch.device("cpu"))
     works = [work for batch in by_beginning(random_works(2, 20, network.vocabulary), 10**6) for work in batch.works]
     parameters = frozenset({"window_size", "enable_gqa", "scale"})
     with torch.inference_mode():
-        expected = numbers(Single(network).outputs(works))
-        network.model.set_attn_implementation(NAME)
-        kernel = Packed(network, ("reference", adapt_torch_varlen(reference_varlen, parameters)))
+        expected = numbers(kernels.Single(network).outputs(works))
+        network.model.set_attn_implementation(attention.NAME)
+        kernel = kernels.Packed(network, ("reference", attention.adapt_torch_varlen(reference_varlen, parameters)))
         assert kernel.name == "packed-reference"
         assert numbers(kernel.outputs(works)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_reference_takes_what_the_installed_torch_takes() -> None:
-    kernel: Any = varlen_attn
+    kernel: Any = Late("torch.nn.attention.varlen").varlen_attn
     installed = inspect.signature(kernel).parameters
     ours = inspect.signature(reference_varlen).parameters
     assert list(installed)[:7] == list(ours)[:7]
@@ -379,18 +369,20 @@ def test_positions_that_depend_on_the_batch_are_scored_one_by_one() -> None:
     for longest, kernel in ((512, "packed"), (513, "single")):
         shape = config("llama", 300)
         shape.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-        network = split(transformers.AutoModelForCausalLM.from_config(shape))
-        assert choose(network, longest).name == kernel
+        network = networks.split(transformers.AutoModelForCausalLM.from_config(shape))
+        assert kernels.choose(network, longest).name == kernel
 
 
 def test_a_recurrent_model_is_padded() -> None:
     shape = transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)
-    network = split(transformers.AutoModelForCausalLM.from_config(shape))
-    kernel = choose(network, 512)
+    network = networks.split(transformers.AutoModelForCausalLM.from_config(shape))
+    kernel = kernels.choose(network, 512)
     assert kernel.name == "padded"
     works = random_works(4, 6, 300, 30)
     with torch.inference_mode():
-        assert numbers(kernel.outputs(works)) == pytest.approx(numbers(Single(network).outputs(works)), rel=1e-4)
+        assert numbers(kernel.outputs(works)) == pytest.approx(
+            numbers(kernels.Single(network).outputs(works)), rel=1e-4
+        )
 
 
 class _Small:
@@ -398,7 +390,7 @@ class _Small:
 
     name = "small"
 
-    def __init__(self, kernel: Padded, limit: int) -> None:
+    def __init__(self, kernel: Any, limit: int) -> None:
         self.kernel, self.limit = kernel, limit
         self.sizes: list[int] = []
 
@@ -410,12 +402,12 @@ class _Small:
 
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on(students: dict[str, Path]) -> None:
-    network = load_network(str(students["llama"]), None, torch.float32, CPU)
+    network = networks.load_network(str(students["llama"]), None, torch.float32, torch.device("cpu"))
     works = random_works(5, 16, network.vocabulary, 30)
-    kernel = _Small(Padded(network), 200)
-    lane = LocalLane(kernel, CPU)
+    kernel = _Small(kernels.Padded(network), 200)
+    lane = lanes.LocalLane(kernel, torch.device("cpu"))
     with torch.inference_mode():
-        expected = numbers(Single(network).outputs(works))
+        expected = numbers(kernels.Single(network).outputs(works))
     assert numbers(lane.outputs(works)) == pytest.approx(expected, rel=1e-4)
     failures = [size for size in kernel.sizes if size > kernel.limit]
     kernel.sizes.clear()
@@ -423,7 +415,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(students: dict[str, 
     assert failures
     assert max(kernel.sizes) <= kernel.limit  # the budget was learned: nothing is tried in vain again
     with pytest.raises(StudentError, match=r"out of memory on cpu with a single text of \d+ tokens"):
-        LocalLane(_Small(Padded(network), 1), CPU).outputs(works)
+        lanes.LocalLane(_Small(kernels.Padded(network), 1), torch.device("cpu")).outputs(works)
 
 
 # ---------------------------------------------------------------- processes
@@ -456,9 +448,9 @@ def test_a_worker_follows_no_signal_that_asks_for_an_end_and_ends_with_its_engin
             worker.send_signal(number)
         works = random_works(6, 3, 300)
         write_frame(worker.stdin, works)
-        network = load_network(str(students["llama"]), None, torch.float32, CPU)
+        network = networks.load_network(str(students["llama"]), None, torch.float32, torch.device("cpu"))
         with torch.inference_mode():
-            expected = numbers(Single(network).outputs(works))
+            expected = numbers(kernels.Single(network).outputs(works))
             assert numbers(read_frame(worker.stdout)) == pytest.approx(expected, rel=1e-4)
         worker.stdin.close()  # as the kernel does for an engine that is killed
         assert worker.wait(60) == 0
@@ -567,7 +559,7 @@ import resource, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 from recycledb.scoring.packs import Work
-from recycledb.scoring.kernels import Packed, choose
+from recycledb.scoring.kernels import choose
 from recycledb.scoring.network import split
 from tiny_students import config, transformers
 shape = config("llama", 150_000)

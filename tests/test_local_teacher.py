@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from late import torch
 from tiny_students import config as model_config
 from tiny_students import tokenizer, transformers
 

@@ -11,7 +11,7 @@ from typing import Any
 import forks
 import naive
 import pytest
-import torch
+from late import Late, torch
 from stores import add_samples
 from sync_runs import make_store, rows
 from test_methods import install
@@ -23,11 +23,9 @@ from recycledb.errors import ConfigError, StudentError
 from recycledb.methods import DIGITS, expected
 from recycledb.methods.expected import SCORERS
 from recycledb.schema import Texts
-from recycledb.scoring.tokeniser import Tokeniser
 from recycledb.store import Store
 from recycledb.workspace import Workspace
 
-torch.set_num_threads(1)
 MAX_LENGTH = 200
 PROMPTS = ["Rate from 1 to 5 how well it answers.", "Rate the text from 1 to 5.", "From 1 to 5, how good?"]
 KNOWN = [texts for texts in SAMPLES if texts.instruction and texts.output and len("".join(texts)) < 120]
@@ -231,7 +229,7 @@ def test_digits_are_the_tokenizers_own() -> None:
         words = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
         words.name_or_path = "org/judge"
         assert len({words.encode(digit)[0] for digit in DIGITS}) == 1
-        tokeniser = Tokeniser(words, "none", 100)
+        tokeniser = Late("recycledb.scoring.tokeniser").Tokeniser(words, "none", 100)
         if known is signs:
             assert words.convert_ids_to_tokens(tokeniser.choices(DIGITS)) == list(DIGITS)
         else:

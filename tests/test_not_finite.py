@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import scored_stores as scored
 import stores
-import torch
-from safetensors.torch import load_file, save_file
+from late import Engine, tensors, torch
 from templates import new_url
 from test_sync import play
 from tiny_students import SAMPLES, save_student
@@ -25,7 +24,6 @@ from recycledb.methods.ifd import Stat
 from recycledb.methods.reflection import Kind
 from recycledb.reporting.report import write_report
 from recycledb.schema import LossStatus, Texts
-from recycledb.scoring.engine import Engine
 from recycledb.scoring.requests import Request, Result
 from recycledb.selection.compare import compare
 from recycledb.selection.recipes import get_recipe
@@ -50,11 +48,11 @@ def changed(student: Path, folder: Path, **factors: Any) -> Path:
     folder.mkdir()
     for file in student.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    weights = load_file(folder / "model.safetensors")
+    weights = tensors.load_file(folder / "model.safetensors")
     for name, factor in factors.items():
         key = next(key for key in weights if name in key)
         weights[key] = weights[key] * factor
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

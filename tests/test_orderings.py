@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from late import Encoder, no_grad, torch
 from scored_stores import add_students, student_id
 from stores import add_samples, texts
-from tiny_students import tokenizer, transformers
+from tiny_students import save_encoder, transformers
 
 from recycledb import methods
 from recycledb.errors import SelectionError, StudentError
@@ -21,15 +21,12 @@ from recycledb.methods import Placed, Pool, Vector
 from recycledb.methods.embedding import PARTS
 from recycledb.methods.facility import Greedy
 from recycledb.schema import LossStatus, Texts
-from recycledb.scoring.encoder import Encoder
 from recycledb.scoring.requests import Request
 from recycledb.selection.recipes import get_recipe, parse
 from recycledb.selection.select import select
 from recycledb.store import Store
 from recycledb.store.rows import EmbeddingRow
 from recycledb.vectors import encoded
-
-torch.set_num_threads(1)
 
 
 def order(name: str, pool: Pool, **options: Any) -> list[Placed]:
@@ -213,19 +210,10 @@ def test_the_random_order_of_two_does_not_depend_on_the_others() -> None:
 @pytest.fixture(scope="module")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny sentence encoder: a BERT of random weights."""
-    folder = tmp_path_factory.mktemp("encoder") / "bert"
-    words = tokenizer(bos=True)
-    torch.manual_seed(3)
-    config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=128, initializer_range=0.3,
-    )  # fmt: skip
-    transformers.BertModel(config).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+    return save_encoder(tmp_path_factory.mktemp("encoder") / "bert")
 
 
-@torch.no_grad()
+@no_grad
 def test_an_encoder_embeds_as_sentence_transformers_does(encoder_folder: Path) -> None:
     """Mean over the attention mask, then length 1; padding and neighbours change nothing; the empty text has no vector."""
     model = transformers.AutoModel.from_pretrained(encoder_folder).eval()

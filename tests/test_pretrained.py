@@ -16,8 +16,7 @@ from typing import Any
 import forks
 import pytest
 import stores
-import torch
-from safetensors.torch import load_file, save_file
+from late import Engine, tensors, torch
 from tiny_students import SAMPLES, config, save_student, tokenizer, transformers
 
 from recycledb.cli import run as run_command
@@ -29,7 +28,6 @@ from recycledb.methods.reflection import Step
 from recycledb.pretrained.folder import NEVER_RUNS_CODE
 from recycledb.reflection.teachers import Question, Reply, open_teacher
 from recycledb.schema import ReplyStatus, Texts
-from recycledb.scoring.engine import Engine
 from recycledb.scoring.frames import Failure, Setup, read_frame, write_frame
 from recycledb.scoring.identity import identify
 from recycledb.scoring.requests import Request
@@ -135,7 +133,7 @@ def pickled(content: bytes | None = None, end: int | None = None, **more: Any) -
     """Replace the weights by pickled ones, with `more` among them, or by `content`."""
 
     def change(folder: Path) -> None:
-        weights = load_file(folder / "model.safetensors")
+        weights = tensors.load_file(folder / "model.safetensors")
         (folder / "model.safetensors").unlink()
         path = folder / "pytorch_model.bin"
         torch.save({**weights, **more}, path)
@@ -216,11 +214,11 @@ def test_a_word_that_the_tokenizer_lacks_is_one_line(folder: Path) -> None:
 # ---------------------------------------------------------------- every weight from the files
 
 
-def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Write a folder's weights anew, changed."""
-    weights = load_file(folder / "model.safetensors")
+    weights = tensors.load_file(folder / "model.safetensors")
     change(weights)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -259,7 +257,7 @@ def test_a_tied_head_need_not_be_there(originals: dict[str, Path], tmp_path: Pat
     before = sums(originals["gpt2"])
     bare = Path(shutil.copytree(originals["gpt2"], tmp_path / "bare"))
     transformers.AutoModel.from_pretrained(bare).save_pretrained(bare)  # as GPT-2 itself was published
-    assert "lm_head.weight" not in load_file(bare / "model.safetensors")
+    assert "lm_head.weight" not in tensors.load_file(bare / "model.safetensors")
     assert sums(bare) == before == sums(bare)
 
 
@@ -286,7 +284,9 @@ def test_pickled_weights_give_the_same_numbers(folder: Path) -> None:
 
 def test_only_weights_that_the_revision_covers_are_loaded(folder: Path) -> None:
     pickled()(folder)
-    save_file({"a": torch.zeros(1)}, folder / "other.safetensors")  # now this is what `identify` takes for the weights
+    tensors.save_file(
+        {"a": torch.zeros(1)}, folder / "other.safetensors"
+    )  # now this is what `identify` takes for the weights
     assert "model.safetensors" in refused(folder)
     without("other.safetensors")(folder)
     (folder / "pytorch_model.bin").rename(folder / "shard.bin")

@@ -8,7 +8,7 @@ from typing import Any
 import naive
 import numpy as np
 import pytest
-import torch
+from late import Encoder, Engine, torch
 from scored_stores import add_students, origin_of, student_id
 from stores import add_samples, loss_row
 from tiny_students import ARCHITECTURES, SAMPLES, save_encoder, save_student, transformers
@@ -20,12 +20,9 @@ from recycledb.methods.expected import EXPECTED, SCORERS
 from recycledb.methods.ifd import Stat
 from recycledb.methods.selectit import SELECTIT, token_score
 from recycledb.schema import LossStatus, Texts
-from recycledb.scoring.encoder import Encoder
-from recycledb.scoring.engine import Engine
 from recycledb.scoring.requests import Request, Result
 from recycledb.store import Store
 
-torch.set_num_threads(1)
 MAX_LENGTH = 256
 SHORT = [texts for texts in SAMPLES if len(texts.instruction + texts.input + texts.output) < 200]
 PROMPTS = ["Rate from 1 to 5 how well the answer fits.", "Rate from 1 to 5 how well the text is written, {please}."]

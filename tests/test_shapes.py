@@ -193,6 +193,12 @@ def test_encodings(tmp_path: Path) -> None:
     bad, good = samples(latin)
     assert "not UTF-8" in str(bad) and "`--encoding latin-1`" in str(bad) and good == QA[0]
     assert samples(latin, encoding="latin-1") == [Texts("café", "", "a"), *QA]
+    for content in (
+        '{"instruction": "café", "output": "a"}',
+        '[{"instruction": "café", "output": "a"}]',
+    ):  # no row can be read
+        told = refusal(saved(tmp_path, content.encode("latin-1"), "d.json"))
+        assert "d.json is not UTF-8 (" in told and "`--encoding latin-1`" in told and "JSON:" not in told
     table = saved(tmp_path, "question,answer\ncafé,a\nq,a\n".encode("cp1252"), "d.csv")
     assert "not UTF-8" in str(samples(table)[0]) and samples(table, encoding="cp1252")[0] == Texts("café", "", "a")
     with pytest.raises(FormatError, match=r"is not utf-16 text .* give its own --encoding"):

@@ -13,6 +13,7 @@ import stores
 from conftest import Cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from late import Late
 from light_demo import lay_out
 from stores import loss_row
 from sync_runs import configuration, make_store, rows, run, sample, target
@@ -27,7 +28,6 @@ from recycledb.reflection.teachers import Reply
 from recycledb.reflection.teachers.recorded import recorded_line
 from recycledb.schema import ReplyStatus, Texts
 from recycledb.scoring.requests import Request
-from recycledb.scoring.tokeniser import count_tokens
 from recycledb.store import Store
 from recycledb.store.measures import add_facts
 from recycledb.store.pending import Wanted
@@ -153,7 +153,9 @@ def test_a_plan_writes_nothing_and_says_what_the_run_does(place: Place) -> None:
 def test_a_plan_counts_the_tokens_to_score_before_a_model_is_loaded(place: Place) -> None:
     [score] = place.sync("small").plan().scores
     requests = [Request(i, sample(i), tuple(Stat)) for i in range(4)]
-    expected = count_tokens(requests, str(place.folder / "small"), max_length=256).tokens
+    expected = (
+        Late("recycledb.scoring.engine").count_tokens(requests, str(place.folder / "small"), max_length=256).tokens
+    )
     assert (score.tokens, score.counted, score.variants) == (expected, 4, 4)
     target = place.sync("small").target
     with Store.open(place.url) as store:

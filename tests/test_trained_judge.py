@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from late import torch
 from test_reviews import rated
 from tiny_students import save_student, transformers
 
 from recycledb.store import Store
-
-torch.set_num_threads(1)
 
 
 @pytest.mark.long

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from late import Engine, Late, tensors, torch
 from tiny_students import SAMPLES, config, save_student, transformers
 
 from recycledb.errors import StudentError
 from recycledb.methods.ifd import Stat
-from recycledb.pretrained.loader import load_model, load_tokenizer
-from recycledb.scoring.engine import Engine
 from recycledb.scoring.identity import identify
 from recycledb.scoring.requests import Request
 
+loader = Late("recycledb.pretrained.loader")
 Make = Callable[[Path], object]
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 
@@ -63,7 +61,9 @@ def emptied(folder: Path, name: str, content: bytes = b"{}") -> Path:
 def adapter(folder: Path) -> None:
     settings = {"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-2-7b-hf", "r": 8}
     emptied(folder, "adapter_config.json", json.dumps(settings).encode())
-    save_file({"base_model.model.q_proj.lora_A.weight": torch.zeros(8, 32)}, folder / "adapter_model.safetensors")
+    tensors.save_file(
+        {"base_model.model.q_proj.lora_A.weight": torch.zeros(8, 32)}, folder / "adapter_model.safetensors"
+    )
 
 
 def checkpoints(folder: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_wrong_folder_is_told_before_anything_is_loaded(folder: Path, name: st
     line = refusal(lambda: identify(str(folder)))
     assert re.search(message, line), line
     assert str(folder) in line
-    assert refusal(lambda: load_model(str(folder), StudentError, device="cpu")) == line
+    assert refusal(lambda: loader.load_model(str(folder), StudentError, device="cpu")) == line
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model-Q4_K_M.gguf"])
@@ -139,7 +139,7 @@ def test_a_file_is_told_from_a_folder(folder: Path, name: str) -> None:
         "GGUF files cannot be read" if name.endswith(".gguf") else f"give the folder that it is in, {str(folder)!r}"
     )
     assert wanted in refusal(lambda: identify(str(folder / name)))
-    assert wanted in refusal(lambda: load_tokenizer(str(folder / name), StudentError))
+    assert wanted in refusal(lambda: loader.load_tokenizer(str(folder / name), StudentError))
 
 
 def test_what_looks_odd_and_is_right_is_taken(folder: Path) -> None:

@@ -1,10 +1,13 @@
 """Tiny students for tests: models of several architectures built from configurations, with tokenizers trained here."""
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers as hugging_face
+from late import torch, transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from recycledb.schema import Texts
@@ -17,8 +20,6 @@ CORPUS = [
     "The quick brown fox jumps over the lazy dog. The five boxing wizards jump quickly.",
     "A face is written as two signs :) and here are more of them :) :) :) :) :) :) :)",
 ]
-
-transformers: Any = hugging_face  # its constructors are only partly typed
 
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma2")
 
@@ -74,21 +75,29 @@ def config(architecture: str, vocabulary: int) -> Any:
 def save_student(folder: Path, architecture: str, *, bos: bool | None = None) -> Path:
     """Write a model with random weights and its tokenizer to `folder`; Llama, Mistral and Gemma begin with a BOS."""
     begins = architecture in ("llama", "mistral", "gemma2") if bos is None else bos
-    words = tokenizer(bos=begins)
-    torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(config(architecture, len(words)))
-    model.save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+    return Path(shutil.copytree(_made(architecture, begins), folder, dirs_exist_ok=True))
 
 
 def save_encoder(folder: Path) -> Path:
     """Write a sentence encoder to `folder`: a BERT of random weights."""
-    words = tokenizer(bos=True)
-    torch.manual_seed(3)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=128, initializer_range=0.3, **shape)
-    transformers.BertModel(config).save_pretrained(folder)
+    return Path(shutil.copytree(_made("bert", True), folder, dirs_exist_ok=True))
+
+
+@cache
+def _made(architecture: str, bos: bool) -> Path:
+    """Return the folder of a model that is made once in a process."""
+    folder = Path(tempfile.mkdtemp(prefix="recycledb-student-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    words = tokenizer(bos=bos)
+    if architecture == "bert":
+        torch.manual_seed(3)
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+        settings = {"max_position_embeddings": 128, "initializer_range": 0.3, **shape}
+        model = transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **settings))
+    else:
+        torch.manual_seed(7)
+        model = transformers.AutoModelForCausalLM.from_config(config(architecture, len(words)))
+    model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
 

@@ -31,14 +31,15 @@ class TooManyValues(Exception):  # noqa: N818 - internal; the window raises Form
 
 
 _NOT_JSON, _CUT_CHARACTER = "is not JSON", "a character is cut off"
+NOT_UTF8 = "not UTF-8"  # how each reason about an encoding begins
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
     """Return why bytes are not UTF-8, and what to do."""
     if error.reason == "unexpected end of data":
-        return f"not UTF-8: {_CUT_CHARACTER}"
+        return f"{NOT_UTF8}: {_CUT_CHARACTER}"
     return (
-        f"not UTF-8 ({error.reason} at its byte {error.start}): name the file's encoding, as in `--encoding latin-1`, or convert it, "
+        f"{NOT_UTF8} ({error.reason} at its byte {error.start}): name the file's encoding, as in `--encoding latin-1`, or convert it, "
         "as in `iconv -f latin1 -t utf8`"
     )
 

@@ -17,6 +17,7 @@ from recycledb.errors import FormatError
 from recycledb.formats.checks import Unusable
 from recycledb.formats.containers import Source
 from recycledb.formats.json_objects import OBJECTS
+from recycledb.formats.json_values import NOT_UTF8
 from recycledb.formats.shapes import SHAPES, Shape, is_row, samples_in, shape_of, unknown_field
 from recycledb.formats.trees import trees
 from recycledb.formats.turns import CONTEXTS, TURNS, How, Tally
@@ -167,6 +168,8 @@ def _unknown(source: Source, how: How, count: int, fields: list[str], first_bad:
     path = source.path
     if count == 0:
         return FormatError(f"{path} holds no rows")
+    if first_bad.startswith(NOT_UTF8) and not fields:
+        return FormatError(f"{path} is {first_bad}")
     if source.container in ("jsonl", OBJECTS) and not fields:
         return FormatError(
             f"{path} is not JSON: neither a list nor one object per line, or truncated ({first_bad or 'no object'}); "

@@ -129,12 +129,22 @@ def _ties(values: Ints) -> int:
 
 
 def inversions(values: Ints) -> int:
-    """Return the number of pairs in the wrong order: those within each half plus those across."""
-    if len(values) <= 64:
-        return int(np.triu(values[:, None] > values).sum())
-    left, right = values[: len(values) // 2], values[len(values) // 2 :]
-    across = len(left) * len(right) - int(np.searchsorted(np.sort(left), right, side="right").sum())
-    return across + inversions(left) + inversions(right)
+    """Return the number of pairs in the wrong order, by a merge sort of all blocks of one width at once."""
+    if len(values) < 2:
+        return 0
+    values = np.unique(values, return_inverse=True)[1].astype(np.int64)
+    most, size = int(values.max()) + 1, 1 << (len(values) - 1).bit_length()
+    values = np.concatenate([values, np.full(size - len(values), most)])  # at the end, in order
+    count, width = 0, 1
+    while width < size:
+        block = np.arange(size // (2 * width))[:, None]
+        halves = values.reshape(-1, 2, width) + block[:, :, None] * (most + 1)  # so that blocks follow each other
+        left, right = halves[:, 0].ravel(), halves[:, 1].ravel()
+        ends = np.repeat((block[:, 0] + 1) * width, width)
+        count += int((ends - np.searchsorted(left, right, side="right")).sum())  # of the left half, what is greater
+        values = np.sort(values.reshape(-1, 2 * width), axis=1).ravel()
+        width *= 2
+    return count
 
 
 def overlaps(

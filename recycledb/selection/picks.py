@@ -64,10 +64,10 @@ def confusion(sides: tuple[str, str], first: list[Pick], second: list[Pick]) -> 
 def flows(side: str, picks: list[Pick], samples: int) -> list[Flow]:
     """Return one side's flows from all samples through the tree; `samples` includes those without scores."""
     edges: Counter[tuple[str, str]] = Counter()
-    for pick in picks:
-        harder = pick.kind in (Kind.REFLECT_BOTH, Kind.REFLECT_INSTRUCTION)
+    for (kind, verdict), count in Counter((pick.kind, pick.verdict) for pick in picks).items():
+        harder = kind in (Kind.REFLECT_BOTH, Kind.REFLECT_INSTRUCTION)
         branch = "ifd(Q) > ifd(ori)" if harder else "otherwise"
-        edges.update([("samples", branch), (branch, pick.kind), (pick.kind, pick.verdict)])
+        edges.update({("samples", branch): count, (branch, kind): count, (kind, verdict): count})
     if samples > len(picks):
         edges["samples", "not scored"] += samples - len(picks)
     return [Flow(side, source, target, count) for (source, target), count in sorted(edges.items())]

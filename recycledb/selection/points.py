@@ -9,8 +9,6 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-# A point's key: (place in dataset order, index of its kind, variant id, or "" if points are matched by sample).
-_Key = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
@@ -46,25 +44,28 @@ def make_table(found: Sequence[Sequence[tuple[Any, ...]]], kinds: tuple[str, ...
     """Match the rows of the sides (see `sides.look`). If they have the same texts, a point is a variant; else it is a kind of a
     sample, with each side's variant of the smallest id, as in the recipes.
     """
+    rows = [row for side in found for row in side]
+    ranks = {variant: i for i, variant in enumerate(sorted({row[0] for row in rows}))}
     order = {kind: i for i, kind in enumerate(kinds)}
-    samples: dict[_Key, str] = {}
-    columns: list[dict[_Key, tuple[str, float | None]]] = []
-    for rows in found:
-        column: dict[_Key, tuple[str, float | None]] = {}
-        for variant, sample, kind, place, value, _ in rows:
-            key = (place, order[kind], variant if same_texts else "")
-            if key not in column or variant < column[key][0]:
-                column[key] = (variant, value)
-            samples[key] = sample
-        columns.append(column)
-    keys = sorted(samples)
-    nothing = (None, None)
+    variant = np.array([ranks[row[0]] for row in rows], dtype=np.int64)
+    kind = np.array([order[row[2]] for row in rows], dtype=np.int64)
+    place = np.array([row[3] for row in rows], dtype=np.int64)
+    key = [place, kind, variant] if same_texts else [place, kind]
+    at = np.lexsort((variant, kind, place))  # in dataset order
+    starts = np.ones(len(rows), dtype=bool)  # whether a row begins a point
+    starts[1:] = np.any([column[at][1:] != column[at][:-1] for column in key], axis=0)
+    point = np.cumsum(starts) - 1
+    side = np.repeat(np.arange(len(found)), [len(each) for each in found])[at]
+    which = np.full((len(found), int(starts.sum())), -1, dtype=np.int64)  # each side's row of each point
+    which[side[::-1], point[::-1]] = at[
+        ::-1
+    ]  # of a side's rows of one point the first is the last to be written, and stays
+    values = np.array([*(row[4] for row in rows), None], dtype=np.float64)  # -1 is the None, which is NaN
+    firsts = at[starts]
     return Table(
-        variants=[[column.get(key, nothing)[0] for key in keys] for column in columns],
-        samples=[samples[key] for key in keys],
-        kinds=np.array([key[1] for key in keys], dtype=np.int64),
-        values=np.array(
-            [[column.get(key, nothing)[1] for key in keys] for column in columns], dtype=np.float64
-        ).reshape(len(columns), len(keys)),
+        variants=[[rows[i][0] if i >= 0 else None for i in each] for each in which.tolist()],
+        samples=[rows[i][1] for i in firsts.tolist()],
+        kinds=kind[firsts],
+        values=values[which],
         kind_names=kinds,
     )

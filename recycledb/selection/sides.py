@@ -124,7 +124,7 @@ def _look_sql(metric: str, kinds: tuple[str, ...], recipe: str | None) -> str:
 
 
 RATIOS = ("ifd_ppl", "rifd_ppl", "ifd_loss", "rifd_loss")
-PREFIXES = {"ori": Kind.ORIGIN, "q": Kind.REFLECT_INSTRUCTION, "a": Kind.REFLECT_RESPONSE, "qa": Kind.REFLECT_BOTH}
+PREFIXES = {"q": Kind.REFLECT_INSTRUCTION, "a": Kind.REFLECT_RESPONSE}
 
 
 def scores_once(metric: str) -> str:
@@ -135,38 +135,47 @@ def scores_once(metric: str) -> str:
     """
     columns = dict.fromkeys(["variant_id", "sample_id", "kind", "parent_id", "teacher", *RATIOS, metric])
     shown = [
-        f"{prefix}.variant_id AS {prefix}_id, " + ", ".join(f"{prefix}.{ratio} AS {prefix}_{ratio}" for ratio in RATIOS)
-        for prefix in PREFIXES
+        f"{table}.{prefix}_{column}"
+        for prefix, table in (("ori", "o"), ("q", "f"), ("a", "f"), ("qa", "b"))
+        for column in ("id", *RATIOS)
     ]
-    keys = {"ori": "o.variant_id", "q": "f.q_id", "a": "f.a_id", "qa": "b.qa_id"}
-    joins = {
-        prefix: f"LEFT JOIN scored {prefix} ON {prefix}.kind = '{kind}' AND {prefix}.variant_id = {keys[prefix]}"
-        for prefix, kind in PREFIXES.items()
-    }
+    both = ", ".join(f"{ratio} AS qa_{ratio}" for ratio in RATIOS)
+    origin = ", ".join(f"s.{ratio} AS ori_{ratio}" for ratio in RATIOS)
     return f"""
         scored AS MATERIALIZED (
             SELECT {", ".join(columns)} FROM scores WHERE student = :student AND is_current = 1
         ),
-        first_made AS MATERIALIZED (
-            SELECT sample_id, teacher, min(CASE kind WHEN '{Kind.REFLECT_INSTRUCTION}' THEN variant_id END) AS q_id,
-                min(CASE kind WHEN '{Kind.REFLECT_RESPONSE}' THEN variant_id END) AS a_id
-            FROM scored WHERE kind IN ('{Kind.REFLECT_INSTRUCTION}', '{Kind.REFLECT_RESPONSE}') GROUP BY sample_id, teacher
+        made AS (
+            SELECT *, row_number() OVER (PARTITION BY sample_id, teacher, kind ORDER BY variant_id) AS nth
+            FROM scored WHERE kind IN ('{Kind.REFLECT_INSTRUCTION}', '{Kind.REFLECT_RESPONSE}')
         ),
-        first_both AS MATERIALIZED (
-            SELECT parent_id, min(variant_id) AS qa_id FROM scored WHERE kind = '{Kind.REFLECT_BOTH}' GROUP BY parent_id
+        first_made AS MATERIALIZED (
+            SELECT sample_id, teacher, {_of_kind("q")}, {_of_kind("a")} FROM made WHERE nth = 1 GROUP BY sample_id, teacher
+        ),
+        made_both AS (
+            SELECT *, row_number() OVER (PARTITION BY parent_id ORDER BY variant_id) AS nth
+            FROM scored WHERE kind = '{Kind.REFLECT_BOTH}'
+        ),
+        first_both AS MATERIALIZED (SELECT parent_id, variant_id AS qa_id, {both} FROM made_both WHERE nth = 1),
+        origin AS (
+            SELECT v.sample_id, s.variant_id AS ori_id, {origin}
+            FROM variant v LEFT JOIN scored s ON s.kind = '{Kind.ORIGIN}' AND s.variant_id = v.variant_id WHERE v.kind = '{Kind.ORIGIN}'
         ),
         maker AS MATERIALIZED (
             SELECT teacher FROM teachers WHERE teacher_id IN (SELECT id FROM current_names WHERE kind = 'teacher')
         ),
         sample_scores AS (
             SELECT o.sample_id, m.teacher, :student AS student, {", ".join(shown)}
-            FROM variant o
+            FROM origin o
             LEFT JOIN maker m ON 1 = 1
-            {joins["ori"]}
             LEFT JOIN first_made f ON f.sample_id = o.sample_id AND f.teacher = m.teacher
-            {joins["q"]}
-            {joins["a"]}
             LEFT JOIN first_both b ON b.parent_id = f.q_id
-            {joins["qa"]}
-            WHERE o.kind = 'origin'
         )"""
+
+
+def _of_kind(prefix: str) -> str:
+    """Return the columns of a group's one row of a kind."""
+    return ", ".join(
+        f"max(CASE kind WHEN '{PREFIXES[prefix]}' THEN {column} END) AS {prefix}_{name}"
+        for name, column in (("id", "variant_id"), *((ratio, ratio) for ratio in RATIOS))
+    )

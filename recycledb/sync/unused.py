@@ -141,6 +141,8 @@ def _student(store: Store, student: Student, missing: Collection[str]) -> Iterat
     values = (config.model, student.identity.revision, config.prompt, config.max_length, config.dtype)
     now = {key: canonical_json(value) for key, value in zip(_FIELDS, values, strict=True)}
     local = student.identity.revision.startswith("sha256:")
+    if local and was["revision"] == now["revision"]:
+        del was["model"], now["model"]  # the same files in another folder are the same student
 
     def set_again(key: str, value: str | None) -> str:
         if key == "revision" and local:

@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 
 def cache_file(store: Store, name: str, suffix: str, folder: Path | None = None) -> Path:
     """Return the path of a derived file of a store."""
-    where = hashlib.sha256(str(store.backend.path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    where = hashlib.sha256(store.backend.identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return (folder or cache_folder()) / f"{name}-{where}{suffix}"
 
 
