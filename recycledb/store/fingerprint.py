@@ -14,7 +14,7 @@ from recycledb.store.digest import COLUMN
 from recycledb.store.tables import metadata
 
 _WITH_TEXTS = {"sample", "variant", "reply", "repeated_reply", "attempt", "embedding", "readout"}
-_WITHOUT = {"worker"}  # changes while nothing that is shown does
+_WITHOUT = {"worker", "lease"}  # change while nothing that is shown does
 _MODULUS = 4_294_967_291  # the largest prime below 2^32: a sum of a billion remainders fits in 64 bits
 
 

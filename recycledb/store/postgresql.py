@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as pg_errors
-from psycopg.types.numeric import FloatLoader
+from psycopg.adapt import Loader
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.pool import QueuePool
 
@@ -102,7 +102,7 @@ class PostgreSQL:
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, record: object) -> None:
-            read_numbers_as_floats(connection)
+            read_numbers(connection)
             connection.isolation_level = (
                 psycopg.IsolationLevel.REPEATABLE_READ if read_only else psycopg.IsolationLevel.READ_COMMITTED
             )
@@ -295,7 +295,7 @@ class PostgreSQL:
         connection = psycopg.connect(
             **arguments, **CONNECTING, application_name=f"recycledb {os.getpid()} {name}", prepare_threshold=None
         )
-        read_numbers_as_floats(connection)
+        read_numbers(connection)
         return connection
 
     def close(self) -> None:
@@ -331,9 +331,18 @@ def _verified(url: URL) -> URL:
     return url.update_query_dict(more)
 
 
-def read_numbers_as_floats(connection: Any) -> None:
-    """Let sums and means of integers be floats: to PostgreSQL they are numbers of any precision."""
-    connection.adapters.register_loader("numeric", FloatLoader)
+class NumberLoader(Loader):
+    """Sums and means of integers, which are `numeric` to PostgreSQL, as the other backends give them: integers and floats."""
+
+    def load(self, data: Any) -> int | float:
+        """Return a number; a mean has a decimal point, a sum of integers has none."""
+        written = bytes(data)
+        return int(written) if written.lstrip(b"-").isdigit() else float(written)
+
+
+def read_numbers(connection: Any) -> None:
+    """Let a connection return Python's own numbers."""
+    connection.adapters.register_loader("numeric", NumberLoader)
 
 
 def _first_line(error: Exception) -> str:
