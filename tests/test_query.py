@@ -4,6 +4,9 @@ import csv
 import io
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +308,21 @@ def test_scores_hold_what_was_stored(store: Store) -> None:
     scored.two_students(store)
     [row] = ask(store, "SELECT count(*), count(DISTINCT student), min(ifd_ppl) > 0 FROM scores")
     assert tuple(map(int, row)) == (32, 2, 1)
+
+
+@pytest.mark.long
+def test_duckdb_draws_no_bar_amid_the_output(empty_stores: dict[str, Path], tmp_path: Path) -> None:
+    """In an interpreter of its own: DuckDB draws bars where Python runs without a file."""
+    shutil.copyfile(empty_stores["duckdb"], tmp_path / "store.duckdb")
+    code = """
+from recycledb.store import Store
+sql = "SELECT current_setting('enable_progress_bar')"
+with Store.open("duckdb:///store.duckdb") as store:
+    print(store.rows(sql)[0][0])
+    with store.write() as conn:
+        print(conn.exec_driver_sql(sql).scalar())
+    with store.sandbox() as sandbox:
+        print([row[0] for row in sandbox.execute(sql, {})[1]])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "[False]"]

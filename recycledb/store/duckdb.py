@@ -54,6 +54,10 @@ class DuckDBImpl(DefaultImpl):
     transactional_ddl = True
 
 
+# DuckDB draws one on stdout, amid the output of a command, where Python runs without a file: in a REPL, a notebook, `python -c`.
+_NO_BAR = "SET enable_progress_bar = false"
+
+
 class DuckDB(InFile):
     """A store in one DuckDB file."""
 
@@ -93,6 +97,10 @@ class DuckDB(InFile):
                     f"{self.path} is read-only: this user has no write permission for it or for its folder"
                 )
             options["read_only"] = True
+
+        @event.listens_for(engine, "connect")
+        def connected(connection: Any, record: object) -> None:
+            connection.cursor().execute(_NO_BAR)
 
         return engine
 
@@ -232,6 +240,7 @@ class DuckDB(InFile):
             raise StoreError(self.explain(error)) from error
         opened = DuckDBSandbox(connection, allow_external)
         try:
+            connection.execute(_NO_BAR)
             connection.execute("SET autoinstall_known_extensions = false")
             connection.execute("SET autoload_known_extensions = false")
             connection.execute("SET python_enable_replacements = false")  # Python variables are not tables
