@@ -168,7 +168,7 @@ def grant(
             f"{session.url} is a file: who may read it is a matter of its permissions; `db grant` is for PostgreSQL stores"
         )
     for line in open_backend(session.url).grants(role):
-        typer.echo(line)
+        stdout().print(line)
 
 
 @db.command()

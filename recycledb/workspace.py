@@ -52,7 +52,7 @@ class Workspace:
     def open(cls, url: str | None = None, *, config: str | Path | None = None, create: bool = False) -> Self:
         """See `recycledb.open`."""
         read = load(None if config is None else Path(config)) if config is not None or url is None else None
-        wait_s = None if read is None else read.store.wait_s
+        wait_s = read and read.store.wait_s
         return cls(Store.open(url or (read or load()).store.url, create=create, wait_s=wait_s), read)
 
     @property
@@ -98,8 +98,9 @@ class Workspace:
         >>> db.add("samples.json")[0].added
         40
         """
-        largest = MAX_ROW if max_row_mb is None else max_row_mb << 20
-        options = Options(format, mapping or {}, turns, context, encoding, largest)
+        options = Options(
+            format, mapping or {}, turns, context, encoding, max_row_mb << 20 if max_row_mb is not None else MAX_ROW
+        )
         given = [path if isinstance(path, str) else Path(path) for path in paths]
         return add(self.store, given, dataset, progress=progress, append=append, replace=replace, options=options)
 

@@ -214,6 +214,9 @@ CASES: dict[str, list[Case]] = {
     "recipes show": [(0, ["cherry"]), (1, [ATTACK])],
     "report": [(0, ["-o", f"{FOLDER}.html"]), (1, ["-o", f"none {ATTACK}/x.html"])],
     "merge": [(0, ["sqlite:///there.db"]), (1, [f"sqlite:///none {ATTACK}.db"])],
+    "workers": [(0, [])],
+    "db backup": [(0, [f"{FOLDER}.bak"]), (1, [f"none {ATTACK}/x.bak"])],
+    "db grant": [(1, [ATTACK])],
     "db upgrade": [(0, [])],
     "db current": [(0, [])],
     "db check": [(1, [])],
@@ -227,12 +230,14 @@ QUIET = {
     "db check",
     "export",
     "select",
+    "workers",
 }  # where nothing hostile need be shown
 WITH_JSON = [
     name
     for name in COMMANDS
     if "--json" in [flag for one in COMMANDS[name].params for flag in one.opts]
     and CASES.get(name, [(0, [])])[0][0] != 1
+    and name != "workers"  # no process works on the store
 ]
 RUNS = [(name, index) for name in [*COMMANDS, "recipes"] for index in range(max(1, len(CASES.get(name, []))))]
 

@@ -99,7 +99,7 @@ class PostgreSQLSandbox:
         bare = without_comments(statement).strip()
         if not _READING.match(bare):
             raise QueryError(_ONLY_READS)
-        with self._guarded():
+        with self._guarded(sql):
             if bare[: len(_EXPLAIN)].lower() == _EXPLAIN:
                 return self._explain(bare, parameters or {})
             text = self._bound(statement, parameters or {})
@@ -177,13 +177,15 @@ class PostgreSQLSandbox:
                 cursor.execute(f"FETCH FORWARD {FETCH_ROWS} FROM {name}")
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, sql: str = "") -> Iterator[None]:
         """Turn an error into a QueryError, and end only the statement by it, not the transaction."""
         self._connection.execute("SAVEPOINT statement")
         try:
             yield
         except psycopg.Error as error:
             text = " ".join(str(error).split("\nLINE ")[0].split())
+            if isinstance(error, psycopg.errors.SyntaxError) and "?" in sql:
+                text = "write parameters as :name, not ?, and give their values as --param name=…"
             with suppress(psycopg.Error):
                 self._connection.execute("ROLLBACK TO SAVEPOINT statement")
             refused = isinstance(error, _REFUSALS)
