@@ -6,7 +6,6 @@ as an object whose `as_dict()` returns it. The commands call these methods, or t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -98,9 +97,8 @@ class Workspace:
         >>> db.add("samples.json")[0].added
         40
         """
-        options = Options(
-            format, mapping or {}, turns, context, encoding, max_row_mb << 20 if max_row_mb is not None else MAX_ROW
-        )
+        largest = MAX_ROW if max_row_mb is None else max_row_mb << 20
+        options = Options(format, mapping or {}, turns, context, encoding, largest)
         given = [path if isinstance(path, str) else Path(path) for path in paths]
         return add(self.store, given, dataset, progress=progress, append=append, replace=replace, options=options)
 
@@ -436,7 +434,7 @@ class Workspace:
             from recycledb.files import write_text
             from recycledb.reporting.plots import comparison_html
 
-            write_text(Path(plot), comparison_html(found, partial(first_words, self.store)))
+            write_text(Path(plot), comparison_html(found, lambda ids: first_words(self.store, ids)))
         return found
 
     def compare_measures(self, *measures: str, plot: str | Path | None = None, **options: Any) -> "Matrix":
