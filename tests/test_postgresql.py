@@ -23,6 +23,8 @@ from stores import STUDENT, loss_row
 from sync_runs import disagreements, make_store, rows, run, sample, target
 from teacher_server import TeacherServer
 from templates import drop, new_url
+from test_sharing import ask_and_kill
+from test_sync_kills import kill_often
 
 from recycledb.config import load
 from recycledb.errors import AwayError, ConfigError, QueryError, SchemaError, StoreError
@@ -442,6 +444,27 @@ def test_opposite_writers_do_not_stop_each_other(url: str) -> None:
 @pytest.mark.slow
 def test_a_thousand_rounds_of_opposite_writers(url: str) -> None:
     write_opposite(url, 1_000)
+
+
+@pytest.mark.long
+def test_three_processes_of_which_the_one_that_asks_is_killed(tmp_path: Path) -> None:
+    ask_and_kill(tmp_path, 3, 3, "postgresql")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_eight_processes_of_which_one_is_killed(tmp_path: Path, seed: int) -> None:
+    ask_and_kill(tmp_path, 8, seed, "postgresql")
+
+
+@pytest.mark.long
+def test_kills_lose_nothing_that_was_committed(tmp_path: Path) -> None:
+    kill_often(tmp_path, 2, 600, seed=1, in_flight=100, backend="postgresql")
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_nothing_that_was_committed(tmp_path: Path) -> None:
+    kill_often(tmp_path, 50, 8_000, seed=2, limit=2_000, backend="postgresql")
 
 
 @pytest.mark.long

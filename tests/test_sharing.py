@@ -185,9 +185,9 @@ def test_eight_processes_of_which_one_is_killed_ask_nothing_twice(tmp_path: Path
     ask_and_kill(tmp_path, 8, seed)
 
 
-def ask_and_kill(folder: Path, number: int, seed: int) -> None:
+def ask_and_kill(folder: Path, number: int, seed: int, backend: str = "sqlite") -> None:
     """By the server's log: asked twice is at most what the killed one had in flight, and nothing stays unanswered or unread."""
-    url, chance, in_flight = make_store(folder, 60), random.Random(seed), 16
+    url, chance, in_flight = make_store(folder, 60, backend), random.Random(seed), 16
     with TeacherServer(delay_s=0.05) as server:
         processes = [start_sync(url, server.base_url, "--concurrency", str(in_flight)) for _ in range(number)]
         wait_for(lambda: len(server.log) >= chance.randrange(10, 120))

@@ -42,10 +42,16 @@ def stored_texts(url: str) -> set[str]:
 
 
 def kill_often(
-    folder: Path, kills: int, samples: int, seed: int, limit: int | None = None, in_flight: int = IN_FLIGHT
+    folder: Path,
+    kills: int,
+    samples: int,
+    seed: int,
+    limit: int | None = None,
+    in_flight: int = IN_FLIGHT,
+    backend: str = "sqlite",
 ) -> None:
     """Kill syncs of one store at random moments, then let one go on; check the record and print the figures."""
-    url, received, chance = make_store(folder, samples), folder / "received", random.Random(seed)
+    url, received, chance = make_store(folder, samples, backend), folder / "received", random.Random(seed)
     unsaved, on_wire, known = [], [], set[str]()
     with TeacherServer(delay_s=0.3) as server:
         for _ in range(kills):
