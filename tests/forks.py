@@ -25,9 +25,14 @@ TESTS = Path(__file__).resolve().parent
 VERBOSITIES = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "TORCH_LOGS")
 # What a developer's shell may hold and a test must not see.
 FOREIGN_VARIABLES = ("RECYCLEDB_", "OPENAI_", "HF_", "COLUMNS", "FORCE_COLOR", "NO_COLOR", "TERM", *VERBOSITIES)
+# All that most commands import: a fork that imports 60 modules of its own takes twice as long.
 COMMAND = (
     *("recycledb.cli.commands", "recycledb.additions", "recycledb.inspection", "recycledb.sync", "recycledb.selection.query"),
     *("recycledb.selection.select", "recycledb.store.duckdb", "recycledb.store.sqlite", "recycledb.reflection.teachers.chat"),
+    *("recycledb.workspace", "recycledb.integrity", "recycledb.cli.printing", "recycledb.selection.compare", "typer.rich_utils"),
+    *("recycledb.reporting.report", "recycledb.store.batches", "rich.markdown", "rich.progress"),
+    *("rich.status", "rich._emoji_codes", "alembic.command", "alembic.config", "recycledb.migrations", "genai_prices", "getpass"),
+    *(f"recycledb.methods.{file.stem}" for file in (TESTS.parent / "recycledb" / "methods").glob("[a-z]*.py")),
 )  # fmt: skip
 MODELS = (*COMMAND, "recycledb.scoring.engine", "transformers:LlamaForCausalLM", "transformers:AutoTokenizer")
 

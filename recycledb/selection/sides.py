@@ -93,15 +93,10 @@ def look(
     unit = "loss" if "loss" in metric else "ppl"
     given = {"student": side.student, "metric": unit, "keep": "candidates", "dataset": dataset, "teacher": side.teacher}
     values = {**bind(store, recipe, given).values, "teacher": side.teacher}
-    points: list[tuple[Any, ...]] = []
-    picks: list[Pick] = []
     with store.sandbox(as_if=side.as_if, limit=limit) as sandbox:
-        for row in sandbox.execute(_look_sql(metric, kinds, recipe.sql if picking else None), values)[1]:
-            if row[0] is not None:
-                points.append(row)
-            else:  # a pick has no variant here
-                picks.append(Pick(row[1], row[2], row[5]))
-    return Seen(points, picks)
+        rows = list(sandbox.execute(_look_sql(metric, kinds, recipe.sql if picking else None), values)[1])
+    picks = [Pick(sample, kind, verdict) for variant, sample, kind, _, _, verdict in rows if variant is None]
+    return Seen([row for row in rows if row[0] is not None], picks)
 
 
 def _look_sql(metric: str, kinds: tuple[str, ...], recipe: str | None) -> str:
@@ -131,7 +126,7 @@ def scores_once(metric: str) -> str:
     """Return CTEs: `scored`, a student's current scores, and `sample_scores`, from these instead of from the tables.
 
     The latter has the columns and rows of the view of its name for this student, so that any recipe on it reads the same; a test
-    compares the two. The condition on `kind` in each join lets SQLite index only the rows of that kind.
+    compares the two. It is put together by one pass for each kind: a join with all of `scored` for each costs SQLite an index each time.
     """
     columns = dict.fromkeys(["variant_id", "sample_id", "kind", "parent_id", "teacher", *RATIOS, metric])
     shown = [
