@@ -51,7 +51,7 @@ class Workspace:
     def open(cls, url: str | None = None, *, config: str | Path | None = None, create: bool = False) -> Self:
         """See `recycledb.open`."""
         read = load(None if config is None else Path(config)) if config is not None or url is None else None
-        wait_s = read and read.store.wait_s
+        wait_s = read.store.wait_s if read else None
         return cls(Store.open(url or (read or load()).store.url, create=create, wait_s=wait_s), read)
 
     @property
