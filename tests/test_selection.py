@@ -514,9 +514,9 @@ def test_a_wrong_recipe_is_one_clear_error(store: Store, sql: str, message: str)
 
 
 RANKS = {  # what is no rank, in both dialects
-    "infinite": ("9e999", "'inf'::DOUBLE", "ranks by inf, which is not a finite number"),
-    "minus infinite": ("-9e999", "'-inf'::DOUBLE", "ranks by -inf, which is not a finite number"),
-    "NaN": ("9e999", "'nan'::DOUBLE", "which is not a finite number"),  # SQLite has none
+    "infinite": ("9e999", "'inf'::DOUBLE PRECISION", "ranks by inf, which is not a finite number"),
+    "minus infinite": ("-9e999", "'-inf'::DOUBLE PRECISION", "ranks by -inf, which is not a finite number"),
+    "NaN": ("9e999", "'nan'::DOUBLE PRECISION", "which is not a finite number"),  # SQLite has none
     "text": ("'0.5'", "'0.5'", "ranks by '0.5', which is not a number"),
     "text of infinity": ("'inf'", "'inf'", "ranks by 'inf', which is not a number"),
     "bytes": ("x'00'", "'a'::BLOB", "which is not a number"),
@@ -528,6 +528,8 @@ def test_a_rank_is_a_finite_number(store: Store, name: str, tmp_path: Path) -> N
     scored.two_students(store)
     sqlite, duckdb, message = RANKS[name]
     sql = sqlite if store.backend.name == "sqlite" else duckdb
+    if store.backend.name == "postgresql":
+        sql = sql.replace("BLOB", "BYTEA")
     (tmp_path / "out.json").write_text("before")
     with pytest.raises(SelectionError, match=message) as raised:
         run_sql(store, f"SELECT variant_id, {sql} AS rank FROM variants", output=tmp_path / "out.json")
@@ -537,7 +539,7 @@ def test_a_rank_is_a_finite_number(store: Store, name: str, tmp_path: Path) -> N
 
 def test_numbers_too_large_to_be_summed_still_have_a_mean(store: Store) -> None:
     scored.two_students(store)
-    done = run_sql(store, "SELECT variant_id, CAST(1e308 AS DOUBLE) AS large, 1 AS rank FROM variants")
+    done = run_sql(store, "SELECT variant_id, CAST(1e308 AS DOUBLE PRECISION) AS large, 1 AS rank FROM variants")
     assert done.means == {"large": pytest.approx(1e308)}
 
 
