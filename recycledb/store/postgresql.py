@@ -331,13 +331,16 @@ def _verified(url: URL) -> URL:
     return url.update_query_dict(more)
 
 
+LONGEST_INTEGER = 39  # characters: of 128 bits; longer ones are computed numbers of no precision
+
+
 class NumberLoader(Loader):
     """Sums and means of integers, which are `numeric` to PostgreSQL, as the other backends give them: integers and floats."""
 
     def load(self, data: Any) -> int | float:
         """Return a number; a mean has a decimal point, a sum of integers has none."""
         written = bytes(data)
-        return int(written) if written.lstrip(b"-").isdigit() else float(written)
+        return int(written) if len(written) < LONGEST_INTEGER and written.lstrip(b"-").isdigit() else float(written)
 
 
 def read_numbers(connection: Any) -> None:
