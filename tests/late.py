@@ -29,6 +29,8 @@ class Late:
         return module if self._name is None else getattr(module, self._name)
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_"):  # pytest asks every name in a test file whether it is a fixture or a test
+            raise AttributeError(attribute)
         return getattr(self._get(), attribute)
 
     def __call__(self, *given: Any, **named: Any) -> Any:
