@@ -2,10 +2,12 @@
 
     python benchmarks/selecting.py FOLDER              # makes FOLDER/recycle.db of 52,000 samples first, if it is not there
     python benchmarks/selecting.py FOLDER --rounds 5
+    python benchmarks/selecting.py FOLDER --postgresql postgresql://db.example/scratch    # an empty database, or one filled so before
 
 Every command runs as users run it, in a process of its own, by turns with the bare counterpart: hand-written SQL straight
 on the tables (or a plain copy, row batches through Arrow) by the same engine and driver, in a process of its own too. What counts
-is the ratio; the shortest of the rounds is taken, and peak memory is the process's.
+is the ratio; the shortest of the rounds is taken, and peak memory is the process's. PostgreSQL's server works for both sides in its own
+processes, whose processor time and memory are not counted.
 
 (Not named select.py: beside a module of that name, no script of this folder could import the standard library's.)
 """
@@ -56,15 +58,20 @@ def measured(command: list[str], folder: Path) -> Cost:
 
 
 class Bare:
-    """One raw connection: sqlite3's own driver or DuckDB's."""
+    """One raw connection: sqlite3's own driver, DuckDB's or psycopg."""
 
     def __init__(self, url: str) -> None:
         scheme, _, path = url.partition(":///")
+        self.mark = "?"
         if scheme == "sqlite":
             import pysqlite3.dbapi2
 
             self.connection: Any = pysqlite3.dbapi2.connect(path)
             self.connection.execute("PRAGMA cache_size = -65536")
+        elif scheme != "duckdb":
+            import psycopg
+
+            self.connection, self.mark = psycopg.connect(url, autocommit=True), "%s"
         else:
             import duckdb
 
@@ -72,7 +79,7 @@ class Bare:
 
     def rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return every row."""
-        return list(self.connection.execute(sql, parameters).fetchall())
+        return list(self.connection.execute(sql.replace("?", self.mark), parameters).fetchall())
 
     def students(self) -> list[str]:
         """Return the students' ids."""
@@ -209,21 +216,30 @@ BARE: dict[str, Callable[[Bare], None]] = {
 # -- the comparison
 
 
-def rounds(folder: Path, count: int) -> Iterator[tuple[str, str, Cost, Cost]]:
-    """Yield (name, "ours" beside "bare") for every command on both backends, `count` times by turns."""
+def rounds(folder: Path, count: int, server: str | None) -> Iterator[tuple[str, str, Cost, Cost]]:
+    """Yield (name, "ours" beside "bare") for every command on each backend, `count` times by turns."""
     source, lens = f"sqlite:///{folder / 'recycle.db'}", f"duckdb:///{folder / 'lens.duckdb'}"
     yield from merges(folder, source, count)
+    urls = [source, lens]
+    if server:
+        measured([*RUN, "--store", server, "merge", source], folder)
+        urls.append(server)
     commands = {
         "select": ["select", "selective", "--student", "7b", "-o", "picked.json"],
         "compare": ["compare", "7b", "13b", "--json"],
         "status": ["status", "--json"],
         "sync": ["sync", "--json"],
     }
-    for url in (source, lens):
+    for url in urls:
         for name, command in commands.items():
             for _ in range(count):
                 bare = measured([sys.executable, __file__, "--bare", name, url], folder)
-                yield name, url.partition(":")[0], measured([*RUN, "--store", url, *command], folder), bare
+                yield (
+                    name,
+                    url.partition(":")[0].partition("+")[0],
+                    measured([*RUN, "--store", url, *command], folder),
+                    bare,
+                )
 
 
 def merges(folder: Path, source: str, count: int) -> Iterator[tuple[str, str, Cost, Cost]]:
@@ -248,6 +264,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--samples", type=int, default=52_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--postgresql", metavar="URL", help="measure this store too, filled by merge")
     parser.add_argument("--bare", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
@@ -269,7 +286,7 @@ def main() -> None:
         "| command | engine | ours, s | bare, s | ratio | CPU ratio | peak MB, ours | bare |\n|---|---|---|---|---|---|---|---|"
     )
     found: dict[tuple[str, str], list[tuple[Cost, Cost]]] = {}
-    for name, engine, ours, bare in rounds(folder, options.rounds):
+    for name, engine, ours, bare in rounds(folder, options.rounds, options.postgresql):
         found.setdefault((name, engine), []).append((ours, bare))
         if len(found[name, engine]) == options.rounds:
             show(name, engine, found[name, engine])

@@ -490,7 +490,7 @@ CREATE FUNCTION instr(text text, part text) RETURNS integer LANGUAGE sql IMMUTAB
 """,
     """
 CREATE FUNCTION recycledb_append(list double precision[], x double precision) RETURNS double precision[]
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$ BEGIN IF x IS NOT NULL THEN list := array_append(list, x); END IF; RETURN list; END $$
+LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN IF x IS NOT NULL THEN list := array_append(list, x); END IF; RETURN list; END $$
 """,
     """
 CREATE FUNCTION recycledb_median(list double precision[]) RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -503,7 +503,7 @@ CREATE AGGREGATE median(double precision) (
 """,
     """
 CREATE FUNCTION recycledb_append(list double precision[], x double precision, share double precision) RETURNS double precision[]
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
     IF list IS NULL THEN list := ARRAY[share]; END IF;
     IF x IS NOT NULL THEN list := array_append(list, x); END IF;
@@ -520,7 +520,7 @@ CREATE AGGREGATE quantile(double precision, double precision) (
 )
 """,
     """
-CREATE FUNCTION recycledb_without_limit(parameters text) RETURNS text LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+CREATE FUNCTION recycledb_without_limit(parameters text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
     RETURN (parameters::jsonb #- '{params,max_tokens}' #- '{params,max_completion_tokens}')::text;
 EXCEPTION WHEN data_exception THEN

@@ -484,6 +484,12 @@ def replace_views_of_teachers() -> None:
     scores, ratings, measures = (with_aliases(view, by_column) for view in kept)
     side_by_side = beside_aliases(sample_scores, by_column)
     if op.get_bind().dialect.name == "postgresql":
+        for function in functions_in_postgresql():
+            op.execute(function)
+        variants, current, scores, ratings, measures = (
+            calling_functions(view)
+            for view in (with_estimate(variants), current, scores_in_postgresql(scores), ratings, measures)
+        )
         side_by_side = sample_scores_in_postgresql()
     hint = current_cte()
     judgements, measures = JUDGEMENTS.replace(CURRENT, hint), measures.replace(CURRENT, hint)
@@ -554,7 +560,7 @@ def with_aliases(view: str, by_column: bool) -> str:
         row = found[1]
         if by_column:
             counts = f"{row}.text_id IN (SELECT q.text_id FROM alias_replies q)"
-        else:  # SQLite looks up the reply, for teachers that are aliases
+        else:  # the reply is looked up, for teachers that are aliases
             counts = f"""({row}.teacher_id IN (SELECT x.teacher_id FROM teacher_aliases x)
         AND EXISTS (SELECT 1 FROM alias_replies q WHERE q.text_id = {row}.text_id))"""
         return f"({found[0]} OR {counts})"
@@ -580,11 +586,84 @@ def beside_aliases(view: str, by_column: bool) -> str:
 # -- PostgreSQL
 
 
+# What is_current asks of the rarest variants: expressions over `v` or `b` in a view, and the function that answers them there.
+RARELY_ASKED = {
+    "recycledb_sources_in_use(b.parent_id)": earlier.sources_in_use("SELECT b.parent_id"),
+    "recycledb_derivation_in_use(v.derivation_id)": earlier.derived_in_use("v"),
+}
+REPLY_COUNTS = re.compile(r"EXISTS \(SELECT 1 FROM alias_replies q WHERE q\.text_id = (\w+\.text_id)\)")
+
+
+def calling_functions(view: str) -> str:
+    """Return a view of `with_aliases` in which functions answer what is asked for few rows.
+
+    PostgreSQL adds the cost of a subquery to that of every row, also where a condition before it spares almost all rows from it. With such
+    sums all plans cost the same, and the planner chooses index lookups for the joins of a whole table.
+    """
+    for call, expression in RARELY_ASKED.items():
+        view = view.replace(with_aliases(expression, by_column=False), call)
+    return REPLY_COUNTS.sub(r"recycledb_reply_counts(\1)", view)
+
+
+def with_estimate(view: str) -> str:
+    """Return the view of variants with `is_current` as the column of a join on a boolean.
+
+    PostgreSQL takes 1 of 200 rows to meet `is_current = 1` where that is an expression, and every second row where it joins by a boolean.
+    Of too low an estimate it makes nested loops over whole tables.
+    """
+    [case] = re.findall(r"(CASE\n.*\n    END) AS is_current", view, re.DOTALL)
+    joined = "JOIN (VALUES (true, 1), (false, 0)) AS truth(is_true, is_current) ON truth.is_true"
+    return f"{view.replace(case, 'truth.is_current', 1).rstrip()}\n{joined} = coalesce(({case}) = 1, false)\n".replace(
+        "truth.is_current AS is_current", "truth.is_current"
+    )
+
+
+def scores_in_postgresql(view: str) -> str:
+    """Return the view of scores whose joins to `loss` are by the complete key alone, for right estimates of their rows.
+
+    A variant without a row of the student is left out by those joins too, in place of EXISTS, which PostgreSQL takes to hold for one row.
+    """
+    for alias, stat in earlier.STATS.items():
+        finite = f"CASE WHEN {earlier.is_number('l')} THEN l.loss_sum END AS loss_sum"
+        rows = f"(SELECT l.student_id, l.variant_id, l.stat, l.n_tokens, {finite} FROM loss l)"
+        joined = earlier.statistic(alias, stat, "v.variant_id")
+        by_key = joined.replace(f"JOIN loss {alias}", f"JOIN {rows} {alias}").replace(
+            f" AND {earlier.is_number(alias)}", ""
+        )
+        view = view.replace(joined, by_key)
+    [exists] = re.findall(r"EXISTS \(.*\)", view)
+    return view.replace(exists, f"coalesce({', '.join(f'{alias}.stat' for alias in earlier.STATS)}) IS NOT NULL")
+
+
+def functions_in_postgresql() -> list[str]:
+    """Return the functions of `calling_functions`.
+
+    In PL/pgSQL, whose names are looked up when they are called: `--prompt` puts its own `current_names` in front.
+    """
+    [sources, derivation] = (
+        calling_functions(with_aliases(expression, by_column=False))
+        for expression in (
+            earlier.sources_in_use("SELECT source_id"),
+            earlier.derived_in_use("made").replace("made.derivation_id", "made_id"),
+        )
+    )
+    counts = "EXISTS (SELECT 1 FROM alias_replies q WHERE q.text_id = reply_id)"
+    return [
+        f"CREATE FUNCTION {name} LANGUAGE plpgsql STABLE AS $$ BEGIN RETURN ({body}); END $$"
+        for name, body in {
+            "recycledb_reply_counts(reply_id varchar) RETURNS boolean": counts,
+            "recycledb_sources_in_use(source_id varchar) RETURNS integer": f"WITH reader AS ({earlier.READER}) SELECT {sources}",
+            "recycledb_derivation_in_use(made_id varchar) RETURNS integer": f"WITH reader AS ({earlier.READER}) SELECT {derivation}",
+        }.items()
+    ]
+
+
 def sample_scores_in_postgresql() -> str:
     """Return the view that aggregates the statistics of all variants and turns each sample's variants into one row.
 
     The planner of PostgreSQL cannot estimate the joins of the other backends' views, and chooses plans that take hours; here there are
-    two joins, each by a complete key. A `reflect_both` belongs to the teacher of its parent, as there.
+    two joins, each by a complete key, and all of it once for each student, so that the statistics of the others are not read. A
+    `reflect_both` belongs to the teacher of its parent, as there.
     """
     chosen = {
         "q": "c.kind = 'reflect_instruction' AND c.choice = 1",
@@ -606,50 +685,56 @@ def sample_scores_in_postgresql() -> str:
         f"max(CASE WHEN l.stat = '{name}' AND {earlier.is_number('l')} THEN {earlier.mean('l')} END) AS {stat}"
         for stat, name in earlier.STATS.items()
     ]
-    separator = ",\n    "
+    parts = ("id", "ifd_ppl", "rifd_ppl", "ifd_loss", "rifd_loss")
+    names = [f"{prefix}_{part}" for prefix in ("ori", *chosen) for part in parts]
+    separator = ",\n        "
     return f"""
 CREATE VIEW sample_scores AS
 WITH maker AS (
     SELECT teacher_id, teacher FROM teachers
     WHERE teacher_id IN (SELECT n.id FROM current_names n WHERE n.kind = 'teacher')
 ),
-mean AS (
-    SELECT l.student_id, l.variant_id,
-    {separator.join(gathered)}
-    FROM loss l GROUP BY l.student_id, l.variant_id
-),
-scored AS MATERIALIZED (
-    SELECT v.sample_id, v.kind, v.parent_id, coalesce(x.same_id, b.teacher_id, v.teacher_id) AS teacher_id, l.*
+used AS MATERIALIZED (
+    SELECT v.variant_id, v.sample_id, v.kind, v.parent_id, coalesce(x.same_id, b.teacher_id, v.teacher_id) AS teacher_id
     FROM current_variants v
-    JOIN mean l ON l.variant_id = v.variant_id
     LEFT JOIN variant b ON v.kind = 'reflect_both' AND b.variant_id = v.parent_id
     LEFT JOIN teacher_aliases x ON x.teacher_id = coalesce(b.teacher_id, v.teacher_id)
-),
-first AS (
-    SELECT s.*, row_number() OVER (
-        PARTITION BY s.sample_id, s.teacher_id, s.student_id, s.kind, CASE WHEN s.kind = 'reflect_both' THEN s.parent_id END
-        ORDER BY s.variant_id
-    ) AS choice
-    FROM scored s WHERE s.kind IN ('reflect_instruction', 'reflect_response', 'reflect_both')
-),
-beside AS (
-    SELECT f.*, max(CASE WHEN f.kind = 'reflect_instruction' AND f.choice = 1 THEN f.variant_id END) OVER (
-        PARTITION BY f.sample_id, f.teacher_id, f.student_id
-    ) AS q_id
-    FROM first f
-),
-turned AS (
-    SELECT c.sample_id, c.teacher_id, c.student_id,
-    {separator.join(turned)}
-    FROM beside c GROUP BY c.sample_id, c.teacher_id, c.student_id
+    WHERE v.kind IN ('origin', 'reflect_instruction', 'reflect_response', 'reflect_both')
 )
-SELECT
-    o.sample_id, m.teacher, s.student,
-    {separator.join(shown)}
-FROM variant o
-CROSS JOIN students s
-LEFT JOIN maker m ON 1 = 1
-LEFT JOIN scored ori ON ori.variant_id = o.variant_id AND ori.student_id = s.student_id
-LEFT JOIN turned p ON p.sample_id = o.sample_id AND p.teacher_id = m.teacher_id AND p.student_id = s.student_id
-WHERE o.kind = 'origin'
+SELECT each.sample_id, each.teacher, s.student, {", ".join(f"each.{name}" for name in names)}
+FROM students s CROSS JOIN LATERAL (
+    WITH mean AS (
+        SELECT l.variant_id,
+        {separator.join(gathered)}
+        FROM loss l WHERE l.student_id = s.student_id GROUP BY l.variant_id
+    ),
+    scored AS MATERIALIZED (
+        SELECT u.sample_id, u.kind, u.parent_id, u.teacher_id, l.* FROM used u JOIN mean l ON l.variant_id = u.variant_id
+    ),
+    first AS (
+        SELECT c.*, row_number() OVER (
+            PARTITION BY c.sample_id, c.teacher_id, c.kind, CASE WHEN c.kind = 'reflect_both' THEN c.parent_id END
+            ORDER BY c.variant_id
+        ) AS choice
+        FROM scored c WHERE c.kind <> 'origin'
+    ),
+    beside AS (
+        SELECT f.*, max(CASE WHEN f.kind = 'reflect_instruction' AND f.choice = 1 THEN f.variant_id END) OVER (
+            PARTITION BY f.sample_id, f.teacher_id
+        ) AS q_id
+        FROM first f
+    ),
+    turned AS (
+        SELECT c.sample_id, c.teacher_id,
+        {separator.join(turned)}
+        FROM beside c GROUP BY c.sample_id, c.teacher_id
+    )
+    SELECT o.sample_id, m.teacher,
+        {separator.join(shown)}
+    FROM variant o
+    LEFT JOIN maker m ON 1 = 1
+    LEFT JOIN scored ori ON ori.variant_id = o.variant_id
+    LEFT JOIN turned p ON p.sample_id = o.sample_id AND p.teacher_id = m.teacher_id
+    WHERE o.kind = 'origin'
+) each
 """

@@ -25,7 +25,7 @@ from sqlalchemy.pool import QueuePool
 from recycledb.errors import StoreError
 from recycledb.store.backend import Contents, Meaning, Row
 from recycledb.store.postgresql_sandbox import PostgreSQLSandbox, open_sandbox
-from recycledb.store.postgresql_schema import array_type, described
+from recycledb.store.postgresql_schema import SETTINGS, array_type, described
 from recycledb.store.tables import metadata
 
 READERS = 2  # connections kept open; as many again are opened for a while
@@ -33,10 +33,9 @@ LOCK = 7231  # the class of this program's advisory locks
 WAIT_S = 60  # for a lock that another transaction holds
 
 _SETTINGS = f"""
-    SET LOCAL jit = off;
     SET LOCAL lock_timeout = '{WAIT_S}s';
     SET LOCAL idle_in_transaction_session_timeout = '{WAIT_S}s';
-    SET LOCAL cursor_tuple_fraction = 1
+    {SETTINGS}
 """
 # Of the schema, since a database may hold several stores.
 _TAKE_LOCK = f"SELECT pg_advisory_xact_lock({LOCK}, current_schema()::regnamespace::oid::integer)"

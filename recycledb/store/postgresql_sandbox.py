@@ -17,7 +17,7 @@ import psycopg
 
 from recycledb.errors import QueryError, StoreError
 from recycledb.store.backend import Meaning, Row, names_as_if
-from recycledb.store.postgresql_schema import described
+from recycledb.store.postgresql_schema import SETTINGS, described
 from recycledb.store.statement import statements_in, with_percents, without_comments
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ def open_sandbox(
         connection.commit()
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        connection.execute(
-            "SET LOCAL jit = off; SET LOCAL cursor_tuple_fraction = 1; SET LOCAL idle_in_transaction_session_timeout = 0"
-        )
+        connection.execute(f"{SETTINGS}; SET LOCAL idle_in_transaction_session_timeout = 0")
         opened = PostgreSQLSandbox(connection, "pg_temp" if as_if else schema)
         yield opened
     except psycopg.Error as error:
