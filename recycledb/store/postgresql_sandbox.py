@@ -141,20 +141,26 @@ class PostgreSQLSandbox:
         name = f"recycledb_{self._cursors}"
         declare = f"DECLARE {name} NO SCROLL CURSOR FOR\n"
         if insured:
-            self._connection.execute(
-                f"{declare}{text}".replace(name, f"{name}_check"), prepare=True
-            )  # that it is a SELECT
+            self._alone(f"{declare}{text}".replace(name, f"{name}_check"))  # that it is a SELECT
             self._connection.execute(f"CLOSE {name}_check")
             self._insure(text)
-        self._connection.execute(f"{declare}{text}", prepare=True)
+        self._alone(f"{declare}{text}")
         return name
+
+    def _alone(self, statement: str) -> Any:
+        """Run one statement, of which a user wrote a part.
+
+        Without parameters the driver sends text in a form in which several statements may follow each other, also a COMMIT; results in
+        binary form are the way to the other one.
+        """
+        return self._connection.execute(statement, binary=True)
 
     def _insure(self, text: str) -> None:
         """Plan with and without nested loops, and choose; see the module's text."""
         costs = []
         for setting in ("on", "off"):
             self._connection.execute(f"SET LOCAL enable_nestloop = {setting}")
-            [(plan,)] = self._connection.execute(f"EXPLAIN (FORMAT JSON) {text}", prepare=True).fetchall()
+            [(plan,)] = self._alone(f"EXPLAIN (FORMAT JSON) {text}").fetchall()
             costs.append(plan[0]["Plan"]["Total Cost"])
         if costs[1] > INSURANCE * costs[0]:
             self._connection.execute("SET LOCAL enable_nestloop = on")
@@ -164,9 +170,8 @@ class PostgreSQLSandbox:
         inner = _explained(bare)
         name = self._declare(self._bound(inner, given))
         self._connection.execute(f"CLOSE {name}")
-        cursor = self._connection.cursor()
-        cursor.execute(self._bound(bare, given), prepare=True)
-        return _names(cursor), iter(cursor.fetchall())
+        cursor = self._alone(self._bound(bare, given))
+        return _names(cursor), iter([tuple(map(_text, row)) for row in cursor.fetchall()])
 
     def _rows(self, cursor: Any, name: str) -> Iterator[Row]:
         while rows := cursor.fetchall():
@@ -212,6 +217,11 @@ def _explained(bare: str) -> str:
         if rest.lower().startswith(word):
             rest = rest[len(word) :].lstrip()
     return rest
+
+
+def _text(value: Any) -> Any:
+    """Return a line of a plan, of which the driver leaves XML in bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _names(cursor: Any) -> list[str]:
