@@ -231,6 +231,15 @@ class Store:
         ):
             yield conn
 
+    def ask(self, work: Callable[[Connection], _T]) -> _T:
+        """Run `work` on a connection that reads and return its result; while a server is away, run it again, for `wait_s` seconds."""
+
+        def fetch() -> _T:
+            with self.read() as conn:
+                return work(conn)
+
+        return self._patiently(fetch)
+
     def _turn(self) -> AbstractContextManager[None]:
         return self.backend.turn(sandboxed=False)
 
@@ -240,11 +249,7 @@ class Store:
         if shared is not None:
             return shared.execute(text(sql), parameters).fetchall()
 
-        def fetch() -> Sequence[SQLRow]:
-            with self.read() as conn:
-                return conn.execute(text(sql), parameters).fetchall()
-
-        return self._patiently(fetch)
+        return self.ask(lambda conn: conn.execute(text(sql), parameters).fetchall())
 
     @contextmanager
     def together(self) -> Iterator[None]:

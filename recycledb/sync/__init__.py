@@ -260,8 +260,8 @@ class Sync:
 
     def _replies_come(self) -> bool:
         """Return whether another process asks a teacher now, and this run is to wait for what comes of it."""
-        with self.store.read() as conn:
-            held = {each.lease for each in leases.held(conn, self.store.backend.now(conn))}
+        found = self.store.ask(lambda conn: leases.held(conn, self.store.backend.now(conn)))
+        held = {each.lease for each in found}
         return self.wait and not held.isdisjoint(Lease(ASK, teacher) for teacher in self._teacher_ids)
 
     def _much_to_score(self) -> bool:
