@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import postgres_server
 import pytest
@@ -79,17 +79,22 @@ class Started:
         self.processes.append(started)
         return started
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self.processes:
+            if each.poll() is None:
+                each.send_signal(signal.SIGCONT)
+                each.kill()
+            each.communicate()
+
 
 @pytest.fixture
 def started() -> Iterator[Started]:
     """Nothing started yet."""
-    found = Started()
-    yield found
-    for each in found.processes:
-        if each.poll() is None:
-            each.send_signal(signal.SIGCONT)
-            each.kill()
-        each.communicate()
+    with Started() as found:
+        yield found
 
 
 def outcome(process: Any) -> dict[str, Any]:
@@ -167,8 +172,15 @@ def share(url: str, started: Started, first: Command, second: Command) -> None:
 
 @pytest.mark.long
 @needs_server
-@pytest.mark.parametrize("first_is_off", [True, False], ids=["asking", "waiting"])
-@pytest.mark.parametrize("seconds", [600, -600])
+@pytest.mark.parametrize(
+    ("seconds", "first_is_off"),
+    [
+        pytest.param(-600, True, id="behind-asking"),  # by its clock its lease would be over
+        pytest.param(600, False, id="ahead-waiting"),  # by its clock the other's would be
+        pytest.param(600, True, id="ahead-asking", marks=pytest.mark.slow),
+        pytest.param(-600, False, id="behind-waiting", marks=pytest.mark.slow),
+    ],
+)
 def test_a_clock_that_is_ten_minutes_off_ends_and_takes_nothing(
     tmp_path: Path, started: Started, seconds: int, first_is_off: bool
 ) -> None:

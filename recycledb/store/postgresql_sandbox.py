@@ -49,14 +49,14 @@ def open_sandbox(
         raise StoreError(backend.explain(error)) from error
     opened = None
     try:
+        # One transaction: behind pgbouncer the next may be on another connection of the server, without the temporary views.
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         schema = connection.execute("SELECT current_schema()").fetchone()[0]
         if as_if:
             _stand_in(connection, schema, as_if)
-        connection.commit()
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        connection.read_only = True
         connection.execute(
-            "SET LOCAL jit = off; SET LOCAL cursor_tuple_fraction = 1; SET LOCAL idle_in_transaction_session_timeout = 0"
+            "SET TRANSACTION READ ONLY; SET LOCAL jit = off; SET LOCAL cursor_tuple_fraction = 1; "
+            "SET LOCAL idle_in_transaction_session_timeout = 0"
         )
         opened = PostgreSQLSandbox(connection, "pg_temp" if as_if else schema)
         yield opened
@@ -65,6 +65,7 @@ def open_sandbox(
     finally:
         if opened is None or not opened.is_left:
             with suppress(psycopg.Error):
+                connection.rollback()
                 connection.close()
 
 
