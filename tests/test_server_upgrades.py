@@ -98,7 +98,7 @@ def test_who_reads_the_store_is_named_instead_of_waited_for(database: str, url: 
         assert verify.check(store).findings == []
 
 
-@pytest.mark.parametrize("kind", ["VIEW", "MATERIALIZED VIEW"])
+@pytest.mark.parametrize("kind", ["VIEW", pytest.param("MATERIALIZED VIEW", marks=pytest.mark.long)])
 def test_a_view_that_reads_ours_is_named_with_what_to_type(database: str, url: str, kind: str) -> None:
     with connect(database, "test") as theirs:
         theirs.execute("CREATE SCHEMA reports")
@@ -112,6 +112,7 @@ def test_a_view_that_reads_ours_is_named_with_what_to_type(database: str, url: s
         theirs.execute(f"CREATE {kind} reports.hard AS {text}")
 
 
+@pytest.mark.long
 def test_a_function_that_reads_a_view_of_ours_is_named(database: str, url: str) -> None:
     with connect(database) as ours:
         ours.execute(
