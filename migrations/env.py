@@ -7,8 +7,11 @@ from alembic import context
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, transactional_ddl=True)
-with context.begin_transaction():
-    context.run_migrations()
-    finish = getattr(context.get_context().impl, "finish", None)  # PostgreSQL creates the views last
-    if finish is not None:
+# PostgreSQL's, which creates the views last, and watches who makes it wait.
+finish, end = (getattr(context.get_context().impl, name, lambda: None) for name in ("finish", "end"))
+try:
+    with context.begin_transaction():
+        context.run_migrations()
         finish()
+finally:
+    end()

@@ -61,6 +61,14 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
+def own_server() -> Iterator[postgres_server.Server]:
+    """A server of the test's own, which it may stop."""
+    server = postgres_server.Server(fsync="on", synchronous_commit="on", full_page_writes="on")
+    yield server
+    server.close()
+
+
+@pytest.fixture
 def sqlite_url(empty_stores: dict[str, Path], tmp_path: Path) -> str:
     """The URL of an empty SQLite store."""
     path = tmp_path / "store.db"

@@ -35,7 +35,7 @@ def binaries() -> Path | None:
     return Path(on_path).resolve().parent if on_path else None
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let the server shut down when the process that started it is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGINT)
@@ -83,12 +83,12 @@ class Server:
 
         # The signal comes when the thread that started the server ends.
         is_main = threading.current_thread() is threading.main_thread()
-        end_with_parent = _end_with_parent if is_main else None
+        at_start = end_with_parent if is_main else None
         arguments = [f"-c{key}={value}" for key, value in self.settings.items()]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self.programs / "postgres", "-D", self.folder / "data", *arguments],
-                cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=end_with_parent,  # noqa: PLW1509 - it only sets what signal the server gets
+                cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=at_start,  # noqa: PLW1509 - it only sets what signal the server gets
                 **self.as_user,
             )  # fmt: skip
         end = time.monotonic() + WAIT_S

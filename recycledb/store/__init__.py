@@ -197,17 +197,18 @@ class Store:
             yield conn
         self.growth.note(self.backend)
 
-    def transact(self, work: Callable[[Connection], _T], *, locked: bool = True) -> _T:
+    def transact(self, work: Callable[[Connection], _T], *, locked: bool = True, wait: bool = True) -> _T:
         """Run `work` in a write transaction and return its result; while a server is away, run it again, for `wait_s` seconds.
 
         A transaction whose COMMIT was not acknowledged may have been stored, so `work` must do no harm when it is run again.
+        Without `wait`, AwayError is raised at once: for callers that must not be held up.
         """
 
         def write() -> _T:
             with self.write(locked=locked) as conn:
                 return work(conn)
 
-        return self._patiently(write)
+        return self._patiently(write) if wait else write()
 
     def _patiently(self, work: Callable[[], _T]) -> _T:
         """Run `work` until the server has answered, for `wait_s` seconds at most."""
@@ -230,6 +231,15 @@ class Store:
         ):
             yield conn
 
+    def ask(self, work: Callable[[Connection], _T]) -> _T:
+        """Run `work` on a connection that reads and return its result; while a server is away, run it again, for `wait_s` seconds."""
+
+        def fetch() -> _T:
+            with self.read() as conn:
+                return work(conn)
+
+        return self._patiently(fetch)
+
     def _turn(self) -> AbstractContextManager[None]:
         return self.backend.turn(sandboxed=False)
 
@@ -239,11 +249,7 @@ class Store:
         if shared is not None:
             return shared.execute(text(sql), parameters).fetchall()
 
-        def fetch() -> Sequence[SQLRow]:
-            with self.read() as conn:
-                return conn.execute(text(sql), parameters).fetchall()
-
-        return self._patiently(fetch)
+        return self.ask(lambda conn: conn.execute(text(sql), parameters).fetchall())
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -280,7 +280,8 @@ class PostgreSQL:
             if isinstance(error, kinds) or any(all(part in text for part in sign) for sign in signs)
         ]
         said = meanings[0] if meanings else "{label}: {text}"
-        return said.format(label=self.label, text=text, title=self.title)
+        detail = " ".join((getattr(getattr(error, "diag", None), "message_detail", None) or "").split())
+        return said.format(label=self.label, text=text, title=self.title, detail=detail)
 
     def sandbox(
         self, *, allow_external: bool = False, as_if: Sequence[Meaning] = ()
@@ -357,6 +358,11 @@ _MEANINGS: list[tuple[tuple[type[Exception], ...], tuple[tuple[str, ...], ...], 
         (pg_errors.LockNotAvailable,),
         (),
         f"{{label}}: another process has held a lock for {WAIT_S} s; run the same command again when it is done",
+    ),
+    (
+        (pg_errors.DependentObjectsStillExist,),
+        (),
+        "{label}: {text} ({detail}); drop what depends on it, run the same command again, then create it anew",
     ),
     (
         (pg_errors.InsufficientPrivilege,),

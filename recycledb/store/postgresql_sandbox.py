@@ -49,13 +49,12 @@ def open_sandbox(
         raise StoreError(backend.explain(error)) from error
     opened = None
     try:
+        # One transaction: behind pgbouncer the next may be on another connection of the server, without the temporary views.
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         schema = connection.execute("SELECT current_schema()").fetchone()[0]
         if as_if:
             _stand_in(connection, schema, as_if)
-        connection.commit()
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        connection.read_only = True
-        connection.execute(f"{SETTINGS}; SET LOCAL idle_in_transaction_session_timeout = 0")
+        connection.execute(f"SET TRANSACTION READ ONLY; {SETTINGS}; SET LOCAL idle_in_transaction_session_timeout = 0")
         opened = PostgreSQLSandbox(connection, "pg_temp" if as_if else schema)
         yield opened
     except psycopg.Error as error:
@@ -63,6 +62,7 @@ def open_sandbox(
     finally:
         if opened is None or not opened.is_left:
             with suppress(psycopg.Error):
+                connection.rollback()
                 connection.close()
 
 
@@ -139,20 +139,26 @@ class PostgreSQLSandbox:
         name = f"recycledb_{self._cursors}"
         declare = f"DECLARE {name} NO SCROLL CURSOR FOR\n"
         if insured:
-            self._connection.execute(
-                f"{declare}{text}".replace(name, f"{name}_check"), prepare=True
-            )  # that it is a SELECT
+            self._alone(f"{declare}{text}".replace(name, f"{name}_check"))  # that it is a SELECT
             self._connection.execute(f"CLOSE {name}_check")
             self._insure(text)
-        self._connection.execute(f"{declare}{text}", prepare=True)
+        self._alone(f"{declare}{text}")
         return name
+
+    def _alone(self, statement: str) -> Any:
+        """Run one statement, of which a user wrote a part.
+
+        Without parameters the driver sends text in a form in which several statements may follow each other, also a COMMIT; results in
+        binary form are the way to the other one.
+        """
+        return self._connection.execute(statement, binary=True)
 
     def _insure(self, text: str) -> None:
         """Plan with and without nested loops, and choose; see the module's text."""
         costs = []
         for setting in ("on", "off"):
             self._connection.execute(f"SET LOCAL enable_nestloop = {setting}")
-            [(plan,)] = self._connection.execute(f"EXPLAIN (FORMAT JSON) {text}", prepare=True).fetchall()
+            [(plan,)] = self._alone(f"EXPLAIN (FORMAT JSON) {text}").fetchall()
             costs.append(plan[0]["Plan"]["Total Cost"])
         if costs[1] > INSURANCE * costs[0]:
             self._connection.execute("SET LOCAL enable_nestloop = on")
@@ -162,9 +168,8 @@ class PostgreSQLSandbox:
         inner = _explained(bare)
         name = self._declare(self._bound(inner, given))
         self._connection.execute(f"CLOSE {name}")
-        cursor = self._connection.cursor()
-        cursor.execute(self._bound(bare, given), prepare=True)
-        return _names(cursor), iter(cursor.fetchall())
+        cursor = self._alone(self._bound(bare, given))
+        return _names(cursor), iter([tuple(map(_text, row)) for row in cursor.fetchall()])
 
     def _rows(self, cursor: Any, name: str) -> Iterator[Row]:
         while rows := cursor.fetchall():
@@ -210,6 +215,11 @@ def _explained(bare: str) -> str:
         if rest.lower().startswith(word):
             rest = rest[len(word) :].lstrip()
     return rest
+
+
+def _text(value: Any) -> Any:
+    """Return a line of a plan, of which the driver leaves XML in bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _names(cursor: Any) -> list[str]:

@@ -4,16 +4,21 @@ Invariant: a revision says what a table or view is, and is written once for all 
 have the collation "C", so that they sort and compare as on the other backends, integers have 64 bits, and views call
 `recycledb_exp`, since PostgreSQL's own raises where the others return 0 or infinity.
 Tables of facts have no foreign keys: they halve the speed of loading, and `db check` looks for rows that reference nothing.
+An upgrade waits only for seconds where another session reads or writes a table that it changes: whoever comes later waits behind it.
 """
 
 import re
+import threading
 from typing import Any
 
+import psycopg
 from alembic.ddl.postgresql import PostgresqlImpl
+from psycopg import errors as pg_errors
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Double,
     ForeignKeyConstraint,
     Identity,
@@ -24,6 +29,9 @@ from sqlalchemy import (
     Table,
     text,
 )  # fmt: skip
+from sqlalchemy.exc import DBAPIError
+
+from recycledb.errors import SchemaError
 
 # The tables that a sync fills. Their rows are content that is addressed by its hash.
 FACTS = {
@@ -62,6 +70,19 @@ _RULES = f"""
     SELECT r.rulename, c.relname, pg_get_ruledef(r.oid) FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
     WHERE {_OURS} AND r.rulename <> '_RETURN'
 """
+# Views of users that read ours: those in other schemas, those of other roles, and materialized ones. Temporary ones are gone soon.
+_FOREIGN = """
+    SELECT DISTINCT c.oid::regclass::text, pg_get_userbyid(c.relowner), c.relkind = 'm', o.relname
+    FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class c ON c.oid = r.ev_class JOIN pg_class o ON o.oid = d.refobjid
+    WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND c.oid <> o.oid AND o.relkind = 'v'
+    AND o.relnamespace = current_schema()::regnamespace AND c.relpersistence <> 't'
+    AND NOT (c.relkind = 'v' AND c.relnamespace = o.relnamespace AND pg_has_role(c.relowner, 'USAGE')) ORDER BY 1, 4
+"""
+_BLOCKING = """
+    SELECT a.pid, coalesce(nullif(a.application_name, ''), 'a client without a name'), a.usename
+    FROM unnest(pg_blocking_pids(%s)) AS b(pid) JOIN pg_stat_activity a ON a.pid = b.pid ORDER BY a.backend_start
+"""
+LOCK_WAIT_S, LOOK_S = 5, 0.2
 
 
 def array_type(kind: Any) -> str:
@@ -80,6 +101,23 @@ class StoreImpl(PostgresqlImpl):
 
     __dialect__ = "postgresql"
     _kept: dict[str, list[str]] | None = None
+    _blockers: "Blockers | None" = None
+
+    def start_migrations(self) -> None:
+        """Wait only briefly for what others have locked."""
+        super().start_migrations()
+        assert self.connection is not None
+        self._exec(text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'"))
+        self._blockers = Blockers(self.connection)
+
+    def _exec(self, construct: Any, *arguments: Any, **options: Any) -> Any:
+        """Run a statement; where it waits in vain, say for whom."""
+        try:
+            return super()._exec(construct, *arguments, **options)
+        except DBAPIError as error:
+            if isinstance(error.orig, pg_errors.LockNotAvailable) and self._blockers is not None:
+                raise SchemaError(self._blockers.told()) from error
+            raise
 
     def create_table(self, table: Table, **options: Any) -> None:
         """Create a table; those of NUMBERED get a column `rowid`, with an index."""
@@ -114,7 +152,11 @@ class StoreImpl(PostgresqlImpl):
             views[found["target"]].append(sql)
 
     def finish(self) -> None:
-        """Create the views, each after those that it reads."""
+        """Create the views, each after those that it reads.
+
+        They are written once more as the server prints them, which it does not print the same again: else a view that an upgrade keeps
+        would differ from one of a new store, and `db check` would report it.
+        """
         waiting = dict(self._views())
         while waiting:
             for name, [view, *rules] in list(waiting.items()):
@@ -122,6 +164,13 @@ class StoreImpl(PostgresqlImpl):
                     del waiting[name]
                     for sql in (view, *rules):
                         self._exec(text(sql.replace(":", "\\:")))
+        for name, sql in _rows(self._exec(text(_VIEWS))) if self._kept else ():
+            self._exec(text(f"CREATE OR REPLACE VIEW {name} AS {sql}".replace(":", "\\:")))
+
+    def end(self) -> None:
+        """Release what an upgrade needed, however it ended."""
+        if self._blockers is not None:
+            self._blockers.close()
 
     def _views(self) -> dict[str, list[str]]:
         """Return the views as they are to be after the upgrade, and drop those that there are before anything else is changed.
@@ -129,6 +178,7 @@ class StoreImpl(PostgresqlImpl):
         PostgreSQL drops no view and changes no column that another view reads, so views are created anew when all else is done.
         """
         if self._kept is None:
+            self._require_no_foreign_views()
             self._kept = {}
             found = _rows(self._exec(text(_VIEWS)))
             for name, sql in found:
@@ -138,6 +188,57 @@ class StoreImpl(PostgresqlImpl):
             if found:
                 self._exec(text(f"DROP VIEW {', '.join(name for name, _ in found)}"))
         return self._kept
+
+    def _require_no_foreign_views(self) -> None:
+        """Raise SchemaError where a view that cannot be created again here reads one that is dropped."""
+        found = _rows(self._exec(text(_FOREIGN)))
+        if not found:
+            return
+        (name, owner, materialized, ours), more = found[0], len({row[0] for row in found}) - 1
+        kind = "MATERIALIZED VIEW" if materialized else "VIEW"
+        raise SchemaError(
+            f"nothing was upgraded: {kind.lower()} {name} of role {owner}{f' and {more} more' if more else ''} reads {ours}, which the "
+            f"upgrade creates anew: keep what `SELECT pg_get_viewdef('{name}');` prints, `DROP {kind} {name};`, run "
+            "`recycledb db upgrade`, then create the view again"
+        )
+
+
+class Blockers:
+    """Who makes an upgrade wait: asked of the server again and again, since after the wait it is no longer known."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._of = int(conn.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+        _, arguments = conn.dialect.create_connect_args(conn.engine.url)
+        self._arguments: dict[str, Any] = {**arguments, "connect_timeout": LOCK_WAIT_S}
+        self._found: list[tuple[int, str, str]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="blockers", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._done.set()
+        self._thread.join()
+
+    def told(self) -> str:
+        """Return what to do, at the end of a wait."""
+        if not self._found:
+            return "nothing was upgraded: another session holds a lock on the store; run `recycledb db upgrade` again when it has ended"
+        pid, program, role = self._found[0]
+        more = f" and {len(self._found) - 1} more" if len(self._found) > 1 else ""
+        return (
+            f"nothing was upgraded: process {pid} of the server ({program}, role {role}){more} uses the store and has not ended within "
+            f"{LOCK_WAIT_S} s; wait for it or end it (`SELECT pg_terminate_backend({pid});`), then run `recycledb db upgrade` again"
+        )
+
+    def _watch(self) -> None:
+        try:
+            with psycopg.connect(**self._arguments, autocommit=True, prepare_threshold=None) as connection:
+                while not self._done.wait(LOOK_S):
+                    if found := connection.execute(_BLOCKING, [self._of]).fetchall():
+                        self._found = found
+        except psycopg.Error:  # there is no further connection: the message then names nobody
+            return
 
 
 def _rows(result: Any) -> list[Any]:

@@ -16,8 +16,11 @@ from recycledb.store.statement import MOST_TOKENS, tokens
 IDS = 500  # in one IN list
 
 
-def add_replies(store: Store, replies: Sequence[ReplyRow]) -> None:
-    """Commit replies; those that are there already, for another attempt, become rows of `repeated_reply`."""
+def add_replies(store: Store, replies: Sequence[ReplyRow], *, wait: bool = True) -> None:
+    """Commit replies; those that are there already, for another attempt, become rows of `repeated_reply`.
+
+    Without `wait`, AwayError is raised at once where a server is away.
+    """
 
     def add(conn: Connection) -> None:
         if store.insert(conn, replies) == len(replies):
@@ -30,7 +33,7 @@ def add_replies(store: Store, replies: Sequence[ReplyRow]) -> None:
         again = [reply for reply in replies if there[reply.text_id] != reply.attempt_id]
         store.insert(conn, [repeated(reply) for reply in again])
 
-    store.transact(add)
+    store.transact(add, wait=wait)
 
 
 def repeated(reply: ReplyRow) -> RepeatedReplyRow:

@@ -123,9 +123,7 @@ def running(store: Store, conn: Connection) -> list[Running]:
 
 def end_dead(store: Store) -> None:
     """Record every worker that is no longer alive as ended; nothing is written where there is none."""
-    with store.read() as conn:
-        found = dead(store.backend, store.watch, conn)
-    if found:
+    if store.ask(lambda conn: dead(store.backend, store.watch, conn)):
         store.transact(lambda conn: _end_dead(store, conn, store.backend.now(conn)), locked=False)
 
 

@@ -251,6 +251,15 @@ class Sync:
         if not self.stop.is_set():
             self._round(self.target.all_students, last=True)
         self._sharing.note_asked(self._teacher_ids)
+        if (
+            not self._ended and self._presence.others()
+        ):  # also those whose process no longer answers, until it counts as dead
+            wanted = [self._wanted(asking) for asking, _ in self.askings]
+            self._sharing.answers_awaited |= any(count_under_way(self.store, each)[1] for each in wanted)
+
+    def _wanted(self, asking: Target) -> Wanted:
+        assert asking.wanted is not None
+        return asking.wanted.retrying(self.retry_before).started(self._started)
 
     @property
     def _teacher_ids(self) -> list[str]:
@@ -260,8 +269,8 @@ class Sync:
 
     def _replies_come(self) -> bool:
         """Return whether another process asks a teacher now, and this run is to wait for what comes of it."""
-        with self.store.read() as conn:
-            held = {each.lease for each in leases.held(conn, self.store.backend.now(conn))}
+        found = self.store.ask(lambda conn: leases.held(conn, self.store.backend.now(conn)))
+        held = {each.lease for each in found}
         return self.wait and not held.isdisjoint(Lease(ASK, teacher) for teacher in self._teacher_ids)
 
     def _much_to_score(self) -> bool:
@@ -304,15 +313,12 @@ class Sync:
         if self._ended:
             return None
         budget.before = sum(other.spent for _, other in self.askings if other is not budget)
-        wanted, teacher = asking.wanted, asking.teacher
-        assert wanted is not None and teacher is not None
-        wanted = wanted.retrying(self.retry_before).started(self._started)
-        in_batches, in_processes = count_under_way(self.store, wanted)
+        wanted, teacher = self._wanted(asking), asking.teacher
+        assert teacher is not None
+        in_batches, _ = count_under_way(self.store, wanted)
         batched = teacher.mode == "batch" or in_batches > 0
         waiting = count_questions(self.store, wanted)
         if not (batched or waiting):
-            # Their replies may fail, or bring questions and variants.
-            self._sharing.answers_awaited |= in_processes > 0 and bool(self._presence.others())
             return None
         needed = [Lease(ASK, asking.teacher_id)]
         if budget.limit is not None:  # it holds over all runs at the same time, so of these one asks at a time

@@ -6,7 +6,7 @@ Invariant: memory is bounded by the number of requests in flight, whatever the p
 
 Replies are committed on the event loop itself, before it reads more from the network; all other work on the store runs in threads.
 Next to a busy loop a thread waits for the GIL far longer than a commit takes, and a kill in that time would lose the replies that
-have arrived.
+have arrived. Only those that arrive while a server is away wait for it in a thread.
 
 A question whose request failed is asked again after a delay, as a new attempt. After a stop (signal, budget, limit, an error of the
 run) nothing new is admitted; requests in flight are awaited for at most `DRAIN_S` and committed. Once the store has refused a reply,
@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from recycledb.errors import RecycledbError, TeacherError
@@ -32,6 +33,7 @@ from recycledb.store.questions import claim, key_of
 from recycledb.store.rows import AttemptRow
 from recycledb.store.spending import Spending
 from recycledb.sync.budget import Budget
+from recycledb.sync.committing import Commits
 from recycledb.sync.extraction import Complete, complete_of, results_of
 from recycledb.sync.progress import Asked, Listener, Progress
 from recycledb.sync.questions import Candidate, Questions
@@ -115,6 +117,7 @@ class TeacherRun:
         self._asks: set[asyncio.Task[None]] = set()
         self._arrived: list[Answered] = []  # not yet committed
         self._refusals = Refusals(_reply_of, _replace_reply, judged=self.config.provider != "openai")
+        self._commits = Commits(store)
         self._refusal: Exception | None = None  # the store's error when it refused a reply
         self._refused: list[Answered] = []  # replies that could not be stored
         self._unread: deque[Complete] = deque()
@@ -364,12 +367,14 @@ class TeacherRun:
 
     def _store(self, group: Sequence[Answered], *, waited: bool = True) -> None:
         """Commit these replies; `waited` where the run still counts them as under way."""
+        if group and self._refusal is None:
+            self._commits.add([answered.arrived for answered in group], partial(self._stored, group, waited))
+        else:
+            self._stored(group, waited, None)
+
+    def _stored(self, group: Sequence[Answered], waited: bool, error: Exception | None) -> None:
         self._under_way -= len(group) if waited else 0
-        try:
-            if group and self._refusal is None:
-                store_replies(self.store, [answered.arrived for answered in group])
-        except Exception as error:  # of any kind: the replies must not be dropped
-            self._refusal = error
+        self._refusal = self._refusal or error
         if self._refusal is None:
             self._committed(group)
         else:
@@ -469,6 +474,7 @@ class TeacherRun:
         self._threads.shutdown(cancel_futures=True)
         self._commit()
         self._store(self._refusals.release(failed=self.result.stopped is None), waited=False)
+        await self._commits.settle()
         with suppress(
             Exception
         ):  # a store that refuses these has refused a reply or a claim before: that error is reported

@@ -143,8 +143,7 @@ class Budget:
         """Sum what the store has spent, before the first claim of a run; ConfigError where some requests have no price."""
         if self.limit is None and self.store_limit is None:
             return
-        with store.read() as conn:
-            self._overrun = max(self._overrun, overrun(conn, self._ids))
+        self._overrun = max(self._overrun, store.ask(lambda conn: overrun(conn, self._ids)))
         if self.store_limit is not None:
             self.spending = measure(store, self.store_limit, self._teachers)
             require_prices(self.spending)
@@ -152,8 +151,7 @@ class Budget:
     def look_elsewhere(self, store: Store, worker: str, *, at_once: bool = False) -> None:
         """Sum what runs at the same time as this worker's have spent, now and then: `--max-cost` holds over all of them."""
         if self.limit is not None and (at_once or time.monotonic() >= self._look_at):
-            with store.read() as conn:
-                self.elsewhere = spent_at_the_same_time(conn, worker)
+            self.elsewhere = store.ask(lambda conn: spent_at_the_same_time(conn, worker))
             self._look_at = time.monotonic() + LOOK_ELSEWHERE_S
 
     @property
@@ -240,8 +238,7 @@ def measure(store: Store, limit: float | None, teachers: Sequence[TeacherConfig]
         return None if price is None else _charge(requests, price)
 
     spending = Spending(limit, charge=charge)
-    with store.read() as conn:
-        spending.measure(conn)
+    store.ask(spending.measure)
     return spending
 
 

@@ -76,13 +76,12 @@ class Presence:
     def others(self) -> list[Running]:
         """Return the other workers that are alive; those that are not are recorded as ended, and what they had leased is free."""
         end_dead(self.store)
-        with self.store.read() as conn:
-            return [each for each in running(self.store, conn) if each.worker_id != self.worker]
+        found = self.store.ask(lambda conn: running(self.store, conn))
+        return [each for each in found if each.worker_id != self.worker]
 
     def held_by_others(self) -> list[Held]:
         """Return the leases that other workers hold."""
-        with self.store.read() as conn:
-            found = leases.held(conn, self.store.backend.now(conn))
+        found = self.store.ask(lambda conn: leases.held(conn, self.store.backend.now(conn)))
         return [each for each in found if each.worker_id != self.worker]
 
     # -- its worker

@@ -64,14 +64,17 @@ def reply_id_of(row: ReplyRow) -> str:
     return content_id("reply", *question, *others, row.status, row.text, row.finish_reason, row.error)
 
 
-def store_replies(store: Store, arrived: Sequence[Arrived]) -> None:
-    """Commit replies; one that cannot be stored as it arrived is replaced by the failed reply that was stored."""
+def store_replies(store: Store, arrived: Sequence[Arrived], *, wait: bool = True) -> None:
+    """Commit replies; one that cannot be stored as it arrived is replaced by the failed reply that was stored.
+
+    Without `wait`, AwayError is raised at once where a server is away; nothing is lost by that.
+    """
 
     def commit(group: Sequence[Arrived]) -> None:
         rows = [reply_row(each.attempt, each.reply) for each in group]
         for each, row in zip(group, rows, strict=True):
             each.row = row
-        add_replies(store, rows)
+        add_replies(store, rows, wait=wait)
 
     def commit_least(one: Arrived, error: Exception) -> None:
         one.reply = unstorable(one.reply, error)
