@@ -2,7 +2,7 @@
 
     python benchmarks/selecting.py FOLDER              # makes FOLDER/recycle.db of 52,000 samples first, if it is not there
     python benchmarks/selecting.py FOLDER --rounds 5
-    python benchmarks/selecting.py FOLDER --postgresql postgresql://db.example/scratch    # an empty database, or one filled so before
+    python benchmarks/selecting.py FOLDER --postgresql     # PostgreSQL too, from the binaries installed here, filled by merge
 
 Every command runs as users run it, in a process of its own, by turns with the bare counterpart: hand-written SQL straight
 on the tables (or a plain copy, row batches through Arrow) by the same engine and driver, in a process of its own too. What counts
@@ -18,9 +18,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from servers import Places
 
 STEPS = ("compress", "reflect_instruction", "reflect_response")
 SCORED = ("origin", "reflect_instruction", "reflect_response", "reflect_both")
@@ -222,8 +225,11 @@ def rounds(folder: Path, count: int, server: str | None) -> Iterator[tuple[str, 
     yield from merges(folder, source, count)
     urls = [source, lens]
     if server:
-        measured([*RUN, "--store", server, "merge", source], folder)
         urls.append(server)
+        filled = measured([*RUN, "--store", server, "merge", source], folder)
+        again = measured([*RUN, "--store", server, "merge", source], folder)
+        for _ in range(count):
+            yield "merge, second (beside the first)", "sqlite → postgresql", again, filled
     commands = {
         "select": ["select", "selective", "--student", "7b", "-o", "picked.json"],
         "compare": ["compare", "7b", "13b", "--json"],
@@ -264,7 +270,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--samples", type=int, default=52_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--postgresql", metavar="URL", help="measure this store too, filled by merge")
+    parser.add_argument("--postgresql", action="store_true", help="measure PostgreSQL too, on a server of its own")
     parser.add_argument("--bare", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare:
@@ -286,10 +292,17 @@ def main() -> None:
         "| command | engine | ours, s | bare, s | ratio | CPU ratio | peak MB, ours | bare |\n|---|---|---|---|---|---|---|---|"
     )
     found: dict[tuple[str, str], list[tuple[Cost, Cost]]] = {}
-    for name, engine, ours, bare in rounds(folder, options.rounds, options.postgresql):
-        found.setdefault((name, engine), []).append((ours, bare))
-        if len(found[name, engine]) == options.rounds:
-            show(name, engine, found[name, engine])
+    with ExitStack() as ending:
+        server = None
+        if options.postgresql:
+            places = Places("postgresql")
+            ending.callback(places.close)
+            server = ending.enter_context(places.new())
+            Store.open(server, create=True).close()
+        for name, engine, ours, bare in rounds(folder, options.rounds, server):
+            found.setdefault((name, engine), []).append((ours, bare))
+            if len(found[name, engine]) == options.rounds:
+                show(name, engine, found[name, engine])
 
 
 def show(name: str, engine: str, costs: list[tuple[Cost, Cost]]) -> None:

@@ -1,6 +1,7 @@
 """How fast the teacher is asked: the ideal rate, the bare SDK's without any store, and a sync's, in one run and by turns.
 
     python benchmarks/teacher.py                 # 256 calls in flight, each answered after 500 ms
+    python benchmarks/teacher.py --backends sqlite duckdb postgresql      # a sync into each, by turns
     python benchmarks/teacher.py --memory        # peak memory of a sync for plans of growing size
 
 The server (tests/teacher_server.py) has a process of its own, and so has each round. The bare SDK is what a careful user would write:
@@ -16,11 +17,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+
+from servers import Places
 
 from recycledb.config import Config, parse
 from recycledb.methods.reflection import REFLECT_INSTRUCTION
@@ -95,28 +97,28 @@ async def bare(base_url: str, calls: int, in_flight: int) -> dict[str, float]:
     return {"calls": calls, "seconds": time.perf_counter() - started, "processor": time.process_time() - processor}
 
 
-def ours(base_url: str, calls: int, in_flight: int, steps: tuple[str, ...]) -> dict[str, float]:
-    """Ask by a sync; return calls, seconds, seconds of processor time and the peak of memory in MiB."""
+def ours(base_url: str, url: str, calls: int, in_flight: int, steps: tuple[str, ...]) -> dict[str, float]:
+    """Ask by a sync into a new store; return calls, seconds, seconds of processor time and the peak of memory in MiB."""
     from recycledb.sync import Sync, resolve
 
-    with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/bench.db"
-        per_sample = 3 if "reflect_response" in steps else 1
-        fill(url, calls // per_sample)
-        target = resolve(configuration(base_url, in_flight, steps), only="reflect")
-        with Store.open(url) as store:
-            started, processor = time.perf_counter(), time.process_time()
-            outcome = Sync(store, target).run()
-            seconds, processor = time.perf_counter() - started, time.process_time() - processor
+    per_sample = 3 if "reflect_response" in steps else 1
+    fill(url, calls // per_sample)
+    target = resolve(configuration(base_url, in_flight, steps), only="reflect")
+    with Store.open(url) as store:
+        started, processor = time.perf_counter(), time.process_time()
+        outcome = Sync(store, target).run()
+        seconds, processor = time.perf_counter() - started, time.process_time() - processor
     done = outcome.as_dict()
     assert done["answered"] == done["calls"] == calls // per_sample * per_sample, done
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"calls": done["calls"], "seconds": seconds, "processor": processor, "peak_mib": peak}
 
 
-def in_own_process(role: str, base_url: str, calls: int, options: argparse.Namespace) -> dict[str, float]:
-    """Run one round in a fresh process."""
-    command = [sys.executable, __file__, "--role", role, "--base-url", base_url, "--calls", str(calls)]
+def in_own_process(
+    role: str, base_url: str, calls: int, options: argparse.Namespace, url: str = ""
+) -> dict[str, float]:
+    """Run one round in a fresh process; the role "ours" fills the store `url`."""
+    command = [sys.executable, __file__, "--role", role, "--base-url", base_url, "--calls", str(calls), "--store", url]
     command += ["--in-flight", str(options.in_flight), "--steps", options.steps]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
     result: dict[str, float] = json.loads(done.stdout)
@@ -124,31 +126,38 @@ def in_own_process(role: str, base_url: str, calls: int, options: argparse.Names
 
 
 def rates(options: argparse.Namespace) -> None:
-    """Measure the bare SDK and a sync by turns, and print each, the ideal, and the ratio that counts."""
+    """Measure the bare SDK and a sync into each backend by turns, and print each, the ideal, and the ratios that count."""
     ideal = options.in_flight / options.delay
-    found: dict[str, list[float]] = {"bare": [], "ours": []}
+    places = {backend: Places(backend) for backend in options.backends}
+    found: dict[str, list[float]] = {role: [] for role in ("bare", *places)}
     print(f"{options.calls} calls a round, {options.in_flight} in flight, answered after {1000 * options.delay:.0f} ms")
     with server(options.delay) as base_url:
         for number in range(options.rounds):
-            for role in ("bare", "ours") if number % 2 else ("ours", "bare"):
-                done = in_own_process(role, base_url, options.calls, options)
+            for role in list(found)[:: 1 if number % 2 else -1]:
+                with places[role].new() if role in places else nullcontext("") as url:
+                    kind = "ours" if role in places else "bare"
+                    done = in_own_process(kind, base_url, options.calls, options, url)
                 rate = done["calls"] / done["seconds"]
                 found[role].append(rate)
                 each = 1000 * done["processor"] / done["calls"]
                 print(
                     f"  round {number + 1} {role}: {rate:6.1f} calls/s, {each:.2f} ms of processor a call", flush=True
                 )
-    bare_rate, our_rate = statistics.median(found["bare"]), statistics.median(found["ours"])
+    bare_rate = statistics.median(found.pop("bare"))
     ceiling = min(ideal, bare_rate)
-    print(f"ideal     {ideal:6.1f} calls/s\nbare SDK  {bare_rate:6.1f} calls/s\nrecycledb {our_rate:6.1f} calls/s")
-    print(f"recycledb / min(ideal, bare SDK) = {our_rate / ceiling:.3f}")
+    print(f"ideal     {ideal:6.1f} calls/s\nbare SDK  {bare_rate:6.1f} calls/s")
+    for backend, rates_found in found.items():
+        rate = statistics.median(rates_found)
+        print(f"{backend} {rate:6.1f} calls/s; / min(ideal, bare SDK) = {rate / ceiling:.3f}")
+        places[backend].close()
 
 
 def memory(options: argparse.Namespace) -> None:
     """Print the peak of memory of a sync for plans of growing size; it should not grow with them."""
     with server(0.0) as base_url:
         for calls in (3_000, 12_000, 48_000):
-            done = in_own_process("ours", base_url, calls, options)
+            with Places("sqlite").new() as url:
+                done = in_own_process("ours", base_url, calls, options, url)
             print(
                 f"{calls:7,} calls: peak {done['peak_mib']:.0f} MiB, {calls / done['seconds']:.0f} calls/s", flush=True
             )
@@ -163,13 +172,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", default="reflect_instruction,reflect_response")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--backends", nargs="+", default=["sqlite"], choices=("sqlite", "duckdb", "postgresql"))
     parser.add_argument("--role", choices=("bare", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--base-url", help=argparse.SUPPRESS)
+    parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role == "bare":
         print(json.dumps(asyncio.run(bare(options.base_url, options.calls, options.in_flight))))
     elif options.role == "ours":
-        print(json.dumps(ours(options.base_url, options.calls, options.in_flight, tuple(options.steps.split(",")))))
+        steps = tuple(options.steps.split(","))
+        print(json.dumps(ours(options.base_url, options.store, options.calls, options.in_flight, steps)))
     elif options.memory:
         memory(options)
     else:

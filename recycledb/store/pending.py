@@ -457,13 +457,16 @@ def count_unscored(scope: Scope, stats: Sequence[int]) -> str:
     Complete variants are excluded by one pass over each student's losses; statistics are counted only for the rest.
     """
     wanted_stats = [f"l.stat IN ({', '.join(f':stat_{i}_{k}' for k in range(n))})" for i, n in enumerate(stats)]
-    lacking = " OR ".join(
-        f"""c.variant_id NOT IN (
+    # Joined, not NOT IN: the hash of a join may spill to disk, and PostgreSQL keeps a subquery's rows in memory.
+    complete = "".join(
+        f"""
+        LEFT JOIN (
             SELECT l.variant_id FROM loss l WHERE l.student_id = :student_{i} AND {those}
             GROUP BY l.variant_id HAVING count(*) = {stats[i]}
-        )"""
+        ) d{i} ON d{i}.variant_id = c.variant_id"""
         for i, those in enumerate(wanted_stats)
     )
+    lacking = " OR ".join(f"d{i}.variant_id IS NULL" for i in range(len(stats)))
     present = ", ".join(
         f"""(
             SELECT count(*) FROM loss l WHERE l.student_id = :student_{i} AND l.variant_id = k.variant_id AND {those}
@@ -478,7 +481,7 @@ def count_unscored(scope: Scope, stats: Sequence[int]) -> str:
     )
     return f"""
         {candidates(scope, samples_in(scope.datasets))},
-        lacking AS MATERIALIZED (SELECT c.variant_id FROM candidate c WHERE {lacking}),
+        lacking AS MATERIALIZED (SELECT c.variant_id FROM candidate c{complete} WHERE {lacking}),
         counted AS MATERIALIZED (SELECT k.variant_id, {present} FROM lacking k)
         SELECT {sums} FROM counted k JOIN variant v ON v.variant_id = k.variant_id
     """
