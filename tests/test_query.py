@@ -21,7 +21,7 @@ from recycledb.formats.arrow import to_table
 from recycledb.schema import Texts
 from recycledb.selection.query import Result, format_of, query, write_result
 from recycledb.store import Store
-from recycledb.store.statement import parameters_in, statements_in, with_dollars, without_comments
+from recycledb.store.statement import parameters_in, statements_in, with_dollars, with_percentiles, without_comments
 
 
 def ask(store: Store, sql: str, parameters: dict[str, Any] | None = None, **more: Any) -> list[tuple[Any, ...]]:
@@ -291,6 +291,21 @@ def test_hostile_texts_are_texts(store: Store) -> None:
 
 
 # -- SQL text
+
+
+def test_quantiles_are_postgresql_s_own_there() -> None:
+    written = {
+        "SELECT quantile(x, 0.5), Quantile (a + f(b, c), :p) FROM t": "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY x), "
+        "percentile_disc(:p) WITHIN GROUP (ORDER BY a + f(b, c)) FROM t",
+        "SELECT quantile((SELECT quantile(y, 0.1) FROM u), 1)": "SELECT percentile_disc(1) WITHIN GROUP (ORDER BY "
+        "(SELECT percentile_disc(0.1) WITHIN GROUP (ORDER BY y) FROM u))",
+        "SELECT 'quantile(x, 1)', \"quantile(x, 1)\" -- quantile(x, 1)": None,
+        "SELECT quantile(x), my_quantile(x, 1), quantile(')', /* , */ 0.5)": "SELECT quantile(x), my_quantile(x, 1), "
+        "percentile_disc(/* , */ 0.5) WITHIN GROUP (ORDER BY ')')",
+        "SELECT quantile(x, 1": None,
+    }
+    for given, expected in written.items():
+        assert with_percentiles(given) == (expected or given)
 
 
 def test_parameters_are_found_outside_strings_and_comments() -> None:

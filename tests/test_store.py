@@ -960,9 +960,9 @@ def test_sql_functions_mean_what_duckdb_means(rows: list[tuple[float | None, flo
 
 
 def test_sql_functions_of_nothing_are_null(store: Store) -> None:
-    row = store.rows("SELECT median(x), quantile(x, 0.5), stddev(x), corr(x, x) FROM (SELECT 1.0 AS x) t WHERE x > 1")[
-        0
-    ]
+    with store.sandbox() as sandbox:
+        sql = "SELECT median(x), quantile(x, 0.5), stddev(x), corr(x, x) FROM (SELECT 1.0 AS x) t WHERE x > 1"
+        [row] = sandbox.execute(sql)[1]
     assert tuple(row) == (None,) * 4
     assert store.rows("SELECT exp(NULL), ln(NULL), sqrt(NULL)")[0] == (None,) * 3
 

@@ -488,35 +488,14 @@ RETURN round(x::numeric, digits)::double precision
     """
 CREATE FUNCTION instr(text text, part text) RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN strpos(text, part)
 """,
-    """
-CREATE FUNCTION recycledb_append(list double precision[], x double precision) RETURNS double precision[]
-LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN IF x IS NOT NULL THEN list := array_append(list, x); END IF; RETURN list; END $$
-""",
+    # Only the server's own array_append extends an array in place; with a function of ours each row would copy the array.
     """
 CREATE FUNCTION recycledb_median(list double precision[]) RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN (SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY v) FROM unnest(list) AS u(v))
 """,
     """
 CREATE AGGREGATE median(double precision) (
-    SFUNC = recycledb_append, STYPE = double precision[], INITCOND = '{}', FINALFUNC = recycledb_median
-)
-""",
-    """
-CREATE FUNCTION recycledb_append(list double precision[], x double precision, share double precision) RETURNS double precision[]
-LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    IF list IS NULL THEN list := ARRAY[share]; END IF;
-    IF x IS NOT NULL THEN list := array_append(list, x); END IF;
-    RETURN list;
-END $$
-""",
-    """
-CREATE FUNCTION recycledb_quantile(list double precision[]) RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN (SELECT percentile_disc(list[1]) WITHIN GROUP (ORDER BY v) FROM unnest(list[2:]) AS u(v))
-""",
-    """
-CREATE AGGREGATE quantile(double precision, double precision) (
-    SFUNC = recycledb_append, STYPE = double precision[], FINALFUNC = recycledb_quantile
+    SFUNC = array_append, STYPE = double precision[], INITCOND = '{}', FINALFUNC = recycledb_median
 )
 """,
     """

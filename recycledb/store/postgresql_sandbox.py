@@ -18,7 +18,7 @@ import psycopg
 from recycledb.errors import QueryError, StoreError
 from recycledb.store.backend import Meaning, Row, names_as_if
 from recycledb.store.postgresql_schema import SETTINGS, described
-from recycledb.store.statement import statements_in, with_percents, without_comments
+from recycledb.store.statement import statements_in, with_percentiles, with_percents, without_comments
 
 if TYPE_CHECKING:
     from recycledb.store.postgresql import PostgreSQL
@@ -130,7 +130,8 @@ class PostgreSQLSandbox:
             )
 
     def _bound(self, sql: str, given: dict[str, Any]) -> str:
-        """Return the statement with its parameters as quoted literals."""
+        """Return the statement with its parameters as quoted literals, and with PostgreSQL's own quantile."""
+        sql = with_percentiles(sql)
         cursor = psycopg.ClientCursor(self._connection)
         return cursor.mogrify(with_percents(sql, given), given) if given else sql
 

@@ -59,6 +59,33 @@ def with_percents(sql: str, names: Collection[str]) -> str:
     return "".join([*parts, sql[last:].replace("%", "%%")])
 
 
+def with_percentiles(sql: str) -> str:
+    """Return `sql` with `quantile(x, share)`, which PostgreSQL has not, as `percentile_disc(share) WITHIN GROUP (ORDER BY x)`.
+
+    No aggregate of our own: those that are not written in C copy what they have gathered at each row.
+    """
+    while (found := _call(sql)) is not None:
+        start, comma, end = found
+        value, share = sql[sql.index("(", start) + 1 : comma], sql[comma + 1 : end]
+        sql = f"{sql[:start]}percentile_disc({share.strip()}) WITHIN GROUP (ORDER BY {value.strip()}){sql[end + 1 :]}"
+    return sql
+
+
+def _call(sql: str) -> tuple[int, int, int] | None:
+    """Return where the first call of `quantile` with two arguments begins, has its comma, and its closing parenthesis."""
+    shown = _TOKEN.sub(lambda found: found[0] if found["name"] else " " * len(found[0]), sql)
+    for found in re.finditer(r"\bquantile\s*\(", shown, re.IGNORECASE):
+        depth, commas = 1, []
+        for at in range(found.end(), len(shown)):
+            depth += (shown[at] in "([") - (shown[at] in ")]")
+            commas += [at] if shown[at] == "," and depth == 1 else []
+            if depth == 0:
+                if len(commas) == 1:
+                    return found.start(), commas[0], at
+                break
+    return None
+
+
 def statements_in(sql: str) -> list[str]:
     """Return the statements of a text, which semicolons separate; parts that are only comments are left out."""
     parts, start = [], 0
