@@ -185,6 +185,14 @@ def test_a_wrong_configuration(text: str, message: str, cli: Cli, tmp_path: Path
     assert message in told and "recycledb.toml" in told
 
 
+@pytest.mark.default_cases(
+    "sync --student x=./nowhere",
+    "show zz",
+    "select nonsense",
+    "query SELECT nonsense",
+    "compare 7b nobody",
+    "import-scores",
+)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

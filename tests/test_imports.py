@@ -57,15 +57,18 @@ def tree_of(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    """Yield the full names of what a module imports, wherever in it."""
-    for node in ast.walk(tree):
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Return the full names of what a module imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "no relative imports"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in MODULES else str(node.module) for name in names)
+            found.update(name if name in MODULES else str(node.module) for name in names)
+    return frozenset(found)
 
 
 def layer(name: str, table: dict[str, set[str]]) -> str:
@@ -83,7 +86,7 @@ def test_imports_flow_downward(name: str) -> None:
     own = layer(name, table)
     wrong = [
         other
-        for other in imported(tree_of(name))
+        for other in imported(name)
         if other.split(".")[0] == "recycledb" and layer(other, table) not in {own, *table[own]}
     ]
     assert wrong == [], f"{name} ({own}) may import {sorted(table[own])}"
@@ -114,7 +117,7 @@ def test_the_table_names_what_there_is() -> None:
     ],
 )
 def test_a_library_has_its_place(library: str, allowed: str) -> None:
-    users = {name for name in MODULES for other in imported(tree_of(name)) if other.split(".")[0] == library}
+    users = {name for name in MODULES for other in imported(name) if other.split(".")[0] == library}
     assert users and {name for name in users if not re.fullmatch(allowed, name)} == set()
 
 
@@ -154,6 +157,7 @@ def test_help_starts_light(tmp_path: Path) -> None:
         assert heavy == set(), arguments
 
 
+@pytest.mark.long
 def test_looking_and_adding_load_no_model_and_no_vendor(tmp_path: Path, sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         sound_stores.fill(store)

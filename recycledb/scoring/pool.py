@@ -47,7 +47,7 @@ class LanePool:
         self._idle: deque[Lane] = deque(lanes)
         self._source = source
         self._error: StudentError | None = None
-        self._loss: LaneLost | None = None  # the last one: a pack that waits for a lane tells it, though it lost none itself
+        self._loss: LaneLost | None = None  # the last: told by the packs that waited for that lane too
         self._closing = False
         self._change = threading.Condition()
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="score")
