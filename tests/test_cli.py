@@ -313,6 +313,7 @@ def test_status_says_what_there_is(cli: Cli, filled: str) -> None:
     assert "7b" in shown and "gpt" in shown and "missing" in shown
 
 
+@pytest.mark.long
 def test_db_check_finds_a_sound_store_sound_and_a_forged_one_not(cli: Cli, sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         sound_stores.fill(store)

@@ -152,7 +152,7 @@ def test_a_pack_that_waited_for_the_last_lane_tells_why_there_is_none(lane: Loca
     assert computes.wait(60)
     second = pool.submit((), ended)
     for future in (first, second):
-        with pytest.raises(StudentError, match="^no replica is left: its node is gone$"):
+        with pytest.raises(StudentError, match=r"^no replica is left: its node is gone$"):
             future.result(60)
     pool.close()
 

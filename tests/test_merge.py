@@ -628,6 +628,7 @@ def test_the_command(cli: Cli, desk: Desk, tmp_path: Path) -> None:
         assert contents(lens) == contents(source)
 
 
+@pytest.mark.long
 def test_steps_that_nobody_here_knows_travel_in_the_order_in_which_they_read_each_other(desk: Desk) -> None:
     """Whatever the names of kinds and steps, and whether or not the method that made them is installed."""
     source, target = desk.store(), desk.store()

@@ -203,6 +203,7 @@ def test_every_type_of_duckdb_can_be_written(empty_stores: dict[str, Path], tmp_
         assert row == {name: value for name, value in expected.items() if name != "c11"}
 
 
+@pytest.mark.long
 def test_a_column_of_many_types_and_sizes_is_parquet(tmp_path: Path) -> None:
     from decimal import Decimal
 

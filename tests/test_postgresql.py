@@ -227,6 +227,7 @@ def test_a_store_is_not_merged_into_itself(pg: Store, url: str) -> None:
         merge(pg, source)
 
 
+@pytest.mark.long
 def test_a_backup_is_restored(pg: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored.two_students(pg)
     server = postgres_server.server()
