@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # pytest-xdist: one worker per core; --dist loadfile, so that the tests of a file share their fixtures
 WORKERS ?= auto
+# pytest rewrites the asserts of every test file, which takes 8 seconds in each worker where it may not keep them.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint types unit long browser slow docs clean
 

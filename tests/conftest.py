@@ -95,8 +95,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             chosen = not elsewhere or item.get_closest_marker("both_backends") is not None
         if not chosen:
             item.add_marker(pytest.mark.long)
-            # Each takes a database of its own; the store's and the selections' cases stay among the long ones, the rest is `make slow`.
-            if "postgresql" in case.id and item.path.name not in ("test_store.py", "test_selection.py"):
+            # Each takes a database of its own; the store's and the selections' cases stay among the long ones, and so do those of tests
+            # that choose their cases. The rest is `make slow`.
+            if (
+                named is None
+                and "postgresql" in case.id
+                and item.path.name not in ("test_store.py", "test_selection.py")
+            ):
                 item.add_marker(pytest.mark.slow)
 
 

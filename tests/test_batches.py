@@ -257,6 +257,7 @@ def test_a_batch_service_behind_a_password_is_used_and_the_password_is_not_told(
     assert "***" in told and "hush-hush" not in told and "bWU6" not in told
 
 
+@pytest.mark.default_cases("True")
 @pytest.mark.parametrize("created", [True, False])
 def test_a_process_killed_before_it_remembers_a_batch_pays_nothing_twice(tmp_path: Path, created: bool) -> None:
     url = make_store(tmp_path, 5)

@@ -158,6 +158,7 @@ HIDING = [
 ]
 
 
+@pytest.mark.default_cases("zero_usage", "billed_error", "thought_apart")
 @pytest.mark.parametrize("fault", HIDING)
 def test_a_cap_holds_where_every_reply_hides_what_it_cost(tmp_path: Path, fault: Fault) -> None:
     url, cap = make_store(tmp_path, 30), 0.5
@@ -204,6 +205,7 @@ def test_whatever_was_not_certainly_free_is_charged(tmp_path: Path) -> None:
     assert found.unknown == sum(row["cost_usd"] is None for [row] in attempts(url).values())
 
 
+@pytest.mark.default_cases("unauthorized", "no_quota")
 @pytest.mark.parametrize("fault", STOPS)
 def test_what_is_refused_at_the_gate_costs_nothing(tmp_path: Path, fault: Fault) -> None:
     url = make_store(tmp_path, 1)

@@ -185,6 +185,14 @@ def test_a_wrong_configuration(text: str, message: str, cli: Cli, tmp_path: Path
     assert message in told and "recycledb.toml" in told
 
 
+@pytest.mark.default_cases(
+    "sync --student x=./nowhere",
+    "show zz",
+    "select nonsense",
+    "query SELECT nonsense",
+    "compare 7b nobody",
+    "import-scores",
+)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -305,6 +313,7 @@ def test_status_says_what_there_is(cli: Cli, filled: str) -> None:
     assert "7b" in shown and "gpt" in shown and "missing" in shown
 
 
+@pytest.mark.long
 def test_db_check_finds_a_sound_store_sound_and_a_forged_one_not(cli: Cli, sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         sound_stores.fill(store)

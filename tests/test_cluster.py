@@ -100,6 +100,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_dry_run_says_what_the_cluster_is_for_and_does_not_connect(
     folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

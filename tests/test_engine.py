@@ -120,6 +120,7 @@ def test_only_a_linear_head_is_computed_in_blocks() -> None:
         assert (networks.split(model).linear is None) is (architecture == "gemma2"), architecture  # it caps its logits
 
 
+@pytest.mark.default_cases("llama-vicuna", "gpt2-none", "qwen3-none", "gemma2-vicuna")
 @pytest.mark.parametrize("prompt", ["vicuna", "none"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_agrees_with_the_naive_loop(students: dict[str, Path], architecture: str, prompt: str) -> None:
@@ -164,6 +165,7 @@ def oracle_of_llama(folder: Path) -> tuple[Any, Any]:
     return _oracles[folder]
 
 
+@pytest.mark.default_cases("mistral")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_agree_on_sequences_that_begin_alike(students: dict[str, Path], architecture: str) -> None:
     network = networks.load_network(str(students[architecture]), None, torch.float32, torch.device("cpu"))
@@ -186,6 +188,7 @@ def test_kernels_agree_on_sequences_that_begin_alike(students: dict[str, Path], 
 BFLOAT16_BOUND = 0.05
 
 
+@pytest.mark.default_cases("llama")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_bfloat16_stays_within_its_bound(students: dict[str, Path], architecture: str) -> None:
     folder = students[architecture]
@@ -341,6 +344,7 @@ def reference_varlen(
     return torch.cat(parts)
 
 
+@pytest.mark.default_cases("llama", "mistral")
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "gemma2"])
 def test_the_variable_length_path_gives_the_same_numbers(students: dict[str, Path], architecture: str) -> None:
     network = networks.load_network(str(students[architecture]), None, torch.float32, torch.device("cpu"))

@@ -282,6 +282,7 @@ def is_read(piece: str, length: int) -> bool:
 
 
 # Less than a second a megabyte; what is not linear takes many minutes, so that the process is killed and the test fails.
+@pytest.mark.default_cases("200000-piece4")
 @pytest.mark.parametrize(
     "piece", ["[Better Answer]", "[New Instruction]\n[New Answer]\n", "x[End]\n", " \n", "".join(ADVERSARIAL)]
 )

@@ -86,6 +86,7 @@ def refused_by_all(url: str) -> None:
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.default_cases("sqlite", "duckdb-a_view_only")
 @pytest.mark.parametrize(
     ("backend", "make"),
     [*((backend, make) for backend in BACKENDS for make in FOREIGN), *(("sqlite", make) for make in MARKED)],
@@ -138,6 +139,7 @@ ODD: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.default_cases("sqlite", "without the table-duckdb")
 @pytest.mark.parametrize("store_url", BACKENDS, indirect=True)
 @pytest.mark.parametrize("statements", ODD.values(), ids=ODD)
 def test_an_odd_alembic_version_is_one_line(store_url: str, statements: tuple[str, ...], tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def refusal(path: Path, format: str = "auto") -> str:
 # --- round trips ----------------------------------------------------------------------------------
 
 
+@pytest.mark.default_cases("alpaca-.gz", "parquet-.gz")
 @pytest.mark.parametrize(("format", "suffix"), [form for form in FORMS if form[0] != "sharegpt"])
 @in_one_folder
 @given(rows=any_rows)

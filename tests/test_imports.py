@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,27 +39,36 @@ def layers() -> dict[str, set[str]]:
     return found
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Yield every module of the package with its syntax tree."""
+def modules() -> Iterator[tuple[str, Path]]:
+    """Yield every module of the package with its file."""
     for package, folder in FOLDERS.items():
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
             name = ".".join([package, *parts]).removesuffix(".__init__")
-            yield name, ast.parse(path.read_text(encoding="utf-8"))
+            yield name, path
 
 
 MODULES = dict(modules())
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    """Yield the full names of what a module imports, wherever in it."""
-    for node in ast.walk(tree):
+@cache
+def tree_of(name: str) -> ast.Module:
+    """Return a module's syntax tree."""
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Return the full names of what a module imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "no relative imports"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in MODULES else str(node.module) for name in names)
+            found.update(name if name in MODULES else str(node.module) for name in names)
+    return frozenset(found)
 
 
 def layer(name: str, table: dict[str, set[str]]) -> str:
@@ -76,7 +86,7 @@ def test_imports_flow_downward(name: str) -> None:
     own = layer(name, table)
     wrong = [
         other
-        for other in imported(MODULES[name])
+        for other in imported(name)
         if other.split(".")[0] == "recycledb" and layer(other, table) not in {own, *table[own]}
     ]
     assert wrong == [], f"{name} ({own}) may import {sorted(table[own])}"
@@ -107,7 +117,7 @@ def test_the_table_names_what_there_is() -> None:
     ],
 )
 def test_a_library_has_its_place(library: str, allowed: str) -> None:
-    users = {name for name, tree in MODULES.items() for other in imported(tree) if other.split(".")[0] == library}
+    users = {name for name in MODULES for other in imported(name) if other.split(".")[0] == library}
     assert users and {name for name in users if not re.fullmatch(allowed, name)} == set()
 
 
@@ -117,7 +127,7 @@ MOST_LINES_OF_A_FUNCTION = 60
 
 def test_files_and_functions_are_short() -> None:
     """Migrations apart, which are what they were when they were released."""
-    own = {name: tree for name, tree in MODULES.items() if not name.startswith("recycledb.migrations")}
+    own = {name: tree_of(name) for name in MODULES if not name.startswith("recycledb.migrations")}
     last_lines = {
         name: max((getattr(node, "end_lineno", 0) or 0 for node in ast.walk(tree)), default=0)
         for name, tree in own.items()
@@ -147,6 +157,7 @@ def test_help_starts_light(tmp_path: Path) -> None:
         assert heavy == set(), arguments
 
 
+@pytest.mark.long
 def test_looking_and_adding_load_no_model_and_no_vendor(tmp_path: Path, sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         sound_stores.fill(store)

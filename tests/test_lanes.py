@@ -3,10 +3,11 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from late import Encoder, Engine, Late, torch
 from tiny_students import save_encoder, save_student
 
 from recycledb.errors import StudentError
@@ -14,18 +15,24 @@ from recycledb.methods import Vector
 from recycledb.methods.embedding import PARTS
 from recycledb.methods.ifd import Stat
 from recycledb.schema import Texts
-from recycledb.scoring.encoder import Encoder, EncoderTokeniser, load_lane
-from recycledb.scoring.engine import Engine, shape_of, threads_of
-from recycledb.scoring.kernels import choose
-from recycledb.scoring.lanes import Lane, LaneLost, LocalLane
-from recycledb.scoring.network import Network, load_network, load_tokenizer
-from recycledb.scoring.outputs import Output
 from recycledb.scoring.packs import Work
-from recycledb.scoring.pool import LanePool
 from recycledb.scoring.requests import Request, Result
-from recycledb.scoring.tokeniser import Tokeniser
 
-CPU = torch.device("cpu")
+EncoderTokeniser: Any = Late("recycledb.scoring.encoder", "EncoderTokeniser")
+load_lane: Any = Late("recycledb.scoring.encoder", "load_lane")
+shape_of: Any = Late("recycledb.scoring.engine", "shape_of")
+threads_of: Any = Late("recycledb.scoring.engine", "threads_of")
+choose: Any = Late("recycledb.scoring.kernels", "choose")
+Lane: Any = Late("recycledb.scoring.lanes", "Lane")
+LaneLost: Any = Late("recycledb.scoring.lanes", "LaneLost")
+LocalLane: Any = Late("recycledb.scoring.lanes", "LocalLane")
+Network: Any = Late("recycledb.scoring.network", "Network")
+load_network: Any = Late("recycledb.scoring.network", "load_network")
+load_tokenizer: Any = Late("recycledb.scoring.network", "load_tokenizer")
+Output: Any = Late("recycledb.scoring.outputs", "Output")
+LanePool: Any = Late("recycledb.scoring.pool", "LanePool")
+Tokeniser: Any = Late("recycledb.scoring.tokeniser", "Tokeniser")
+
 TEXTS = [Texts(f"Say {number}.", "", f"{number} it is. " * 20) for number in range(30)]
 STATS = tuple(Stat)
 
@@ -69,17 +76,17 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def network(student: Path) -> Network:
-    return load_network(str(student), None, torch.float32, CPU)
+    return load_network(str(student), None, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def lane(network: Network) -> LocalLane:
-    return LocalLane(choose(network, 256), CPU, threads_of(shape_of(network)))
+    return LocalLane(choose(network, 256), torch.device("cpu"), threads_of(shape_of(network)))
 
 
 def engine(student: Path, network: Network, pool: LanePool) -> Engine:
     tokeniser = Tokeniser(load_tokenizer(str(student)), "vicuna", 256)
-    made = Engine(tokeniser, pool, shape_of(network), CPU, torch.float32)
+    made = Engine(tokeniser, pool, shape_of(network), torch.device("cpu"), torch.float32)
     made.budget = 300  # many packs
     return made
 
@@ -129,6 +136,27 @@ def test_the_loss_of_all_lanes_ends_the_run_and_what_was_computed_is_there(
     assert 0 < len(found) < len(alone) and all(alone[key] == number for key, number in found.items())
 
 
+def test_a_pack_that_waited_for_the_last_lane_tells_why_there_is_none(lane: LocalLane) -> None:
+    computes, waits = threading.Event(), threading.Event()
+
+    def lost(batch: Sequence[Work]) -> bool:
+        computes.set()
+        return waits.wait(60)
+
+    def ended() -> bool:  # asked before each wait for a lane
+        waits.set()
+        return False
+
+    pool = LanePool([GoingLane(lane, lost)])
+    first = pool.submit((), lambda: False)
+    assert computes.wait(60)
+    second = pool.submit((), ended)
+    for future in (first, second):
+        with pytest.raises(StudentError, match=r"^no replica is left: its node is gone$"):
+            future.result(60)
+    pool.close()
+
+
 def test_a_lane_that_comes_later_computes_what_waits(
     student: Path, network: Network, lane: LocalLane, alone: dict[tuple[int, str], float | None]
 ) -> None:
@@ -175,7 +203,7 @@ def test_a_source_that_gives_up_ends_the_run_with_its_reason(student: Path, netw
 
 def test_an_encoder_s_lanes_may_be_lost_too(tmp_path: Path) -> None:
     folder = str(save_encoder(tmp_path / "encoder"))
-    words, local = EncoderTokeniser.load(folder, None, 64), load_lane(folder, None, 64, "float32", CPU)
+    words, local = EncoderTokeniser.load(folder, None, 64), load_lane(folder, None, 64, "float32", torch.device("cpu"))
     vector = Vector("mean", "row", PARTS["row"])
     asked = [Request(number, texts, (), vectors=(vector,)) for number, texts in enumerate(TEXTS * 10)]
     found = []

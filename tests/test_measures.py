@@ -80,6 +80,7 @@ def counts(store: Store) -> tuple[int, ...]:
     return tuple(int(store.rows(f"SELECT count(*) FROM {table}")[0][0]) for table in ("readout", "embedding", "value"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("store_url", ["sqlite", "duckdb"], indirect=True)
 def test_a_change_computes_exactly_what_it_makes_missing(
     store_url: str, students: dict[str, Path], tmp_path: Path

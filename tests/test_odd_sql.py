@@ -31,6 +31,9 @@ def ask(store: Store, sql: str, parameters: Mapping[str, Any] | None = None) -> 
     return list(json.loads(text.getvalue()))
 
 
+@pytest.mark.default_cases(
+    "sqlite", "duckdb-SELECT nix", "duckdb-SELECT :a AS a", "postgresql-SELECT nix", "postgresql-SELECT ?"
+)
 @pytest.mark.parametrize(
     ("sql", "parameters", "message"),
     [
@@ -80,6 +83,7 @@ def test_a_value_is_a_number_where_sql_would_say_so(text: str, value: Any) -> No
     assert (found, type(found)) == (value, type(value))
 
 
+@pytest.mark.default_cases("sqlite", "duckdb", "postgresql-SELECT :id")
 @pytest.mark.parametrize(
     ("sql", "value"),
     [
@@ -108,6 +112,7 @@ def test_a_recipe_names_its_columns_apart(columns: str, store: Store) -> None:
     assert select(store, parse("mine", "SELECT variant_id, 1 AS a, 2 AS a_1, 3 AS a_2 FROM variants")).means["a_2"] == 3
 
 
+@pytest.mark.long
 def test_sql_files_are_utf8_with_or_without_a_mark(cli: Cli, sqlite_url: str, tmp_path: Path) -> None:
     file = tmp_path / "q.sql"
     for content, said in (
@@ -198,6 +203,7 @@ def test_every_type_of_duckdb_can_be_written(empty_stores: dict[str, Path], tmp_
         assert row == {name: value for name, value in expected.items() if name != "c11"}
 
 
+@pytest.mark.long
 def test_a_column_of_many_types_and_sizes_is_parquet(tmp_path: Path) -> None:
     from decimal import Decimal
 
@@ -249,6 +255,7 @@ def test_odd_urls_are_one_clear_line(tmp_path: Path, backend: str, rest: str, me
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt"]
 
 
+@pytest.mark.default_cases("sqlite", "duckdb-100%")
 @pytest.mark.parametrize(
     ("backend", "name"),
     [

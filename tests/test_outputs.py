@@ -217,6 +217,7 @@ def test_the_draw_of_a_larger_mix_has_nothing_to_do_with_the_order_of_the_pool()
         assert draw(tight, {"a": 1, "b": 2, "c": 1}, seed) == {"1": "b", "2": "a", "3": "b", "4": "c"}
 
 
+@pytest.mark.default_cases("parts0", "parts3")
 @pytest.mark.parametrize(
     ("parts", "rows", "told"),
     [

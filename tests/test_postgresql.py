@@ -195,6 +195,7 @@ def chosen(store: Store, path: Path, recipe: str) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.long
 def test_a_selection_is_the_same_bytes_on_three_backends(tmp_path: Path) -> None:
     first = new_url("sqlite", tmp_path / "a.db")
     with Store.open(first) as store:
@@ -226,6 +227,7 @@ def test_a_store_is_not_merged_into_itself(pg: Store, url: str) -> None:
         merge(pg, source)
 
 
+@pytest.mark.long
 def test_a_backup_is_restored(pg: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored.two_students(pg)
     server = postgres_server.server()
@@ -252,6 +254,7 @@ def test_without_pg_dump_the_command_is_named(pg: Store, tmp_path: Path, monkeyp
     assert list(tmp_path.glob("*dump*")) == []
 
 
+@pytest.mark.long
 def test_the_commands_work_on_a_server(url: str, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps([{"instruction": f"Say {i}", "output": f"{i}"} for i in range(5)]))
     store = ("--store", url)

@@ -59,6 +59,7 @@ def results(engine: Engine, requests: Sequence[Request]) -> Mapping[tuple[Any, s
     return found
 
 
+@pytest.mark.default_cases("llama")
 def test_measures_agree_with_the_naive_loop(loaded: tuple[Engine, Any, Any]) -> None:
     """SelectIT, Self-J with and without a reference, DEITA's two, and vectors of three poolings, in one run beside the losses."""
     engine, model, tokenizer = loaded
@@ -113,6 +114,7 @@ def test_measures_agree_with_the_naive_loop(loaded: tuple[Engine, Any, Any]) -> 
     assert n_ok >= 5
 
 
+@pytest.mark.default_cases("llama")
 def test_measures_of_losses_agree_with_the_naive_loop(loaded: tuple[Engine, Any, Any], sqlite_url: str) -> None:
     """ifd, rifd, ppl and length as the view `measures` has them, from the engine's losses."""
     engine, model, tokenizer = loaded

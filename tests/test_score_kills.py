@@ -57,6 +57,7 @@ KEYS = {
 }
 
 
+@pytest.mark.long
 def test_killed_scoring_ends_with_the_rows_of_an_undisturbed_run(tmp_path: Path) -> None:
     score_and_kill(tmp_path, "sqlite", samples=50, kills=1)
 

@@ -61,6 +61,7 @@ def test_a_connection_that_the_server_ended_is_replaced(pg: Store, url: str) -> 
     assert pg.rows("SELECT count(*) FROM student")[0][0] == 1
 
 
+@pytest.mark.long
 def test_a_transaction_is_tried_again_only_while_it_is_worth_it(own_server: Server) -> None:
     url = own_server.url(own_server.create())
     with Store.open(url, create=True, wait_s=0.5) as store:

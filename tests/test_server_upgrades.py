@@ -132,6 +132,7 @@ def test_a_view_beside_ours_is_kept(database: str, url: str) -> None:
 # --- processes that work --------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_no_store_is_upgraded_under_four_processes(database: str, url: str) -> None:
     workers = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=PIPE) for _ in range(4)]
     sql = (

@@ -180,6 +180,7 @@ def _rows(store: Store, sql: str, limit: float) -> list[tuple[object, ...]]:
         return list(result.rows)
 
 
+@pytest.mark.default_cases("sqlite-select")
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_time_limit_stops_what_ctrl_c_stops(

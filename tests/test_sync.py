@@ -190,6 +190,7 @@ def test_one_statistic_removed_by_hand_is_computed_again_and_no_other(place: Pla
         assert one["loss_sum"] is None or one["loss_sum"] == pytest.approx(other["loss_sum"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_third_student_adds_only_its_own(place: Place) -> None:
     place.sync("small", "large").run()
     before = rows(place.url, "SELECT student, count(*) AS n FROM losses GROUP BY student ORDER BY student")
@@ -401,6 +402,7 @@ def check_caps(folder: Path, runs: int) -> None:
     print(f"{runs} runs: {max(shares):.3f} of the cap at most, {sum(shares) / runs:.3f} on average, passed in none")
 
 
+@pytest.mark.long
 def test_a_cap_on_cost_is_never_exceeded(tmp_path: Path) -> None:
     check_caps(tmp_path, 4)
 
@@ -419,6 +421,7 @@ def test_a_cap_needs_prices_and_a_bound_on_answers(tmp_path: Path) -> None:
         run(url, unbounded, max_cost=1.0)
 
 
+@pytest.mark.long
 def test_tokens_of_a_plan_are_measured_by_what_there_is(tmp_path: Path, students: Path) -> None:
     url = make_store(tmp_path, 40)
 

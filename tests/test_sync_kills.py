@@ -98,6 +98,7 @@ def check_record(url: str, asked: Counter[str], ends: Collection[str] = ("ok",))
         assert [row["number"] for row in on_record] == list(range(1, len(statuses) + 1))
 
 
+@pytest.mark.long
 def test_a_kill_loses_nothing_that_was_committed_and_asks_nothing_twice(tmp_path: Path) -> None:
     kill_often(tmp_path, 1, 100, seed=1, in_flight=50)
 

@@ -406,6 +406,7 @@ def test_after_a_retry_after_nothing_is_sent_for_so_long() -> None:
     assert later and min(later) >= refused + 0.39
 
 
+@pytest.mark.default_cases("300ms", "?")
 @pytest.mark.parametrize(
     ("reset", "pause"), [("300ms", 0.3), ("0m0.25s", 0.25), ("0.2", 0.2), ("0h0m0s200ms", 0.2), ("?", 0.0)]
 )

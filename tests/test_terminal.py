@@ -286,6 +286,7 @@ def test_no_command_hands_a_text_to_the_terminal_raw(
         assert told.splitlines()[-1].startswith("recycledb: ")
 
 
+@pytest.mark.default_cases("add", "show", "status", "mix")
 @pytest.mark.parametrize("name", WITH_JSON)
 def test_json_is_harmless_on_a_terminal_and_holds_the_very_texts(
     name: str, command_server: CommandServer, folder: Path

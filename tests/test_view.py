@@ -236,8 +236,8 @@ def test_what_a_user_types_is_looked_for() -> None:
             expression(nothing)
 
 
+@pytest.mark.default_cases("sqlite")
 @pytest.mark.parametrize("store_url", ["sqlite", "duckdb"], indirect=True)
-@pytest.mark.both_backends
 def test_words_are_found_in_any_text_and_in_any_script(store_url: str, tmp_path: Path) -> None:
     with Store.open(store_url) as store:
         add_samples(

@@ -170,6 +170,7 @@ def test_ranks_of_some_samples_are_those_of_their_numbers() -> None:
 # -- drawing
 
 
+@pytest.mark.long
 def test_the_frozen_page_has_the_picture_of_the_live_one(tmp_path: Path) -> None:
     """`compare --plot` is a snapshot: the same points, axes and numbers, by the same functions."""
     with store_at("sqlite", tmp_path) as store:

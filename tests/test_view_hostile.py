@@ -184,6 +184,7 @@ def run_sql(site: Site, sql: str) -> Any:
     return site.client.post("/sql", data={"q": sql, "action": "run", "part": "1"})
 
 
+@pytest.mark.long
 def test_every_page_shows_it_and_has_nothing_that_runs(site: Site) -> None:
     seen, wrong = [], {}
     answers = [(path, site.client.get(path)) for path in site.paths()]

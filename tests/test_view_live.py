@@ -105,6 +105,7 @@ def test_new_rows_change_the_overview(store_url: str) -> None:
             assert store.backend.name == "sqlite" or client.get("/events").status_code == 404
 
 
+@pytest.mark.long
 def test_a_sync_in_another_process_is_told_as_it_runs(tmp_path: Path, teacher: TeacherServer) -> None:
     url = make_store(tmp_path, SAMPLES)
     with Store.open(url) as store:

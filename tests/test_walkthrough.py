@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nbclient
-import nbformat
 import pytest
 from forks import clean_environment
+from late import Late
 from light_demo import lay_out
+
+nbclient: Any = Late("nbclient")  # which take a second to import
+nbformat: Any = Late("nbformat")
 
 PAGE = Path(__file__).parent.parent / "docs" / "walkthrough.md"
 

@@ -47,6 +47,7 @@ class LanePool:
         self._idle: deque[Lane] = deque(lanes)
         self._source = source
         self._error: StudentError | None = None
+        self._loss: LaneLost | None = None  # the last: told by the packs that waited for that lane too
         self._closing = False
         self._change = threading.Condition()
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="score")
@@ -90,9 +91,10 @@ class LanePool:
             self._idle.extend(lanes)
             self._change.notify_all()
 
-    def drop(self, lane: Lane) -> bool:
+    def drop(self, lane: Lane, loss: LaneLost) -> bool:
         """Stop using a lane that is gone; tell whether it was in use."""
         with self._change:
+            self._loss = loss
             self._count_seconds()
             known = lane in self._lanes
             self._lanes = [each for each in self._lanes if each is not lane]
@@ -132,7 +134,7 @@ class LanePool:
                 return Outputs(lane.outputs(works), lane.kernel)
             except LaneLost as loss:
                 losses.append(loss)
-                self.drop(lane)
+                self.drop(lane, loss)
             finally:
                 self._give_back(lane)
         return None
@@ -151,9 +153,7 @@ class LanePool:
                 if self._closing:
                     return None
                 if not self._lanes and (self._error is not None or self._source is None):
-                    raise self._error or StudentError(
-                        f"no replica is left: {losses[-1] if losses else 'all are closed'}"
-                    )
+                    raise self._error or StudentError(f"no replica is left: {self._loss or 'none was given'}")
                 if not self._idle:
                     self._change.wait(_CHECK_S)
                     continue

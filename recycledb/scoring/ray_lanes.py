@@ -336,8 +336,9 @@ class Replicas:
         """Drop the lanes whose node is gone; the calls that they had fail at once then."""
         for lane in self.pool.lanes:
             if isinstance(lane, RayLane) and lane.seat.node_id not in alive:
-                lane.note_loss("its node is gone")
-                self.pool.drop(lane)
+                reason = "its node is gone"
+                lane.note_loss(reason)
+                self.pool.drop(lane, LaneLost(f"node {lane.place.node}: {reason}"))
 
     def _wanted(self, nodes: Sequence[Mapping[str, Any]]) -> int:
         room = self._need.capacity(self._usable(nodes))
