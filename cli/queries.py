@@ -15,7 +15,8 @@ from recycledb.errors import SelectionError
 @app.command()
 def query(
     sql: Annotated[
-        str | None, typer.Argument(metavar="[SQL]", help="One SELECT in the store's dialect (SQLite or DuckDB).")
+        str | None,
+        typer.Argument(metavar="[SQL]", help="One SELECT in the store's dialect (SQLite, DuckDB or PostgreSQL)."),
     ] = None,
     *,
     file: Annotated[

@@ -104,7 +104,8 @@ def upgrade(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Take processes for dead that are on record as at work and were silent for two minutes."
+            "--force",
+            help="Treat processes that are recorded as at work as dead if they have been silent for two minutes.",
         ),
     ] = False,
 ) -> None:

@@ -192,7 +192,7 @@ def schema() -> str:
     parts = [
         "# The SQL surface",
         NOTE,
-        "Query these views with `recycledb query`, in a recipe, or with any tool that reads SQLite or DuckDB. Ids are "
+        "Query these views with `recycledb query`, in a recipe, or with any tool that reads the store. Ids are "
         "content addresses: the same content has the same id in every store. Rows are never changed; a new reply, prompt or "
         "student adds rows, and its name then refers to the new ones.",
     ]
