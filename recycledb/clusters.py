@@ -46,7 +46,7 @@ class ClusterSettings(Settings):
 
     lease_s: Annotated[float, Field(ge=3, le=86_400, allow_inf_nan=False)] = Field(
         90.0,
-        description="Seconds after a process's last heartbeat until others may take over its work; it sends three in this time.",
+        description="Seconds after a process's last heartbeat until others may take over its work; it sends at least three in this time.",
     )
     bucket_samples: PositiveInt = Field(
         500,
