@@ -102,20 +102,21 @@ def asking() -> Target:
 
 
 def claimer(url: str, number: int, processes: int, count: int) -> None:
-    """Claim all open questions, beginning at a page of its own; print how many were claimed, and the moments of beginning and end."""
+    """List and claim open questions page by page, beginning at one of its own; print how many, when it began and when it last got one."""
     wanted, samples = asking().wanted, [sample_id(place.texts) for place in made_up(count)]
     assert wanted is not None
     first = number * count // processes
     with Store.open(url) as store:
         worker, claimed = start_worker(store), 0
-        pages = [pending_questions(store, wanted, page) for page in parts(samples[first:] + samples[:first], 512)]
         print("ready", flush=True)
         sys.stdin.readline()
-        started = time.time()
-        for page in pages:
-            for group in parts(page, 16):
-                claimed += len(claim(store, wanted, worker, group))
-        print(json.dumps([claimed, started, time.time()]), flush=True)
+        started = last = time.time()
+        for page in parts(samples[first:] + samples[:first], 512):
+            for group in parts(pending_questions(store, wanted, page), 16):
+                taken = len(claim(store, wanted, worker, group))
+                if taken:
+                    claimed, last = claimed + taken, time.time()
+        print(json.dumps([claimed, started, last]), flush=True)
 
 
 def claims(places: Places, processes: int, count: int) -> float:

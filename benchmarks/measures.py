@@ -24,7 +24,6 @@ from recycledb.methods import DIGITS, Pool, Readout
 from recycledb.methods.definition import TextFile
 from recycledb.schema import Texts
 from recycledb.scoring.engine import Engine
-from recycledb.scoring.network import load_tokenizer
 from recycledb.scoring.packs import Work, by_beginning
 from recycledb.scoring.requests import Request
 from recycledb.scoring.tokeniser import Tokeniser, windows
@@ -49,7 +48,7 @@ def readouts_of(name: str) -> tuple[Readout, ...]:
 
 def tokens(samples: list[Texts]) -> None:
     """Print the tokens that a student computes for each measure."""
-    tokeniser = Tokeniser(load_tokenizer(str(STUDENT)), "vicuna", 2048)
+    tokeniser = Tokeniser.load(str(STUDENT), None, "vicuna", 2048)
     asked = {
         "ifd (four statistics)": lambda i, texts: Request(i, texts, STATS),
         "selectit (five prompts)": lambda i, texts: Request(i, texts, (), readouts_of("selectit")),

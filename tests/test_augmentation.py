@@ -104,6 +104,7 @@ def sound(url: str) -> None:
 # -- what is made
 
 
+@pytest.mark.long
 def test_what_is_made_is_addressed_by_its_content_and_grouped_by_hashes(url: str) -> None:
     configure(url, PAIRS, "seed = 5", "rounds = 2")
     put(url, range(30))

@@ -168,7 +168,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("encoder") / "bert")
 
 
-@pytest.mark.default_cases("sqlite")
+@pytest.mark.long
 @pytest.mark.parametrize("store_url", ["sqlite", "duckdb"], indirect=True)
 def test_equal_texts_are_computed_once_though_one_is_in_the_store(
     store_url: str, llama: Path, encoder: Path, tmp_path: Path

@@ -75,6 +75,7 @@ def selected(db: Workspace, folder: Path) -> dict[str, Any]:
     return found | {"export": hashlib.sha256((folder / "all.json").read_bytes()).hexdigest()}
 
 
+@pytest.mark.long
 def test_a_store_that_an_earlier_release_filled_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing listens where the teacher would be and the student is no model, so any request or pack would end the sync."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")

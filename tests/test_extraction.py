@@ -282,13 +282,12 @@ def is_read(piece: str, length: int) -> bool:
 
 
 # Less than a second a megabyte; what is not linear takes many minutes, so that the process is killed and the test fails.
-@pytest.mark.default_cases("200000-piece4")
+@pytest.mark.long
 @pytest.mark.parametrize(
     "piece", ["[Better Answer]", "[New Instruction]\n[New Answer]\n", "x[End]\n", " \n", "".join(ADVERSARIAL)]
 )
-@pytest.mark.parametrize("length", [200_000, pytest.param(1_000_000, marks=pytest.mark.long)])
-def test_long_texts_of_markers_are_read(piece: str, length: int) -> None:
-    assert is_read(piece, length)
+def test_long_texts_of_markers_are_read(piece: str) -> None:
+    assert is_read(piece, 1_000_000)
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def on_terminal(server: CommandServer, cwd: Path, columns: int, *arguments: str,
     return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", came.decode()).replace("\r", "\n")
 
 
-@pytest.mark.default_cases("status")
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["status", "compare", "measures", "show", "selections"])
 def test_no_name_and_no_number_is_cut_in_a_narrow_terminal(
     command: str, command_server: CommandServer, made: Path, store: Store

@@ -137,6 +137,7 @@ def measured(store: Store, measure: str) -> dict[tuple[str, str], tuple[float | 
     return {(row[0], row[1]): (row[2], row[3]) for row in rows}
 
 
+@pytest.mark.long
 def test_ratings_and_judgements_are_asked_once_and_have_their_numbers(store: Store, tmp_path: Path) -> None:
     samples = [texts(i) for i in range(5)]
     with TeacherServer(answer=answer) as server:

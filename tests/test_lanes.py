@@ -28,7 +28,6 @@ LaneLost: Any = Late("recycledb.scoring.lanes", "LaneLost")
 LocalLane: Any = Late("recycledb.scoring.lanes", "LocalLane")
 Network: Any = Late("recycledb.scoring.network", "Network")
 load_network: Any = Late("recycledb.scoring.network", "load_network")
-load_tokenizer: Any = Late("recycledb.scoring.network", "load_tokenizer")
 Output: Any = Late("recycledb.scoring.outputs", "Output")
 LanePool: Any = Late("recycledb.scoring.pool", "LanePool")
 Tokeniser: Any = Late("recycledb.scoring.tokeniser", "Tokeniser")
@@ -85,7 +84,7 @@ def lane(network: Network) -> LocalLane:
 
 
 def engine(student: Path, network: Network, pool: LanePool) -> Engine:
-    tokeniser = Tokeniser(load_tokenizer(str(student)), "vicuna", 256)
+    tokeniser = Tokeniser.load(str(student), None, "vicuna", 256)
     made = Engine(tokeniser, pool, shape_of(network), torch.device("cpu"), torch.float32)
     made.budget = 300  # many packs
     return made

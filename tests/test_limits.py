@@ -52,6 +52,7 @@ def cut_off_thirds(exchange: Exchange) -> Fault | None:
     return Fault.CUT_OFF if int(exchange.question, 16) % 3 == 0 and limit < 1000 else None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 def test_a_higher_limit_asks_for_what_was_cut_off_and_for_nothing_else(tmp_path: Path, backend: str) -> None:
     url = make_store(tmp_path, 12, backend)

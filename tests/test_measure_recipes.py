@@ -181,6 +181,7 @@ def test_superfilter_d_takes_from_the_hardest_those_that_stand_for_most(sqlite_u
         assert few >= 2
 
 
+@pytest.mark.long
 def test_of_equal_ratings_the_earlier_sample_is_picked(sqlite_url: str) -> None:
     """SelectIT's published code takes the later one."""
     with Store.open(sqlite_url) as store:

@@ -50,6 +50,7 @@ def test_a_plan_and_an_outcome() -> None:
     assert "Nothing was to be done. Nothing is missing." in read(replace(outcome, asked=[], stopped=None, left=Plan()))
 
 
+@pytest.mark.long
 def test_results_of_a_store(sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         two_students(store)

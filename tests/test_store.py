@@ -325,6 +325,7 @@ def test_places_follow_any_history_of_a_file(store: Store, files: list[dict[int,
         assert told["left"] == len(set(before.values()) - set(after.values()))
 
 
+@pytest.mark.long
 def test_large_files_go_in_by_batches(store: Store) -> None:
     many = [stores.texts(i) for i in range(6_001)]
     ids = stores.add_samples(store, [*many, many[0]])

@@ -115,6 +115,7 @@ def regions(snapshot: Snapshot) -> Iterator[tuple[State, Region]]:
         yield State(), Region(Range(X), Range(key, float(np.nanmedian(values.values))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["sqlite", "duckdb"])
 def test_list_sql_and_selection_of_a_region_agree(backend: str, tmp_path: Path) -> None:
     with store_at(backend, tmp_path) as store:

@@ -112,6 +112,7 @@ def test_rows_link_to_their_samples_and_cannot_become_markup(site: Site, client:
     assert 'class="plan"' in plan and "sample" in plan.lower()
 
 
+@pytest.mark.long
 def test_a_table_says_that_there_are_more_rows(client: httpx.Client) -> None:
     sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last) SELECT i FROM n"
     page = send(client, sql, **{":last": "1001"})

@@ -26,7 +26,7 @@ from recycledb.scoring.cluster import SINGLE_THREADED_PARAMETERS
 from recycledb.scoring.frames import Setup
 from recycledb.scoring.kernels import Kernel, choose
 from recycledb.scoring.lanes import LocalLane, WorkerLane
-from recycledb.scoring.network import Network, load_network, load_tokenizer, positions, resolve_device, resolve_dtype
+from recycledb.scoring.network import Network, load_network, positions, resolve_device, resolve_dtype
 from recycledb.scoring.packs import Batch, Work, by_beginning, by_length
 from recycledb.scoring.peak import measure_peak
 from recycledb.scoring.pool import LanePool
@@ -111,7 +111,7 @@ class Engine(Scorer):
         model, device or dtype are not available, or where the model has fewer positions than `max_length`.
         """
         target, number_type = resolve_device(device), resolve_dtype(dtype)
-        tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length)
+        tokeniser = Tokeniser.load(model, revision, prompt, max_length)
         networks = load_replicas(model, revision, number_type, _devices(target), sharded)
         engine = cls.over(networks, tokeniser, model)
         if target.type == "cpu":

@@ -114,11 +114,6 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def load_tokenizer(model: str, revision: str | None = None) -> Any:
-    """Return the model's tokenizer; the model itself is not loaded."""
-    return loader.load_tokenizer(model, StudentError, revision=revision)
-
-
 def load_network(
     model: str, revision: str | None, dtype: torch.dtype, device: torch.device, *, sharded: bool = False
 ) -> Network:

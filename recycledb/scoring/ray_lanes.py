@@ -39,7 +39,7 @@ from recycledb.scoring.encoder import Encoder, EncoderTokeniser
 from recycledb.scoring.engine import Engine, require_fit
 from recycledb.scoring.identity import Identity
 from recycledb.scoring.lanes import ALLOCATION, LaneLost
-from recycledb.scoring.network import load_tokenizer, resolve_dtype
+from recycledb.scoring.network import resolve_dtype
 from recycledb.scoring.outputs import Output
 from recycledb.scoring.packs import Work
 from recycledb.scoring.pool import LanePool
@@ -152,7 +152,7 @@ def load(
     if config.encoder:
         words: Any = EncoderTokeniser.load(config.model, model.revision, config.max_length)
     else:
-        words = Tokeniser(load_tokenizer(config.model, model.revision), config.prompt, config.max_length)
+        words = Tokeniser.load(config.model, model.revision, config.prompt, config.max_length)
     replicas = Replicas(config, identity, settings)
     try:
         loaded = replicas.first(stopped)

@@ -10,8 +10,8 @@ from typing import Any
 
 from recycledb.errors import StudentError
 from recycledb.methods.ifd import TEMPLATES
+from recycledb.pretrained import loader
 from recycledb.pretrained.folder import is_library_error
-from recycledb.scoring.network import load_tokenizer
 from recycledb.scoring.requests import Request, TokenCount
 from recycledb.scoring.spans import Item, Span, batch_spans
 
@@ -32,6 +32,11 @@ class Tokeniser:
         self.prompt = prompt
         self.max_length = max_length
         self._choices: dict[tuple[str, ...], list[int]] = {}
+
+    @classmethod
+    def load(cls, model: str, revision: str | None, prompt: str, max_length: int) -> "Tokeniser":
+        """Load the tokenizer of a folder or a Hub model; the model itself is not loaded."""
+        return cls(loader.load_tokenizer(model, StudentError, revision=revision), prompt, max_length)
 
     def spans(self, requests: Sequence[Request]) -> list[list[Span]]:
         """Return the spans of each request, every distinct string tokenised once."""
@@ -84,7 +89,7 @@ def count_tokens(
     max_length: int = 2048,
 ) -> TokenCount:
     """Count the work in `requests` with the model's tokenizer alone; the model is not loaded."""
-    tokeniser = Tokeniser(load_tokenizer(model, revision), prompt, max_length)
+    tokeniser = Tokeniser.load(model, revision, prompt, max_length)
     seen: set[str] = set()
     number = statistics = tokens = targets = 0
     for window in windows(requests):

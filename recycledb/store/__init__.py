@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy import Row as _SQLRow
 from sqlalchemy.exc import DBAPIError
 
@@ -247,9 +248,9 @@ class Store:
         """Return every row of a SELECT with named parameters."""
         shared: Connection | None = getattr(self._local, "conn", None)
         if shared is not None:
-            return shared.execute(text(sql), parameters).fetchall()
+            return shared.execute(_clause(sql), parameters).fetchall()
 
-        return self.ask(lambda conn: conn.execute(text(sql), parameters).fetchall())
+        return self.ask(lambda conn: conn.execute(_clause(sql), parameters).fetchall())
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -311,6 +312,12 @@ class Store:
         if found is None or found.id != identity:
             since = utc_now() if found is None else max(utc_now(), _moment_after(found.since))
             self.insert(conn, [NameRow(kind, name, since, identity)])
+
+
+@lru_cache(maxsize=64)
+def _clause(sql: str) -> TextClause:
+    """Return a statement; kept, since finding hundreds of parameters in it takes longer than many a look-up."""
+    return text(sql)
 
 
 def _pauses(wait_s: float) -> Iterator[float]:

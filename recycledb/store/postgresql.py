@@ -8,6 +8,7 @@ READ COMMITTED: a statement that follows the lock must see what was committed wh
 """
 
 import os
+import selectors
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import psycopg
 from psycopg import errors as pg_errors
 from psycopg.adapt import Loader
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
 from recycledb.errors import StoreError
@@ -90,7 +92,6 @@ class PostgreSQL:
             poolclass=QueuePool,
             pool_size=size,
             max_overflow=more,
-            pool_pre_ping=True,
             connect_args={
                 "application_name": f"recycledb {os.getpid()}",
                 "cursor_factory": StoreCursor,
@@ -106,6 +107,11 @@ class PostgreSQL:
                 psycopg.IsolationLevel.REPEATABLE_READ if read_only else psycopg.IsolationLevel.READ_COMMITTED
             )
             connection.read_only = read_only
+
+        @event.listens_for(engine, "checkout")
+        def require_open(connection: Any, record: object, proxy: object) -> None:
+            if _has_input(connection):
+                raise DisconnectionError  # the pool opens another
 
         @event.listens_for(engine, "begin")
         def start(connection: Connection) -> None:
@@ -346,6 +352,15 @@ class NumberLoader(Loader):
 def read_numbers(connection: Any) -> None:
     """Let a connection return Python's own numbers."""
     connection.adapters.register_loader("numeric", NumberLoader)
+
+
+def _has_input(connection: Any) -> bool:
+    """Return whether an idle connection is closed or has something to read, which is that the server closes it. Costs no round trip, as a ping does."""
+    if connection.closed:
+        return True
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def _first_line(error: Exception) -> str:
