@@ -180,6 +180,7 @@ def test_a_line_that_cannot_be_read_costs_no_other(tmp_path: Path, backend: str)
     assert json.dumps(answer) in found[4]["raw"]  # what was paid for is there
 
 
+@pytest.mark.long
 def test_a_line_larger_than_the_bound_is_not_read(tmp_path: Path) -> None:
     url = make_store(tmp_path, 3)
     with BatchServer() as server:
@@ -244,6 +245,7 @@ def test_a_batch_service_that_redirects_is_told_and_gets_no_prompt(tmp_path: Pat
         assert elsewhere.headers == []
 
 
+@pytest.mark.long
 def test_a_batch_service_behind_a_password_is_used_and_the_password_is_not_told(tmp_path: Path) -> None:
     url = make_store(tmp_path, 2)
     with BatchServer() as server:
@@ -257,7 +259,7 @@ def test_a_batch_service_behind_a_password_is_used_and_the_password_is_not_told(
     assert "***" in told and "hush-hush" not in told and "bWU6" not in told
 
 
-@pytest.mark.default_cases("True")
+@pytest.mark.long
 @pytest.mark.parametrize("created", [True, False])
 def test_a_process_killed_before_it_remembers_a_batch_pays_nothing_twice(tmp_path: Path, created: bool) -> None:
     url = make_store(tmp_path, 5)

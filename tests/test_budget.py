@@ -138,6 +138,7 @@ def test_without_a_bound_on_answers_nothing_can_be_set_aside(params: dict[str, A
             Budget(teacher(params=params), **caps)
 
 
+@pytest.mark.long
 def test_a_server_that_writes_more_than_allowed_is_counted_in_full_and_more_is_set_aside(tmp_path: Path) -> None:
     url, cap = make_store(tmp_path, 30), 0.2
     with TeacherServer(decide=lambda exchange: Fault.OVERLONG) as server:
@@ -386,6 +387,7 @@ def test_batches_that_are_out_count_until_they_are_taken(tmp_path: Path) -> None
         assert spending(url).total_usd <= budget
 
 
+@pytest.mark.long
 def test_a_batch_that_was_never_handed_over_costs_nothing(tmp_path: Path) -> None:
     url = make_store(tmp_path, 5)
     with BatchServer() as server:

@@ -297,6 +297,7 @@ ODD_ROWS = [
 ]
 
 
+@pytest.mark.long
 def test_numbers_that_a_database_gives_back_otherwise_keep_their_digest(url: str) -> None:
     with Store.open(url) as store:
         student, variant = store.rows("SELECT student_id, variant_id FROM loss LIMIT 1")[0]

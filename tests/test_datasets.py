@@ -242,6 +242,7 @@ def filled(store: Store) -> dict[str, list[str]]:
     return {name: stores.add_samples(store, map(stores.texts, word), name) for name, word in words.items()}
 
 
+@pytest.mark.long
 def test_a_removed_dataset_is_out_of_everything_and_nothing_is_paid_twice(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,7 @@ def test_a_selection_with_keep_is_the_one_without_the_parameter(sqlite: Store) -
         select(sqlite, get_recipe("cherry"), {"near_duplicates": "no"})
 
 
+@pytest.mark.long
 def test_selective_and_recycled_take_one_of_each_group_too(sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         samples = scored.two_students(

@@ -134,6 +134,7 @@ def test_a_hub_model_is_its_cached_commit(tmp_path: Path, folder: Path) -> None:
     assert run.stdout.strip() == repr(Identity(COMMIT, PARAMETERS, local=False)), run.stderr
 
 
+@pytest.mark.long
 def test_offline_and_unknown_is_one_clear_error(tmp_path: Path) -> None:
     code = (
         "from recycledb.scoring.identity import identify\n"

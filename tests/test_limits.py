@@ -165,6 +165,7 @@ def test_stores_in_which_one_teacher_has_two_ids_are_merged_into_one_teacher(
     )
 
 
+@pytest.mark.long
 def test_the_replies_of_the_row_that_has_the_name_count_first(tmp_path: Path) -> None:
     """A store in which everything was asked with 512 and again with 1024, as before: the selection stays what it was."""
     url = make_store(tmp_path, 4)

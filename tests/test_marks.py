@@ -99,7 +99,7 @@ def test_marks_that_make_no_sense(sqlite_url: str) -> None:
                 find_target(store, prefix)
 
 
-@pytest.mark.default_cases("sqlite")
+@pytest.mark.long
 def test_recipes_leave_out_what_is_marked_drop(store: Store) -> None:
     samples = two_students(store, WORDS)
     before = cherry(store)

@@ -152,6 +152,7 @@ def agrees(store: Store, name: str, path: Path) -> None:
         assert row.value == pytest.approx(naive.selectit(model, words, Texts(*row[:3]), PROMPTS), abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_reference_is_part_of_the_value(sqlite_url: str, students: dict[str, Path], tmp_path: Path) -> None:
     """With `reference = "origin"` each other variant is measured beside its origin, and both rows say which variant that was."""
     tables = {

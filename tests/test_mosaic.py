@@ -260,6 +260,7 @@ def test_merged_stores_hold_the_rows_of_both_and_make_none_twice(tmp_path: Path)
         assert make_plan(store, resolve(configured(tmp_path, augmentations=AUGMENTATIONS))).ready == 0
 
 
+@pytest.mark.long
 def test_a_student_scores_them_and_its_tokenizer_counts(tmp_path: Path) -> None:
     url = filled(tmp_path / "store.db", range(6))
     for name in ("small", "moved"):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from scored_stores import two_students
 from stores import student_row
 from sync_runs import configuration

@@ -162,6 +162,7 @@ def test_a_hold_out_split_does_not_move_when_samples_are_added(sqlite: Store, tm
     assert all("holdout = 30%, seed 0: not held out" in side[sample] for sample in train)
 
 
+@pytest.mark.long
 def test_near_duplicates_across_a_split_are_counted(sqlite: Store, tmp_path: Path) -> None:
     rng = random.Random(0)
     words = " ".join(str(rng.random()) for _ in range(20))

@@ -77,6 +77,7 @@ def test_an_output_that_takes_no_text_is_one_line_and_an_exit_code(
     )
 
 
+@pytest.mark.long
 def test_a_matrix_of_many_measures_fits_80_columns(command_server: CommandServer, url: str, tmp_path: Path) -> None:
     names = [f"{measure}/{student}" for measure in MEASURES for student in students(url)]
     options = [word for name in names for word in ("--measure", name)]

@@ -132,6 +132,7 @@ def test_a_log_is_matched_with_the_dataset_that_is_there(sqlite_url: str, tmp_pa
         assert db.import_reviews(other, dataset="test", **{**IMPORT, "judge": "gpt-3.5"}).reviews_new == 4
 
 
+@pytest.mark.long
 def test_a_question_that_is_asked_twice_is_two_pairs(sqlite_url: str, tmp_path: Path) -> None:
     """As where a test set has hidden inputs: the same question with other answers."""
     content = log([("9 8", "8 9"), ("7 8", "9 7"), ("5 5", "5 5")])

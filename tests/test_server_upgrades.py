@@ -121,6 +121,7 @@ def test_a_function_that_reads_a_view_of_ours_is_named(database: str, url: str) 
     assert "function how_many() depends on view scores" in refused(url)
 
 
+@pytest.mark.long
 def test_a_view_beside_ours_is_kept(database: str, url: str) -> None:
     with connect(database) as ours:
         ours.execute("CREATE VIEW a_hard AS SELECT * FROM scores WHERE ifd_ppl > 0.9")

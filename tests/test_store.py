@@ -231,6 +231,7 @@ def test_verify_finds_what_is_wrong(store: Store) -> None:
     assert len(found) == 1 and "does not match its content" in found[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("store_url", BACKENDS, indirect=True)  # elsewhere nobody can leave foreign keys out
 def test_verify_finds_broken_references(store_url: str) -> None:
     with Store.open(store_url) as store:
@@ -824,6 +825,7 @@ def test_the_bundled_library_is_free_of_the_bug() -> None:
     assert driver is pysqlite3 and not has_wal_reset_bug(pysqlite3.sqlite_version_info)
 
 
+@pytest.mark.long
 def test_the_whole_job_runs_on_the_interpreter_s_library_too(sqlite_url: str) -> None:
     with Store(SQLite(parse_url(sqlite_url)[1], sqlite3)) as store:
         stores.fill(store)

@@ -294,6 +294,7 @@ def test_a_form_goes_on_to_the_address(client: httpx.Client) -> None:
     assert wrong.status_code == 400 and "must be numbers" in wrong.text
 
 
+@pytest.mark.long
 def test_pages_follow_by_key_and_nothing_twice(sqlite_url: str) -> None:
     with Store.open(sqlite_url) as store:
         add_samples(store, [texts(f"word{i}") for i in range(120)])

@@ -241,6 +241,7 @@ def client(pages: Served) -> Iterator[httpx.Client]:
         yield found
 
 
+@pytest.mark.long
 def test_the_page_shows_its_region_in_three_forms(client: httpx.Client, workspace: Workspace) -> None:
     pairs = [("x", X), ("y", f"{Y} by gpt"), ("xlow", "0.5"), ("yhigh", "1,5"), ("has", "dataset:it's one")]
     page = client.get(f"/compare?{urlencode(pairs)}").text

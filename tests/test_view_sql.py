@@ -170,6 +170,7 @@ def test_a_running_query_can_be_cancelled(client: httpx.Client, action: str) -> 
 # -- keeping
 
 
+@pytest.mark.long
 def test_a_recipe_file_is_never_replaced_unasked(site: Site, client: httpx.Client) -> None:
     folder = site.recipes
     assert "recycledb select --sql recipes/mine.sql" in send(client, "SELECT 1\n", "save", recipe="mine")
@@ -248,6 +249,7 @@ def test_files_are_those_of_the_commands(site: Site, client: httpx.Client, tmp_p
 # -- DuckDB
 
 
+@pytest.mark.long
 def test_a_sandbox_and_other_connections_of_duckdb_take_turns(tmp_path: Path) -> None:
     path = tmp_path / "store.duckdb"
     shutil.copyfile(made("duckdb"), path)
