@@ -53,7 +53,7 @@ def test_a_connection_that_the_server_ended_is_replaced(pg: Store, url: str) -> 
     server, database = postgres_server.server(), url.partition("@/")[2].partition("?")[0]
     with closing(server.connect()) as connection:
         connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
             [database],
         )
     with pg.write() as conn:
