@@ -61,6 +61,21 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
+def pg_url(tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty store in PostgreSQL."""
+    url = new_url("postgresql", tmp_path)
+    yield url
+    drop(url)
+
+
+@pytest.fixture
+def pg(pg_url: str) -> Iterator[Store]:
+    """An open, empty store in PostgreSQL."""
+    with Store.open(pg_url) as opened:
+        yield opened
+
+
+@pytest.fixture
 def own_server() -> Iterator[postgres_server.Server]:
     """A server of the test's own, which it may stop."""
     server = postgres_server.Server(fsync="on", synchronous_commit="on", full_page_writes="on")

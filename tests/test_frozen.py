@@ -15,7 +15,7 @@ from sync_runs import attempts, disagreements, make_store, rows
 from teacher_server import TeacherServer
 from templates import drop
 from test_hosts import Started, agreement, named, outcome
-from test_sharing import suspended
+from test_sharing import suspend_outside_a_transaction, suspended
 from test_sync_kills import start_sync, wait_for
 
 pytestmark = pytest.mark.skipif(postgres_server.binaries() is None, reason="no PostgreSQL: apt-get install postgresql")
@@ -82,7 +82,7 @@ def test_a_process_that_is_suspended_while_it_awaits_replies_asks_no_more(url: s
     with TeacherServer(delay_s=0.2) as server:
         first = start_sync(url, server.base_url, *OPTIONS)
         wait_for(lambda: len(server.log) >= 8)
-        freeze(first)
+        suspend_outside_a_transaction(first, lambda: state(url, first.pid))
         wait_for(lambda: server.in_flight == 0)
         before = len(server.log)
         second = start_sync(url, server.base_url, *OPTIONS)

@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -28,21 +27,6 @@ from recycledb.store.address import open_backend, shown
 from recycledb.store.merge import merge, open_source
 
 pytestmark = pytest.mark.skipif(postgres_server.binaries() is None, reason="no PostgreSQL: apt-get install postgresql")
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty store in PostgreSQL."""
-    made = new_url("postgresql", tmp_path)
-    yield made
-    drop(made)
-
-
-@pytest.fixture
-def pg(url: str) -> Iterator[Store]:
-    """An open, empty store in PostgreSQL."""
-    with Store.open(url) as store:
-        yield store
 
 
 # --- addresses, passwords and roles -----------------------------------------------------------------
@@ -69,8 +53,8 @@ def test_a_server_elsewhere_is_asked_for_tls_that_verifies(monkeypatch: pytest.M
     assert "sslmode=require" in open_backend("postgresql://db.lab.example/store?sslmode=require").label
 
 
-def test_a_database_that_is_missing_is_one_line_with_the_command(url: str) -> None:
-    missing = url.replace(url.partition("@/")[2].partition("?")[0], "nowhere")
+def test_a_database_that_is_missing_is_one_line_with_the_command(pg_url: str) -> None:
+    missing = pg_url.replace(pg_url.partition("@/")[2].partition("?")[0], "nowhere")
     with pytest.raises(StoreError, match=r"there is no database 'nowhere' .* `createdb nowhere` creates it"):
         Store.open(missing)
 
@@ -85,17 +69,17 @@ def test_a_schema_of_another_program_is_refused(tmp_path: Path) -> None:
     drop(server.url(name))
 
 
-def test_a_store_newer_than_this_release_is_refused(pg: Store, url: str) -> None:
+def test_a_store_newer_than_this_release_is_refused(pg: Store, pg_url: str) -> None:
     with pg.write() as conn:
         conn.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(SchemaError, match=r"newer than this recycledb"):
-        Store.open(url, create=True)
+        Store.open(pg_url, create=True)
 
 
-def test_what_a_readers_role_may_do(pg: Store, url: str) -> None:
+def test_what_a_readers_role_may_do(pg: Store, pg_url: str) -> None:
     scored.two_students(pg)
     server = postgres_server.server()
-    database = url.partition("@/")[2].partition("?")[0]
+    database = pg_url.partition("@/")[2].partition("?")[0]
     role = f"reader_{database}"
     with closing(server.connect(database)) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN")
@@ -150,9 +134,9 @@ def test_a_query_can_only_read(pg: Store) -> None:
 
 
 def test_a_superuser_s_queries_are_refused_unless_asked_for(
-    pg: Store, url: str, monkeypatch: pytest.MonkeyPatch
+    pg: Store, pg_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Store.open(url.replace(f"{OWNER}@", "test@")) as store:
+    with Store.open(pg_url.replace(f"{OWNER}@", "test@")) as store:
         with pytest.raises(QueryError, match="superuser"), query(store, "SELECT 1 AS a"):
             pass
         monkeypatch.setenv("RECYCLEDB_AS_SUPERUSER", "1")
@@ -222,13 +206,13 @@ def test_a_selection_is_the_same_bytes_on_three_backends(tmp_path: Path) -> None
     drop(others[0])
 
 
-def test_a_store_is_not_merged_into_itself(pg: Store, url: str) -> None:
-    with open_source(url) as source, pytest.raises(StoreError, match="into itself"):
+def test_a_store_is_not_merged_into_itself(pg: Store, pg_url: str) -> None:
+    with open_source(pg_url) as source, pytest.raises(StoreError, match="into itself"):
         merge(pg, source)
 
 
 @pytest.mark.long
-def test_a_backup_is_restored(pg: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backup_is_restored(pg: Store, pg_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored.two_students(pg)
     server = postgres_server.server()
     monkeypatch.setenv("PATH", f"{server.programs}:{os.environ['PATH']}")
@@ -255,9 +239,9 @@ def test_without_pg_dump_the_command_is_named(pg: Store, tmp_path: Path, monkeyp
 
 
 @pytest.mark.long
-def test_the_commands_work_on_a_server(url: str, cli: Cli, tmp_path: Path) -> None:
+def test_the_commands_work_on_a_server(pg_url: str, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps([{"instruction": f"Say {i}", "output": f"{i}"} for i in range(5)]))
-    store = ("--store", url)
+    store = ("--store", pg_url)
     assert "5" in cli(*store, "add", "data.json").stdout
     status = json.loads(cli(*store, "status", "--json").stdout)
     assert status["backend"] == "postgresql" and status["samples"] == 5

@@ -5,7 +5,6 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from postgres_server import Server
 from stores import STUDENT, loss_row
 from sync_runs import disagreements, make_store, rows, run, sample, target
 from teacher_server import TeacherServer
-from templates import drop, new_url
+from templates import drop
 from test_sharing import ask_and_kill
 from test_sync_kills import kill_often
 
@@ -30,27 +29,12 @@ from recycledb.store.workers import start_worker
 pytestmark = pytest.mark.skipif(postgres_server.binaries() is None, reason="no PostgreSQL: apt-get install postgresql")
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty store in PostgreSQL."""
-    made = new_url("postgresql", tmp_path)
-    yield made
-    drop(made)
-
-
-@pytest.fixture
-def pg(url: str) -> Iterator[Store]:
-    """An open, empty store in PostgreSQL."""
-    with Store.open(url) as store:
-        yield store
-
-
 # --- a server that goes away ------------------------------------------------------------------------------
 
 
-def test_a_connection_that_the_server_ended_is_replaced(pg: Store, url: str) -> None:
+def test_a_connection_that_the_server_ended_is_replaced(pg: Store, pg_url: str) -> None:
     stores.add_samples(pg, [stores.texts(1)])
-    server, database = postgres_server.server(), url.partition("@/")[2].partition("?")[0]
+    server, database = postgres_server.server(), pg_url.partition("@/")[2].partition("?")[0]
     with closing(server.connect()) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
@@ -176,13 +160,13 @@ class CuttingProxy:
                 each.shutdown(socket.SHUT_WR if each is sink else socket.SHUT_RD)
 
 
-def test_a_claim_whose_commit_was_not_acknowledged_is_known_again(url: str) -> None:
-    with Store.open(url) as store:
+def test_a_claim_whose_commit_was_not_acknowledged_is_known_again(pg_url: str) -> None:
+    with Store.open(pg_url) as store:
         stores.register(store)
         samples = stores.add_samples(store, [stores.texts(i) for i in range(4)])
     with tempfile.TemporaryDirectory(prefix="px-") as folder:
         proxy = CuttingProxy(Path(folder), postgres_server.server())
-        through = url.replace(f"host={postgres_server.server().folder}", f"host={folder}")
+        through = pg_url.replace(f"host={postgres_server.server().folder}", f"host={folder}")
         with Store.open(through) as store:
             wanted = stores.wanted()
             asked = pending_questions(store, wanted, samples)
@@ -226,13 +210,13 @@ def write_opposite(url: str, rounds: int) -> None:
     assert rows(url, "SELECT count(*) AS n FROM loss")[0]["n"] == rounds * len(variants)
 
 
-def test_opposite_writers_do_not_stop_each_other(url: str) -> None:
-    write_opposite(url, 20)
+def test_opposite_writers_do_not_stop_each_other(pg_url: str) -> None:
+    write_opposite(pg_url, 20)
 
 
 @pytest.mark.slow
-def test_a_thousand_rounds_of_opposite_writers(url: str) -> None:
-    write_opposite(url, 1_000)
+def test_a_thousand_rounds_of_opposite_writers(pg_url: str) -> None:
+    write_opposite(pg_url, 1_000)
 
 
 @pytest.mark.long

@@ -4,7 +4,11 @@ import json
 import random
 import shutil
 import signal
+import sqlite3
+import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +108,29 @@ def suspended(pid: int) -> bool:
     return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+def suspend_outside_a_transaction(process: Forked, is_locked: Callable[[], object]) -> None:
+    """Suspend a process at a moment at which it does not keep others from writing."""
+    for _ in range(200):
+        process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: suspended(process.pid))
+        if not is_locked():
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(random.uniform(0.0, 0.02))
+    raise AssertionError("it held the lock at each moment")
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process is writing to a SQLite store."""
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        connection.execute("ROLLBACK")
+    return False
+
+
 @pytest.mark.long
 def test_four_processes_share_scoring_and_one_is_killed(tmp_path: Path) -> None:
     url = scoring_store(tmp_path, 1_500)
@@ -159,8 +186,8 @@ def test_a_suspended_process_that_wakes_asks_no_more(tmp_path: Path) -> None:
     with TeacherServer(delay_s=0.2) as server:
         first = start_sync(url, server.base_url, "--concurrency", "4", *cluster)
         wait_for(lambda: len(server.log) >= 8)
-        first.send_signal(signal.SIGSTOP)
-        wait_for(lambda: suspended(first.pid) and server.in_flight == 0)
+        suspend_outside_a_transaction(first, lambda: is_locked(tmp_path / "store.db"))
+        wait_for(lambda: server.in_flight == 0)
         before = len(server.log)
         second = start_sync(url, server.base_url, "--concurrency", "4", *cluster)
         wait_for(lambda: len(server.log) >= before + 20)

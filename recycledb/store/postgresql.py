@@ -31,14 +31,19 @@ from recycledb.store.postgresql_schema import SETTINGS, array_type, described
 from recycledb.store.tables import metadata
 
 READERS = 2  # connections kept open; as many again are opened for a while
+FEW_VALUES = 50  # in an INSERT: of a statement with so many the driver keeps where its parameters are
 LOCK = 7231  # the class of this program's advisory locks
 WAIT_S = 60  # for a lock that another transaction holds
 
-_SETTINGS = f"""
+# The transaction is begun by the statement that has its settings: one round trip in place of two.
+_BEGIN = f"""
+    BEGIN ISOLATION LEVEL {{}};
     SET LOCAL lock_timeout = '{WAIT_S}s';
     SET LOCAL idle_in_transaction_session_timeout = '{WAIT_S}s';
-    {SETTINGS}
 """
+_READING = f"{_BEGIN.format('REPEATABLE READ READ ONLY')} {SETTINGS}"
+_ADDING = _BEGIN.format("READ COMMITTED")
+_WRITING = f"{_ADDING} {SETTINGS};"
 # Of the schema, since a database may hold several stores.
 _TAKE_LOCK = f"SELECT pg_advisory_xact_lock({LOCK}, current_schema()::regnamespace::oid::integer)"
 UNLOCKED = "recycledb_unlocked"  # the execution option of writers that only add rows of content
@@ -82,11 +87,11 @@ class PostgreSQL:
         )
         self.title = url.database or os.environ.get("PGDATABASE") or "postgresql"
         self.identity = f"{url.host or os.environ.get('PGHOST', '')}:{url.port or ''}/{url.database or ''}?{sorted(url.query.items())}"
-        self.writer = self._engine(1, 0, read_only=False)
-        self.adder = self._engine(1, 2, read_only=False)  # without the store's lock: heartbeats, rows of content
-        self.reader = self._engine(READERS, READERS, read_only=True)
+        self.writer = self._engine(1, 0, _WRITING)
+        self.adder = self._engine(3, 1, _ADDING)  # without the store's lock: heartbeats, rows of content
+        self.reader = self._engine(READERS, READERS, _READING)
 
-    def _engine(self, size: int, more: int, *, read_only: bool) -> Engine:
+    def _engine(self, size: int, more: int, begin: str) -> Engine:
         engine = create_engine(
             self.url,
             poolclass=QueuePool,
@@ -103,10 +108,7 @@ class PostgreSQL:
         @event.listens_for(engine, "connect")
         def configure(connection: Any, record: object) -> None:
             read_numbers(connection)
-            connection.isolation_level = (
-                psycopg.IsolationLevel.REPEATABLE_READ if read_only else psycopg.IsolationLevel.READ_COMMITTED
-            )
-            connection.read_only = read_only
+            connection.autocommit = True  # the driver begins no transaction: `start` does
 
         @event.listens_for(engine, "checkout")
         def require_open(connection: Any, record: object, proxy: object) -> None:
@@ -115,8 +117,8 @@ class PostgreSQL:
 
         @event.listens_for(engine, "begin")
         def start(connection: Connection) -> None:
-            locks = not read_only and not connection.get_execution_options().get(UNLOCKED)
-            connection.exec_driver_sql(f"{_SETTINGS}; {_TAKE_LOCK}" if locks else _SETTINGS)
+            locks = begin is _WRITING and not connection.get_execution_options().get(UNLOCKED)
+            connection.exec_driver_sql(f"{begin} {_TAKE_LOCK}" if locks else begin)
 
         return engine
 
@@ -146,7 +148,7 @@ class PostgreSQL:
         return None
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
-        """Insert from arrays, one for each column, by one statement; rows in the order of their keys.
+        """Insert by one statement, from arrays, one for each column, which take long to prepare for few rows; in the order of keys.
 
         Two transactions that insert the same rows in different orders would wait for each other.
         """
@@ -156,10 +158,16 @@ class PostgreSQL:
         of = None if described is None else described.columns
         key = [i for i, column in enumerate(columns) if of is None or of[column].primary_key]
         ordered = sorted(rows, key=lambda row: tuple(row[i] for i in key))
+        raw: Any = conn.connection.driver_connection
+        if len(rows) * len(columns) <= FEW_VALUES:
+            marks = f"({', '.join(['%s'] * len(columns))})"
+            sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([marks] * len(rows))} ON CONFLICT DO NOTHING"
+            with psycopg.ClientCursor(raw) as cursor:
+                cursor.execute(sql, [value for row in ordered for value in row])
+                return max(0, cursor.rowcount)
         arrays = ", ".join(f"%s::{'bigint[]' if of is None else array_type(of[column].type)}" for column in columns)
         names = ", ".join(columns)
         sql = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
-        raw: Any = conn.connection.driver_connection
         with psycopg.Cursor(raw) as cursor:
             cursor.execute(sql, [list(values) for values in zip(*ordered, strict=True)], prepare=False)
             return max(0, cursor.rowcount)
@@ -355,7 +363,7 @@ def read_numbers(connection: Any) -> None:
 
 
 def _has_input(connection: Any) -> bool:
-    """Return whether an idle connection is closed or has something to read, which is that the server closes it. Costs no round trip, as a ping does."""
+    """Return whether an idle connection is closed, or has something to read: that the server closes it. A ping takes a round trip."""
     if connection.closed:
         return True
     with selectors.DefaultSelector() as selector:

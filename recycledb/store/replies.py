@@ -16,10 +16,11 @@ from recycledb.store.statement import MOST_TOKENS, tokens
 IDS = 500  # in one IN list
 
 
-def add_replies(store: Store, replies: Sequence[ReplyRow], *, wait: bool = True) -> None:
+def add_replies(store: Store, replies: Sequence[ReplyRow], *, wait: bool = True, locked: bool = True) -> None:
     """Commit replies; those that are there already, for another attempt, become rows of `repeated_reply`.
 
-    Without `wait`, AwayError is raised at once where a server is away.
+    Without `wait`, AwayError is raised at once where a server is away. Without `locked` they do not wait for claims on a server: for
+    stores without a budget, which counts replies in the order in which they are committed.
     """
 
     def add(conn: Connection) -> None:
@@ -33,7 +34,7 @@ def add_replies(store: Store, replies: Sequence[ReplyRow], *, wait: bool = True)
         again = [reply for reply in replies if there[reply.text_id] != reply.attempt_id]
         store.insert(conn, [repeated(reply) for reply in again])
 
-    store.transact(add, wait=wait)
+    store.transact(add, wait=wait, locked=locked)
 
 
 def repeated(reply: ReplyRow) -> RepeatedReplyRow:
@@ -48,7 +49,7 @@ def add_readings(
     ratings: Sequence[RatingRow] = (),
 ) -> None:
     """Commit extractions, one per reply, with their variants and ratings."""
-    store.transact(lambda conn: store.insert(conn, [*variants, *extractions, *ratings]))
+    store.transact(lambda conn: store.insert(conn, [*variants, *extractions, *ratings]), locked=False)
 
 
 def pending_readings(store: Store, versions: Mapping[str, int], page: int = 500) -> Sequence[SQLRow]:

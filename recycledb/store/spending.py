@@ -90,7 +90,7 @@ _UNPRICED = f"""
 _NEW_CLAIMS = """
     SELECT coalesce(sum(a.reserved_usd), 0), coalesce(sum(CASE WHEN a.reserved_usd > 0 THEN 1 ELSE 0 END), 0),
         coalesce(sum(CASE WHEN a.reserved_usd IS NULL THEN 1 ELSE 0 END), 0)
-    FROM attempt a WHERE a.rowid > ?
+    FROM attempt a WHERE a.rowid > ? AND a.rowid <= ?
 """
 _NEW_COSTS = f"""
     SELECT coalesce(sum(n.cost_usd), 0), coalesce(sum(n.reserved_usd), 0),
@@ -100,7 +100,7 @@ _NEW_COSTS = f"""
             SELECT 1 FROM reply q WHERE q.attempt_id = r.attempt_id AND q.rowid < r.rowid AND {known("q")}
         ) OR {_NEVER_HANDED_OVER} THEN 0 ELSE a.reserved_usd END AS reserved_usd
         FROM reply r LEFT JOIN attempt a ON a.attempt_id = r.attempt_id
-        WHERE r.rowid > ? AND {known("r")}
+        WHERE r.rowid > ? AND r.rowid <= ? AND {known("r")}
     ) n
 """
 
@@ -172,8 +172,8 @@ class Spending:
         if any(new < old for new, old in zip(marks, self._marks, strict=True)) or marks[2] != self._marks[2]:
             self.measure(conn)  # rows were deleted by hand, or merged from another store
             return
-        reserved, claims, without = conn.exec_driver_sql(_NEW_CLAIMS, (self._marks[0],)).one()
-        cost, settled, replies = conn.exec_driver_sql(_NEW_COSTS, (self._marks[1],)).one()
+        reserved, claims, without = conn.exec_driver_sql(_NEW_CLAIMS, (self._marks[0], marks[0])).one()
+        cost, settled, replies = conn.exec_driver_sql(_NEW_COSTS, (self._marks[1], marks[1])).one()
         if without:  # another process claims without knowing prices
             self.measure(conn)
             return

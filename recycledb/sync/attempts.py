@@ -117,7 +117,7 @@ class TeacherRun:
         self._asks: set[asyncio.Task[None]] = set()
         self._arrived: list[Answered] = []  # not yet committed
         self._refusals = Refusals(_reply_of, _replace_reply, judged=self.config.provider != "openai")
-        self._commits = Commits(store)
+        self._commits = Commits(store, locked=self.budget.store_limit is not None)
         self._refusal: Exception | None = None  # the store's error when it refused a reply
         self._refused: list[Answered] = []  # replies that could not be stored
         self._unread: deque[Complete] = deque()

@@ -17,8 +17,9 @@ Done = Callable[[Exception | None], None]
 class Commits:
     """The commits of one run, made on its event loop."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, *, locked: bool) -> None:
+        """Commit into `store`; `locked` where the store has a budget, see `add_replies`."""
+        self.store, self.locked = store, locked
         self._waiting: list[tuple[Sequence[Arrived], Done]] = []  # for the server
         self._task: asyncio.Task[None] | None = None
 
@@ -26,7 +27,7 @@ class Commits:
         """Commit replies and call `done` with the error, if there is one: now, or once the server is there again."""
         if self._task is None:
             try:
-                store_replies(self.store, arrived, wait=False)
+                store_replies(self.store, arrived, wait=False, locked=self.locked)
             except AwayError:
                 self._task = asyncio.get_running_loop().create_task(self._wait())
             except Exception as error:  # of any kind: the replies must not be dropped
@@ -49,7 +50,7 @@ class Commits:
             every = [each for arrived, _ in groups for each in arrived]
             error: Exception | None = None
             try:
-                await asyncio.to_thread(store_replies, self.store, every)
+                await asyncio.to_thread(store_replies, self.store, every, locked=self.locked)
             except Exception as caught:
                 error = caught
             for _, done in groups:

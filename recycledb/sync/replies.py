@@ -64,17 +64,17 @@ def reply_id_of(row: ReplyRow) -> str:
     return content_id("reply", *question, *others, row.status, row.text, row.finish_reason, row.error)
 
 
-def store_replies(store: Store, arrived: Sequence[Arrived], *, wait: bool = True) -> None:
+def store_replies(store: Store, arrived: Sequence[Arrived], *, wait: bool = True, locked: bool = True) -> None:
     """Commit replies; one that cannot be stored as it arrived is replaced by the failed reply that was stored.
 
-    Without `wait`, AwayError is raised at once where a server is away; nothing is lost by that.
+    Without `wait`, AwayError is raised at once where a server is away; nothing is lost by that. `locked` as in `add_replies`.
     """
 
     def commit(group: Sequence[Arrived]) -> None:
         rows = [reply_row(each.attempt, each.reply) for each in group]
         for each, row in zip(group, rows, strict=True):
             each.row = row
-        add_replies(store, rows, wait=wait)
+        add_replies(store, rows, wait=wait, locked=locked)
 
     def commit_least(one: Arrived, error: Exception) -> None:
         one.reply = unstorable(one.reply, error)
