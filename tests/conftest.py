@@ -63,6 +63,8 @@ def store(store_url: str) -> Iterator[Store]:
 @pytest.fixture
 def pg_url(tmp_path: Path) -> Iterator[str]:
     """The URL of an empty store in PostgreSQL."""
+    if postgres_server.binaries() is None:
+        pytest.skip("no PostgreSQL: apt-get install postgresql")
     url = new_url("postgresql", tmp_path)
     yield url
     drop(url)

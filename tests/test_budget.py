@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from batch_server import BatchServer, answered, expired
 from conftest import Cli
-from sync_runs import attempts, configuration, make_store, rows, run, target
+from sync_runs import attempts, configuration, make_store, rows, run, sample, target
 from teacher_server import Exchange, Fault, TeacherServer
 from test_sync import money_faults, write_toml
 from test_sync_kills import start_sync, wait_for
@@ -23,16 +23,19 @@ from recycledb.errors import ConfigError, TeacherError
 from recycledb.methods.reflection import Step
 from recycledb.reflection.teachers import Question
 from recycledb.reflection.teachers.chat import ChatTeacher
+from recycledb.reflection.teachers.contract import Reply
 from recycledb.reflection.teachers.prices import find_cost, usage_cost
-from recycledb.schema import Texts
+from recycledb.schema import ReplyStatus, Texts
 from recycledb.store import Store
-from recycledb.store.places import iter_places
+from recycledb.store.places import Place, iter_places, replace_places
 from recycledb.store.questions import claim, key_of, pending_questions
+from recycledb.store.replies import add_replies
 from recycledb.store.rows import BatchRow
 from recycledb.store.spending import Spending
 from recycledb.store.workers import start_worker
 from recycledb.sync import Plan, Sync
 from recycledb.sync.budget import Budget, described
+from recycledb.sync.replies import reply_row
 
 STEPS = ["reflect_response"]
 PRICES: dict[str, Any] = {"price_in": 3.0, "price_out": 12.0, "price_cached": 0.3, "params": {"max_tokens": 100}}
@@ -361,6 +364,38 @@ def test_following_new_rows_comes_to_the_same_as_counting_all(tmp_path: Path, ba
             assert followed.unknown == counted.unknown > 0
             assert followed.recorded_usd == pytest.approx(counted.recorded_usd)
             assert followed.charged_usd == pytest.approx(counted.charged_usd)
+
+
+def test_a_reply_that_is_committed_late_costs_no_less(pg: Store, pg_url: str) -> None:
+    """Replies to one budget take a lock; one of a process that knows of no budget does not, and may come after later ones were counted."""
+    with pg.write() as conn:
+        replace_places(pg, conn, "d", (Place(i, sample(i)) for i in range(2)))
+    wanted = target("http://127.0.0.1:9/v1", STEPS).wanted
+    assert wanted is not None
+    target("http://127.0.0.1:9/v1", STEPS).register(pg)
+    asked = pending_questions(pg, wanted, next(iter_places(pg, 2)))[:2]
+    reply = Reply(ReplyStatus.OK, "An answer.", "stop", "made-up", cost_usd=0.03)
+    early, late = [attempt for attempt, _ in claim(pg, wanted, start_worker(pg), asked, [0.1, 0.1])]
+    followed = Spending(1.0)
+
+    def follow() -> float:
+        with pg.read() as conn:
+            followed.follow(conn)
+        return followed.total_usd
+
+    assert follow() == pytest.approx(0.2)  # what is set aside
+    with Store.open(pg_url) as other:
+        with other.write(locked=False) as conn:
+            other.insert(conn, [reply_row(early, reply)])
+            add_replies(pg, [reply_row(late, reply)], locked=False)
+            assert follow() == pytest.approx(0.13)
+        assert follow() == pytest.approx(
+            0.13
+        )  # the first has a lower number than what was counted: its 0.1 stays set aside
+        counted = Spending(1.0)
+        with pg.read() as conn:
+            counted.measure(conn)
+        assert counted.total_usd == pytest.approx(0.06)
 
 
 @pytest.mark.long
