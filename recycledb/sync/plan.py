@@ -255,7 +255,7 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
         augmentations=augmentations,
         unread=count_unread(store, methods.versions()),
         failed=sum(count_failed(store, wanted) for wanted in questions),
-        cut_off=_cut_off(store, [wanted.retrying(retry_before) for wanted in questions]),
+        cut_off=_cut_off(store, [wanted.retrying(retry_before) for wanted in questions], sum(ask.calls for ask in asks)),
         limit=max((asking.teacher.limit for asking in askings if asking.teacher), default=0),
         in_batches=sum(number for number, _ in under_way),
         in_processes=sum(number for _, number in under_way),
@@ -269,8 +269,10 @@ def _distinct(found: Sequence[Wanted | None]) -> list[Wanted]:
     return list({(each.teacher_id, *each.prompts.values()): each for each in found if each is not None}.values())
 
 
-def _cut_off(store: Store, questions: Sequence[Wanted]) -> CutOff:
-    """Return the sum of the questions whose reply was cut off."""
+def _cut_off(store: Store, questions: Sequence[Wanted], pending: int) -> CutOff:
+    """Return the sum of the questions whose reply was cut off, of those that are pending."""
+    if not pending:
+        return CutOff()
     found = [each for each in (count_cut_off(store, wanted) for wanted in questions) if each.questions]
     if not found:
         return CutOff()
