@@ -7,7 +7,8 @@
 Every command runs as users run it, in a process of its own, by turns with the bare counterpart: hand-written SQL straight
 on the tables (or a plain copy, row batches through Arrow) by the same engine and driver, in a process of its own too. What counts
 is the ratio; the shortest of the rounds is taken, and peak memory is the process's. PostgreSQL's server works for both sides in its own
-processes, whose processor time and memory are not counted.
+processes, whose processor time and memory are not counted. "Its SQL" is how long the command's own statements take, by the same engine in
+the same run, until their rows are in Python: what is above it is recycledb's.
 
 (Not named select.py: beside a module of that name, no script of this folder could import the standard library's.)
 """
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ RUN = [sys.executable, "-c", "from recycledb.cli import main; main()"]
 BATCH = 25_000
 
 
+INSIDE = "RECYCLEDB_BENCHMARK_SQL"  # names the file to which a command writes the seconds of its statements
+
+
 @dataclass
 class Cost:
     """What one process cost."""
@@ -39,6 +43,55 @@ class Cost:
     wall_s: float
     cpu_s: float
     peak_mb: float
+    sql_s: float = 0.0  # of its own statements, where that was measured
+
+
+def with_sql(command: list[str], folder: Path) -> Cost:
+    """Run a command of recycledb and measure it, and the time of its statements."""
+    told = folder / "sql.txt"
+    cost = measured([sys.executable, __file__, "--inside", str(told), *command], folder)
+    return replace(cost, sql_s=float(told.read_text()))
+
+
+def run_inside(told: Path, command: list[str]) -> None:
+    """Run a command of recycledb in this process, and write how long at least one statement was running or being read."""
+    from recycledb.cli import main
+    from recycledb.store import Store
+    from recycledb.store.watch import Watch
+
+    spans: list[tuple[float, float]] = []
+    for owner, name in ((Store, "rows"), (Store, "insert"), (Watch, "call")):  # tables, what is recorded, users' SQL
+        setattr(owner, name, timed(getattr(owner, name), spans))
+    # The command leaves by os._exit, so that is where it ends.
+    leave = os._exit
+
+    def ended(status: int) -> None:
+        total, end = 0.0, 0.0
+        for first, last in sorted(spans):  # of several threads, so they may overlap
+            total, end = total + max(0.0, last - max(first, end)), max(end, last)
+        told.write_text(str(total))
+        leave(status)
+
+    os._exit = ended
+    sys.argv = ["recycledb", *command]
+    try:
+        main()
+    except SystemExit as error:
+        ended(int(error.code or 0))
+    ended(0)
+
+
+def timed(function: Callable[..., Any], spans: list[tuple[float, float]]) -> Callable[..., Any]:
+    """Return the function, whose calls are noted."""
+
+    def call(*given: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*given, **named)
+        finally:
+            spans.append((started, time.perf_counter()))
+
+    return call
 
 
 def measured(command: list[str], folder: Path) -> Cost:
@@ -240,12 +293,7 @@ def rounds(folder: Path, count: int, server: str | None) -> Iterator[tuple[str, 
         for name, command in commands.items():
             for _ in range(count):
                 bare = measured([sys.executable, __file__, "--bare", name, url], folder)
-                yield (
-                    name,
-                    url.partition(":")[0].partition("+")[0],
-                    measured([*RUN, "--store", url, *command], folder),
-                    bare,
-                )
+                yield name, url.partition(":")[0].partition("+")[0], with_sql(["--store", url, *command], folder), bare
 
 
 def merges(folder: Path, source: str, count: int) -> Iterator[tuple[str, str, Cost, Cost]]:
@@ -272,6 +320,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--postgresql", action="store_true", help="measure PostgreSQL too, on a server of its own")
     parser.add_argument("--bare", nargs="+", help=argparse.SUPPRESS)
+    if sys.argv[1:2] == ["--inside"]:
+        run_inside(Path(sys.argv[2]), sys.argv[3:])
     options = parser.parse_args()
     if options.bare:
         name, *urls = options.bare
@@ -288,9 +338,8 @@ def main() -> None:
     Store.open(empty[-1], create=True).close()
     start = min(measured([*empty, "status", "--json"], folder).wall_s for _ in range(options.rounds))
     print(f"start-up (status of an empty store): {start:.2f} s\n")
-    print(
-        "| command | engine | ours, s | bare, s | ratio | CPU ratio | peak MB, ours | bare |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| command | engine | ours, s | its SQL, s | bare, s | ratio | CPU ratio | peak MB, ours | bare |")
+    print(f"|{'---|' * 9}")
     found: dict[tuple[str, str], list[tuple[Cost, Cost]]] = {}
     with ExitStack() as ending:
         server = None
@@ -311,11 +360,12 @@ def show(name: str, engine: str, costs: list[tuple[Cost, Cost]]) -> None:
     wall = [min(cost.wall_s for cost in side) for side in (ours, bare)]
     cpu = [min(cost.cpu_s for cost in side) for side in (ours, bare)]
     peak = [max(cost.peak_mb for cost in side) for side in (ours, bare)]
-    print(
-        f"| {name} | {engine} | {wall[0]:.2f} | {wall[1]:.2f} | {wall[0] / wall[1]:.2f} | {cpu[0] / cpu[1]:.2f} "
-        f"| {peak[0]:.0f} | {peak[1]:.0f} |",
-        flush=True,
-    )
+    sql = min(ours, key=lambda cost: cost.wall_s).sql_s
+    cells = [
+        name, engine, f"{wall[0]:.2f}", f"{sql:.2f}" if sql else "", f"{wall[1]:.2f}", f"{wall[0] / wall[1]:.2f}",
+        f"{cpu[0] / cpu[1]:.2f}", f"{peak[0]:.0f}", f"{peak[1]:.0f}",
+    ]  # fmt: skip
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
