@@ -255,7 +255,9 @@ def make(store: Store, target: Target, retry_before: str = "", *, exact: bool = 
         augmentations=augmentations,
         unread=count_unread(store, methods.versions()),
         failed=sum(count_failed(store, wanted) for wanted in questions),
-        cut_off=_cut_off(store, [wanted.retrying(retry_before) for wanted in questions], sum(ask.calls for ask in asks)),
+        cut_off=_cut_off(
+            store, [wanted.retrying(retry_before) for wanted in questions], sum(ask.calls for ask in asks)
+        ),
         limit=max((asking.teacher.limit for asking in askings if asking.teacher), default=0),
         in_batches=sum(number for number, _ in under_way),
         in_processes=sum(number for _, number in under_way),
