@@ -31,7 +31,7 @@ from recycledb.store.postgresql_schema import SETTINGS, array_type, described
 from recycledb.store.tables import metadata
 
 READERS = 2  # connections kept open; as many again are opened for a while
-FEW_VALUES = 50  # in an INSERT: of a statement with so many the driver keeps where its parameters are
+FEW_VALUES = 50  # in one INSERT: the driver caches how it has parsed a statement of no more parameters
 LOCK = 7231  # the class of this program's advisory locks
 WAIT_S = 60  # for a lock that another transaction holds
 
