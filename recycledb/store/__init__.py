@@ -1,7 +1,7 @@
 """The store: the only owner of engines, transactions and SQL writes.
 
-Invariant: rows are inserted, never changed or deleted (except in `worker` and `lease`); every write is one short transaction that holds the
-process's write lock, and it is durable when `write()` returns.
+Invariant: rows are inserted, never changed or deleted (except in `worker` and `lease`); every write is one short transaction, durable when
+`write()` returns. It holds the write lock, but for rows of content and heartbeats on a server, which need none.
 This package does not know what a reply contains or how a loss is computed: it stores, finds and counts rows.
 `Store` has connections, transactions and inserts; queries are functions that take a `Store`, in one module for each subject.
 """
@@ -35,7 +35,7 @@ from recycledb.store.tables import metadata
 from recycledb.store.watch import TimeLimit, stoppable, watched
 
 __all__ = [
-    "HEARTBEAT_S", "HEARTBEAT_TIMEOUT_S", "Meaning", "Row", "SQLRow", "Sandbox", "Store", "TimeLimit", "parse_url", "revisions",
+    "HEARTBEAT_S", "HEARTBEAT_TIMEOUT_S", "Meaning", "Row", "SQLRow", "Sandbox", "Store", "TimeLimit", "clause", "parse_url", "revisions",
     "upgrade",
 ]  # fmt: skip
 
@@ -248,9 +248,9 @@ class Store:
         """Return every row of a SELECT with named parameters."""
         shared: Connection | None = getattr(self._local, "conn", None)
         if shared is not None:
-            return shared.execute(_clause(sql), parameters).fetchall()
+            return shared.execute(clause(sql), parameters).fetchall()
 
-        return self.ask(lambda conn: conn.execute(_clause(sql), parameters).fetchall())
+        return self.ask(lambda conn: conn.execute(clause(sql), parameters).fetchall())
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -315,7 +315,7 @@ class Store:
 
 
 @lru_cache(maxsize=64)
-def _clause(sql: str) -> TextClause:
+def clause(sql: str) -> TextClause:
     """Return a statement; kept, since finding hundreds of parameters in it takes longer than many a look-up."""
     return text(sql)
 

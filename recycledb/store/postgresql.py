@@ -148,9 +148,9 @@ class PostgreSQL:
         return None
 
     def insert(self, conn: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> int:
-        """Insert by one statement, from arrays, one for each column, which take long to prepare for few rows; in the order of keys.
+        """Insert by one statement, rows in the order of their keys: two transactions with different orders would wait for each other.
 
-        Two transactions that insert the same rows in different orders would wait for each other.
+        Many rows go as arrays, one for each column; few as VALUES, since the driver takes long to prepare an array.
         """
         if not rows:
             return 0
@@ -158,15 +158,15 @@ class PostgreSQL:
         of = None if described is None else described.columns
         key = [i for i, column in enumerate(columns) if of is None or of[column].primary_key]
         ordered = sorted(rows, key=lambda row: tuple(row[i] for i in key))
+        names = ", ".join(columns)
         raw: Any = conn.connection.driver_connection
         if len(rows) * len(columns) <= FEW_VALUES:
             marks = f"({', '.join(['%s'] * len(columns))})"
-            sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([marks] * len(rows))} ON CONFLICT DO NOTHING"
+            sql = f"INSERT INTO {table} ({names}) VALUES {', '.join([marks] * len(rows))} ON CONFLICT DO NOTHING"
             with psycopg.ClientCursor(raw) as cursor:
                 cursor.execute(sql, [value for row in ordered for value in row])
                 return max(0, cursor.rowcount)
         arrays = ", ".join(f"%s::{'bigint[]' if of is None else array_type(of[column].type)}" for column in columns)
-        names = ", ".join(columns)
         sql = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
         with psycopg.Cursor(raw) as cursor:
             cursor.execute(sql, [list(values) for values in zip(*ordered, strict=True)], prepare=False)

@@ -5,13 +5,12 @@ Invariant: a claim is checked and written in one transaction, so no two processe
 """
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 
 from recycledb.schema import Texts, random_id, utc_now
-from recycledb.store import SQLRow, Store, leases, pending, workers
+from recycledb.store import SQLRow, Store, clause, leases, pending, workers
 from recycledb.store.leases import Lease
 from recycledb.store.pending import Wanted
 from recycledb.store.rows import AttemptRow
@@ -196,12 +195,6 @@ def _open_among(conn: Connection, wanted: Wanted, asked: Sequence[SQLRow]) -> di
             row = part[i] if i < len(part) else None
             question = (row.variant_id, row.step, row.prompt_id, row.others) if row else ("", "", "", "")
             values |= zip((f"variant_{i}", f"step_{i}", f"prompt_{i}", f"others_{i}"), question, strict=True)
-        still = conn.execute(_statement(pending.open_among(wanted, size)), values)
+        still = conn.execute(clause(pending.open_among(wanted, size)), values)
         found.update({key_of(row): row.attempts for row in still if row.variant_id})
     return found
-
-
-@lru_cache(maxsize=16)
-def _statement(sql: str) -> TextClause:
-    """Return the statement; made once, since finding its many parameters takes longer than running it."""
-    return text(sql)
