@@ -659,13 +659,8 @@ def functions_in_postgresql() -> list[str]:
     ]
 
 
-def sample_scores_in_postgresql() -> str:
-    """Return the view that aggregates the statistics of all variants and turns each sample's variants into one row.
-
-    The planner of PostgreSQL cannot estimate the joins of the other backends' views, and chooses plans that take hours; here there are
-    two joins, each by a complete key, and all of it once for each student, so that the statistics of the others are not read. A
-    `reflect_both` belongs to the teacher of its parent, as there.
-    """
+def columns_in_postgresql() -> tuple[str, str, str]:
+    """Return what `sample_scores` selects: of a variant's losses, of a sample's variants as one row, and the scores from those."""
     chosen = {
         "q": "c.kind = 'reflect_instruction' AND c.choice = 1",
         "a": "c.kind = 'reflect_response' AND c.choice = 1",
@@ -686,9 +681,20 @@ def sample_scores_in_postgresql() -> str:
         f"max(CASE WHEN l.stat = '{name}' AND {earlier.is_number('l')} THEN {earlier.mean('l')} END) AS {stat}"
         for stat, name in earlier.STATS.items()
     ]
-    parts = ("id", "ifd_ppl", "rifd_ppl", "ifd_loss", "rifd_loss")
-    names = [f"{prefix}_{part}" for prefix in ("ori", *chosen) for part in parts]
     separator = ",\n        "
+    return separator.join(gathered), separator.join(turned), separator.join(shown)
+
+
+def sample_scores_in_postgresql() -> str:
+    """Return the view that aggregates the statistics of all variants and turns each sample's variants into one row.
+
+    The planner of PostgreSQL cannot estimate the joins of the other backends' views, and chooses plans that take hours; here there are
+    two joins, each by a complete key, and all of it once for each student, so that the statistics of the others are not read. A
+    `reflect_both` belongs to the teacher of its parent, as there.
+    """
+    parts = ("id", "ifd_ppl", "rifd_ppl", "ifd_loss", "rifd_loss")
+    names = [f"{prefix}_{part}" for prefix in ("ori", "q", "a", "qa") for part in parts]
+    gathered, turned, shown = columns_in_postgresql()
     return f"""
 CREATE VIEW sample_scores AS
 WITH maker AS (
@@ -706,7 +712,7 @@ SELECT each.sample_id, each.teacher, s.student, {", ".join(f"each.{name}" for na
 FROM students s CROSS JOIN LATERAL (
     WITH mean AS (
         SELECT l.variant_id,
-        {separator.join(gathered)}
+        {gathered}
         FROM loss l WHERE l.student_id = s.student_id GROUP BY l.variant_id
     ),
     scored AS MATERIALIZED (
@@ -727,11 +733,11 @@ FROM students s CROSS JOIN LATERAL (
     ),
     turned AS (
         SELECT c.sample_id, c.teacher_id,
-        {separator.join(turned)}
+        {turned}
         FROM beside c GROUP BY c.sample_id, c.teacher_id
     )
     SELECT o.sample_id, m.teacher,
-        {separator.join(shown)}
+        {shown}
     FROM variant o
     LEFT JOIN maker m ON 1 = 1
     LEFT JOIN scored ori ON ori.variant_id = o.variant_id
