@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from batch_server import BatchServer, answered, expired
 from conftest import Cli
+from sqlalchemy import event
 from sync_runs import attempts, configuration, make_store, rows, run, sample, target
 from teacher_server import Exchange, Fault, TeacherServer
 from test_sync import money_faults, write_toml
@@ -30,7 +31,7 @@ from recycledb.store import Store
 from recycledb.store.places import Place, iter_places, replace_places
 from recycledb.store.questions import claim, key_of, pending_questions
 from recycledb.store.replies import add_replies
-from recycledb.store.rows import BatchRow
+from recycledb.store.rows import BatchRow, ReplyRow
 from recycledb.store.spending import Spending
 from recycledb.store.workers import start_worker
 from recycledb.sync import Plan, Sync
@@ -366,36 +367,59 @@ def test_following_new_rows_comes_to_the_same_as_counting_all(tmp_path: Path, ba
             assert followed.charged_usd == pytest.approx(counted.charged_usd)
 
 
+def two_claims(store: Store) -> list[ReplyRow]:
+    """Claim two questions with 0.1 set aside for each; return replies to them that cost 0.03."""
+    with store.write() as conn:
+        replace_places(store, conn, "d", (Place(i, sample(i)) for i in range(2)))
+    asking = target("http://127.0.0.1:9/v1", STEPS)
+    asking.register(store)
+    assert asking.wanted is not None
+    asked = pending_questions(store, asking.wanted, next(iter_places(store, 2)))[:2]
+    claims = claim(store, asking.wanted, start_worker(store), asked, [0.1, 0.1])
+    reply = Reply(ReplyStatus.OK, "An answer.", "stop", "made-up", cost_usd=0.03)
+    return [reply_row(attempt, reply) for attempt, _ in claims]
+
+
+def follow(store: Store, followed: Spending) -> float:
+    """Count what is new as a claim does; return the sum."""
+    with store.write() as conn:
+        followed.follow(conn)
+    return followed.total_usd
+
+
 def test_a_reply_that_is_committed_late_costs_no_less(pg: Store, pg_url: str) -> None:
     """Replies to one budget take a lock; one of a process that knows of no budget does not, and may come after later ones were counted."""
-    with pg.write() as conn:
-        replace_places(pg, conn, "d", (Place(i, sample(i)) for i in range(2)))
-    wanted = target("http://127.0.0.1:9/v1", STEPS).wanted
-    assert wanted is not None
-    target("http://127.0.0.1:9/v1", STEPS).register(pg)
-    asked = pending_questions(pg, wanted, next(iter_places(pg, 2)))[:2]
-    reply = Reply(ReplyStatus.OK, "An answer.", "stop", "made-up", cost_usd=0.03)
-    early, late = [attempt for attempt, _ in claim(pg, wanted, start_worker(pg), asked, [0.1, 0.1])]
+    early, late = two_claims(pg)
     followed = Spending(1.0)
-
-    def follow() -> float:
-        with pg.read() as conn:
-            followed.follow(conn)
-        return followed.total_usd
-
-    assert follow() == pytest.approx(0.2)  # what is set aside
+    assert follow(pg, followed) == pytest.approx(0.2)  # what is set aside
     with Store.open(pg_url) as other:
         with other.write(locked=False) as conn:
-            other.insert(conn, [reply_row(early, reply)])
-            add_replies(pg, [reply_row(late, reply)], locked=False)
-            assert follow() == pytest.approx(0.13)
-        assert follow() == pytest.approx(
+            other.insert(conn, [early])
+            add_replies(pg, [late], locked=False)
+            assert follow(pg, followed) == pytest.approx(0.13)
+        assert follow(pg, followed) == pytest.approx(
             0.13
-        )  # the first has a lower number than what was counted: its 0.1 stays set aside
-        counted = Spending(1.0)
-        with pg.read() as conn:
-            counted.measure(conn)
-        assert counted.total_usd == pytest.approx(0.06)
+        )  # its number is lower than what was counted: 0.1 stays set aside
+    with pg.read() as conn:
+        followed.measure(conn)
+    assert followed.total_usd == pytest.approx(0.06)
+
+
+def test_a_reply_that_comes_while_others_are_counted_counts_once(pg: Store, pg_url: str) -> None:
+    first, second = two_claims(pg)
+    followed = Spending(1.0)
+    assert follow(pg, followed) == pytest.approx(0.2)
+    add_replies(pg, [first])
+    with Store.open(pg_url) as other:
+
+        def between(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+            if "r.rowid > " in statement:  # after the numbers of the newest rows were read
+                add_replies(other, [second], locked=False)
+
+        event.listen(pg.backend.writer, "before_cursor_execute", between)
+        assert follow(pg, followed) == pytest.approx(0.13)
+        event.remove(pg.backend.writer, "before_cursor_execute", between)
+    assert follow(pg, followed) == pytest.approx(0.06)
 
 
 @pytest.mark.long
