@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import sound_stores
 from conftest import clean_environment
+from packaging.requirements import Requirement
 
 import recycledb
 from recycledb.store import Store
@@ -196,3 +197,10 @@ def test_the_public_surface() -> None:
     assert all(hasattr(recycledb, name) for name in recycledb.__all__)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert recycledb.__version__ == project["version"]
+
+
+def test_constraints_are_versions_that_pip_can_read() -> None:
+    """Old releases of pip take a name without a version; current ones reject the whole file."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert pins and all([one.operator for one in pin.specifier] == ["=="] for pin in pins)
