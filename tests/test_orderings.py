@@ -109,10 +109,10 @@ def test_ties_and_copies_are_placed_as_by_the_definition(name: str) -> None:
 
 @pytest.mark.parametrize(("listed", "block"), [(0, 5_000), (150 * 20, 1), (150 * 150, 10**6)])
 def test_neither_kept_lists_nor_blocks_change_the_greedy_order(listed: int, block: int) -> None:
-    vectors = random_pool(9, 150, 8, twins=True).vectors[:-2].astype(np.float64)
-    found = [chosen for chosen, _ in Greedy(vectors, np.ones(148), listed=listed, block=block).order()]
+    vectors = random_pool(9, 150, 8, twins=True).vectors[:-3].astype(np.float64)
+    found = [chosen for chosen, _ in Greedy(vectors, np.ones(147), listed=listed, block=block).order()]
     similar = np.exp(-np.linalg.norm(vectors[:, None] - vectors, axis=2) / 8)
-    best, expected, free = np.zeros(148), [], np.ones(148, bool)
+    best, expected, free = np.zeros(147), [], np.ones(147, bool)
     while free.any():
         gains = np.where(free, np.maximum(similar - best, 0.0).sum(1), -1.0)
         chosen = int(np.argmax(gains >= gains.max() * (1 - 1e-9)))
