@@ -17,6 +17,7 @@ from teacher_server import Exchange, Fault, TeacherServer, marked_answer
 from recycledb.errors import TeacherError
 from recycledb.store import Store
 from recycledb.sync import Progress, Stop
+from recycledb.sync.attempts import STOP_CHECK_S
 from recycledb.sync.notebook import Drawn
 from recycledb.workspace import Workspace
 
@@ -150,6 +151,7 @@ def test_ctrl_c_in_a_cell_is_an_orderly_stop(tmp_path: Path) -> None:
                 threading.Event().wait(0.02)
             process.send_signal(signal.SIGINT)
             assert "stopping: finishing in-flight requests" in process.stderr.readline()  # type: ignore[union-attr]
+            threading.Event().wait(20 * STOP_CHECK_S)  # it looks that often whether to stop, and asks on until then
             gate.set()
             out, error = process.communicate(30)
             assert (process.wait(), error) == (0, "")
